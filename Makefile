@@ -1,0 +1,53 @@
+# Everything needs Python 3.11 or newer and make, nothing else; `make PYTHON=python3.12 demo` picks another one.
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow esc10 lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-8s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/eat.stamp  ## the whole way on synthetic sound, on the CPU: pre-train, fine-tune, evaluate, predict
+	@$(VENV)/bin/eat demo --out runs/demo
+
+test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
+	@echo "pytest, $(WORKERS) workers"
+	@$(TEST) -n $(WORKERS) $(ARGS)
+
+slow: $(VENV)/dev.stamp  ## the tests that take longer
+	@$(TEST) -m slow $(ARGS)
+
+esc10: $(VENV)/eat.stamp  ## fine-tune and evaluate on ESC-10, read from the folder in EAT_DATA
+	@$(VENV)/bin/python -m benchmarks.esc10 $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## ruff and mypy only
+	@echo "ruff check, ruff format --check, mypy"
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check . || { echo "run $(VENV)/bin/ruff format ."; exit 1; }
+	@$(VENV)/bin/mypy
+
+clean:  ## remove the virtual environment and the caches, keep runs/
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamps say that an installation is complete; a change of what to install makes them stale.
+$(VENV)/eat.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or newer is needed, found $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing torch (the largest part, a minute or more)"
+	@$(INSTALL) torch
+	@echo "installing eat-audio and what it needs"
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/eat.stamp
+	@echo "installing what the tests need"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@

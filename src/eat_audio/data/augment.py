@@ -1,0 +1,109 @@
+"""Training-time changes to sound: on waveforms, on spectrograms, between clips.
+
+Every function takes its random draws as arguments or from one generator, so that training can
+make them a function of the seed, the step and the clip, and tests can repeat recorded ones.
+
+Source: the released `data/raw_audio_dataset.py`, `models/EAT_audio_classification.py` and
+`utils/mixup.py`, as observed (the recorded set `augment_a`).
+"""
+
+import torch
+from torch import Tensor
+
+
+def roll_and_gain(waveforms: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
+    """Turn every clip in a circle by `shift` of its own length and change its loudness.
+
+    Args:
+        waveforms: (B, S) float or int16.
+        lengths: (B,) true samples; what lies beyond stays behind the clip.
+        shift: (B,) samples, to the right.
+        gain: (B,) factor.
+
+    Returns:
+        Waveforms (B, S), float32; int16 input keeps its scale.
+    """
+    places = torch.arange(waveforms.shape[1], device=waveforms.device).expand_as(waveforms)
+    source = torch.where(
+        places < lengths[:, None], (places - shift[:, None]) % lengths[:, None], places
+    )
+    return waveforms.gather(1, source).float() * gain[:, None].float()
+
+
+def beta_gain(count: int, generator: torch.Generator, concentration: float = 10.0) -> Tensor:
+    """Loudness factors (count,) between 0.5 and 1.5: Beta(10, 10) + 0.5."""
+    return beta(count, concentration, generator) + 0.5
+
+
+def beta(count: int, concentration: float, generator: torch.Generator) -> Tensor:
+    """Draws (count,) from Beta(a, a), on the generator's device."""
+    shape = torch.full((2, count), concentration, device=generator.device)
+    first, second = torch._standard_gamma(shape, generator=generator)
+    return first / (first + second)
+
+
+def noise_and_roll(spectrogram: Tensor, noise: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Add non-negative noise to normalised log-mel (B, T, F) and turn it in time.
+
+    Args:
+        spectrogram: Padding included, as released: it rolls in too.
+        noise: (B, T, F) in [0, 1).
+        scale: (B,) in [0, 1); a tenth of it is the loudest noise.
+        shift: (B,) frames, to the right.
+    """
+    noisy = spectrogram + noise * scale[:, None, None] / 10
+    frames = spectrogram.shape[1]
+    source = (torch.arange(frames, device=noisy.device) - shift[:, None]) % frames
+    return noisy.gather(1, source[..., None].expand_as(noisy))
+
+
+def stripe(size: int, longest: float, width: Tensor, start: Tensor) -> Tensor:
+    """Which of `size` cells stay (B, size) when one stripe a row is cut out.
+
+    Args:
+        size: Cells in a row.
+        longest: Upper end of the stripe's length, in cells; below 1 nothing is cut.
+        width: (B,) draws in [0, 1) for the length.
+        start: (B,) draws in [0, 1) for the place.
+    """
+    if longest < 1:
+        return torch.ones(len(width), size, dtype=torch.bool, device=width.device)
+    length = width * longest
+    first = (start * (size - length)).floor()[:, None]
+    cells = torch.arange(size, device=width.device)
+    return (cells < first) | (cells >= first + length.floor()[:, None])
+
+
+def spec_augment(
+    spectrogram: Tensor, draws: Tensor, *, longest_time: float, longest_frequency: float
+) -> Tensor:
+    """Silence one stripe of mel bins and one of frames in every row of (B, T, F).
+
+    Silenced cells become 0, the corpus' mean. `draws` (4, B) are uniform in [0, 1): width and
+    start in frequency, width and start in time. Source: SpecAugment, arXiv 1904.08779.
+    """
+    _, frames, bins = spectrogram.shape
+    kept_bins = stripe(bins, longest_frequency, draws[0], draws[1])
+    kept_frames = stripe(frames, longest_time, draws[2], draws[3])
+    return spectrogram * (kept_frames[:, :, None] & kept_bins[:, None, :])
+
+
+def mixup(x: Tensor, share: float | Tensor) -> Tensor:
+    """Every row with its mirror in the batch: share * x + (1 - share) * flipped x.
+
+    Used on spectrograms and, with the same share, on labels. Source: arXiv 1710.09412.
+    """
+    return x * share + x.flip(0) * (1 - share)
+
+
+def one_hot(labels: list[tuple[int, ...]], classes: int) -> Tensor:
+    """Lists of class numbers -> 0/1 (B, classes)."""
+    rows = torch.zeros(len(labels), classes)
+    for row, numbers in enumerate(labels):
+        rows[row, list(numbers)] = 1.0
+    return rows
+
+
+def smooth(labels: Tensor, amount: float) -> Tensor:
+    """Probability labels (B, C), a share `amount` of them spread over all classes."""
+    return labels * (1 - amount) + amount / labels.shape[1]

@@ -1,0 +1,244 @@
+"""Clips on disk -> batches of waveforms, in an order that is a function of (seed, step) alone.
+
+There is no sampler state: step s of a run is made of the same clips, cut in the same places,
+whether the run was interrupted, how many workers decode, or what was read before. That is what
+makes resuming exact. Everything random about a clip is keyed by its id, never by its place.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio
+from eat_audio.data.augment import one_hot
+from eat_audio.data.manifest import Clip, Corpus
+from eat_audio.errors import AudioError, DataError
+from eat_audio.masking import clip_keys, hash_id, uniform
+from eat_audio.recipe import Settings
+
+CROP = 1
+"""Purpose of the random draw that decides where a long clip is cut."""
+
+
+class ClipSettings(Settings):
+    """How much of each clip is heard, and how."""
+
+    seconds: PositiveFloat = 10.24
+    """How much of a clip is heard: longer ones are cut, shorter ones padded."""
+    crop: Literal["start", "random"] = "start"
+    """Where a long clip is cut; the released code keeps its beginning."""
+    statistics: str | tuple[float, float] | None = None
+    """Mean and standard deviation of the corpus' log-mel, or the name of a known corpus; by
+    default those of the corpus if it is known, else AudioSet's."""
+    released_padding: bool = False
+    """Pad before normalising and listen to the padding, as the released code does."""
+    workers: NonNegativeInt = 0
+    """Processes that decode ahead of training."""
+    memory_mb: NonNegativeInt = 1024
+    """Decoded audio kept in memory per process, in MB; small corpora are decoded once."""
+
+
+@dataclass
+class Batch:
+    """Clips side by side, with all that decides what happens to them."""
+
+    step: int
+    waveforms: Tensor
+    """(B, S) int16, mono, 16 kHz; zeros behind the shorter ones."""
+    lengths: Tensor
+    """(B,) true samples."""
+    clips: Tensor
+    """(B,) int64, a stable number for every clip id."""
+    labels: Tensor | None = None
+    """(B, classes) float, 0 or 1."""
+    ids: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    """One sentence for every clip that could not be read and was replaced or left out."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            waveforms=self.waveforms.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            clips=self.clips.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+        )
+
+
+class ClipReader:
+    """Clips -> int16 waveforms; the first `memory_mb` of them are decoded only once."""
+
+    def __init__(self, memory_mb: int = 0) -> None:
+        self.room = memory_mb * 1_000_000
+        self.kept: dict[Clip, Tensor] = {}
+
+    def read(self, clip: Clip, seconds: float | None = None, place: float = 0.0) -> Tensor:
+        """At most `seconds` of a clip, as int16 samples (n,).
+
+        Args:
+            clip: Where the sound is.
+            seconds: How much of it; all if None.
+            place: Where in a longer clip to cut, from 0 (its beginning) to 1 (its end).
+
+        Raises:
+            AudioError: It cannot be read.
+        """
+        if clip not in self.kept and self.room > 0:
+            whole = to_int16(load_audio(clip.path, start=clip.start, seconds=clip.seconds))
+            if 2 * len(whole) > self.room:
+                return cut(whole, seconds, place)
+            self.room -= 2 * len(whole)
+            self.kept[clip] = whole
+        if clip in self.kept:
+            return cut(self.kept[clip], seconds, place)
+        if seconds is None or place == 0.0:
+            wanted = min(seconds or math.inf, clip.seconds or math.inf)
+            wanted_or_all = None if wanted == math.inf else wanted
+            return to_int16(load_audio(clip.path, start=clip.start, seconds=wanted_or_all))
+        long = clip.seconds or audio_seconds(clip.path) - clip.start
+        start = clip.start + place * max(0.0, long - seconds)
+        return to_int16(load_audio(clip.path, start=start, seconds=min(seconds, long)))
+
+
+def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:
+    """The stretch of a waveform (n,) that begins at `place` (0 to 1) of what can be spared."""
+    if seconds is None:
+        return waveform
+    samples = round(seconds * SAMPLE_RATE)
+    first = int(place * max(0, len(waveform) - samples))
+    return waveform[first : first + samples]
+
+
+def to_int16(waveform: Tensor) -> Tensor:
+    """Float samples in [-1, 1] -> int16, louder ones clipped."""
+    return (waveform * 32_768).round_().clamp_(-32_768, 32_767).to(torch.int16)
+
+
+class Steps(Dataset[Batch]):
+    """Step number -> its batch: the stateless heart of the data path.
+
+    Clips are taken in one endless stream of shuffled epochs; step s of rank r holds the
+    `batch` clips that follow (s * ranks + r) * batch. A clip that cannot be read is replaced by
+    the next one of the stream that can, and named in `Batch.unreadable`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: ClipSettings,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.corpus = corpus
+        self.settings = settings
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+        self.reader = ClipReader(settings.memory_mb)
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    def clip(self, position: int) -> Clip:
+        """The clip at a position of the endless stream."""
+        epoch, place = divmod(position, len(self.corpus.clips))
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(hash_id(f"order {self.seed} {epoch}"))
+            order = torch.randperm(len(self.corpus.clips), generator=generator).tolist()
+            self._epoch = (epoch, order)
+        return self.corpus.clips[self._epoch[1][place]]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of one step.
+
+        Raises:
+            DataError: No clip of the corpus can be read.
+        """
+        first = (step * self.ranks + self.rank) * self.batch
+        clips, waveforms, unreadable = [], [], []
+        for position in range(first, first + self.batch):
+            for attempt in range(len(self.corpus.clips)):
+                clip = self.clip(position + attempt)
+                try:
+                    waveforms.append(self._heard(clip, step))
+                    clips.append(clip)
+                    break
+                except AudioError as error:
+                    unreadable.append(str(error))
+            else:
+                raise DataError(f"{self.corpus.name}: not one of its clips can be read")
+        return collate(clips, waveforms, len(self.corpus.label_names), step, unreadable)
+
+    def _heard(self, clip: Clip, step: int) -> Tensor:
+        place = 0.0
+        if self.settings.crop == "random":
+            number = torch.tensor([hash_id(clip.id)])
+            place = uniform(clip_keys(self.seed, step, number, 1)[0], 1, purpose=CROP).item()
+        return self.reader.read(clip, self.settings.seconds, place)
+
+
+def collate(
+    clips: list[Clip],
+    waveforms: list[Tensor],
+    classes: int,
+    step: int,
+    unreadable: list[str] | None = None,
+) -> Batch:
+    """Clips and their waveforms side by side."""
+    lengths = torch.tensor([len(wave) for wave in waveforms])
+    longest = int(lengths.max()) if len(lengths) else 0
+    side_by_side = torch.zeros(len(waveforms), longest, dtype=torch.int16)
+    for row, wave in zip(side_by_side, waveforms, strict=True):
+        row[: len(wave)] = wave
+    return Batch(
+        step=step,
+        waveforms=side_by_side,
+        lengths=lengths,
+        clips=torch.tensor([hash_id(clip.id) for clip in clips], dtype=torch.int64),
+        labels=one_hot([clip.labels for clip in clips], classes) if classes else None,
+        ids=[clip.id for clip in clips],
+        unreadable=unreadable or [],
+    )
+
+
+def training_batches(steps: Steps, *, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop`, decoded ahead by `workers` processes."""
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=steps.settings.workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    yield from loader
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def ordered_batches(corpus: Corpus, settings: ClipSettings, *, batch: int) -> Iterator[Batch]:
+    """Every clip of a corpus once, from its beginning, in order; unreadable ones are left out.
+
+    A batch holds fewer clips where some cannot be read, perhaps none.
+    """
+    reader = ClipReader()
+    for step, first in enumerate(range(0, len(corpus.clips), batch)):
+        clips, waveforms, unreadable = [], [], []
+        for clip in corpus.clips[first : first + batch]:
+            try:
+                waveforms.append(reader.read(clip, settings.seconds))
+                clips.append(clip)
+            except AudioError as error:
+                unreadable.append(str(error))
+        yield collate(clips, waveforms, len(corpus.label_names), step, unreadable)

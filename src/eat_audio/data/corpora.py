@@ -1,0 +1,297 @@
+"""A place on disk -> a corpus: one function per layout, and one that tells them apart.
+
+Corpora are read where they lie and as they were published; nothing is copied, renamed or decoded.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from eat_audio.audio import AUDIO_SUFFIXES, find_audio
+from eat_audio.data.manifest import (
+    SPLITS,
+    Clip,
+    Corpus,
+    below,
+    named_by_path,
+    named_by_stem,
+    read_csv,
+    read_lines,
+    read_table,
+    read_tsv,
+)
+from eat_audio.errors import DataError
+from eat_audio.masking import hash_id
+
+AUDIOSET_CLASSES = 527
+"""Classes of AudioSet's ontology that have labelled clips (arXiv 1912.10211, section II)."""
+ESC_TABLE = Path("meta", "esc50.csv")
+SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+
+
+def open_corpus(place: str | Path) -> Corpus:
+    """The corpus at a place, whichever of the known layouts it has.
+
+    Raises:
+        DataError: There is nothing, or nothing in a layout that is known.
+    """
+    root = Path(place)
+    if os.path.isfile(root):
+        return _open_file(root)
+    if not os.path.isdir(root):
+        raise DataError(f"{root}: no such file or folder")
+    if os.path.isfile(root / ESC_TABLE):
+        return esc50(root)
+    if any(os.path.isfile(root / name) for name in SPEECH_COMMANDS_LISTS):
+        return speech_commands(root)
+    if manifests := _split_manifests(root):
+        return _open_tsv(manifests)
+    paths = _audio_below(root)
+    if not paths:
+        raise DataError(
+            f"{root}: looked for {ESC_TABLE} (ESC-50), {', '.join(SPEECH_COMMANDS_LISTS)} (Speech "
+            f"Commands), train.tsv or eval.tsv (AudioSet), and audio files ({_suffixes()}), alone "
+            "or in a folder per class, and found none of them"
+        )
+    above = _class_depth(paths)
+    in_classes = all(len(path.parts) > above + 1 for path in paths)
+    classes = {path.parts[above] for path in paths}
+    return folder_per_class(root) if in_classes and len(classes) > 1 else unlabelled(root)
+
+
+def audioset(place: str | Path) -> Corpus:
+    """AudioSet or a part of it: a `.tsv` manifest, or a folder with `train.tsv` and `eval.tsv`.
+
+    Raises:
+        DataError: There is no manifest, or it cannot be used.
+    """
+    place = Path(place)
+    manifests = _split_manifests(place) if os.path.isdir(place) else [place]
+    if not manifests:
+        raise DataError(f"{place}: no train.tsv or eval.tsv in this folder")
+    corpus = read_tsv(*manifests)
+    return replace(corpus, name="audioset", multi_label=True, statistics="audioset")
+
+
+def esc50(root: str | Path) -> Corpus:
+    """ESC-50, or a part of its classes such as ESC-10; the splits are its folds, "1" to "5".
+
+    Labels are numbered from 0 in the order of the official targets, of which a part of the corpus
+    has only some.
+
+    Raises:
+        DataError: `meta/esc50.csv` is missing, lists no clips, or contradicts itself.
+    """
+    table_path = Path(root) / ESC_TABLE
+    table = read_table(table_path, required=["filename", "fold", "target", "category"])
+    if not table:
+        raise DataError(f"{table_path}: lists no clips")
+    categories: dict[int, str] = {}
+    for line, row in table:
+        target, category = row["target"], row["category"]
+        if not target.isdigit() or categories.setdefault(int(target), category) != category:
+            raise DataError(f"{table_path} line {line}: target {target!r} is not one {category!r}")
+    numbers = {target: number for number, target in enumerate(sorted(categories))}
+    clips = []
+    for line, row in table:
+        inside = below(Path(root) / "audio", row["filename"])
+        if inside is None:
+            raise DataError(f"{table_path} line {line}: {row['filename']!r} is not below audio/")
+        path = Path(root) / "audio" / inside
+        clips.append(Clip(inside, path, (numbers[int(row["target"])],), row["fold"].strip()))
+    return Corpus(
+        name=f"esc{len(categories)}",
+        clips=named_by_stem(clips),
+        label_names=tuple(categories[target] for target in sorted(categories)),
+        statistics="esc50",
+    )
+
+
+def speech_commands(root: str | Path) -> Corpus:
+    """Speech Commands V2: a folder per word; what neither list names is training data.
+
+    Folders such as `_background_noise_` are no words.
+
+    Raises:
+        DataError: A list is missing, or names a clip of a word that is there, but not the clip:
+            its split would then be wrong under another name.
+    """
+    root = Path(root)
+    listed: dict[str, str] = {}
+    for name, split in SPEECH_COMMANDS_LISTS.items():
+        for line, entry in read_lines(root / name):
+            inside = below(root, entry.strip())
+            if inside is None:
+                raise DataError(f"{root / name} line {line}: {entry!r} is not below {root}")
+            listed[inside] = split
+    paths = [path for path in _audio_below(root) if _is_word(path)]
+    if not paths:
+        raise DataError(f"{root}: no audio files ({_suffixes()}) in a folder per word")
+    words = {path.parts[0] for path in paths}
+    there = {str(path) for path in paths}
+    absent = [name for name in listed if PurePath(name).parts[0] in words and name not in there]
+    if absent:
+        raise DataError(f"{root}: {len(absent)} clips of its lists are missing, as {absent[0]!r}")
+    corpus = _labelled_by_folder(root, paths)
+    clips = (
+        replace(clip, split=listed.get(str(path), "train"))
+        for clip, path in zip(corpus.clips, paths, strict=True)
+    )
+    return replace(corpus, name="speech_commands", clips=tuple(clips), statistics="speech_commands")
+
+
+def folder_per_class(root: str | Path) -> Corpus:
+    """Recordings in one folder per class, all of it below folders per split if there are any.
+
+    Raises:
+        DataError: There are no recordings, or one lies in no class.
+    """
+    root = Path(root)
+    paths = _audio_below(root)
+    if not paths:
+        raise DataError(f"{root}: no audio files ({_suffixes()}) in the folders below")
+    return _labelled_by_folder(root, paths)
+
+
+def unlabelled(place: str | Path) -> Corpus:
+    """All recordings below a folder, or a single one.
+
+    Raises:
+        DataError: There are none.
+    """
+    place = Path(place)
+    if os.path.isfile(place):
+        return Corpus(place.stem, (Clip(place.stem, place),))
+    paths = _audio_below(place)
+    if not paths:
+        raise DataError(f"{place}: no audio files ({_suffixes()}) in this folder or below")
+    return Corpus(_folder_name(place), named_by_path(_clips(place, paths)))
+
+
+def folds(corpus: Corpus) -> Iterator[tuple[str, Corpus, Corpus]]:
+    """Cross-validation: the name of each fold, the clips of all the others, and its own.
+
+    Raises:
+        DataError: The splits of the corpus are not numbered folds.
+    """
+    if len(corpus.splits) < 2 or not all(split.isdigit() for split in corpus.splits):
+        there = ", ".join(corpus.splits)
+        raise DataError(f"{corpus.name}: no numbered folds; its splits are {there}")
+    for fold in sorted(corpus.splits, key=int):
+        others = [split for split in corpus.splits if split != fold]
+        yield fold, corpus.select(*others), corpus.select(fold)
+
+
+def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") -> Corpus:
+    """Move a share of the training clips to another split, about as much of every class.
+
+    What is moved depends on the seed and the ids, not on the order of the clips. Stretches of one
+    recording stay together, no class leaves training altogether, and a clip with several labels
+    counts for its rarest.
+
+    Args:
+        corpus: With a split "train", and none called `split`.
+        share: How much to move, between 0 and 1.
+        seed: Decides which.
+        split: Where to.
+
+    Raises:
+        DataError: The corpus cannot be split like this.
+    """
+    if split in corpus.splits or not 0 < share < 1:
+        there = ", ".join(corpus.splits)
+        raise DataError(f"{corpus.name}: cannot move {share:g} of {there} to a new split {split!r}")
+    recordings: dict[Path, list[Clip]] = defaultdict(list)
+    for clip in corpus.select("train").clips:
+        recordings[clip.path].append(clip)
+    times = Counter(label for clips in recordings.values() for c in clips for label in c.labels)
+    groups: dict[int, list[tuple[int, Path]]] = defaultdict(list)
+    for path, clips in recordings.items():
+        labels = {label for clip in clips for label in clip.labels}
+        rarest = min(labels, key=lambda label: (times[label], label), default=-1)
+        chance = hash_id(f"hold out {seed} {min(clip.id for clip in clips)}")
+        groups[rarest].append((chance, path))
+    seen, moved = 0, set[Path]()
+    for _, group in sorted(groups.items()):
+        quota = round(share * (seen + len(group))) - round(share * seen)
+        seen += len(group)
+        moved.update(path for _, path in sorted(group)[: min(quota, len(group) - 1)])
+    if not moved:
+        raise DataError(f"{corpus.name}: {share:g} of {len(recordings)} recordings is not one")
+    clips_now = (
+        replace(clip, split=split) if clip.split == "train" and clip.path in moved else clip
+        for clip in corpus.clips
+    )
+    return replace(corpus, clips=tuple(clips_now))
+
+
+def _open_file(path: Path) -> Corpus:
+    suffix = path.suffix.lower()
+    if suffix == ".tsv":
+        return _open_tsv([path])
+    if suffix == ".csv":
+        return read_csv(path)
+    if suffix in AUDIO_SUFFIXES:
+        return unlabelled(path)
+    raise DataError(f"{path}: not a manifest (.tsv, .csv) and not audio ({_suffixes()})")
+
+
+def _open_tsv(manifests: list[Path]) -> Corpus:
+    """Manifests of AudioSet are known by the number of its classes."""
+    corpus = read_tsv(*manifests)
+    if len(corpus.label_names) != AUDIOSET_CLASSES:
+        return corpus
+    return replace(corpus, name="audioset", multi_label=True, statistics="audioset")
+
+
+def _split_manifests(folder: Path) -> list[Path]:
+    manifests = [folder / f"{split}.tsv" for split in SPLITS]
+    return [manifest for manifest in manifests if os.path.isfile(manifest)]
+
+
+def _audio_below(root: Path) -> list[PurePath]:
+    """Recordings as paths below the root; those in hidden files and folders are left out."""
+    paths = [path.relative_to(root) for path in find_audio([root])]
+    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+
+
+def _class_depth(paths: list[PurePath]) -> int:
+    """How many folders, those per split, lie above the folders per class."""
+    return int(all(len(path.parts) > 1 and path.parts[0] in SPLITS for path in paths))
+
+
+def _is_word(path: PurePath) -> bool:
+    return len(path.parts) > 1 and not path.parts[0].startswith("_")
+
+
+def _clips(root: Path, paths: list[PurePath]) -> list[Clip]:
+    """Clips without labels, in the splits that their folders name, or else in "train"."""
+    depth = _class_depth(paths)
+    splits = (path.parts[0] if depth else "train" for path in paths)
+    return [
+        Clip(str(path), root / path, split=split) for path, split in zip(paths, splits, strict=True)
+    ]
+
+
+def _labelled_by_folder(root: Path, paths: list[PurePath]) -> Corpus:
+    depth = _class_depth(paths)
+    for path in paths:
+        if len(path.parts) < depth + 2:
+            raise DataError(f"{root / path}: lies in no folder of a class")
+    names = sorted({path.parts[depth] for path in paths})
+    numbers = {name: number for number, name in enumerate(names)}
+    clips = [
+        replace(clip, labels=(numbers[path.parts[depth]],))
+        for clip, path in zip(_clips(root, paths), paths, strict=True)
+    ]
+    return Corpus(_folder_name(root), named_by_path(clips), label_names=tuple(names))
+
+
+def _folder_name(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).name or str(folder)
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(AUDIO_SUFFIXES))

@@ -1,0 +1,392 @@
+"""A pre-trained encoder and labelled clips -> a classifier, its scores, and their spread.
+
+The model that is kept is that of the last step: choosing the best one on the test clips would
+make the number too good.
+
+Source: the released `models/EAT_audio_classification.py`, `tasks/mae_image_classification.py`
+and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from torch import Tensor, nn
+
+from eat_audio.data import augment
+from eat_audio.data.batches import Batch, ClipSettings, Steps
+from eat_audio.data.corpora import hold_out, open_corpus
+from eat_audio.data.manifest import Corpus
+from eat_audio.errors import RecipeError
+from eat_audio.evaluate import Evaluation, judge, score
+from eat_audio.masking import clip_keys, uniform
+from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrain.run import EncoderSettings, extractor, watched, whole_patches
+from eat_audio.recipe import Settings
+from eat_audio.train.checkpoint import Run, write_json
+from eat_audio.train.log import TrainingLog
+from eat_audio.train.loop import Training, fit
+from eat_audio.train.optim import Optim, adamw, parameter_groups
+
+ROLL, NOISE = 1, 2
+"""Purposes of random draws."""
+
+
+class Augmentation(Settings):
+    """What is done to clips while training; nothing by default."""
+
+    roll: bool = False
+    """Turn the waveform in a circle and change its loudness by Beta(10, 10) + 0.5."""
+    noise: bool = False
+    """Add non-negative noise to the spectrogram and roll it by up to 10 frames."""
+    mixup: NonNegativeFloat = 0.0
+    """Mix every clip with its mirror in the batch, shares from Beta(a, a); 0: never."""
+    mixup_share: float = Field(0.9, ge=0, le=1)
+    """Share of batches that are mixed."""
+    mask: float = Field(0.0, ge=0, lt=1)
+    """Longest stripe silenced in time and in frequency, as a share of each (SpecAugment)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class FinetuneRun(Training):
+    """All that decides a fine-tuning run."""
+
+    task: Literal["finetune"] = "finetune"
+    data: str | None = None
+    """A manifest (.tsv, .csv), or a folder in one of the known layouts, with labels."""
+    train_splits: tuple[str, ...] = ()
+    """Splits to learn from; by default "train", or all folds but the tested one."""
+    test_splits: tuple[str, ...] = ()
+    """Splits to be tested on; by default "test" or "eval", a fold, or a fifth held out."""
+    loss: Literal["cross_entropy", "bce_per_clip", "bce_per_label"] = "cross_entropy"
+    """cross_entropy (ESC-50); binary cross-entropies summed over classes and divided by the clips
+    (Speech Commands) or by the labels of the batch (AudioSet)."""
+    encoder: EncoderSettings = EncoderSettings()
+    """The shape, if training starts from nothing; `encoder.pooling` counts in any case."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; earlier ones proportionally less."""
+    freeze: NonNegativeInt = 0
+    """So many first blocks, and all before them, do not learn."""
+    clips: ClipSettings = ClipSettings()
+    augment: Augmentation = Augmentation()
+    optim: Optim = Optim(lr=5e-5, min_lr=1e-6, layer_decay=0.65, clip=0.0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
+            )
+        if self.augment.mixup and self.batch % 2:
+            raise ValueError(f"batch={self.batch}: mixup needs an even number")
+        return self
+
+
+class Classification(nn.Module):
+    """Labelled clips -> a loss, through the front end, the augmentations and the classifier."""
+
+    def __init__(
+        self,
+        model: EATForAudioClassification,
+        features: EATFeatureExtractor,
+        settings: FinetuneRun,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.features = features
+        self.settings = settings
+        self.frames = whole_patches(settings.clips.seconds)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step's loss and share of right answers."""
+        assert batch.labels is not None
+        with torch.no_grad():
+            spectrogram, mask, labels = self.prepare(batch, generator)
+        logits = self.model(spectrogram, mask).logits.float()
+        losses = classification_loss(logits, labels, self.settings.loss)
+        right = (logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
+        return losses | {"accuracy": right.detach()}
+
+    def prepare(
+        self, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Spectrograms (B, T, F), what of them is real, and labels, all of them augmented."""
+        told = self.settings.augment
+        waveforms, labels = batch.waveforms, batch.labels
+        assert labels is not None
+        keys = clip_keys(self.settings.seed, batch.step, batch.clips, 1)[:, 0]
+        if told.roll:
+            shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * batch.lengths).long()
+            gain = augment.beta_gain(len(labels), generator)
+            waveforms = augment.roll_and_gain(waveforms, batch.lengths, shift, gain) / 32_768
+        spectrogram, frames = self.features.spectrogram(
+            waveforms, batch.lengths, frames=self.frames
+        )
+        if told.noise:
+            draws = uniform(keys, 2, purpose=NOISE)
+            noise = torch.rand(
+                spectrogram.shape, generator=generator, device=spectrogram.device
+            )
+            shift = (draws[:, 1] * 20).long() - 10
+            spectrogram = augment.noise_and_roll(spectrogram, noise, draws[:, 0], shift)
+        labels = augment.smooth(labels, told.label_smoothing)
+        mask = self.features.mask(spectrogram, frames)
+        if told.mixup and bool(torch.rand((), generator=generator, device=generator.device) < told.mixup_share):
+            share = augment.beta(1, told.mixup, generator)
+            spectrogram, labels = augment.mixup(spectrogram, share), augment.mixup(labels, share)
+            mask = None if mask is None else mask | mask.flip(0)
+        if told.mask:
+            draws = torch.rand(4, len(labels), generator=generator, device=spectrogram.device)
+            spectrogram = augment.spec_augment(
+                spectrogram,
+                draws,
+                longest_time=spectrogram.shape[1] * told.mask,
+                longest_frequency=spectrogram.shape[2] * told.mask,
+            )
+        return spectrogram, mask, labels
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows a step of fine-tuning."""
+
+
+def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
+    """The loss of logits (B, C) against probabilities (B, C), by its released name.
+
+    With "weight", micro-batches of one step are averaged by their number of labels.
+    """
+    if kind == "cross_entropy":
+        return {"loss": F.cross_entropy(logits, labels)}
+    total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    if kind == "bce_per_clip":
+        return {"loss": total / len(labels)}
+    count = labels.sum().clamp(min=1.0)
+    return {"loss": total / count, "weight": count}
+
+
+def start_from(
+    place: str | Path | None, settings: FinetuneRun, corpus: Corpus
+) -> tuple[EATForAudioClassification, EATFeatureExtractor]:
+    """A classifier for a corpus on a pre-trained encoder, or on a fresh one if `place` is None."""
+    names = dict(enumerate(corpus.label_names))
+    head: dict[str, Any] = {
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
+        "num_classes": len(names),
+        "end_drop_path_rate": settings.drop_path,
+        "pooling": settings.encoder.pooling,
+        "head_norm_eps": 1e-6,
+        "model_variant": "finetune",
+        "problem_type": "multi_label_classification"
+        if corpus.multi_label
+        else "single_label_classification",
+    }
+    if place is None:
+        config = settings.encoder.config()
+        config.update(head)
+        return EATForAudioClassification(config), extractor(corpus, settings.clips)
+    from eat_audio.inference import find_model, load_features
+
+    encoder = find_model(place, EATModel)
+    config = EATConfig(**{**encoder.config.to_dict(), **head})
+    model = EATForAudioClassification(config)
+    model.model.load_state_dict(encoder.model.state_dict(), strict=False)
+    features = load_features(place)
+    if settings.clips.statistics is not None or features is None:
+        features = extractor(corpus, settings.clips)
+    features.released_padding = settings.clips.released_padding
+    return model, features
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished fine-tuning run."""
+
+    out: Path
+    evaluation: Evaluation | None
+
+
+def run(
+    settings: FinetuneRun,
+    *,
+    out: Path,
+    start: str | Path | None,
+    resume: bool = False,
+    corpus: Corpus | None = None,
+) -> Finetuned:
+    """Fine-tune a classifier, then test it on the clips it has not heard.
+
+    Args:
+        settings: The resolved recipe.
+        out: Folder for checkpoints, logs, the finished model and its evaluation.
+        start: A pre-trained model (a folder or a Hub id); None: from random weights.
+        resume: Continue what is in `out`.
+        corpus: The labelled clips, if they are already open.
+    """
+    if corpus is None:
+        corpus = open_labelled(settings)
+    train, test = split(corpus, settings)
+
+    torch.manual_seed(settings.seed)
+    model, features = start_from(start, settings, corpus)
+    objective = Classification(model, features, settings).to(settings.on()).train()
+    freeze(model, settings.freeze)
+    depth = model.config.depth
+    groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
+    optimiser = adamw(groups, settings.optim)
+
+    def export(folder: Path) -> None:
+        model.save_pretrained(folder)
+        features.save_pretrained(folder)
+
+    here = Run(
+        out, settings, train.fingerprint(), objective, optimiser, export, settings.keep
+    )
+    first = here.begin(resume=resume)
+    steps = Steps(train, settings.clips, batch=settings.batch, seed=settings.seed)
+    per_step = settings.batch * settings.accumulate
+    with TrainingLog(
+        out, "finetune", steps=settings.steps, start=first, clips_per_step=per_step
+    ) as log:
+        fit(
+            objective,
+            watched(steps, settings, first, log),
+            optimiser,
+            settings,
+            settings.optim,
+            start=first,
+            log=log.write,
+            tick=log.tick,
+            save=here.save,
+        )
+    here.finish()
+    if test is None:
+        return Finetuned(out, None)
+    scores = score(model, features, test, settings.clips)
+    evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
+    evaluation.write(out)
+    return Finetuned(out, evaluation)
+
+
+def open_labelled(settings: FinetuneRun) -> Corpus:
+    """The corpus a recipe names.
+
+    Raises:
+        RecipeError: None is named, or its clips have no labels, or too many for the loss.
+    """
+    if settings.data is None:
+        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
+    corpus = open_corpus(settings.data)
+    if not corpus.label_names:
+        raise RecipeError(f"data={settings.data}: its clips have no labels to learn")
+    if corpus.multi_label and settings.loss == "cross_entropy":
+        raise RecipeError(
+            f"data={settings.data}: its clips have several labels, for which loss=cross_entropy "
+            "is no loss; expected bce_per_clip or bce_per_label"
+        )
+    return corpus
+
+
+def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]:
+    """Clips to learn from and clips to be tested on."""
+    there = corpus.splits
+    test = settings.test_splits or tuple(name for name in ("test", "eval") if name in there)[:1]
+    if not test and folds(corpus):
+        raise RecipeError(
+            f"{corpus.name}: has folds {', '.join(there)}; say test_splits=[{there[-1]}] "
+            "or --cross-validate"
+        )
+    if not test and len(there) == 1:
+        corpus = hold_out(corpus, 0.2, seed=settings.seed)
+        return corpus.select("train"), corpus.select("test")
+    left = tuple(name for name in there if name not in test)
+    train = settings.train_splits or (("train",) if "train" in there else left)
+    if set(train) & set(test):
+        raise RecipeError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
+    return corpus.select(*train), corpus.select(*test) if test else None
+
+
+def folds(corpus: Corpus) -> tuple[str, ...]:
+    """The folds of a corpus that is made for cross-validation, else nothing."""
+    names = corpus.splits
+    return names if len(names) > 1 and all(name.isdigit() for name in names) else ()
+
+
+def freeze(model: EATForAudioClassification, blocks: int) -> None:
+    """Keep the first blocks, and all that comes before them, as they are."""
+    if not blocks:
+        return
+    encoder = model.model
+    for part in (encoder.local_encoder, encoder.pre_norm, *encoder.blocks[:blocks]):
+        part.requires_grad_(False)
+    encoder.extra_tokens.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The scores of every fold, each tested by a model that has not heard it."""
+
+    metric: str
+    scores: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over folds."""
+        return mean(self.scores.values())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over folds."""
+        return stdev(self.scores.values())
+
+
+def cross_validate(
+    settings: FinetuneRun, *, out: Path, start: str | None, resume: bool = False
+) -> CrossValidation:
+    """Fine-tune once per fold, testing on that fold; what exists in `out` is not done again.
+
+    Args:
+        settings: The recipe.
+        out: Gets a folder per fold and `cross_validation.json`.
+        start: The encoder; "{fold}" in it stands for the tested fold, so that an encoder
+            that was pre-trained without that fold can be named.
+        resume: Continue folds that were begun.
+    """
+    corpus = open_labelled(settings)
+    tested = settings.test_splits or folds(corpus)
+    if len(tested) < 2:
+        raise RecipeError(
+            f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds"
+        )
+    scores: dict[str, float] = {}
+    metric = ""
+    for fold in tested:
+        place = start.replace("{fold}", fold) if start else None
+        done = out / f"fold-{fold}" / "evaluation.json"
+        if resume and done.is_file():
+            told = json.loads(done.read_text())
+            metric, scores[fold] = told["metric"], told["value"]
+            continue
+        one = settings.model_copy(update={"test_splits": (fold,)})
+        finished = run(
+            one, out=done.parent, start=place, resume=resume, corpus=corpus
+        )
+        assert finished.evaluation is not None
+        metric, scores[fold] = finished.evaluation.metric, finished.evaluation.value
+    result = CrossValidation(metric, scores)
+    write_json(
+        out / "cross_validation.json",
+        {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.spread},
+    )
+    return result
+
+
+def spread_of(values: Sequence[float]) -> float:
+    """Standard deviation of several results; 0 for one."""
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,326 @@
+"""Waveform -> normalised log-mel spectrogram, in batches, on the device of the waveforms.
+
+The second step of the pipeline (`audio -> logmel -> patches`). A clip's values depend on that clip
+alone: not on the other rows of its batch, not on what a row holds beyond the clip's length.
+
+    x     <- x - mean(x)                                     over the clip's true samples
+    frame <- hann * preemphasis(x[t : t + 400] - its mean)   every 160 samples
+    E     <- filters . |rfft(frame, 512)|^2                  128 triangles, equally wide in mel
+    out   <- (log(max(E, floor)) - mean) / (2 std)           with the corpus' statistics
+
+Source: EAT (arXiv 2401.03497) and its released front end, that is Kaldi's `compute-fbank-feats`
+with a Hann window, no dither and samples in [-1, 1].
+
+Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eat_audio.audio import SAMPLE_RATE
+from eat_audio.errors import AudioError, DataError
+
+N_MELS = 128
+FRAME = 400
+"""Samples in one window, 25 ms."""
+HOP = 160
+"""Samples from one frame to the next, 10 ms."""
+FFT = 512
+"""A window is zero-padded to this many samples."""
+PREEMPHASIS = 0.97
+LOWEST, HIGHEST = 20.0, SAMPLE_RATE / 2
+"""Where the first mel triangle begins and the last one ends, in Hz."""
+ENERGY_FLOOR = torch.finfo(torch.float32).eps
+LOG_FLOOR = math.log(ENERGY_FLOOR)
+"""The least a log-mel can be: digital silence, and always mel bin 3, whose triangle fits between
+two frequencies of the FFT."""
+INT16_SCALE = 32_768
+PATCH_FRAMES = 16
+"""Spectrograms are filled up to a multiple of this, the width of a patch."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation over all cells of a corpus' log-mel spectrograms."""
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise DataError(
+                f"statistics: found mean {self.mean:g} and standard deviation {self.std:g}; "
+                "expected finite numbers, the second above 0"
+            )
+
+
+AUDIOSET = Statistics(-4.268, 4.569)
+ESC50 = Statistics(-6.627, 5.359)
+SPEECH_COMMANDS = Statistics(-6.846, 5.565)
+STATISTICS = {"audioset": AUDIOSET, "esc50": ESC50, "speech_commands": SPEECH_COMMANDS}
+"""The released numbers (EAT README), by the names that recipes use."""
+
+
+def n_frames(samples: int) -> int:
+    """How many frames a clip of so many samples has; one where it is shorter than a window.
+
+    Raises:
+        AudioError: There is no sample.
+    """
+    if samples < 1:
+        raise AudioError(f"a clip has {samples} samples; at least 1 is expected")
+    return 1 + max(samples - FRAME, 0) // HOP
+
+
+@torch.no_grad()
+def spectrogram(
+    waveforms: Tensor,
+    lengths: Tensor,
+    statistics: Statistics,
+    *,
+    frames: int | None = None,
+    released_padding: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What the models see of a batch of clips.
+
+    Args:
+        waveforms: (B, S), 16 kHz mono: floats in [-1, 1], or int16, which are divided by 32_768.
+        lengths: True samples of each clip (B,), int64; what a row holds beyond is never looked at.
+            They are read on the CPU, where they should be: elsewhere the device is waited for.
+        statistics: Of the corpus the model was trained on.
+        frames: T; of longer clips the first frames are kept. None: those of the longest clip,
+            rounded up to a multiple of 16.
+        released_padding: Pad before normalising, as the released code does, so that padding is
+            -mean / (2 std), +0.467 for AudioSet, and not 0.
+
+    Returns:
+        Spectrograms (B, T, F), float32, and the true frames of each (B,), int64, both on the
+        device of the waveforms. No gradient flows through them.
+
+    Raises:
+        AudioError: A clip has no samples.
+    """
+    _check(waveforms)
+    if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
+        raise ValueError(
+            f"waveforms of shape {tuple(waveforms.shape)} and lengths of shape "
+            f"{tuple(lengths.shape)}; (B, S) and (B,) are expected"
+        )
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames={frames}: at least 1 is expected")
+    samples: list[int] = lengths.tolist()
+    if max(samples, default=0) > waveforms.shape[1]:
+        raise ValueError(f"a length of {max(samples)} in rows of {waveforms.shape[1]} samples")
+
+    wanted = [n_frames(length) for length in samples]
+    if frames is None:
+        frames = -max(wanted, default=1) // PATCH_FRAMES * -PATCH_FRAMES
+    true = [min(frames, n) for n in wanted]
+
+    device = waveforms.device
+    # Small tensors stay in a CPU's cache; an accelerator would rather have one large one.
+    fill = _fill_clip_by_clip if device.type == "cpu" else _fill_at_once
+    out = torch.empty(len(true), frames, N_MELS, dtype=torch.float32, device=device)
+    fill(out, waveforms, samples, true)
+    out.sub_(statistics.mean).div_(2 * statistics.std)
+
+    count = torch.tensor(true, dtype=torch.int64).to(device)
+    padding = -statistics.mean / (2 * statistics.std) if released_padding else 0.0
+    beyond = torch.arange(frames, device=device) >= count[:, None]  # (B, T)
+    return out.masked_fill_(beyond[..., None], padding), count
+
+
+@torch.no_grad()
+def log_mel(waveforms: Tensor) -> Tensor:
+    """Kaldi's log-mel of whole rows, neither centred nor normalised.
+
+    Args:
+        waveforms: (B, S) or (S,), 16 kHz mono: floats in [-1, 1], or int16, which are divided by
+            32_768. Rows shorter than a window are zero-padded to one.
+
+    Returns:
+        (B, T, F) or (T, F), float32, with T = n_frames(S); no gradient flows through it.
+
+    Raises:
+        AudioError: There is no sample.
+    """
+    _check(waveforms)
+    if waveforms.dim() == 1:
+        return log_mel(waveforms[None])[0]
+    if waveforms.dim() != 2:
+        raise ValueError(f"waveforms of shape {tuple(waveforms.shape)}; (B, S) or (S,) is expected")
+    frames = n_frames(waveforms.shape[1])
+    if waveforms.shape[1] < FRAME:
+        waveforms = torch.nn.functional.pad(waveforms, (0, FRAME - waveforms.shape[1]))
+
+    # How much at once is a matter of speed and memory: every frame is computed by itself.
+    device = waveforms.device
+    on_cpu = device.type == "cpu"
+    stretch = min(frames, 1_024 if on_cpu else 65_536)
+    clips = 1 if on_cpu else max(65_536 // stretch, 1)
+    out = torch.empty(len(waveforms), frames, N_MELS, dtype=torch.float32, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for row in range(0, len(waveforms), clips):
+            for frame in range(0, frames, stretch):
+                last = min(frame + stretch, frames) - 1
+                part = waveforms[row : row + clips, frame * HOP : last * HOP + FRAME]
+                out[row : row + clips, frame : last + 1] = _log_mel(_as_float(part))
+    return out
+
+
+class RunningStatistics:
+    """Mean and standard deviation over all cells of many spectrograms, without keeping them.
+
+    Feed it `log_mel` of whole clips, which has no padding in it. Clips weigh by their length; the
+    standard deviation divides by the number of cells. Order, and how clips are spread over several
+    of these that are merged, change the result by rounding only.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances" (1979).
+    """
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self.mean = 0.0
+        self.squares = 0.0
+        """Sum of squared distances to the mean."""
+
+    def add(self, log_mel: Tensor) -> None:
+        """Take in the log-mel (T, F) of one clip, not normalised, without padding.
+
+        Raises:
+            DataError: Some of it is not finite.
+        """
+        values = log_mel.detach().cpu().double()
+        if broken := int((~values.isfinite()).sum()):
+            raise DataError(f"a log-mel has {broken} values that are not finite; expected none")
+        if values.numel():
+            mean = values.mean().item()
+            self._merge(values.numel(), mean, (values - mean).square().sum().item())
+
+    def merge(self, other: "RunningStatistics") -> None:
+        """Take in all that another has seen; `other` stays as it is."""
+        self._merge(other.cells, other.mean, other.squares)
+
+    def result(self) -> Statistics:
+        """Statistics of everything so far.
+
+        Raises:
+            DataError: Nothing was added, or nothing but one value (digital silence).
+        """
+        if self.cells == 0:
+            raise DataError("statistics of no clips; expected at least one")
+        return Statistics(self.mean, math.sqrt(self.squares / self.cells))
+
+    def _merge(self, cells: int, mean: float, squares: float) -> None:
+        total = self.cells + cells
+        if total:
+            apart = mean - self.mean
+            self.mean += apart * (cells / total)
+            self.squares += squares + apart**2 * (self.cells * (cells / total))
+            self.cells = total
+
+
+def _fill_clip_by_clip(
+    out: Tensor, waveforms: Tensor, samples: Sequence[int], true: Sequence[int]
+) -> None:
+    """Write each clip's log-mel into the first `true` frames of its row of `out` (B, T, F)."""
+    for row, waveform, length, frames in zip(out, waveforms, samples, true, strict=True):
+        clip = _as_float(waveform[:length])
+        row[:frames] = log_mel((clip - clip.mean())[: _samples_under(frames)])
+
+
+def _fill_at_once(
+    out: Tensor, waveforms: Tensor, samples: Sequence[int], true: Sequence[int]
+) -> None:
+    """The same for all clips together; also writes, finite numbers, beyond `true`."""
+    device = waveforms.device
+    length = torch.tensor(samples).to(device)[:, None]  # (B, 1)
+    beyond = torch.arange(waveforms.shape[1], device=device) >= length  # (B, S)
+    clips = _as_float(waveforms).masked_fill(beyond, 0)
+    clips = (clips - clips.sum(dim=1, keepdim=True) / length).masked_fill_(beyond, 0)
+
+    frames = max(true, default=1)
+    out[:, :frames] = log_mel(clips[:, : _samples_under(frames)])
+    out[:, frames:] = 0
+
+
+def _log_mel(waveforms: Tensor) -> Tensor:
+    """The formula: (B, S) float32 of at least one window -> (B, T, F)."""
+    kaldi = _constants(waveforms.device)
+    frames = waveforms.unfold(1, FRAME, HOP)  # (B, T, 400), a view
+    frames = frames - frames.mean(dim=2, keepdim=True)
+
+    windows = waveforms.new_zeros(*frames.shape[:2], FFT)
+    windows[..., 0] = frames[..., 0] * (1 - PREEMPHASIS)  # nothing comes before it but itself
+    torch.sub(frames[..., 1:], frames[..., :-1], alpha=PREEMPHASIS, out=windows[..., 1:FRAME])
+    windows[..., :FRAME] *= kaldi.window
+
+    spectrum = torch.fft.rfft(windows)
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (B, T, 257)
+
+    # A sum over each triangle's own few bins, not a matrix product with all 257: exact in float32
+    # whatever precision the process allows its matrix products (TF32), whatever the batch's size.
+    power = power.flatten(0, 1)
+    energy = power.new_zeros(len(power), N_MELS)
+    for first, bins, weights in kaldi.bands:
+        energy[:, first:].addcmul_(power.index_select(1, bins), weights)
+    return energy.clamp_min_(ENERGY_FLOOR).log_().unflatten(0, frames.shape[:2])
+
+
+class _Constants(NamedTuple):
+    window: Tensor
+    """(400,)"""
+    bands: tuple[tuple[int, Tensor, Tensor], ...]
+    """The n-th frequency bin of every mel triangle that has so many: the first such triangle, then
+    the bin and its weight for this and all later triangles."""
+
+
+@functools.lru_cache
+def _constants(device: torch.device) -> _Constants:
+    """Window and mel triangles, computed in float64, as float32 on a device."""
+    window = torch.hann_window(FRAME, periodic=False, dtype=torch.float64, device="cpu")
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1_127 * torch.log1p(hertz / 700)
+
+    low, high = mel(torch.tensor([LOWEST, HIGHEST], dtype=torch.float64, device="cpu"))
+    steps = torch.arange(N_MELS + 2, dtype=torch.float64, device="cpu") / (N_MELS + 1)
+    corners = (low + (high - low) * steps)[:, None]
+    # The last bin, 8 kHz, is where the last triangle ends: Kaldi leaves it out.
+    hertz = torch.arange(FFT // 2, dtype=torch.float64, device="cpu") * (SAMPLE_RATE / FFT)
+    rise = (mel(hertz) - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    fall = (corners[2:] - mel(hertz)) / (corners[2:] - corners[1:-1])
+    filters = torch.minimum(rise, fall).clamp_min(0)  # (F, 256)
+
+    first_bin = (filters > 0).int().argmax(dim=1)  # (F,)
+    width = (filters > 0).sum(dim=1)
+    bands = []
+    for n in range(int(width.max())):
+        first = int((width > n).int().argmax())
+        bins = (first_bin[first:] + n).clamp_max(FFT // 2 - 1)
+        weights = filters[first:].gather(1, bins[:, None])[:, 0] * (width[first:] > n)
+        bands.append((first, bins.to(device), weights.float().to(device)))
+    return _Constants(window.float().to(device), tuple(bands))
+
+
+def _check(waveforms: Tensor) -> None:
+    if not (waveforms.is_floating_point() or waveforms.dtype == torch.int16):
+        raise ValueError(f"waveforms of {waveforms.dtype}; floats in [-1, 1] or int16 are expected")
+
+
+def _as_float(waveforms: Tensor) -> Tensor:
+    if waveforms.dtype == torch.int16:
+        return waveforms.float() / INT16_SCALE
+    return waveforms.float()
+
+
+def _samples_under(frames: int) -> int:
+    """Samples that so many frames cover."""
+    return (frames - 1) * HOP + FRAME

@@ -1,0 +1,132 @@
+"""Waveforms -> what the encoder reads: the one front end of training, evaluation and use.
+
+Pre-training, fine-tuning, evaluation and prediction all go through `spectrogram` below, and
+its settings travel with the weights in `preprocessor_config.json`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, SequenceFeatureExtractor
+
+from eat_audio import logmel
+from eat_audio.audio import SAMPLE_RATE
+from eat_audio.errors import AudioError
+
+Waveform = np.ndarray | Tensor | Sequence[float]
+
+
+class EATFeatureExtractor(SequenceFeatureExtractor):
+    """Normalised log-mel spectrograms, padded together, with a mask of what is real.
+
+    Args:
+        mean: Mean of the corpus' log-mel values (AudioSet: -4.268).
+        std: Their standard deviation (AudioSet: 4.569); values become (x - mean) / (2 std).
+        released_padding: Pad before normalising, as the released code does (+0.467 with
+            AudioSet's statistics, and nobody is told); False pads with 0 after normalising.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = logmel.N_MELS,
+        sampling_rate: int = SAMPLE_RATE,
+        padding_value: float = 0.0,
+        mean: float = logmel.AUDIOSET.mean,
+        std: float = logmel.AUDIOSET.std,
+        released_padding: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        self.mean = mean
+        self.std = std
+        self.released_padding = released_padding
+
+    def spectrogram(
+        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
+
+        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
+        decides, rounded up to whole patches.
+        """
+        return logmel.spectrogram(
+            waveforms,
+            lengths,
+            logmel.Statistics(self.mean, self.std),
+            frames=frames,
+            released_padding=self.released_padding,
+        )
+
+    def mask(self, spectrogram: Tensor, frames: Tensor) -> Tensor | None:
+        """Which frames of (B, T, 128) the encoder may listen to: (B, T), or None for all.
+
+        With `released_padding` the released code listens to everything, padding included.
+        """
+        if self.released_padding or bool((frames >= spectrogram.shape[1]).all()):
+            return None
+        return torch.arange(spectrogram.shape[1], device=frames.device) < frames[:, None]
+
+    def __call__(  # type: ignore[override]
+        self,
+        raw_speech: Waveform | Sequence[Waveform],
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Turn one waveform or several into model inputs.
+
+        Args:
+            raw_speech: Mono waveform (samples,) in [-1, 1] at 16 kHz, or a list of them.
+            sampling_rate: Their rate in Hz, checked if given.
+            padding: Rows are always padded to the longest; "max_length" pads to `max_length`.
+            max_length: Frames of 10 ms; with padding="max_length" or truncation=True.
+            truncation: Cut spectrograms longer than `max_length`.
+            return_tensors: "pt" or "np".
+            **kwargs: Ignored, for callers that pass what other extractors need.
+
+        Returns:
+            `input_values` (B, T, 128) and `attention_mask` (B, T).
+
+        Raises:
+            AudioError: Another rate than 16 kHz, or something that is not a mono waveform.
+        """
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise AudioError(
+                f"a waveform at {sampling_rate} Hz was given; expected {self.sampling_rate} Hz "
+                "(eat_audio.load_audio resamples)"
+            )
+        waveforms = _as_list(raw_speech)
+        lengths = torch.tensor([len(wave) for wave in waveforms])
+        batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+        fixed = max_length if padding == "max_length" or truncation else None
+        values, frames = self.spectrogram(batch, lengths, frames=fixed)
+        mask = self.mask(values, frames)
+        if mask is None:
+            mask = torch.ones(values.shape[:2], dtype=torch.bool)
+        inputs = {"input_values": values, "attention_mask": mask.long()}
+        if return_tensors == "np":
+            return BatchFeature({name: value.numpy() for name, value in inputs.items()})
+        return BatchFeature(inputs)
+
+
+def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:
+    """One waveform or many, of any kind -> a list of float tensors (samples,)."""
+    one = isinstance(raw, (np.ndarray, Tensor)) and raw.ndim == 1
+    if not one and not isinstance(raw, (np.ndarray, Tensor)) and len(raw) and np.isscalar(raw[0]):
+        one = True
+    rows = [raw] if one else raw
+    waveforms = [torch.as_tensor(np.asarray(row, dtype=np.float32)) for row in rows]  # type: ignore[union-attr]
+    for wave in waveforms:
+        if wave.ndim != 1 or not len(wave):
+            raise AudioError(
+                f"an array of shape {tuple(wave.shape)} was given; expected mono (samples,)"
+            )
+    return waveforms

@@ -1,0 +1,144 @@
+"""The parts of an audio transformer: patches, positions, attention, pooling.
+
+Letters in comments: B clips, R rows (a clip or one masked view of it), N tokens, D width,
+H heads, T frames of 10 ms, F mel bins, T' x F' the grid of 16 x 16 patches (time-major:
+patch index = t * F' + f).
+
+Source: the released `models/modules.py` and `models/images.py`, as observed; ViT
+(arXiv 2010.11929) for the patch embedding, stochastic depth from arXiv 1603.09382.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SHORT = 128
+"""Below so many tokens, a plain matrix product beats fused attention on a CPU in bfloat16."""
+
+
+class PatchEmbedding(nn.Module):
+    """Log-mel (B, T, F) -> patches (B, T'F', D), by one linear map of every 16 x 16 square."""
+
+    def __init__(self, width: int, patch: int = 16) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(1, width, patch, patch)  # holds the weights under their known name
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        rows, frames, bins = spectrogram.shape
+        side = self.patch
+        squares = spectrogram.reshape(rows, frames // side, side, bins // side, side)
+        squares = squares.transpose(2, 3).reshape(rows, -1, side * side)
+        return F.linear(squares, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
+    """Fixed positions (columns * rows, width) of a time-major grid.
+
+    The first half of the channels encodes frequency, the second time; each half is
+    [sin, cos] of index * 10000^(-k / (width / 4)), computed in float32 as released.
+    """
+    rates = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+
+    def encode(indices: Tensor) -> Tensor:
+        angles = indices.float()[:, None] * rates.float()
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    frequency = encode(torch.arange(rows)).expand(columns, rows, width // 2)
+    time = encode(torch.arange(columns))[:, None].expand(columns, rows, width // 2)
+    return torch.cat([frequency, time], dim=2).flatten(0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Exact attention over (R, H, N, d); `mask` (R, 1, 1, N) is True where a key is real."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] < SHORT:
+        return plain_attention(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, written out; the softmax is in float32."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.float().softmax(dim=-1).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
+
+    is_causal = False
+
+    def __init__(
+        self, width: int, heads: int, *, bias: bool, dropout: float, config: PreTrainedConfig
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.config = config  # says which attention Hugging Face was asked for
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        rows, tokens, width = x.shape
+        qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (R, H, N, d)
+        dropout = self.dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        if implementation == "eager":
+            mixed = plain_attention(q, k, v, mask, dropout).transpose(1, 2)
+        elif implementation in (None, "sdpa"):
+            mixed = attend(q, k, v, mask, dropout).transpose(1, 2)
+        else:
+            backend = ALL_ATTENTION_FUNCTIONS[implementation]
+            mixed, _ = backend(self, q, k, v, mask, dropout=dropout)
+        return self.proj(mixed.reshape(rows, tokens, width))
+
+
+class MLP(nn.Module):
+    """Two linear maps with an exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training))
+
+
+def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
+    """Stochastic depth: whole rows of a branch become zero, the others grow to keep the mean."""
+    if share == 0.0 or not training:
+        return x
+    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= share
+    return x * keep / (1 - share)
+
+
+def masked_mean(tokens: Tensor, real: Tensor | None) -> Tensor:
+    """Mean over the tokens (R, N, D) that are real (R, N), or over all: (R, D)."""
+    if real is None:
+        return tokens.mean(dim=1)
+    weights = real.to(tokens.dtype)[..., None]
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def linear_softmax(tokens: Tensor, real: Tensor | None) -> Tensor:
+    """Linear-softmax pooling of (R, N, D) in the released log form: (R, D).
+
+    With p = sigmoid(x), the mean of p weighted by p itself, given back as a logit.
+    Source: released `models/EAT_audio_classification.py`, prediction mode LIN_SOFTMAX.
+    """
+    log_p = F.logsigmoid(tokens.float())
+    if real is not None:
+        log_p = log_p.masked_fill(~real[..., None], -torch.inf)
+    pooled = torch.logsumexp(2 * log_p, dim=1) - torch.logsumexp(log_p + 1e-6, dim=1)
+    pooled = pooled.clamp(max=0.0)
+    logit = pooled - torch.log(-torch.expm1(pooled))
+    return torch.nan_to_num(logit, nan=0.0, posinf=0.0, neginf=0.0).to(tokens.dtype)

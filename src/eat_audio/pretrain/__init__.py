@@ -1,0 +1,1 @@
+"""What dies with pre-training: teachers, decoders and objectives, one file per method."""

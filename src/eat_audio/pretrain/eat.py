@@ -1,0 +1,290 @@
+"""Student and teacher -> loss: the EAT objective, the part that dies with pre-training.
+
+    y           = norm( mean over layers l of norm( teacher_l(x) ) )
+    L_frame     = || decoder(student(visible x)) - y ||^2        over the hidden patches
+    L_utterance = || student_cls - mean over patches of y ||^2
+    L           = L_frame + w * L_utterance
+    teacher    <- tau * teacher + (1 - tau) * student            after every optimiser step
+
+Both norms are squared and divided by sqrt(D). L_frame is a mean over a clip's hidden patches,
+then over clips and masks; L_utterance a mean over clips and masks. So the loss means the same
+whatever the batch, the number of masks, the accumulation or the GPUs.
+
+Letters: B clips, K masks (clones) per clip, R = B * K, N patches, V visible and H hidden ones
+per mask, D width, T' x F' the grid.
+
+Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
+"""
+
+import copy
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from eat_audio.data.batches import Batch
+from eat_audio.masking import Masks, clip_keys, inverse_block_masks
+from eat_audio.models.eat import EATConfig, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.layers import masked_mean
+from eat_audio.recipe import Settings
+
+
+class DecoderSettings(Settings):
+    """The student's decoder: a few grouped convolutions over the grid."""
+
+    layers: PositiveInt = 6
+    groups: PositiveInt = 16
+    kernel: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _kernel_is_odd(self) -> Self:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"decoder.kernel={self.kernel}: an odd number is expected")
+        return self
+
+
+class Tau(Settings):
+    """How much of the teacher stays per step: from `start` to `end`, linearly over `steps`."""
+
+    start: float = Field(0.9998, ge=0, lt=1)
+    end: float = Field(0.99999, ge=0, lt=1)
+    steps: PositiveInt = 100_000
+
+    def at(self, step: int) -> float:
+        """Tau after `step` finished optimiser steps."""
+        return self.end - (self.end - self.start) * max(0.0, 1 - step / self.steps)
+
+
+class EATMethod(Settings):
+    """All that makes the objective what it is; the defaults are those of the released base run."""
+
+    decoder: DecoderSettings = DecoderSettings()
+    masks: PositiveInt = 16
+    """Masks (clones) per clip; each is seen by the student, the teacher sees the clip once."""
+    hidden_ratio: float = Field(0.8, gt=0, lt=1)
+    """Share of patches the student must predict."""
+    block: tuple[PositiveInt, PositiveInt] = (5, 5)
+    """Size of a visible block, in patches (time, frequency)."""
+    adjust: float = Field(0.07, ge=0)
+    """Share of extra block area drawn because blocks overlap."""
+    mask_noise: float = Field(0.01, ge=0)
+    """Standard deviation of the noise that stands in the decoder for hidden patches."""
+    utterance_weight: float = Field(192.0, ge=0)
+    """Weight w of the utterance loss. The released "cls_loss: 1" is a sum over its 12 clips x 16
+    masks, hence 192; short or small runs collapse with it and want about 1."""
+    average_layers: PositiveInt | None = None
+    """How many of the teacher's last layers make the target; all if not set."""
+    tau: Tau = Tau()
+
+
+class Decoder(nn.Module):
+    """Visible tokens among noise, on the grid -> a guess for every patch.
+
+    Every layer: grouped convolution, norm over channels, GELU, residual sum. Channels stay
+    last in memory throughout. Source: paper section 3.1, released `models/base.py` Decoder2d.
+    """
+
+    def __init__(self, width: int, settings: DecoderSettings) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Conv2d(
+                width,
+                width,
+                settings.kernel,
+                padding=settings.kernel // 2,
+                groups=settings.groups,
+            )
+            for _ in range(settings.layers)
+        )
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], wanted: Tensor) -> Tensor:
+        """Grid tokens (R, N, D) -> guesses (R, H, D) for the patches `wanted` (R, H)."""
+        rows, patches, width = x.shape
+        x = x.view(rows, *grid, width)
+        for block in self.blocks:
+            mixed = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = x + F.gelu(F.layer_norm(mixed, (width,)))
+        return self.proj(select(x.reshape(rows, patches, width), wanted))
+
+
+class EATPretraining(nn.Module):
+    """Teaches `student` to predict, from a fifth of the patches, what its average self heard."""
+
+    def __init__(
+        self,
+        config: EATConfig,
+        method: EATMethod,
+        features: EATFeatureExtractor,
+        *,
+        frames: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = EATModel(config)
+        self.decoder = Decoder(config.embed_dim, method.decoder)
+        self.teacher = copy.deepcopy(self.student.model).requires_grad_(False).eval()
+        self.method = method
+        self.features = features
+        self.frames = frames
+        self.seed = seed
+
+    def train(self, mode: bool = True) -> Self:
+        """The student trains; the teacher never does."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step's losses for a batch of clips; "loss" is the one to differentiate."""
+        with torch.no_grad():
+            spectrogram, frames = self.features.spectrogram(
+                batch.waveforms, batch.lengths, frames=self.frames
+            )
+            columns = None
+            if self.features.mask(spectrogram, frames) is not None:
+                columns = -(-frames // self.student.config.patch_size)
+            keys = clip_keys(self.seed, batch.step, batch.clips, self.method.masks)
+            masks = inverse_block_masks(
+                keys,
+                self.student.grid(spectrogram),
+                hidden_ratio=self.method.hidden_ratio,
+                block=self.method.block,
+                adjust=self.method.adjust,
+                valid_columns=columns,
+            )
+        return self.losses(spectrogram, masks, columns=columns, generator=generator)
+
+    def losses(
+        self,
+        spectrogram: Tensor,
+        masks: Masks,
+        *,
+        columns: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The equations above, for spectrograms (B, T, F).
+
+        Args:
+            spectrogram: Normalised log-mel.
+            masks: What the student sees of each clip, K times.
+            columns: (B,) columns of patches that are real in each clip; None if all are.
+            generator: Where the decoder's noise comes from.
+            noise: The noise itself (R, N, D), instead.
+        """
+        grid = self.student.grid(spectrogram)
+        real = real_patches(columns, grid)
+        wanted, weights = hidden_patches(masks)  # (R, H), (R, H)
+        clip = torch.arange(len(spectrogram), device=spectrogram.device)
+        clip = clip.repeat_interleave(masks.per_clip)  # (R,)
+
+        y = self.targets(spectrogram, real)  # (B, N, D)
+        cls, seen = self.look(spectrogram, masks)  # (R, D), (R, V, D)
+        canvas = self.canvas(seen, masks, generator, noise)  # (R, N, D)
+        guess = self.decoder(canvas, grid, wanted).float()  # (R, H, D)
+
+        scale = y.shape[-1] ** -0.5
+        hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]
+        error = (guess - hidden_y.view_as(guess)).square().sum(dim=2) * scale
+        frame = ((error * weights).sum(dim=1) / weights.sum(dim=1)).mean()
+        whole_y = masked_mean(y, real)[clip]
+        utterance = ((cls.float() - whole_y).square().sum(dim=1) * scale).mean()
+        return {
+            "loss": frame + self.method.utterance_weight * utterance,
+            "frame": frame,
+            "utterance": utterance,
+            "target_spread": spread(hidden_y, weights),
+            "guess_spread": spread(guess, weights),
+        }
+
+    @torch.no_grad()
+    def targets(self, spectrogram: Tensor, real: Tensor | None = None) -> Tensor:
+        """What the teacher makes of whole clips, averaged over its layers: (B, N, D) float32."""
+        _, _, _, updates = self.teacher(self.teacher.embed(spectrogram), real)
+        layers = updates[-(self.method.average_layers or len(updates)) :]
+        total = sum(instance_norm(update[:, 1:].float(), real) for update in layers)
+        assert isinstance(total, Tensor)
+        return F.layer_norm(total / len(layers), total.shape[-1:])
+
+    def look(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """The student's CLS (R, D) and tokens (R, V, D) from the visible patches alone."""
+        student = self.student.model
+        patches = student.embed(spectrogram)  # (B, N, D)
+        visible = select(patches, masks.visible.flatten(1)).view(-1, *self._seen_shape(masks))
+        cls, seen, _, _ = student(visible, None if masks.seen is None else masks.seen.flatten(0, 1))
+        return cls, seen
+
+    def _seen_shape(self, masks: Masks) -> tuple[int, int]:
+        return masks.visible.shape[2], self.student.config.embed_dim
+
+    def canvas(
+        self,
+        seen: Tensor,
+        masks: Masks,
+        generator: torch.Generator | None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's input (R, N, D): seen tokens in their places, noise in all others."""
+        if noise is None:
+            shape = (len(seen), masks.n_patches, seen.shape[2])
+            noise = torch.empty(shape, device=seen.device, dtype=seen.dtype)
+            noise.normal_(0.0, self.method.mask_noise, generator=generator)
+        places = masks.visible.flatten(0, 1)[..., None].expand_as(seen)
+        return noise.scatter(1, places, seen.to(noise.dtype))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the teacher towards the student; `step` optimiser steps are done."""
+        old = list(self.teacher.parameters())
+        new = list(self.student.model.parameters())
+        torch._foreach_lerp_(old, new, 1 - self.method.tau.at(step))
+
+
+def select(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Rows (R, N, D) and token numbers (R, M) -> those tokens (R, M, D)."""
+    rows, count, width = tokens.shape
+    offset = torch.arange(rows, device=tokens.device)[:, None] * count
+    return tokens.reshape(-1, width).index_select(0, (ids + offset).flatten()).view(rows, -1, width)
+
+
+def real_patches(columns: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+    """How many columns of each clip are real (B,) -> which patches are (B, N)."""
+    if columns is None:
+        return None
+    here = torch.arange(grid[0], device=columns.device) < columns[:, None]
+    return here.repeat_interleave(grid[1], dim=1)
+
+
+def hidden_patches(masks: Masks) -> tuple[Tensor, Tensor]:
+    """The numbers of the hidden patches (R, H), ascending, and their weight: 1, or 0 for padding.
+
+    H is the same for all rows and known beforehand, so no device has to be waited for.
+    """
+    hidden = masks.hidden.flatten(0, 1)
+    count = hidden.shape[1] - masks.visible.shape[2]
+    order = hidden.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+    return order.indices[:, :count], order.values[:, :count].float()
+
+
+def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """Every channel of every clip to mean 0 and variance 1 over its real patches: (B, N, D)."""
+    if real is None:
+        variance, mean = torch.var_mean(tokens, dim=1, keepdim=True, correction=0)
+    else:
+        mean = masked_mean(tokens, real)[:, None]
+        variance = masked_mean((tokens - mean).square(), real)[:, None]
+    return (tokens - mean) * torch.rsqrt(variance + eps)
+
+
+@torch.no_grad()
+def spread(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Mean over channels of the standard deviation over patches; near 0 means collapse."""
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    share = weights.flatten()[:, None] / weights.sum()
+    mean = (rows * share).sum(dim=0)
+    variance = ((rows - mean).square() * share).sum(dim=0)
+    return (variance + 1e-6).sqrt().mean()

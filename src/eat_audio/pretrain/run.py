@@ -1,0 +1,196 @@
+"""A recipe and a corpus -> a pre-trained encoder in a folder.
+
+Puts together what the other files make: clips, features, objective, optimiser, loop, checkpoint.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from eat_audio import logmel
+from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.manifest import Corpus
+from eat_audio.errors import RecipeError
+from eat_audio.models.eat import SIZES, EATConfig
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrain.eat import EATMethod, EATPretraining
+from eat_audio.recipe import Settings
+from eat_audio.train.checkpoint import Run
+from eat_audio.train.log import TrainingLog
+from eat_audio.train.loop import Training, fit
+from eat_audio.train.optim import Optim, adamw, parameter_groups
+
+COLLAPSED = 0.1
+"""Spread of targets or guesses (about 1 when healthy) below which a run is worth nothing."""
+
+
+class EncoderSettings(Settings):
+    """The shape of the encoder: a usual size, and what shall differ from it."""
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    embed_dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: PositiveFloat = 4.0
+    pooling: Literal["cls", "mean", "linear_softmax"] = "cls"
+    """What stands for a whole clip when the encoder is used."""
+
+    def config(self) -> EATConfig:
+        """The Hugging Face configuration of that encoder."""
+        told = {name: getattr(self, name) for name in SIZES[self.size]}
+        changes = {name: value for name, value in told.items() if value is not None}
+        return EATConfig.named(
+            self.size, mlp_ratio=self.mlp_ratio, pooling=self.pooling, **changes
+        )
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        self.config()  # says which numbers do not go together
+        return self
+
+
+class EATRun(Training, EATMethod):
+    """All that decides an EAT pre-training run."""
+
+    method: Literal["eat"] = "eat"
+    data: str | None = None
+    """A manifest (.tsv, .csv), or a folder in one of the known layouts."""
+    splits: tuple[str, ...] = ()
+    """Which splits or folds of the data to hear; all if empty."""
+    encoder: EncoderSettings = EncoderSettings()
+    clips: ClipSettings = ClipSettings()
+    optim: Optim = Optim()
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
+            )
+        return self
+
+
+def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
+    """Pre-train an encoder.
+
+    Args:
+        settings: The resolved recipe.
+        out: Folder for checkpoints, logs and the finished model.
+        resume: Continue what is in `out`.
+
+    Returns:
+        `out`, loadable by `eat_audio.load` and `AutoModel.from_pretrained`.
+
+    Raises:
+        RecipeError: No data are named.
+        EatError: What else the user can mend.
+    """
+    if settings.data is None:
+        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER")
+    corpus = open_corpus(settings.data)
+    if settings.splits:
+        corpus = corpus.select(*settings.splits)
+
+    torch.manual_seed(settings.seed)
+    features = extractor(corpus, settings.clips)
+    frames = whole_patches(settings.clips.seconds)
+    config = settings.encoder.config()
+    objective = EATPretraining(config, settings, features, frames=frames, seed=settings.seed)
+    objective.to(settings.on()).train()
+    groups = parameter_groups(objective.named_parameters(), settings.optim, depth=config.depth)
+    optimiser = adamw(groups, settings.optim)
+
+    def export(folder: Path) -> None:
+        objective.student.save_pretrained(folder)
+        features.save_pretrained(folder)
+
+    here = Run(out, settings, corpus.fingerprint(), objective, optimiser, export, settings.keep)
+    start = here.begin(resume=resume)
+    steps = Steps(corpus, settings.clips, batch=settings.batch, seed=settings.seed)
+    per_step = settings.batch * settings.accumulate
+    title = f"pretrain {settings.method}"
+    with TrainingLog(out, title, steps=settings.steps, start=start, clips_per_step=per_step) as log:
+        guard = CollapseGuard(settings, log)
+        fit(
+            objective,
+            watched(steps, settings, start, log),
+            optimiser,
+            settings,
+            settings.optim,
+            start=start,
+            log=guard.write,
+            tick=log.tick,
+            save=here.save,
+        )
+    here.finish()
+    return out
+
+
+def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:
+    """The front end for a corpus: its statistics, unless the recipe says others."""
+    told = clips.statistics or corpus.statistics or "audioset"
+    if isinstance(told, str):
+        if told not in logmel.STATISTICS:
+            known = ", ".join(logmel.STATISTICS)
+            raise RecipeError(f"clips.statistics={told}: expected two numbers or one of {known}")
+        statistics = logmel.STATISTICS[told]
+    else:
+        statistics = logmel.Statistics(*told)
+    return EATFeatureExtractor(
+        mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding
+    )
+
+
+def whole_patches(seconds: float, patch: int = 16) -> int:
+    """Frames of 10 ms in so much sound, rounded up to whole patches (10 s and 10.24 s: 1024)."""
+    return -(-round(seconds * 100) // patch) * patch
+
+
+def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
+    """The batches of a run; unreadable clips are named once, and counted at the end."""
+    named: set[str] = set()
+    accumulate = settings.accumulate
+    for batch in training_batches(
+        steps, start=start * accumulate, stop=settings.steps * accumulate
+    ):
+        for sentence in batch.unreadable:
+            if sentence not in named:
+                named.add(sentence)
+                log.say(f"skipped: {sentence}")
+        yield batch
+    if named:
+        log.say(f"{len(named)} unreadable clips were replaced by the next ones")
+
+
+class CollapseGuard:
+    """Logs every step's numbers, and says so when a run stops learning anything."""
+
+    def __init__(self, settings: EATRun, log: TrainingLog) -> None:
+        self.settings = settings
+        self.log = log
+        self.told: set[str] = set()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Take the numbers of a step."""
+        self.log.write(step, numbers)
+        share = self.settings.utterance_weight * numbers["utterance"] / numbers["loss"]
+        spread = min(numbers["target_spread"], numbers["guess_spread"])
+        if step > self.settings.optim.warmup and numbers["target_spread"] < COLLAPSED:
+            self._tell("collapse", f"step {step}: collapsed, targets are all alike ({spread:.3g})")
+        elif step > self.settings.optim.warmup and share > 0.9:
+            self._tell(
+                "utterance",
+                f"step {step}: the utterance loss is {share:.0%} of the loss; in short or small "
+                f"runs utterance_weight={self.settings.utterance_weight:g} makes encoders "
+                "collapse, about 1 does not",
+            )
+
+    def _tell(self, what: str, sentence: str) -> None:
+        if what not in self.told:
+            self.told.add(what)
+            self.log.say(f"warning: {sentence}")
+

@@ -1,0 +1,1 @@
+"""How anything learns: one loop, one optimiser, one kind of checkpoint. Knows no method."""

@@ -1,0 +1,207 @@
+"""A run <-> a folder that survives being killed at any moment.
+
+    out/
+      run.json                     what was asked: the resolved recipe, versions, data
+      log.jsonl                    one line per logged step
+      checkpoints/step-00000500/   written aside, renamed when complete
+        model.safetensors config.json preprocessor_config.json   loadable by from_pretrained
+        objective.safetensors      everything that learns, teacher included
+        optimiser.safetensors      AdamW's moments by parameter name
+        run.json                   the step, and all of the above
+      model.safetensors ...        the finished model
+
+No pickle anywhere.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eat_audio.errors import CheckpointError
+from eat_audio.recipe import Settings
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+MAY_CHANGE = {"log_every", "save_every", "keep", "device", "clips.workers", "clips.memory_mb"}
+"""Settings that a resumed run may have otherwise: none of them touches a number."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and all that has to be saved into it."""
+
+    out: Path
+    settings: Settings
+    data: str
+    """A fingerprint of the data, to see that a resumed run hears the same."""
+    objective: nn.Module
+    optimiser: torch.optim.Optimizer
+    """Over groups that carry "names"."""
+    export: Callable[[Path], None]
+    """Writes the model, ready for use, into a folder."""
+    keep: int = 2
+
+    def begin(self, *, resume: bool) -> int:
+        """Open the folder, or go on from its newest checkpoint; returns the steps done.
+
+        Raises:
+            CheckpointError: There is a run already, or it is not the one to resume.
+        """
+        record = self.out / "run.json"
+        if resume and record.is_file():
+            self._same_as(read_json(record))
+            saved = checkpoints(self.out)
+            return load_checkpoint(saved[-1], self.objective, self.optimiser) if saved else 0
+        if record.is_file():
+            raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(record, self._told())
+        return 0
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, then delete all but the newest `keep`."""
+        folder = self.out / "checkpoints" / f"step-{step:08d}"
+        aside = folder.with_name(f".{folder.name}.incomplete")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        self.export(aside)
+        state = {name: x.contiguous() for name, x in self.objective.state_dict().items()}
+        save_file(state, aside / "objective.safetensors")
+        save_file(_moments(self.optimiser), aside / "optimiser.safetensors")
+        write_json(aside / "run.json", self._told() | {"step": step})
+        for file in aside.iterdir():
+            _flush(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        _flush(folder.parent)
+        for old in checkpoints(self.out)[: -self.keep]:
+            shutil.rmtree(old)
+
+    def finish(self) -> None:
+        """Put the finished model beside the checkpoints."""
+        self.export(self.out)
+
+    def _told(self) -> dict[str, Any]:
+        return {
+            "eat_audio": version("eat-audio"),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "data": self.data,
+            "recipe": self.settings.model_dump(mode="json"),
+        }
+
+    def _same_as(self, record: dict[str, Any]) -> None:
+        """Refuse to go on with other settings or other data than a run began with."""
+        before, now = _flat(record.get("recipe", {})), _flat(self._told()["recipe"])
+        for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
+            if before.get(name) != now.get(name):
+                raise CheckpointError(
+                    f"{self.out}: was begun with {name}={before.get(name)}, "
+                    f"not {name}={now.get(name)}; a resumed run keeps its recipe"
+                )
+        if record.get("data") != self.data:
+            raise CheckpointError(
+                f"{self.out}: was begun on other data ({record.get('data')}, now {self.data})"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    rows: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            rows |= _flat(value, f"{prefix}{name}.")
+        else:
+            rows[prefix + name] = value
+    return rows
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((out / "checkpoints").glob("step-*"))
+
+
+def load_checkpoint(folder: Path, objective: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state into an objective and its optimiser; returns the steps done.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or belongs to another model.
+    """
+    try:
+        objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        moments = load_file(folder / "optimiser.safetensors")
+        for group in optimiser.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                optimiser.state[parameter] = {
+                    moment: moments[f"{name}:{moment}"].to(parameter.device)
+                    for moment in MOMENTS
+                    if f"{name}:{moment}" in moments
+                }
+        return int(read_json(folder / "run.json")["step"])
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: does not fit this run ({reason})") from error
+
+
+def _moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}:{moment}": optimiser.state[parameter][moment]
+        for group in optimiser.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for moment in MOMENTS
+        if moment in optimiser.state[parameter]
+    }
+
+
+def model_folder(place: Path) -> Path:
+    """Where in a run's folder the model lies: the finished one, else the newest checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if (place / "config.json").is_file():
+        return place
+    saved = checkpoints(place)
+    if saved:
+        return saved[-1]
+    raise CheckpointError(f"{place}: holds no model (no config.json, no checkpoint)")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either the old or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.incomplete")
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+    aside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: It is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _flush(path: Path) -> None:
+    """Have the disk really hold it before anything relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,193 @@
+"""Batches and an objective -> a trained objective: the one loop of all methods.
+
+Every step of training is visible here, and nothing about audio is. All randomness of a step is
+a function of (seed, step), so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from eat_audio.errors import EatError, TrainingDiverged
+from eat_audio.recipe import Settings
+from eat_audio.train.optim import Optim, set_rates
+
+
+class Training(Settings):
+    """How long and how wide to train, and how often to tell and to save."""
+
+    steps: PositiveInt = 400_000
+    batch: PositiveInt = 12
+    """Clips per micro-batch."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per optimiser step; the loss keeps its meaning."""
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    log_every: PositiveInt = 50
+    save_every: PositiveInt = 5_000
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept on disk."""
+
+    def on(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            EatError: It does not exist.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.zeros((), device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise EatError(f"device={self.device}: cannot be used here ({reason})") from None
+        return device
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which losses are computed."""
+        chosen = self.precision
+        if chosen == "auto":
+            chosen = "bf16" if device.type == "cuda" else "fp32"
+        if chosen == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+
+class Objective(Protocol):
+    """What the loop asks of a method.
+
+    Called with a batch and a generator it gives its losses: "loss" is the one to differentiate,
+    "weight" (1 if absent) says how much this batch counts beside others of the same step.
+    """
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+    def after_step(self, step: int) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop; everything up to the last step is saved."""
+
+
+def fit(
+    objective: Objective,
+    batches: Iterator[Any],
+    optimiser: torch.optim.Optimizer,
+    training: Training,
+    optim: Optim,
+    *,
+    start: int = 0,
+    log: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
+    tick: Callable[[int], None] = lambda step: None,
+    save: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train from step `start` to `training.steps`.
+
+    Args:
+        objective: Losses of a batch, on the device to train on.
+        batches: Micro-batches, already moved on to `start`; `accumulate` of them make a step.
+        optimiser: From `adamw`, over groups with a "peak" rate.
+        training: How long, how often.
+        optim: Rates and clipping.
+        start: Steps already done.
+        log: Told the numbers of a step every `log_every` steps and at the end.
+        tick: Told of every finished step.
+        save: Told to save every `save_every` steps, at the end, and when interrupted.
+
+    Raises:
+        TrainingDiverged: A gradient is not finite. That step is not applied, so the last saved
+            checkpoint is still good.
+        Interrupted: SIGINT or SIGTERM came; the finished step is saved.
+    """
+    device = next(objective.parameters()).device
+    generator = torch.Generator(device)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    clock = time.perf_counter()
+    with _StopAfterStep() as stop:
+        for step in range(start, training.steps):
+            set_rates(optimiser, optim, step, training.steps)
+
+            weight = 0.0
+            for micro in range(training.accumulate):
+                _seed(generator, training.seed, step * training.accumulate + micro)
+                batch = next(batches).to(device)
+                with training.autocast(device):
+                    losses = objective(batch, generator)
+                share = losses.pop("weight", None)
+                part = losses["loss"] if share is None else losses["loss"] * share
+                part.backward()
+                weight = weight + (1.0 if share is None else share)
+
+            norm = _finish_gradients(parameters, weight, optim.clip)
+            if not math.isfinite(norm):
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                raise TrainingDiverged(f"step {step}: the gradient is {norm} ({values})")
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            done = step + 1
+            objective.after_step(done)
+
+            tick(done)
+            if done % training.log_every == 0 or done == training.steps:
+                numbers = {name: value.item() for name, value in losses.items()}
+                rate = max(group["lr"] for group in optimiser.param_groups)
+                numbers |= {"gradient_norm": norm, "lr": rate}
+                log(done, numbers | {"seconds": time.perf_counter() - clock})
+            if done % training.save_every == 0 or done == training.steps or stop.asked:
+                save(done)
+            if stop.asked and done < training.steps:
+                raise Interrupted(f"stopped after step {done} of {training.steps}")
+
+
+def _seed(generator: torch.Generator, seed: int, draw: int) -> None:
+    """Make every draw of a micro-batch a function of (seed, its number)."""
+    torch.manual_seed(seed * 1_000_003 + draw)  # dropout and stochastic depth draw from here
+    generator.manual_seed(seed * 1_000_003 + draw)
+
+
+def _finish_gradients(
+    parameters: list[torch.nn.Parameter], weight: float | Tensor, longest: float
+) -> float:
+    """Divide the summed gradients by their weight, shorten them, return their norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not (isinstance(weight, float) and weight == 1.0):
+        torch._foreach_div_(gradients, weight)
+    return clip_grad_norm_(parameters, longest if longest > 0 else math.inf).item()
+
+
+class _StopAfterStep:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; a second one kills."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopAfterStep":
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread, which alone may listen to signals
+            pass
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

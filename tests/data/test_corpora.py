@@ -1,0 +1,356 @@
+"""What a place on disk turns into, and that nothing is guessed where it cannot be known."""
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eat_audio.data.corpora import (
+    audioset,
+    esc50,
+    folder_per_class,
+    folds,
+    hold_out,
+    open_corpus,
+    speech_commands,
+    unlabelled,
+)
+from eat_audio.data.manifest import Clip, Corpus, missing_files
+from eat_audio.errors import DataError
+from eat_audio.logmel import STATISTICS
+
+
+def files(folder: Path, *names: str) -> Path:
+    """Empty files below a folder: no corpus is decoded here."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def counts(corpus: Corpus) -> dict[str, int]:
+    return dict(Counter(clip.split for clip in corpus.clips))
+
+
+def ids(corpus: Corpus) -> list[str]:
+    return [clip.id for clip in corpus.clips]
+
+
+def labels_agree_with(corpus: Corpus, folder_of: int) -> bool:
+    return all(
+        clip.path.parts[folder_of] == corpus.label_names[clip.labels[0]] for clip in corpus.clips
+    )
+
+
+# ESC-50
+
+
+def test_esc10_is_ten_classes_in_five_folds_of_eighty(data):
+    corpus = open_corpus(data / "esc10")
+    assert (corpus.name, len(corpus), corpus.multi_label) == ("esc10", 400, False)
+    assert counts(corpus) == {"1": 80, "2": 80, "3": 80, "4": 80, "5": 80}
+    assert corpus.statistics == "esc50"
+    assert len(set(ids(corpus))) == 400
+    assert missing_files(corpus) == []
+
+
+def test_esc_labels_count_from_zero_in_the_order_of_the_official_targets(data):
+    corpus = esc50(data / "esc10")
+    assert corpus.label_names[:3] == ("dog", "rooster", "rain")
+    assert corpus.label_names[-1] == "chainsaw"
+    targets = sorted({int(clip.id.split("-")[-1]) for clip in corpus.clips})
+    for clip in corpus.clips:
+        assert targets[clip.labels[0]] == int(clip.id.split("-")[-1])
+
+
+def test_folds_share_no_clip_and_cover_all(data):
+    corpus = esc50(data / "esc10")
+    seen = []
+    for fold, rest, held in folds(corpus):
+        assert (len(rest), len(held), held.splits) == (320, 80, (fold,))
+        assert not set(ids(rest)) & set(ids(held))
+        seen += ids(held)
+    assert sorted(seen) == sorted(ids(corpus))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "lists no clips"),
+        ("a.wav,1,zero,dog", "line 2: target 'zero'"),
+        ("a.wav,1,0,dog\nb.wav,1,0,cat", "line 3: target '0' is not one 'cat'"),
+        ("../../a.wav,1,0,dog", "line 2: .* is not below audio"),
+    ],
+)
+def test_an_esc_table_that_is_wrong_is_named(tmp_path, rows, message):
+    table = files(tmp_path, "meta/esc50.csv") / "meta" / "esc50.csv"
+    table.write_text(f"filename,fold,target,category\n{rows}\n")
+    with pytest.raises(DataError, match=f"esc50.csv.*{message}"):
+        open_corpus(tmp_path)
+
+
+# Speech Commands
+
+
+def test_speech_commands_are_split_as_published(data):
+    corpus = open_corpus(data / "fsdd")
+    assert counts(corpus) == {"train": 1600, "valid": 200, "test": 200}
+    assert (corpus.name, corpus.statistics) == ("speech_commands", "speech_commands")
+    assert len(corpus.label_names) == 10
+    assert labels_agree_with(corpus, -2)
+    assert len(set(ids(corpus))) == 2000
+    assert "eight/george_nohash_5" in ids(corpus.select("valid"))
+
+
+def test_background_noise_is_no_word(tmp_path):
+    files(tmp_path, "yes/a.wav", "no/a.wav", "_background_noise_/hum.wav", "validation_list.txt")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n")
+    corpus = speech_commands(tmp_path)
+    assert corpus.label_names == ("no", "yes")
+    assert [(clip.id, clip.split) for clip in corpus.clips] == [
+        ("no/a", "train"),
+        ("yes/a", "test"),
+    ]
+
+
+def test_test_clips_under_another_name_do_not_become_training_data(tmp_path):
+    files(tmp_path, "yes/a.flac", "no/a.flac", "validation_list.txt")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\n")
+    with pytest.raises(DataError, match="1 clips of its lists are missing, as 'yes/a.wav'"):
+        open_corpus(tmp_path)
+
+
+def test_speech_commands_need_both_lists(tmp_path):
+    files(tmp_path, "yes/a.wav", "validation_list.txt")
+    with pytest.raises(DataError, match="testing_list.txt: cannot be read"):
+        open_corpus(tmp_path)
+
+
+# AudioSet
+
+
+def test_an_audioset_folder_has_a_split_per_manifest(data):
+    corpus = open_corpus(data / "audioset_mini")
+    assert counts(corpus) == {"train": 200, "eval": 100}
+    assert (corpus.name, corpus.statistics, corpus.multi_label) == ("audioset", "audioset", True)
+    assert len(corpus.label_names) == 527
+    for split in ("train", "eval"):
+        heard = {label for clip in corpus.select(split).clips for label in clip.labels}
+        assert len(heard) == 13
+    assert missing_files(corpus) == []
+
+
+def test_one_manifest_of_it_is_one_split(data):
+    corpus = open_corpus(data / "audioset_mini" / "eval.tsv")
+    assert counts(corpus) == {"eval": 100}
+    assert corpus == audioset(data / "audioset_mini" / "eval.tsv")
+
+
+def test_audioset_is_multi_label_even_where_every_clip_has_one(tmp_path):
+    files(tmp_path, "label_descriptors.csv").joinpath("label_descriptors.csv").write_text(
+        "0,/m/a,A"
+    )
+    (tmp_path / "train.tsv").write_text(".\na.wav\t1\n")
+    (tmp_path / "train.lbl").write_text("a\t/m/a\n")
+    assert audioset(tmp_path).multi_label
+    assert open_corpus(tmp_path).statistics is None
+    assert not open_corpus(tmp_path).multi_label
+
+
+# Folders
+
+
+def test_folders_are_classes(tmp_path):
+    corpus = open_corpus(files(tmp_path, "dog/a.wav", "dog/deep/a.WAV", "cat/a.wav"))
+    assert corpus.name == tmp_path.name
+    assert corpus.label_names == ("cat", "dog")
+    assert ids(corpus) == ["cat/a", "dog/a", "dog/deep/a"]
+    assert [clip.labels for clip in corpus.clips] == [(0,), (1,), (1,)]
+    assert (corpus.splits, corpus.statistics) == (("train",), None)
+
+
+def test_folders_of_classes_may_lie_in_folders_of_splits(tmp_path):
+    corpus = open_corpus(files(tmp_path, "train/dog/a.wav", "train/cat/b.wav", "test/dog/a.wav"))
+    assert corpus.label_names == ("cat", "dog")
+    assert sorted((clip.id, clip.split) for clip in corpus.clips) == [
+        ("test/dog/a", "test"),
+        ("train/cat/b", "train"),
+        ("train/dog/a", "train"),
+    ]
+
+
+def test_a_recording_in_no_class_is_not_dropped_in_silence(tmp_path):
+    files(tmp_path, "dog/a.wav", "cat/a.wav", "stray.wav")
+    with pytest.raises(DataError, match="stray.wav: lies in no folder of a class"):
+        folder_per_class(tmp_path)
+    corpus = open_corpus(tmp_path)
+    assert (len(corpus), corpus.label_names) == (3, ())
+
+
+def test_recordings_below_one_folder_are_unlabelled(tmp_path):
+    corpus = open_corpus(files(tmp_path, "audio/a.wav", "audio/x/b.flac", "audio/notes.txt"))
+    assert ids(corpus) == ["audio/a", "audio/x/b"]
+    assert corpus.label_names == ()
+
+
+def test_unlabelled_splits_are_kept_apart(tmp_path):
+    corpus = open_corpus(files(tmp_path, "train/a.wav", "test/b.wav"))
+    assert (counts(corpus), corpus.label_names) == ({"test": 1, "train": 1}, ())
+
+
+def test_names_that_differ_by_suffix_alone_keep_it(tmp_path):
+    corpus = unlabelled(files(tmp_path, "a.wav", "a.flac", "b.wav"))
+    assert sorted(ids(corpus)) == ["b", "train/a.flac", "train/a.wav"]
+
+
+def test_hidden_files_are_left_alone(tmp_path):
+    assert ids(open_corpus(files(tmp_path, "a.wav", "._a.wav", ".trash/b.wav"))) == ["a"]
+
+
+def test_a_single_recording_is_a_corpus_of_one(tmp_path):
+    corpus = open_corpus(files(tmp_path, "a.wav") / "a.wav")
+    assert corpus.clips == (Clip("a", tmp_path / "a.wav"),)
+
+
+def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path, monkeypatch):
+    files(tmp_path / "here", "dog/a.wav", "cat/a.wav")
+    files(tmp_path / "there" / "x", "dog/a.wav", "cat/a.wav")
+    monkeypatch.chdir(tmp_path / "here")
+    assert ids(open_corpus(".")) == ids(open_corpus(tmp_path / "there" / "x"))
+    assert open_corpus(".").name == "here"
+
+
+def test_a_table_is_a_corpus(tmp_path):
+    (tmp_path / "clips.csv").write_text("path,label\na.wav,dog\n")
+    assert open_corpus(tmp_path / "clips.csv").label_names == ("dog",)
+
+
+# Nothing there
+
+
+def test_an_empty_place_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DataError) as error:
+        open_corpus(tmp_path)
+    for sought in (
+        str(tmp_path),
+        "esc50.csv",
+        "testing_list.txt",
+        "train.tsv",
+        ".wav",
+        "per class",
+    ):
+        assert sought in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "reader", [open_corpus, audioset, esc50, speech_commands, folder_per_class, unlabelled]
+)
+def test_no_reader_gives_a_corpus_without_clips(tmp_path, reader):
+    files(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=str(tmp_path)):
+        reader(tmp_path)
+
+
+def test_speech_commands_without_words_are_refused(tmp_path):
+    files(tmp_path, "validation_list.txt", "testing_list.txt", "_background_noise_/hum.wav")
+    with pytest.raises(DataError, match="no audio files .* in a folder per word"):
+        open_corpus(tmp_path)
+
+
+def test_a_place_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(DataError, match="gone: no such file or folder"):
+        open_corpus(tmp_path / "gone")
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"notes.txt: not a manifest \(.tsv, .csv\) and not audio"):
+        open_corpus(files(tmp_path, "notes.txt") / "notes.txt")
+
+
+# Holding out
+
+
+def toy(*sizes: int) -> Corpus:
+    """As many clips of each class."""
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    clips = tuple(Clip(f"c{n}", Path(f"c{n}.wav"), (label,)) for n, label in enumerate(labels))
+    return Corpus("toy", clips, tuple(f"class {n}" for n in range(len(sizes))))
+
+
+def per_class(corpus: Corpus, split: str) -> list[int]:
+    times = Counter(clip.labels[0] for clip in corpus.select(split).clips)
+    return [times[label] for label in range(len(corpus.label_names))]
+
+
+def test_every_class_gives_its_share():
+    split = hold_out(toy(100, 50, 10), 0.2, seed=1)
+    assert per_class(split, "test") == [20, 10, 2]
+    assert per_class(split, "train") == [80, 40, 8]
+
+
+def test_small_classes_give_their_share_together_and_none_vanishes():
+    split = hold_out(toy(*[3] * 40, 1), 0.2, seed=1)
+    assert len(split.select("test")) == 24
+    assert min(per_class(split, "train")) >= 1
+
+
+def test_the_seed_decides_and_the_order_does_not():
+    corpus = toy(50, 50)
+    backwards = replace(corpus, clips=corpus.clips[::-1])
+    held = [
+        set(ids(hold_out(c, 0.2, seed=s).select("test")))
+        for c, s in [(corpus, 1), (backwards, 1), (corpus, 2)]
+    ]
+    assert held[0] == held[1] != held[2]
+
+
+def test_stretches_of_a_recording_stay_together():
+    clips = tuple(
+        Clip(f"{n}@{start}", Path(f"{n}.wav"), (), "train", float(start), 1.0)
+        for n in range(40)
+        for start in range(5)
+    )
+    split = hold_out(Corpus("toy", clips), 0.25, seed=0, split="valid")
+    sides = {part: {clip.path for clip in split.select(part).clips} for part in split.splits}
+    assert len(sides["valid"]) == 10
+    assert not sides["valid"] & sides["train"]
+
+
+def test_several_labels_count_for_the_rarest():
+    clips = tuple(Clip(f"c{n}", Path(f"c{n}"), (0, 1) if n < 10 else (0,)) for n in range(100))
+    split = hold_out(Corpus("toy", clips, ("speech", "bell"), multi_label=True), 0.2, seed=0)
+    assert sum(1 in clip.labels for clip in split.select("test").clips) == 2
+
+
+def test_other_splits_are_left_alone():
+    corpus = toy(20)
+    moved = replace(corpus, clips=(replace(corpus.clips[0], split="test"), *corpus.clips[1:]))
+    split = hold_out(moved, 0.5, seed=0, split="valid")
+    assert ids(split.select("test")) == ["c0"]
+    assert len(split) == 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "target"),
+    [((1, 1), 0.5, "test"), ((9,), 0.0, "test"), ((9,), 1.0, "test"), ((9,), 0.5, "train")],
+)
+def test_what_cannot_be_held_out_is_refused(sizes, share, target):
+    with pytest.raises(DataError, match="toy"):
+        hold_out(toy(*sizes), share, seed=0, split=target)
+
+
+def test_folds_that_are_none_are_refused():
+    with pytest.raises(DataError, match="toy: no numbered folds; its splits are train"):
+        next(folds(toy(3)))
+
+
+def test_statistics_that_are_promised_exist(data):
+    named = {open_corpus(data / name).statistics for name in ("esc10", "fsdd", "audioset_mini")}
+    assert named <= set(STATISTICS)
+
+
+def test_a_path_too_long_for_the_file_system_is_no_crash():
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_corpus(os.sep + "n" * 5000)

@@ -1,0 +1,283 @@
+"""EAT's objective gives the released numbers: activations, targets, losses, gradients, steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN, golden_sets, sidecar, tensors
+from torch import Tensor, nn
+
+from eat_audio.masking import Masks
+from eat_audio.models.eat import EATConfig
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrain.eat import DecoderSettings, EATMethod, EATPretraining, Tau
+from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
+from eat_audio.weights import decoder_names, encoder_names
+
+IO = golden_sets("pretrain_tiny_*_io.json")
+STEPS = golden_sets("pretrain_tiny_*_train.json")
+NOISE = golden_sets("pretrain_tiny_*_noise.json")
+by_name = {"ids": lambda path: path.stem}
+
+
+def objective(path: Path, batch: int) -> EATPretraining:
+    """Our objective with the shape and the weights of a recorded set, for its batch size."""
+    cfg = sidecar(path)["model_cfg"]
+    image, decoder = cfg["modalities"]["image"], cfg["modalities"]["image"]["decoder"]
+    config = EATConfig(
+        embed_dim=cfg["embed_dim"],
+        depth=cfg["depth"],
+        num_heads=cfg["num_heads"],
+        mlp_ratio=cfg["mlp_ratio"],
+        norm_eps=cfg["norm_eps"],
+    )
+    method = EATMethod(
+        decoder=DecoderSettings(
+            layers=decoder["decoder_layers"],
+            groups=decoder["decoder_groups"],
+            kernel=decoder["decoder_kernel"],
+        ),
+        masks=cfg["clone_batch"],
+        hidden_ratio=image["mask_prob"],
+        utterance_weight=cfg["cls_loss"] * batch * cfg["clone_batch"],  # summed, not averaged
+        average_layers=cfg["average_top_k_layers"],
+        tau=Tau(
+            start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]
+        ),
+    )
+    ours = EATPretraining(config, method, EATFeatureExtractor(), frames=image["target_length"])
+    state = tensors(path.with_name(state_name(path)))
+    student = {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
+    teacher = {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
+    ours.student.load_state_dict(encoder_names(student))
+    ours.decoder.load_state_dict(decoder_names(student))
+    ours.teacher.load_state_dict(
+        {k.removeprefix("model."): v for k, v in encoder_names(teacher).items()}
+    )
+    return ours
+
+
+def state_name(path: Path) -> str:
+    return path.stem.rsplit("_", 1)[0] + "_state.safetensors"
+
+
+def recorded_masks(mask: Tensor, clips: int) -> Masks:
+    """The released mask (B*K, N), 1 = hidden, as ours."""
+    hidden = mask.bool().view(clips, -1, mask.shape[1])
+    count = int((~hidden[0, 0]).sum())
+    visible = (~hidden).to(torch.uint8).sort(dim=2, descending=True, stable=True).indices
+    return Masks(visible=visible[..., :count], hidden=hidden)
+
+
+def in_recorded_order(tokens: Tensor, ids_keep: Tensor, masks: Masks) -> Tensor:
+    """Our visible tokens (R, V, D), which ascend, in the order the released code kept them."""
+    place = torch.searchsorted(masks.visible.flatten(0, 1).contiguous(), ids_keep.long())
+    return tokens.gather(1, place[..., None].expand_as(tokens))
+
+
+def names(ours: EATPretraining) -> dict[str, nn.Parameter]:
+    """Our parameters under the released names."""
+    found = {}
+    for name, parameter in ours.student.model.named_parameters():
+        plain = name.replace("pre_norm", "context_encoder.norm")
+        inside = plain.startswith(("extra_tokens", "local_encoder", "context_encoder"))
+        found[("modality_encoders.IMAGE." if inside else "") + plain] = parameter
+    for name, parameter in ours.decoder.named_parameters():
+        layer = name.replace(".weight", ".0.weight").replace(".bias", ".0.bias")
+        plain = layer if name.startswith("blocks") else name
+        found["modality_encoders.IMAGE.decoder." + plain] = parameter
+    return found
+
+
+def close(ours: Tensor, theirs: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(params=IO, ids=lambda path: path.stem)
+def recorded(request: pytest.FixtureRequest) -> tuple[EATPretraining, dict[str, Tensor], Any]:
+    path = request.param
+    record = tensors(path)
+    return objective(path, len(record["source"])), record, sidecar(path)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no recorded sets")
+def test_there_are_recorded_sets() -> None:
+    assert IO and STEPS and NOISE
+
+
+def test_every_layer_of_the_student_is_as_released(recorded: Any) -> None:
+    ours, record, _ = recorded
+    student = ours.student.model
+    source = record["source"][:, 0]
+    close(student.local_encoder(source), record["student.patch_embed"])
+    close(student.embed(source)[:1], record["student.patch_plus_pos"])
+
+    masks = recorded_masks(record["mask"], len(source))
+    embedded = student.embed(source).repeat_interleave(masks.per_clip, dim=0)
+    order = record["ids_keep"].long()
+    kept = embedded.gather(1, order[..., None].expand(-1, -1, embedded.shape[2]))
+    cls, patches, states, updates = student(kept)
+    close(states[0], record["student.ctx_out"])
+    for depth in range(len(updates)):
+        if f"student.block{depth}.x" in record:
+            close(states[depth + 1], record[f"student.block{depth}.x"])
+        if f"student.block{depth}.ffn" in record:
+            close(updates[depth], record[f"student.block{depth}.ffn"])
+    close(states[-1], record["student.encoder_out"])
+    close(cls, record["cls_pred"])
+
+
+def test_gathering_visible_patches_gives_the_released_tokens(recorded: Any) -> None:
+    ours, record, _ = recorded
+    masks = recorded_masks(record["mask"], len(record["source"]))
+    cls, seen = ours.look(record["source"][:, 0], masks)
+    close(cls, record["cls_pred"])
+    ordered = in_recorded_order(seen, record["ids_keep"], masks)
+    close(ordered, record["student.encoder_out"][:, 1:])
+
+
+def test_targets_are_as_released(recorded: Any) -> None:
+    ours, record, _ = recorded
+    source = record["source"][:, 0]
+    _, _, states, updates = ours.teacher(ours.teacher.embed(source))
+    close(states[0], record["teacher.ctx_out"])
+    for depth, update in enumerate(updates):
+        if f"teacher.block{depth}.ffn" in record:
+            close(update, record[f"teacher.block{depth}.ffn"])
+    targets = ours.targets(source)
+    close(targets, record["targets"])
+    close(targets.mean(dim=1), record["cls_target"])
+
+
+def test_the_decoder_is_as_released(recorded: Any) -> None:
+    ours, record, _ = recorded
+    source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
+    _, seen = ours.look(source, masks)
+    noise = torch.zeros(len(seen), masks.n_patches, seen.shape[2])
+    canvas = ours.canvas(seen, masks, None, noise)
+    close(canvas[:2], record["student.encoder_out_dense"])
+    everything = torch.arange(masks.n_patches).expand(len(seen), -1)
+    close(ours.decoder(canvas, ours.student.grid(source), everything), record["decoder.out"])
+
+
+def test_losses_and_gradients_are_as_released(recorded: Any) -> None:
+    ours, record, meta = recorded
+    source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
+    noise = torch.zeros(masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,))
+    losses = ours.losses(source, masks, noise=noise)
+    losses["loss"].backward()
+
+    known = meta["scalars"]
+    parts = known["loss_parts_over_sample_size"]
+    weight = ours.method.utterance_weight
+    assert losses["loss"].item() == pytest.approx(known["final_loss(=total_sum/sample_size)"], 1e-4)
+    assert losses["frame"].item() == pytest.approx(parts["IMAGE_regression"], 1e-4)
+    assert weight * losses["utterance"].item() == pytest.approx(parts["cls"], 1e-4)
+    assert losses["guess_spread"].item() == pytest.approx(known["pred_var"], 1e-2)
+    assert losses["target_spread"].item() == pytest.approx(known["target_var"], 1e-2)
+
+    checked = 0
+    for name, parameter in names(ours).items():
+        assert parameter.grad is not None, name
+        norm = known["grad_l2_per_param"][name]
+        assert parameter.grad.norm().item() == pytest.approx(norm, 1e-3), name
+        if f"grad.{name}" in record:
+            theirs = record[f"grad.{name}"]
+            limit = 1e-3 * theirs.abs().max().item()
+            close(parameter.grad, theirs, rtol=0, atol=limit)
+            checked += 1
+    assert checked == sum(key.startswith("grad.") for key in record)
+
+
+def test_the_teacher_follows_as_released(recorded: Any) -> None:
+    ours, record, _ = recorded
+    with torch.no_grad():
+        for parameter in ours.student.parameters():
+            delta = 0.01 * (torch.arange(parameter.numel()) % 7 - 3)
+            parameter.add_(delta.view_as(parameter))
+    ours.method = ours.method.model_copy(
+        update={"tau": Tau(start=ours.method.tau.start, end=ours.method.tau.start)}
+    )
+    ours.after_step(1)
+    mine = {
+        k.replace("model.", "", 1): v
+        for k, v in encoder_names({f"model.{k}": v for k, v in ours.teacher.state_dict().items()})
+        .items()
+    }
+    theirs = encoder_names(
+        {k.removeprefix("ema_after."): v for k, v in record.items() if k.startswith("ema_after.")}
+    )
+    assert theirs
+    for name, tensor in theirs.items():
+        close(mine[name.removeprefix("model.")], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", NOISE, **by_name)
+def test_noise_stands_in_for_hidden_patches_as_released(path: Path) -> None:
+    record, known = tensors(path), sidecar(path)
+    io = path.with_name(path.name.replace("_noise", "_io"))
+    ours = objective(io, len(record["source"]))
+    masks = recorded_masks(record["mask"], len(record["source"]))
+    losses = ours.losses(record["source"][:, 0], masks, noise=record["mask_noise_dense"].clone())
+    size = known["sample_size"]
+    frame, cls = known["loss_sum"]["IMAGE_regression"], known["loss_sum"]["cls"]
+    assert losses["loss"].item() == pytest.approx(known["final_loss"], 1e-4)
+    assert losses["frame"].item() == pytest.approx(frame / size, 1e-4)
+    weighted = losses["utterance"].item() * ours.method.utterance_weight
+    assert weighted == pytest.approx(cls / size, 1e-4)
+    close(ours.targets(record["source"][:, 0]), record["targets"])
+
+
+@pytest.mark.parametrize("path", STEPS, **by_name)
+def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) -> None:
+    record, known = tensors(path), sidecar(path)
+    io = tensors(path.with_name(path.name.replace("_train", "_io")))
+    ours = objective(path.with_name(path.name.replace("_train", "_io")), len(io["source"]))
+    rates, adam = known["lr_schedule"], known["optimizer"]
+    optim = Optim(
+        lr=rates["lr"],
+        min_lr=rates["min_lr"],
+        warmup=rates["warmup_updates"],
+        betas=tuple(adam["betas"]),
+        eps=adam["eps"],
+        weight_decay=adam["weight_decay"],
+        decay_all=True,
+        clip=adam["clip_norm"],
+    )
+    groups = parameter_groups(ours.named_parameters(), optim, depth=ours.student.config.depth)
+    optimiser = adamw(groups, optim)
+    masks = recorded_masks(io["mask"], len(io["source"]))
+    shape = masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,)
+
+    for step, told in enumerate(known["steps"]):
+        set_rates(optimiser, optim, step, rates["max_update"])
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(told["lr_used"], 1e-9)
+        losses = ours.losses(io["source"][:, 0], masks, noise=torch.zeros(shape))
+        assert losses["loss"].item() == pytest.approx(told["loss_over_sample_size"], 1e-4)
+        losses["loss"].backward()
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
+        assert norm.item() == pytest.approx(told["grad_norm_before_clip"], 1e-4)
+        optimiser.step()
+        optimiser.zero_grad()
+        if step + 1 < len(known["steps"]):  # the released trainer moves the teacher one step later
+            ours.after_step(step + 1)
+
+    ours_now = names(ours)
+    for name, theirs in record.items():
+        kind, _, parameter = name.partition(".")
+        if kind == "student_after":
+            mine = ours_now[parameter].detach()
+            if parameter.endswith("qkv.bias"):  # the key's third has no gradient but rounding
+                width = len(theirs) // 3
+                keep = torch.cat([torch.arange(width), torch.arange(2 * width, 3 * width)])
+                mine, theirs = mine[keep], theirs[keep]
+            close(mine, theirs, rtol=0, atol=2e-6)
+        elif kind == "ema_after":
+            plain = next(iter(encoder_names({parameter: theirs}))).removeprefix("model.")
+            close(ours.teacher.state_dict()[plain], theirs, rtol=0, atol=2e-6)
+        elif kind in ("exp_avg", "exp_avg_sq"):
+            moment = optimiser.state[ours_now[parameter]][kind]
+            limit = 1e-3 * theirs.abs().max().item()
+            close(moment, theirs, rtol=0, atol=limit)

@@ -1,0 +1,187 @@
+"""Imports run one way: sound <- data, models <- pretrain <- finetune, evaluate <- cli."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "eat_audio"
+
+ORDER = [
+    ("errors",),
+    ("recipe",),
+    ("progress",),
+    ("audio",),
+    ("logmel",),
+    ("masking",),
+    ("data",),
+    ("models",),
+    ("weights",),
+    ("pretrain",),
+    ("finetune", "evaluate", "probe", "inference"),
+    ("wrappers", "bench", "demo"),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
+]
+"""The rooms of the package from the ground up: each may import those before it and its own line."""
+
+MAY_IMPORT = {
+    room: {below for line in ORDER[: floor + 1] for below in line} | {"train"}
+    for floor, line in enumerate(ORDER)
+    for room in line
+}
+"""By room: which rooms its files may import."""
+
+MAY_IMPORT["train"] = {"errors", "recipe", "train"}
+"""How anything learns knows neither sound nor methods."""
+
+for room in (
+    "errors",
+    "recipe",
+    "progress",
+    "audio",
+    "logmel",
+    "masking",
+    "data",
+    "models",
+    "weights",
+):
+    MAY_IMPORT[room] -= {"train"}
+
+HEAVY = {"torch", "transformers"}
+"""What `eat --help` must not wait for."""
+
+FOREIGN = {
+    "fairseq",
+    "lightning",
+    "pytorch_lightning",
+    "timm",
+    "torchaudio",
+    "torchcodec",
+    "torchvision",
+}
+"""What no file imports: their wheels break beside some builds of torch."""
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(file: Path, package: Path = PACKAGE) -> str:
+    """The first part of a file's place: `models` of models/eat.py, `cli` of cli.py."""
+    return file.relative_to(package).with_suffix("").parts[0]
+
+
+def imports(file: Path, *, top_only: bool = False, package: Path = PACKAGE) -> Iterator[str]:
+    """Absolute names that a file imports; `from eat_audio import audio` is eat_audio.audio."""
+    todo: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                here = ("eat_audio", *file.relative_to(package).parts)[: -node.level]
+                origin = ".".join((*here, origin)).rstrip(".")
+            if origin == "eat_audio":
+                yield from (f"eat_audio.{alias.name}" for alias in node.names)
+            else:
+                yield origin
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not (top_only and (later or for_types)):
+            todo += ast.iter_child_nodes(node)
+
+
+def breaches(file: Path, package: Path = PACKAGE) -> list[str]:
+    """The imports of a file that go the wrong way."""
+    room = room_of(file, package)
+    wrong = []
+    for name in imports(file, package=package):
+        top, _, below = name.partition(".")
+        # what is no room is a name from the package's own __init__
+        met = below.partition(".")[0] if below.partition(".")[0] in MAY_IMPORT else "__init__"
+        if top == "eat_audio" and met not in MAY_IMPORT[room]:
+            wrong.append(f"{file.relative_to(package)} imports {name}")
+    return wrong
+
+
+def loaded_at_once(file: Path) -> set[str]:
+    """The packages that importing a file imports, through our own files too."""
+    found, todo, seen = set(), [file], set()
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        for name in imports(file, top_only=True):
+            top, *parts = name.split(".")
+            found.add(top)
+            if top == "eat_audio":
+                place = PACKAGE.joinpath(*parts)
+                ours = {place.with_suffix(".py"), place / "__init__.py"}
+                todo += [one for one in ours - seen if one.is_file()]
+    return found
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_every_file_has_a_room(file):
+    assert room_of(file) in MAY_IMPORT, f"give {room_of(file)} its place in ORDER"
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_one_way(file):
+    assert breaches(file) == []
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_file_imports_what_breaks_beside_a_cpu_torch(file):
+    assert FOREIGN.isdisjoint(name.partition(".")[0] for name in imports(file))
+
+
+@pytest.mark.parametrize("name", ["cli.py", "recipe.py"])
+def test_words_are_understood_before_torch_is_loaded(name):
+    assert HEAVY.isdisjoint(loaded_at_once(PACKAGE / name))
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("errors.py", "import eat_audio.recipe"),
+        ("audio.py", "from eat_audio.data.batches import batches"),
+        ("masking.py", "from eat_audio import models"),
+        ("models/eat.py", "from eat_audio.pretrain.eat import EATPretraining"),
+        ("models/eat.py", "from ..pretrain import eat"),
+        ("models/eat.py", "def late():\n    from .. import pretrain"),
+        ("train/loop.py", "from eat_audio.models.eat import EATModel"),
+        ("train/loop.py", "from eat_audio.audio import load_audio"),
+        ("data/manifest.py", "from eat_audio import load_audio"),
+        ("finetune.py", "import eat_audio"),
+        ("bench.py", "from eat_audio.cli import main"),
+        ("__init__.py", "from .cli import main"),
+    ],
+)
+def test_an_import_that_goes_the_wrong_way_is_named(tmp_path, file, line):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(line)
+    (breach,) = breaches(tmp_path / file, tmp_path)
+    assert breach.startswith(f"{file} imports eat_audio")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("models/eat.py", "from eat_audio.models.layers import Block"),
+        ("models/eat.py", "from .layers import Block"),
+        ("models/eat.py", "from ..masking import Masks"),
+        ("pretrain/eat.py", "from eat_audio.train.loop import fit"),
+        ("train/loop.py", "from eat_audio.errors import TrainingDiverged"),
+        ("finetune.py", "from eat_audio import evaluate"),
+        ("cli.py", "from eat_audio import __version__"),
+    ],
+)
+def test_an_import_that_goes_the_right_way_is_not(tmp_path, file, line):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(line)
+    assert breaches(tmp_path / file, tmp_path) == []

@@ -1,0 +1,307 @@
+"""What a recipe promises: typed, complete, and every mistake named at once."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import pytest
+from pydantic import Field, PositiveInt, model_validator
+
+from eat_audio import recipe
+from eat_audio.errors import RecipeError
+from eat_audio.recipe import Settings
+
+
+class Optim(Settings):
+    """How weights change."""
+
+    lr: float = 5e-4
+    """Highest learning rate."""
+    warmup: int = Field(10, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Head(Settings):
+    kind: Literal["linear", "mlp"] = "linear"
+    classes: int
+
+
+class Run(Settings):
+    """A small schema with one of everything."""
+
+    method: Literal["eat", "beats"] = "eat"
+    steps: PositiveInt = 400
+    """Updates of the weights,
+    all in all."""
+    data: Path | None = None
+    """Where the clips are."""
+    optim: Optim = Optim(warmup=20)
+    head: Head | None = None
+    crop: int | str = "none"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
+            )
+        return self
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A package folder of recipes: eat_base, and eat_tiny, which extends it."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    (folder / "eat_base.yaml").write_text("# The base.\nsteps: 400_000\noptim: {lr: 1e-3}\n")
+    (folder / "eat_tiny.yaml").write_text(
+        "# A tiny one.\n# eat pretrain eat_tiny\nextends: eat_base\noptim: {warmup: 7}\n"
+    )
+    monkeypatch.setattr(recipe, "RECIPES", folder)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "mine.yaml") -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def mistakes(path, *overrides, schema=Run) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(schema, path, overrides)
+    return [line.replace(f"{Path(path).parent}/", "") for line in str(caught.value).splitlines()]
+
+
+# ---- what counts ----
+
+
+def test_a_recipe_sets_only_what_differs_from_the_defaults(write):
+    run = recipe.load(Run, write("steps: 9_000\n"))
+    assert run == Run(steps=9_000)
+
+
+def test_an_empty_recipe_is_all_defaults(write):
+    assert recipe.load(Run, write("# nothing\n")) == Run()
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(shipped):
+    assert recipe.load(Run, "eat_base").steps == 400_000
+
+
+def test_a_recipe_says_only_what_differs_from_the_one_it_extends(shipped):
+    run = recipe.load(Run, "eat_tiny")
+    assert (run.steps, run.optim.lr, run.optim.warmup) == (400_000, 1e-3, 7)
+
+
+def test_a_recipe_of_ones_own_extends_one_of_the_package(shipped, write):
+    assert recipe.load(Run, write("extends: eat_tiny\nsteps: 50\n")).optim.warmup == 7
+
+
+def test_a_path_to_extend_starts_at_the_file_that_says_so(write, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    write("steps: 77\n", "below/base.yaml")
+    assert recipe.load(Run, write("extends: below/base.yaml\n")).steps == 77
+
+
+def test_an_override_counts_more_than_the_file_and_the_last_one_counts_most(write):
+    path = write("steps: 50\noptim: {lr: 1e-3, warmup: 3}\n")
+    run = recipe.load(Run, path, ["steps=60", "optim.lr=1e-4", "steps=70"])
+    assert (run.steps, run.optim.lr, run.optim.warmup) == (70, 1e-4, 3)
+
+
+def test_dotted_names_and_groups_say_the_same(write):
+    assert recipe.load(Run, write("optim.lr: 1e-3\n")) == recipe.load(
+        Run, write("optim: {lr: 1e-3}\n"), ["optim={lr: 1e-3}"]
+    )
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
+def test_a_number_may_be_written_as_people_write_it(write, text):
+    assert recipe.load(Run, write(""), [f"optim.lr={text}"]).optim.lr == 1e-4
+
+
+def test_overrides_are_yaml(write):
+    run = recipe.load(Run, write(""), ["optim.betas=[0.8, 0.9]", "data=null", "compile=true"])
+    assert (run.optim.betas, run.data, run.compile) == ((0.8, 0.9), None, True)
+
+
+def test_a_value_may_hold_an_equals_sign(write):
+    assert recipe.load(Run, write(""), ["data=a=b.tsv"]).data == Path("a=b.tsv")
+
+
+def test_settings_never_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Run().steps = 3
+
+
+def test_reading_tells_the_method_before_the_schema_is_known(shipped, write):
+    path = write("extends: eat_base\nmethod: beats\nunheard_of: 1\n")
+    tree = recipe.read(path, ["optim.warmup=3"])
+    assert tree == {
+        "method": "beats",
+        "unheard_of": 1,
+        "steps": 400_000,
+        "optim": {"lr": "1e-3", "warmup": 3},
+    }
+
+
+# ---- what is refused, and in which words ----
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("steps=4.5", "steps=4.5: a whole number is expected"),
+        ("steps=many", "steps=many: a whole number is expected"),
+        ("steps=yes", "steps=yes: a whole number is expected"),
+        ("steps=", "steps=: a whole number is expected"),
+        ("steps=0", "steps=0: more than 0 is expected"),
+        ("optim.lr=fast", "optim.lr=fast: a number is expected"),
+        ("optim.lr=true", "optim.lr=true: a number is expected"),
+        ("optim.lr=.nan", "optim.lr=.nan: a finite number is expected"),
+        ("optim.warmup=-1", "optim.warmup=-1: 0 or more is expected"),
+        ("optim={lr: fast}", "optim.lr=fast: a number is expected"),
+        ("optim=adam", "optim=adam: a group of settings is expected"),
+        ("optim.betas=[0.9, high]", "optim.betas.1=high: a number is expected"),
+        ("optim.betas=[1, 2, 3]", "optim.betas=[1, 2, 3]: at most 2 values are expected"),
+        ("compile=perhaps", "compile=perhaps: true or false is expected"),
+        ("method=ast", "method=ast: 'eat' or 'beats' is expected"),
+        ("crop=[1]", "crop=[1]: a whole number or text is expected"),
+        ("head.kind=mlp", "head.classes is not set"),
+        ("optim.warmup=400", "optim.warmup=400 is not shorter than steps=400"),
+        ("optim.lrr=1e-4", "optim.lrr=1e-4: no such setting; did you mean optim.lr?"),
+        ("optm.lr=1e-4", "optm.lr=1e-4: no such setting; did you mean optim.lr?"),
+        ("lr=1e-4", "lr=1e-4: no such setting; did you mean optim.lr?"),
+        ("step=9", "step=9: no such setting; did you mean steps?"),
+        ("steps.x=3", "steps.x=3: no such setting; did you mean steps?"),
+        ("zzz=3", "zzz=3: no such setting"),
+        ("extends=eat_tiny", "extends=eat_tiny: no such setting"),
+        ("steps", "'steps' is not a setting; key=value is expected"),
+        ("=3", "'=3' is not a setting; key=value is expected"),
+        ("optim..lr=3", "'optim..lr=3' is not a setting; key=value is expected"),
+        ("optim={a: 1, a: 2}", "optim={a: 1, a: 2}: the value cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_sentence(write, override, sentence):
+    (line,) = mistakes(write(""), override)
+    assert line.removesuffix(" ('a' is set twice)") == sentence
+
+
+def test_all_mistakes_are_reported_at_once(write):
+    path = write("stps: 3\nmethod: ast\n")
+    assert sorted(mistakes(path, "optim.lr=fast", "steps", "compile=perhaps")) == [
+        "'steps' is not a setting; key=value is expected",
+        "compile=perhaps: true or false is expected",
+        "mine.yaml: method=ast: 'eat' or 'beats' is expected",
+        "mine.yaml: stps=3: no such setting; did you mean steps?",
+        "optim.lr=fast: a number is expected",
+    ]
+
+
+def test_a_mistake_in_a_file_names_the_file_that_makes_it(shipped, write):
+    (shipped / "eat_base.yaml").write_text("# The base.\noptim: {warmup: none}\n")
+    path = write("extends: eat_base\nsteps: 4.5\n")
+    assert sorted(mistakes(path)) == [
+        "eat_base.yaml: optim.warmup=none: a whole number is expected",
+        "mine.yaml: steps=4.5: a whole number is expected",
+    ]
+
+
+def test_what_must_be_set_is_asked_for_with_its_meaning(write):
+    class Needy(Settings):
+        data: Path
+        """Where the clips are."""
+
+    assert mistakes(write(""), schema=Needy) == ["data is not set (Where the clips are)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("steps: 3\noptim: {lr: 1\nx: 2\n", "mine.yaml line 3: cannot be read as YAML"),
+        ("x: 3\n\nx: 4\n", "mine.yaml line 3: cannot be read as YAML ('x' is set twice)"),
+        ("x: 3\ny: !!python/object/apply:os.system [ls]\n", "mine.yaml line 2: cannot be read"),
+        ("a: &a {b: *a}\n", "mine.yaml line 1: cannot be read as YAML (a value contains itself)"),
+        ("steps: \x07\n", "mine.yaml: cannot be read as YAML (special characters"),
+        ("when: 2025-13-45\n", "mine.yaml: cannot be read as YAML (month must be in 1..12"),
+        ("- steps\n", "mine.yaml: a mapping of settings is expected, found [steps]"),
+        ("extends: [a, b]\n", "mine.yaml: extends=[a, b]: the name of one recipe is expected"),
+    ],
+)
+def test_a_file_that_is_no_recipe_gets_one_sentence_with_its_line(write, text, sentence):
+    (line,) = mistakes(write(text))
+    assert line.startswith(sentence)
+
+
+def test_a_file_that_is_not_text_gets_one_sentence(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"steps: \xff\xfe")
+    (line,) = mistakes(tmp_path / "mine.yaml")
+    assert line == "mine.yaml: cannot be read as YAML (invalid start byte)"
+
+
+def test_a_recipe_that_does_not_exist_is_told_from_those_that_do(shipped):
+    assert mistakes("eat_bse") == ["no recipe called 'eat_bse'; there are eat_base, eat_tiny"]
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path):
+    path = tmp_path / "gone.yaml"
+    assert mistakes(path) == ["gone.yaml: there is no such file"]
+
+
+def test_a_recipe_to_extend_that_does_not_exist_is_named_with_the_file_that_asks(shipped, write):
+    assert mistakes(write("extends: eat_bse\n")) == [
+        "mine.yaml: no recipe called 'eat_bse'; there are eat_base, eat_tiny"
+    ]
+
+
+def test_recipes_that_extend_each_other_are_refused(write):
+    write("extends: mine.yaml\n", "other.yaml")
+    (line,) = mistakes(write("extends: other.yaml\n"))
+    assert line.endswith("a recipe cannot extend itself (mine.yaml -> other.yaml -> mine.yaml)")
+
+
+# ---- what is shown ----
+
+
+def test_dumped_settings_load_as_the_same_settings(write):
+    run = Run(
+        steps=30,
+        data=Path("a b.tsv"),
+        optim=Optim(lr=1e-5, warmup=1, betas=(0.8, 0.99)),
+        head=Head(classes=3),
+        crop="1e4",
+        compile=True,
+    )
+    assert recipe.load(Run, write(recipe.dump(run))) == run
+
+
+def test_options_list_every_setting_with_its_default_and_meaning():
+    assert recipe.options(Run) == [
+        ("method", "eat", ""),
+        ("steps", "400", "Updates of the weights, all in all."),
+        ("data", "null", "Where the clips are."),
+        ("optim.lr", "0.0005", "Highest learning rate."),
+        ("optim.warmup", "20", ""),
+        ("optim.betas", "[0.9, 0.95]", ""),
+        ("head", "null", ""),
+        ("head.kind", "linear", ""),
+        ("head.classes", "required", ""),
+        ("crop", "none", ""),
+        ("compile", "false", ""),
+    ]
+
+
+def test_names_come_with_the_first_line_of_the_file(shipped):
+    assert recipe.names() == [("eat_base", "The base."), ("eat_tiny", "A tiny one.")]
+
+
+@pytest.mark.parametrize(("name", "title"), recipe.names())
+def test_every_recipe_of_the_package_can_be_read_and_says_what_it_is(name, title):
+    assert title
+    assert (recipe.RECIPES / f"{name}.yaml").read_text().startswith("# ")
+    assert "extends" not in recipe.read(name)
