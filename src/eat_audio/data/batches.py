@@ -31,6 +31,8 @@ class ClipSettings(Settings):
 
     seconds: PositiveFloat = 10.24
     """How much of a clip is heard: longer ones are cut, shorter ones padded."""
+    test_seconds: PositiveFloat | None = None
+    """How much of a clip is heard when testing; as much as in training if not set."""
     crop: Literal["start", "random"] = "start"
     """Where a long clip is cut; the released code keeps its beginning."""
     statistics: str | tuple[float, float] | None = None
@@ -233,11 +235,12 @@ def ordered_batches(corpus: Corpus, settings: ClipSettings, *, batch: int) -> It
     A batch holds fewer clips where some cannot be read, perhaps none.
     """
     reader = ClipReader()
+    seconds = settings.test_seconds or settings.seconds
     for step, first in enumerate(range(0, len(corpus.clips), batch)):
         clips, waveforms, unreadable = [], [], []
         for clip in corpus.clips[first : first + batch]:
             try:
-                waveforms.append(reader.read(clip, settings.seconds))
+                waveforms.append(reader.read(clip, seconds))
                 clips.append(clip)
             except AudioError as error:
                 unreadable.append(str(error))

@@ -224,8 +224,10 @@ def _tone(pitch: Signal, timbre: Signal) -> Signal:
     """Harmonics over a moving pitch in Hz; those above half the sample rate are left out."""
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
     return sum(
-        (loudness * np.sin(k * phase) * (k * pitch < SAMPLE_RATE / 2)
-         for k, loudness in enumerate(timbre, start=1)),
+        (
+            loudness * np.sin(k * phase) * (k * pitch < SAMPLE_RATE / 2)
+            for k, loudness in enumerate(timbre, start=1)
+        ),
         start=np.zeros(len(pitch)),
     )
 

@@ -301,14 +301,12 @@ class EATPreTrainedModel(PreTrainedModel):
         if isinstance(module, EATEncoder):
             init.normal_(module.extra_tokens)
             module._positions = None
-            if isinstance(module, EATClassifier):
-                init.trunc_normal_(module.head.weight, std=0.02)
-                init.zeros_(module.head.bias)
-        elif isinstance(module, PatchEmbedding):
-            fan_in, width = module.patch**2, module.proj.out_channels
-            bound = (6 / (fan_in + width)) ** 0.5  # xavier on the (width, 256) view
-            init.uniform_(module.proj.weight, -bound, bound)
-            init.uniform_(module.proj.bias, -(fan_in**-0.5), fan_in**-0.5)
+        elif isinstance(module, nn.Conv2d):  # the patch embedding: xavier on the (width, 256) view
+            inside = module.weight[0].numel()
+            bound = (6 / (inside + module.out_channels)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+            assert module.bias is not None
+            init.uniform_(module.bias, -(inside**-0.5), inside**-0.5)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.02)
             if module.bias is not None:

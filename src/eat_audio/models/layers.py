@@ -8,6 +8,7 @@ Source: the released `models/modules.py` and `models/images.py`, as observed; Vi
 (arXiv 2010.11929) for the patch embedding, stochastic depth from arXiv 1603.09382.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,10 +41,11 @@ def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
     The first half of the channels encodes frequency, the second time; each half is
     [sin, cos] of index * 10000^(-k / (width / 4)), computed in float32 as released.
     """
-    rates = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    exponents = np.arange(width // 4, dtype=np.float32) / np.float32(width / 4)
+    rates = torch.from_numpy(1 / np.float32(10_000) ** exponents)  # numpy's rounding, as released
 
     def encode(indices: Tensor) -> Tensor:
-        angles = indices.float()[:, None] * rates.float()
+        angles = indices.float()[:, None] * rates
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     frequency = encode(torch.arange(rows)).expand(columns, rows, width // 2)

@@ -1,0 +1,1 @@
+"""What the repository claims, each by a command that prints it."""

@@ -1,0 +1,449 @@
+"""A trained model and sound -> vectors, or labels with scores: using what was learnt.
+
+Sound of any length is heard in windows of 10.24 s, so memory does not grow with the file. What a
+model says about one clip never depends on the clips that happen to be heard beside it.
+
+Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio
+from eat_audio.data.batches import ClipSettings
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.manifest import Corpus
+from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
+from eat_audio.evaluate import Evaluation, judge, score
+from eat_audio.logmel import FRAME, HOP, INT16_SCALE, PATCH_FRAMES
+from eat_audio.models.eat import EATConfig, EATForAudioClassification
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrained import Model, find_model, load_features, on_disk
+from eat_audio.progress import track
+from eat_audio.train.loop import Training
+
+__all__ = [
+    "Embedding",
+    "FilePrediction",
+    "Listener",
+    "Prediction",
+    "evaluate_model",
+    "find_model",
+    "load",
+    "load_features",
+    "predict_files",
+]
+
+Array = NDArray[np.float32]
+Sound = str | Path | Tensor | NDArray[Any]
+"""A file, or a mono waveform (samples,) at 16 kHz: floats in [-1, 1], or int16."""
+Level = Literal["clip", "frame", "patch"]
+T = TypeVar("T")
+
+COLUMN_SAMPLES = PATCH_FRAMES * HOP
+COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
+"""One column of patches, 160 ms."""
+ALL_OF_IT = 1e9
+"""Seconds; longer than any recording."""
+AUDIOSET_CLASSES = 527
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What a model hears in a sound, by level, as float32 arrays."""
+
+    clip: Array
+    """(D,): one vector for all of it."""
+    frames: Array
+    """(T', D): one per 160 ms, the mean over frequency."""
+    patches: Array
+    """(T', F', D): one per 160 ms and 16 mel bins, low ones first."""
+    seconds: Array
+    """(T',): the middle of every column, from the start of the sound."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label, and how sure a model is of it, from 0 to 1."""
+
+    label: str
+    score: float
+
+
+def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Listener":
+    """A model ready to hear: see `find_model` for places and errors.
+
+    Without a front end beside the weights (released files have none) it is that of AudioSet.
+    """
+    here = on_disk(place)
+    features = load_features(here) or EATFeatureExtractor()
+    return Listener(_moved(find_model(here), device), features, overlap=overlap)
+
+
+def _moved(model: Model, device: str) -> Model:
+    model.to(Training(device=device).on())  # type: ignore[arg-type]
+    return model
+
+
+class Listener:
+    """A model with its front end.
+
+    Sound that is longer than a window is heard window by window, each as a clip of its own. The
+    vector of the whole, and its scores, are the means over windows, weighted by their length;
+    columns of patches that several windows hear are averaged.
+
+    Args:
+        model: Encoder or classifier.
+        features: The front end it was trained with.
+        window: Seconds heard at a time: a multiple of 0.16, so that the columns of all windows
+            lie on one grid. 10.24 s are the 1024 frames that released models know.
+        overlap: Seconds that a window shares with the one before: a multiple of 0.16, too.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        features: EATFeatureExtractor,
+        *,
+        window: float = 10.24,
+        overlap: float = 0.0,
+    ) -> None:
+        columns, shared = round(window / COLUMN_SECONDS), round(overlap / COLUMN_SECONDS)
+        off = max(abs(columns * COLUMN_SECONDS - window), abs(shared * COLUMN_SECONDS - overlap))
+        if off > 1e-6 or not 0 <= shared < columns:
+            raise RecipeError(
+                f"window={window:g}, overlap={overlap:g}: expected multiples of "
+                f"{COLUMN_SECONDS:g} s, and an overlap shorter than the window"
+            )
+        self.model = model.eval()
+        self.features = features
+        self.frames = columns * PATCH_FRAMES
+        self.samples = (self.frames - 1) * HOP + FRAME  # the last frame reaches over the edge
+        self.hop = (columns - shared) * COLUMN_SAMPLES
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in their order; LABEL_0 and so on where they have none."""
+        names = self.model.config.id2label or {}
+        return tuple(names.get(n, f"LABEL_{n}") for n in range(self.model.config.num_labels))
+
+    def embed(self, sound: Sound) -> Embedding:
+        """The vectors of one sound (an hour's patches take 0.5 GB with a base model).
+
+        Raises:
+            AudioError: It cannot be heard.
+        """
+        parts = _or_raise(next(self._listen([sound], _clip_and_patches, batch=8)))
+        patches = _side_by_side(parts, level=1)
+        seconds = middles(len(patches))
+        return Embedding(_mean(parts), patches.mean(axis=1), patches, seconds)
+
+    def predict(self, sound: Sound, top_k: int = 12) -> list[Prediction]:
+        """The likeliest labels of one sound, likeliest first.
+
+        Scores are probabilities: of all classes together (softmax) if the model was trained to
+        give one label per clip, of each class by itself (sigmoid) if several.
+
+        Raises:
+            AudioError: It cannot be heard.
+            CheckpointError: The model is an encoder without a classifier.
+        """
+        return _or_raise(next(self.predict_each([sound], top_k)))
+
+    def embed_each(
+        self, sounds: Iterable[Sound], level: Level, *, batch: int = 8
+    ) -> Iterator[Array | AudioError]:
+        """The vectors of many sounds, in order: (D,), (T', D) or (T', F', D), or what is wrong.
+
+        Args:
+            sounds: Files or waveforms; read as they are needed, `batch` windows ahead.
+            level: clip, frame or patch.
+            batch: Windows heard at once.
+        """
+        if level not in get_args(Level):
+            raise RecipeError(f"level={level}: expected one of {', '.join(get_args(Level))}")
+        join = _mean if level == "clip" else _side_by_side
+        for parts in self._listen(sounds, HEAR[level], batch=batch):
+            yield parts if isinstance(parts, AudioError) else join(parts)
+
+    def predict_each(
+        self, sounds: Iterable[Sound], top_k: int = 12, *, batch: int = 8
+    ) -> Iterator[list[Prediction] | AudioError]:
+        """The likeliest labels of many sounds, in order, or what is wrong with them."""
+        if not isinstance(self.model, EATForAudioClassification):
+            raise CheckpointError(
+                "the model is an encoder without a classifier; eat finetune teaches it labels"
+            )
+        names = self.labels
+        for parts in self._listen(sounds, _probabilities, batch=batch):
+            if isinstance(parts, AudioError):
+                yield parts
+                continue
+            scores = _mean(parts)
+            best = np.argsort(-scores, kind="stable")[:top_k]
+            yield [Prediction(names[number], float(scores[number])) for number in best]
+
+    def _listen(
+        self, sounds: Iterable[Sound], hear: "Hear", *, batch: int
+    ) -> Iterator["list[_Part] | AudioError"]:
+        """What is heard in the windows of every sound; `batch` windows, of any, at a time."""
+        parts: list[_Part] = []
+        for group in _groups(self._windows(sounds), batch):
+            heard = iter(
+                self._together([item for item in group if isinstance(item, _Window)], hear)
+            )
+            for item in group:
+                if isinstance(item, _Window):
+                    parts.append(next(heard))
+                else:
+                    yield item.error or parts
+                    parts = []
+
+    def _windows(self, sounds: Iterable[Sound]) -> Iterator["_Window | _End"]:
+        for sound in sounds:
+            error = None
+            try:
+                if isinstance(sound, (str, Path)):
+                    seconds, hop = self.samples / SAMPLE_RATE, self.hop / SAMPLE_RATE
+                    for start, waveform in stream_audio(sound, seconds=seconds, hop=hop):
+                        yield _Window(round(start / COLUMN_SECONDS), waveform)
+                else:
+                    waveform = _waveform(sound)
+                    repeated = self.samples - self.hop
+                    for first in range(0, max(len(waveform) - repeated, 1), self.hop):
+                        window = waveform[first : first + self.samples]
+                        yield _Window(first // COLUMN_SAMPLES, window)
+            except AudioError as told:
+                error = told
+            yield _End(error)
+
+    @torch.inference_mode()
+    def _together(self, windows: "list[_Window]", hear: "Hear") -> "list[_Part]":
+        """What is heard in some windows, padded to one batch."""
+        if not windows:
+            return []
+        waveforms = pad_sequence([window.waveform for window in windows], batch_first=True)
+        lengths = torch.tensor([len(window.waveform) for window in windows])
+        # Where models listen to the padding, its length must not depend on the other windows.
+        fixed = self.frames if self.features.released_padding else None
+        device = next(self.model.parameters()).device
+        spectrogram, frames = self.features.spectrogram(waveforms.to(device), lengths, frames=fixed)
+        heard = hear(self.model, spectrogram, self.features.mask(spectrogram, frames))
+        levels = [level.float().cpu().numpy() for level in heard]
+        return [
+            _Part(window.column, -(-count // PATCH_FRAMES), tuple(level[row] for level in levels))
+            for row, (window, count) in enumerate(zip(windows, frames.tolist(), strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """What a model says about a file, or why it cannot."""
+
+    path: str
+    predictions: list[Prediction]
+    """Likeliest first; empty if there is an error."""
+    error: str | None = None
+
+
+def predict_files(
+    places: Iterable[str | Path], listener: Listener, *, top_k: int = 12, batch: int = 8
+) -> Iterator[FilePrediction]:
+    """The likeliest labels of files, and of all recordings in folders, in sorted order.
+
+    Args:
+        places: Files and folders.
+        listener: What `load` gave; a classifier.
+        top_k: How many labels of each.
+        batch: Windows of 10.24 s heard at once.
+
+    Raises:
+        EatError: A place does not exist, or the model is no classifier. What is wrong with a
+            single file is part of its result, and the others go on.
+    """
+    paths = find_audio(places)
+    heard = track(listener.predict_each(paths, top_k, batch=batch), "predict", len(paths))
+    for path, result in zip(paths, heard, strict=True):
+        if isinstance(result, AudioError):
+            yield FilePrediction(as_text(path), [], as_text(result))
+        else:
+            yield FilePrediction(as_text(path), result)
+
+
+def evaluate_model(
+    place: str | Path,
+    data: str | Path,
+    *,
+    splits: Iterable[str] = (),
+    seconds: float | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Score a fine-tuned model on labelled clips.
+
+    Labels of the clips are those of the model that have the same name. A model without names (as
+    the released files are) has the corpus' names, if they are as many.
+
+    Args:
+        place: See `find_model`.
+        data: See `open_corpus`.
+        splits: Which parts of the corpus; by default "test", else "eval", else everything.
+        seconds: How much of each clip is heard, from its beginning; all if None.
+        device: cpu, cuda, ...; auto: a GPU if there is one.
+
+    Raises:
+        EatError: The model is no classifier, or the clips have no labels, or others.
+    """
+    here = on_disk(place)
+    model = find_model(here, EATForAudioClassification)
+    features = load_features(here) or EATFeatureExtractor()
+    listener = Listener(_moved(model, device), features)
+
+    corpus = open_corpus(data)
+    if not corpus.label_names:
+        raise DataError(f"{data}: its clips have no labels to be scored against")
+    usual = [split for split in ("test", "eval") if split in corpus.splits][:1]
+    if chosen := tuple(splits) or tuple(usual):
+        corpus = corpus.select(*chosen)
+    corpus = _with_labels_of(listener, corpus)
+    multi_label = corpus.multi_label or several_labels(model.config)
+    corpus = replace(corpus, multi_label=multi_label)
+    scores = score(model, features, corpus, ClipSettings(seconds=seconds or ALL_OF_IT))
+    return judge(scores, corpus.label_names, multi_label=multi_label)
+
+
+def _with_labels_of(listener: Listener, corpus: Corpus) -> Corpus:
+    names = listener.labels
+    if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
+        if len(names) != len(corpus.label_names):
+            raise DataError(
+                f"{corpus.name}: has {len(corpus.label_names)} labels; the model has "
+                f"{len(names)}, without names"
+            )
+        return corpus
+    return corpus.with_labels(names)
+
+
+def as_text(said: object) -> str:
+    """A path, or what is said about it, as text that any file can hold."""
+    return str(said).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def middles(columns: int) -> Array:
+    """The middle of every column of patches, in seconds from the start of the sound: (T',)."""
+    return (np.arange(columns, dtype=np.float32) + np.float32(0.5)) * np.float32(COLUMN_SECONDS)
+
+
+def several_labels(config: EATConfig) -> bool:
+    """Whether a classifier gives several labels per clip; if it does not say: those of AudioSet."""
+    if config.problem_type is None:
+        return config.num_labels == AUDIOSET_CLASSES
+    return config.problem_type == "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class _Window:
+    column: int  # where it begins
+    waveform: Tensor
+
+
+@dataclass(frozen=True)
+class _End:
+    """Comes after the windows of a sound."""
+
+    error: AudioError | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was heard in one window."""
+
+    column: int
+    columns: int  # that are real
+    levels: tuple[Array, ...]
+
+
+Hear = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
+"""(model, spectrogram, mask) -> what is wanted of it, a row per window."""
+
+
+def _clip_and_patches(model: Model, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    heard = model.features(x, mask)
+    return heard.clip, heard.patches
+
+
+def _probabilities(
+    model: EATForAudioClassification, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    logits = model(x, mask).logits.float()
+    return (logits.sigmoid() if several_labels(model.config) else logits.softmax(dim=1),)
+
+
+HEAR: dict[Level, Hear] = {
+    "clip": lambda model, x, mask: (model.features(x, mask).clip,),
+    "frame": lambda model, x, mask: (model.features(x, mask).frames,),
+    "patch": lambda model, x, mask: (model.features(x, mask).patches,),
+}
+
+
+def _mean(parts: list[_Part], level: int = 0) -> Array:
+    """The mean over windows, weighted by how many columns of each are real."""
+    weights = [part.columns for part in parts]
+    mean = np.average([part.levels[level] for part in parts], axis=0, weights=weights)
+    return mean.astype(np.float32)
+
+
+def _side_by_side(parts: list[_Part], level: int = 0) -> Array:
+    """The columns of all windows on one grid; the mean where windows overlap."""
+    columns = max(part.column + part.columns for part in parts)
+    total = np.zeros((columns, *parts[0].levels[level].shape[1:]), np.float32)
+    times = np.zeros(columns, np.float32)
+    for part in parts:
+        here = slice(part.column, part.column + part.columns)
+        total[here] += part.levels[level][: part.columns]
+        times[here] += 1
+    total /= times.reshape(-1, *[1] * (total.ndim - 1))
+    return total
+
+
+def _groups(items: Iterator[_Window | _End], batch: int) -> Iterator[list[_Window | _End]]:
+    """The same items in lists that hold `batch` windows each, the last one perhaps fewer."""
+    group: list[_Window | _End] = []
+    windows = 0
+    for item in items:
+        group.append(item)
+        windows += isinstance(item, _Window)
+        if windows == batch:
+            yield group
+            group, windows = [], 0
+    if group:
+        yield group
+
+
+def _waveform(sound: Tensor | NDArray[Any]) -> Tensor:
+    samples = np.asarray(sound.detach().cpu() if isinstance(sound, Tensor) else sound)
+    if samples.ndim != 1 or not len(samples):
+        raise AudioError(
+            f"an array of shape {samples.shape} was given; expected mono (samples,) at 16 kHz"
+        )
+    if samples.dtype != np.int16 and samples.dtype.kind != "f":
+        raise AudioError(f"samples of type {samples.dtype} were given; expected floats or int16")
+    scale = INT16_SCALE if samples.dtype == np.int16 else 1
+    waveform = torch.from_numpy(samples.astype(np.float32) / np.float32(scale))
+    if broken := int((~waveform.isfinite()).sum()):
+        raise AudioError(f"{broken} samples are not finite; expected none")
+    return waveform
+
+
+def _or_raise(result: T | AudioError) -> T:
+    if isinstance(result, AudioError):
+        raise result
+    return result
