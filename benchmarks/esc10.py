@@ -103,7 +103,7 @@ def summary(scores: dict[tuple[int, str], dict[str, float]], seeds: int) -> dict
 def table(rows: dict[str, Any], seeds: int) -> str:
     """The result as Markdown."""
     lines = [
-        f"ESC-10, 5 folds x {seeds} seeds, percent correct (mean over seeds, +- standard deviation):",
+        f"ESC-10, 5 folds x {seeds} seeds, percent correct (mean +- deviation over seeds):",
         "",
         "| model | accuracy |",
         "| --- | --- |",

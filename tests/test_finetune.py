@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import golden_sets, sidecar, tensors
 from torch import Tensor
 
+from conftest import golden_sets, sidecar, tensors
 from eat_audio.data import augment
 from eat_audio.finetune import classification_loss
 from eat_audio.models.eat import EATConfig, EATForAudioClassification
@@ -77,7 +77,10 @@ def test_features_and_logits_are_as_released(path: Path) -> None:
 def test_a_shorter_clip_gives_the_released_logits(path: Path) -> None:
     recorded = tensors(path)
     model = classifier(path, "audioset")
-    close(model(recorded["half_length.imgs"][:, 0]).logits, recorded["half_length.eval_logits.CLS_TOKEN"])
+    close(
+        model(recorded["half_length.imgs"][:, 0]).logits,
+        recorded["half_length.eval_logits.CLS_TOKEN"],
+    )
 
 
 @each

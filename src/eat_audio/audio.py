@@ -321,16 +321,16 @@ def _by_pyav(path: str | Path, file: IO[bytes], demuxer: str) -> Iterator[_Recor
     import av
 
     try:
-        with av.open(file, "r", format=demuxer) as container:
-            stream = next(iter(container.streams.audio), None)
-            rate = getattr(stream and stream.codec_context, "sample_rate", 0)
+        with av.open(file, "r", format=demuxer, metadata_errors="replace") as container:
+            tracks = container.streams.audio
+            rate = getattr(tracks[0].codec_context, "sample_rate", 0) if tracks else 0
             if not rate:
                 raise AudioError(f"{path}: has no audio track that can be decoded")
             planar = av.AudioResampler(format="fltp", rate=rate)
 
             def decoded() -> Blocks:
                 try:
-                    for frame in container.decode(stream):
+                    for frame in container.decode(tracks[0]):
                         yield from (_mono(part.to_ndarray()) for part in planar.resample(frame))
                 except (av.FFmpegError, ValueError):  # cut short
                     return

@@ -7,11 +7,12 @@ state is saved), 1 a bug (with its traceback).
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer import Argument, Option
 
 from eat_audio import recipe as recipes
@@ -41,6 +42,7 @@ Out = Annotated[Path, Option("--out", help="Folder for checkpoints, logs and the
 Resume = Annotated[bool, Option("--resume", help="Go on with what is in --out.")]
 ModelPlace = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
 Places = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
+Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -147,6 +149,130 @@ def evaluate(
         _show_evaluation(result)
 
 
+@app.command()
+def predict(
+    places: Places,
+    *,
+    model: ModelPlace,
+    top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
+    as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Tell what is heard in files: labels with scores.
+
+    Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
+    """
+    from eat_audio.inference import load, predict_files
+
+    failed = []
+    for heard in predict_files(places, load(model, device=device), top_k=top_k):
+        if as_json:
+            labels = [{"label": p.label, "score": p.score} for p in heard.predictions]
+            line = {"path": heard.path, "predictions": labels, "error": heard.error}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        elif heard.error is None:
+            rows = [(p.label, f"{p.score:.3f}") for p in heard.predictions]
+            _table(heard.path, ("label", "score"), rows, heading=True)
+        if heard.error is not None:
+            failed.append(heard.error)
+    _end_of_job(failed)
+
+
+@app.command()
+def embed(
+    places: Places,
+    *,
+    model: ModelPlace,
+    out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
+    level: Annotated[
+        str, Option(help="clip: one vector; frame: one per 160 ms; patch: and per 16 mel bins.")
+    ] = "clip",
+    device: Device = "auto",
+) -> None:
+    """Turn files into vectors; what is already in --out is not done again.
+
+    Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
+    """
+    from eat_audio.embed import embed_files
+    from eat_audio.inference import load
+
+    done = embed_files(places, load(model, device=device), out, level=cast(Any, level))
+    already = f", {done.skipped} were there already" if done.skipped else ""
+    print(f"{out}: {done.done} files embedded{already}")
+    _end_of_job(done.failed)
+
+
+def _end_of_job(failed: list[str]) -> None:
+    """List what could not be read; the job went on without it, and says so by exit code 2."""
+    for sentence in failed:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    if failed:
+        raise EatError(f"{len(failed)} of the files could not be read; all others are done")
+
+
+@data_app.command("stats")
+def data_stats(
+    place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
+    split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Measure the mean and standard deviation that normalise a corpus' log-mel."""
+    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.stats import measure
+
+    corpus = open_corpus(place)
+    found = measure(corpus.select(*split) if split else corpus)
+    mean, std = round(found.statistics.mean, 4), round(found.statistics.std, 4)
+    if as_json:
+        print(json.dumps({"mean": mean, "std": std, "clips": found.clips}))
+        return
+    print(f"mean {mean}, standard deviation {std}")
+    print(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
+    print(f"use them with clips.statistics=[{mean},{std}]")
+    for sentence in found.unreadable:
+        print(f"skipped: {sentence}", file=sys.stderr)
+
+
+@data_app.command("manifest")
+def data_manifest(
+    place: Annotated[str, Argument(help="A folder in a known layout, or another manifest.")],
+    out: Annotated[Path, Argument(help="The manifest to write: .csv.")],
+) -> None:
+    """Write down which clips there are, with labels and splits, in one file."""
+    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.manifest import missing_files, write_csv
+
+    corpus = open_corpus(place)
+    for clip in missing_files(corpus):
+        print(f"missing: {clip.path}", file=sys.stderr)
+    write_csv(corpus, out)
+    print(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
+
+
+@data_app.command("show")
+def data_show(
+    place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
+) -> None:
+    """Tell how a corpus is understood: clips, splits, labels, missing files."""
+    from collections import Counter
+
+    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.manifest import missing_files
+
+    corpus = open_corpus(place)
+    missing = missing_files(corpus)
+    for clip in missing:
+        print(f"missing: {clip.path}", file=sys.stderr)
+    splits = Counter(clip.split for clip in corpus.clips)
+    times = Counter(label for clip in corpus.clips for label in clip.labels)
+    rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
+    rows += [(f"split {name}", str(count)) for name, count in splits.items()]
+    kind = "several per clip" if corpus.multi_label else "one per clip"
+    rows += [("labels", f"{len(corpus.label_names)} ({kind}), {len(times)} of them with clips")]
+    rows += [("statistics", corpus.statistics or "not known: eat data stats measures them")]
+    _table(corpus.name, ("", ""), rows)
+
+
 @app.command("recipes")
 def list_recipes(
     name: Annotated[str | None, Argument(help="Print this recipe, resolved.")] = None,
@@ -201,18 +327,25 @@ def _left_out(evaluation: Any) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[Any]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: list[Any], *, heading: bool = False) -> None:
     """Print rows: a drawn table on a terminal, tab-separated lines otherwise."""
     console = Console()
     if not console.is_terminal:
+        if heading:
+            print(_printable(title))
         print("\t".join(columns))
         for row in rows:
-            print("\t".join(row))
+            print("\t".join(_printable(cell) for cell in row))
         return
-    table = Table(*columns, title=title)
+    table = Table(*columns, title=Text(_printable(title)))
     for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    console.print(table)
+
+
+def _printable(text: str) -> str:
+    """One line, whatever is in a name."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
 
 def main() -> None:

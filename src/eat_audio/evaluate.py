@@ -132,7 +132,7 @@ def accuracy(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
 def mean_average_precision(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
     """Mean over classes with a positive of scikit-learn's average precision."""
     positives = scores.truth.sum(axis=0).astype(int)
-    classes = [
+    classes: list[dict[str, Any]] = [
         {
             "label": name,
             "clips": int(positives[number]),
@@ -142,7 +142,7 @@ def mean_average_precision(scores: Scores, label_names: tuple[str, ...]) -> Eval
         }
         for number, name in enumerate(label_names)
     ]
-    scored = [row["mAP"] for row in classes if row["mAP"] is not None]
+    scored = [float(row["mAP"]) for row in classes if row["mAP"] is not None]
     if not scored:
         raise DataError("no clip has any label; expected at least one to score against")
     return Evaluation(

@@ -131,14 +131,14 @@ class Classification(nn.Module):
         )
         if told.noise:
             draws = uniform(keys, 2, purpose=NOISE)
-            noise = torch.rand(
-                spectrogram.shape, generator=generator, device=spectrogram.device
-            )
+            noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
             shift = (draws[:, 1] * 20).long() - 10
             spectrogram = augment.noise_and_roll(spectrogram, noise, draws[:, 0], shift)
         labels = augment.smooth(labels, told.label_smoothing)
         mask = self.features.mask(spectrogram, frames)
-        if told.mixup and bool(torch.rand((), generator=generator, device=generator.device) < told.mixup_share):
+        if told.mixup and bool(
+            torch.rand((), generator=generator, device=generator.device) < told.mixup_share
+        ):
             share = augment.beta(1, told.mixup, generator)
             spectrogram, labels = augment.mixup(spectrogram, share), augment.mixup(labels, share)
             mask = None if mask is None else mask | mask.flip(0)
@@ -245,9 +245,7 @@ def run(
         model.save_pretrained(folder)
         features.save_pretrained(folder)
 
-    here = Run(
-        out, settings, train.fingerprint(), objective, optimiser, export, settings.keep
-    )
+    here = Run(out, settings, train.fingerprint(), objective, optimiser, export, settings.keep)
     first = here.begin(resume=resume)
     steps = Steps(train, settings.clips, batch=settings.batch, seed=settings.seed)
     per_step = settings.batch * settings.accumulate
@@ -374,9 +372,7 @@ def cross_validate(
             metric, scores[fold] = told["metric"], told["value"]
             continue
         one = settings.model_copy(update={"test_splits": (fold,)})
-        finished = run(
-            one, out=done.parent, start=place, resume=resume, corpus=corpus
-        )
+        finished = run(one, out=done.parent, start=place, resume=resume, corpus=corpus)
         assert finished.evaluation is not None
         metric, scores[fold] = finished.evaluation.metric, finished.evaluation.value
     result = CrossValidation(metric, scores)

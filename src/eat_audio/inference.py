@@ -6,7 +6,6 @@ model says about one clip never depends on the clips that happen to be heard bes
 Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +126,8 @@ class Listener:
         self.model = model.eval()
         self.features = features
         self.frames = columns * PATCH_FRAMES
-        self.samples = (self.frames - 1) * HOP + FRAME  # the last frame reaches over the edge
+        # The most that gives so many frames: a rest too short for another is in the window, too.
+        self.samples = self.frames * HOP + FRAME - 1
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
     @property

@@ -239,7 +239,7 @@ def _fill_clip_by_clip(
 def _fill_at_once(
     out: Tensor, waveforms: Tensor, samples: Sequence[int], true: Sequence[int]
 ) -> None:
-    """The same for all clips together; also writes, finite numbers, beyond `true`."""
+    """The same for all clips together; what it leaves beyond `true` means nothing."""
     device = waveforms.device
     length = torch.tensor(samples).to(device)[:, None]  # (B, 1)
     beyond = torch.arange(waveforms.shape[1], device=device) >= length  # (B, S)
@@ -248,7 +248,6 @@ def _fill_at_once(
 
     frames = max(true, default=1)
     out[:, :frames] = log_mel(clips[:, : _samples_under(frames)])
-    out[:, frames:] = 0
 
 
 def _log_mel(waveforms: Tensor) -> Tensor:
@@ -258,7 +257,7 @@ def _log_mel(waveforms: Tensor) -> Tensor:
     frames = frames - frames.mean(dim=2, keepdim=True)
 
     windows = waveforms.new_zeros(*frames.shape[:2], FFT)
-    windows[..., 0] = frames[..., 0] * (1 - PREEMPHASIS)  # nothing comes before it but itself
+    # Each sample minus most of the one before; the first has none, but its weight in Hann is 0.
     torch.sub(frames[..., 1:], frames[..., :-1], alpha=PREEMPHASIS, out=windows[..., 1:FRAME])
     windows[..., :FRAME] *= kaldi.window
 

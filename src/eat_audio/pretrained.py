@@ -8,7 +8,7 @@ what a file claims to hold is compared with what a model needs before memory is 
 import os
 import re
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from eat_audio.train.checkpoint import model_folder, read_json
 from eat_audio.weights import load_fairseq
 
 Model = EATModel | EATForAudioClassification
+Kind = type[EATModel] | type[EATForAudioClassification]
 M = TypeVar("M", EATModel, EATForAudioClassification)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -40,7 +41,7 @@ def find_model(place: str | Path, kind: type[M]) -> M: ...
 def find_model(place: str | Path, kind: None = None) -> Model: ...
 
 
-def find_model(place: str | Path, kind: type[Model] | None = None) -> Model:
+def find_model(place: str | Path, kind: type[Any] | None = None) -> Model:
     """Load a model, strictly and without running anything that lies beside its weights.
 
     Args:
@@ -89,7 +90,7 @@ def load_features(place: str | Path) -> EATFeatureExtractor | None:
     if not isinstance(told, dict) or told.get("feature_extractor_type", kind) != kind:
         raise CheckpointError(f"{path}: describes another front end; expected {kind}")
     try:
-        features = EATFeatureExtractor.from_dict(told)
+        features: EATFeatureExtractor = EATFeatureExtractor.from_dict(told)  # type: ignore[assignment]
         Statistics(features.mean, features.std)
     except (TypeError, ValueError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be used ({_line(error)})") from error
@@ -162,7 +163,7 @@ def _config(folder: Path) -> EATConfig:
         raise CheckpointError(f"{path}: describes no EAT model ({_line(error)})") from error
 
 
-def _fill(place: Path, kind: type[Model], config: EATConfig, state: dict[str, Tensor]) -> Model:
+def _fill(place: Path, kind: Kind, config: EATConfig, state: dict[str, Tensor]) -> Model:
     """A model of exactly these tensors, copied; a dry run if they are on the meta device."""
     try:
         with torch.device("meta"):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import golden_sets, sidecar, tensors
 
+from conftest import golden_sets, sidecar, tensors
 from eat_audio.data import augment
 
 SETS = golden_sets("augment_*.json")

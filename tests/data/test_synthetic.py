@@ -66,13 +66,13 @@ def heard(corpus) -> tuple[Tensor, list[str], Tensor]:
     """Log-mel (clips, T, 128) of the corpus, labels, which clips are for training."""
     listed = rows(corpus)
     clips = [soundfile.read(corpus.parent / row["path"], dtype="float32")[0] for row in listed]
-    spectrograms = torch.stack([log_mel(torch.from_numpy(samples)) for samples in clips])
+    spectrograms = log_mel(torch.from_numpy(np.stack(clips)))
     train = torch.tensor([row["split"] == "train" for row in listed])
     return spectrograms, [row["label"] for row in listed], train
 
 
 @families
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_clip_is_finite_heard_and_not_clipped(family, seed):
     samples = clip(family, seed)
     assert samples.dtype == np.float32
@@ -155,7 +155,6 @@ def test_patches_of_time_and_frequency_tell_much_more(heard):
     spectrograms, labels, train = heard
     by_averages = linear_accuracy(averages(spectrograms), labels, train)
     by_patches = linear_accuracy(random_patches(spectrograms), labels, train)
-    print(by_patches, by_averages)
     assert by_patches > by_averages + 0.15
 
 

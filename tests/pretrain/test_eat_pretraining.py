@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_sets, sidecar, tensors
 from torch import Tensor, nn
 
+from conftest import GOLDEN, golden_sets, sidecar, tensors
 from eat_audio.masking import Masks
 from eat_audio.models.eat import EATConfig
 from eat_audio.models.features import EATFeatureExtractor
@@ -42,9 +42,7 @@ def objective(path: Path, batch: int) -> EATPretraining:
         hidden_ratio=image["mask_prob"],
         utterance_weight=cfg["cls_loss"] * batch * cfg["clone_batch"],  # summed, not averaged
         average_layers=cfg["average_top_k_layers"],
-        tau=Tau(
-            start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]
-        ),
+        tau=Tau(start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]),
     )
     ours = EATPretraining(config, method, EATFeatureExtractor(), frames=image["target_length"])
     state = tensors(path.with_name(state_name(path)))
@@ -202,8 +200,9 @@ def test_the_teacher_follows_as_released(recorded: Any) -> None:
     ours.after_step(1)
     mine = {
         k.replace("model.", "", 1): v
-        for k, v in encoder_names({f"model.{k}": v for k, v in ours.teacher.state_dict().items()})
-        .items()
+        for k, v in encoder_names(
+            {f"model.{k}": v for k, v in ours.teacher.state_dict().items()}
+        ).items()
     }
     theirs = encoder_names(
         {k.removeprefix("ema_after."): v for k, v in record.items() if k.startswith("ema_after.")}

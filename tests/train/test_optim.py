@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import golden_sets, sidecar, tensors
 
+from conftest import golden_sets, sidecar, tensors
 from eat_audio.finetune import FinetuneRun
 from eat_audio.models.eat import EATConfig, EATForAudioClassification
 from eat_audio.pretrain.eat import Tau
@@ -50,7 +50,9 @@ def test_the_teachers_pace_is_as_released(path: Path) -> None:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_parameter_learns_at_the_released_rate(path: Path) -> None:
     known = sidecar(path)
-    tasks = {name: told for name, told in known.items() if isinstance(told, dict) and "params" in told}
+    tasks = {
+        name: told for name, told in known.items() if isinstance(told, dict) and "params" in told
+    }
     assert tasks
     for told in tasks.values():
         depth = 1 + max(

@@ -5,7 +5,6 @@ whether the run was interrupted, how many workers decode, or what was read befor
 makes resuming exact. Everything random about a clip is keyed by its id, never by its place.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -22,6 +21,9 @@ from eat_audio.errors import AudioError, DataError
 from eat_audio.masking import clip_keys, hash_id, uniform
 from eat_audio.recipe import Settings
 
+LONG = 60.0
+"""Seconds; of longer clips only the wanted stretch is decoded, and nothing is kept in memory. A
+clip is read the same way every time, so that memory never changes a sample."""
 CROP = 1
 """Purpose of the random draw that decides where a long clip is cut."""
 
@@ -92,21 +94,18 @@ class ClipReader:
         Raises:
             AudioError: It cannot be read.
         """
-        if clip not in self.kept and self.room > 0:
-            whole = to_int16(load_audio(clip.path, start=clip.start, seconds=clip.seconds))
-            if 2 * len(whole) > self.room:
-                return cut(whole, seconds, place)
-            self.room -= 2 * len(whole)
-            self.kept[clip] = whole
         if clip in self.kept:
             return cut(self.kept[clip], seconds, place)
-        if seconds is None or place == 0.0:
-            wanted = min(seconds or math.inf, clip.seconds or math.inf)
-            wanted_or_all = None if wanted == math.inf else wanted
-            return to_int16(load_audio(clip.path, start=clip.start, seconds=wanted_or_all))
         long = clip.seconds or audio_seconds(clip.path) - clip.start
-        start = clip.start + place * max(0.0, long - seconds)
-        return to_int16(load_audio(clip.path, start=start, seconds=min(seconds, long)))
+        if seconds is not None and long > LONG:
+            wanted = min(seconds, long)
+            start = clip.start + place * (long - wanted)
+            return to_int16(load_audio(clip.path, start=start, seconds=wanted))
+        whole = to_int16(load_audio(clip.path, start=clip.start, seconds=clip.seconds))
+        if 2 * len(whole) <= self.room:
+            self.room -= 2 * len(whole)
+            self.kept[clip] = whole
+        return cut(whole, seconds, place)
 
 
 def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:

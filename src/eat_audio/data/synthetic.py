@@ -217,19 +217,16 @@ def _repeat(
 
 def _timbre(generator: Generator) -> Signal:
     """Loudness of the first four harmonics."""
-    return np.arange(1, 5) ** -generator.uniform(1, 4)
+    return np.arange(1.0, 5.0) ** -generator.uniform(1, 4)
 
 
 def _tone(pitch: Signal, timbre: Signal) -> Signal:
     """Harmonics over a moving pitch in Hz; those above half the sample rate are left out."""
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
-    return sum(
-        (
-            loudness * np.sin(k * phase) * (k * pitch < SAMPLE_RATE / 2)
-            for k, loudness in enumerate(timbre, start=1)
-        ),
-        start=np.zeros(len(pitch)),
-    )
+    tone = np.zeros(len(pitch))
+    for harmonic, loudness in enumerate(timbre, start=1):
+        tone += loudness * np.sin(harmonic * phase) * (harmonic * pitch < SAMPLE_RATE / 2)
+    return tone
 
 
 def _pluck(pitch: float, samples: int, softness: int, generator: Generator) -> Signal:
@@ -254,7 +251,7 @@ def _pluck(pitch: float, samples: int, softness: int, generator: Generator) -> S
 def _coloured_noise(samples: int, generator: Generator) -> Signal:
     """Noise whose power falls by 1.5 to 4.5 dB an octave."""
     spectrum = np.fft.rfft(generator.standard_normal(samples))
-    bins = np.maximum(1, np.arange(len(spectrum)))
+    bins = np.maximum(1.0, np.arange(len(spectrum)))
     return np.fft.irfft(spectrum * bins ** -generator.uniform(0.25, 0.75), samples)
 
 

@@ -15,7 +15,5 @@ def register() -> None:
 
     AutoConfig.register("eat", EATConfig, exist_ok=True)
     AutoModel.register(EATConfig, EATModel, exist_ok=True)
-    AutoModelForAudioClassification.register(
-        EATConfig, EATForAudioClassification, exist_ok=True
-    )
+    AutoModelForAudioClassification.register(EATConfig, EATForAudioClassification, exist_ok=True)
     AutoFeatureExtractor.register(EATConfig, EATFeatureExtractor, exist_ok=True)

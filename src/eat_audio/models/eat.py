@@ -127,7 +127,9 @@ class EATConfig(PreTrainedConfig):
                 f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
             )
         if self.embed_dim % 4:
-            raise ValueError(f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)")
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
+            )
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.layer_norm_first or not self.fixed_positions:
@@ -264,7 +266,7 @@ class EATClassifier(EATEncoder):
     def __init__(self, config: EATConfig) -> None:
         super().__init__(config)
         self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
-        self.head = nn.Linear(config.embed_dim, config.num_labels)
+        self.head = nn.Linear(config.embed_dim, config.num_labels or config.num_classes)
 
     def classify(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
@@ -286,7 +288,7 @@ class EATPreTrainedModel(PreTrainedModel):
     config: EATConfig
     base_model_prefix = "model"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -71,7 +71,7 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
             return None
         return torch.arange(spectrogram.shape[1], device=frames.device) < frames[:, None]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         raw_speech: Waveform | Sequence[Waveform],
         sampling_rate: int | None = None,
@@ -123,7 +123,7 @@ def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:
     if not one and not isinstance(raw, (np.ndarray, Tensor)) and len(raw) and np.isscalar(raw[0]):
         one = True
     rows = [raw] if one else raw
-    waveforms = [torch.as_tensor(np.asarray(row, dtype=np.float32)) for row in rows]  # type: ignore[union-attr]
+    waveforms = [torch.as_tensor(np.asarray(row, dtype=np.float32)) for row in rows]
     for wave in waveforms:
         if wave.ndim != 1 or not len(wave):
             raise AudioError(

@@ -43,9 +43,7 @@ class EncoderSettings(Settings):
         """The Hugging Face configuration of that encoder."""
         told = {name: getattr(self, name) for name in SIZES[self.size]}
         changes = {name: value for name, value in told.items() if value is not None}
-        return EATConfig.named(
-            self.size, mlp_ratio=self.mlp_ratio, pooling=self.pooling, **changes
-        )
+        return EATConfig.named(self.size, mlp_ratio=self.mlp_ratio, pooling=self.pooling, **changes)
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
@@ -193,4 +191,3 @@ class CollapseGuard:
         if what not in self.told:
             self.told.add(what)
             self.log.say(f"warning: {sentence}")
-

@@ -120,7 +120,7 @@ def fit(
         for step in range(start, training.steps):
             set_rates(optimiser, optim, step, training.steps)
 
-            weight = 0.0
+            weight: float | Tensor = 0.0
             for micro in range(training.accumulate):
                 _seed(generator, training.seed, step * training.accumulate + micro)
                 batch = next(batches).to(device)

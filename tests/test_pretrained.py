@@ -1,0 +1,280 @@
+"""Which models load, from which places, and what is refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DATA, GOLDEN, needs_data
+from safetensors.torch import load_file, save_file
+
+from eat_audio.errors import CheckpointError
+from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrained import HUB_FILES, find_model, load_features
+
+MARKER = Path("/tmp/pwned_eat")
+TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_labels": 3}
+CHECKPOINTS = DATA / "nasty" / "checkpoints"
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    return saved(EATForAudioClassification(EATConfig(**TINY)), tmp_path / "classifier")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return saved(EATModel(EATConfig(**TINY)), tmp_path / "encoder")
+
+
+def saved(model: Any, folder: Path, **told: Any) -> Path:
+    model.save_pretrained(folder, **told)
+    EATFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(folder)
+    return folder
+
+
+def refused(place: str | Path, kind: Any = None) -> str:
+    with pytest.raises(CheckpointError) as told:
+        find_model(place, kind)
+    sentence = str(told.value)
+    assert "\n" not in sentence and str(place) in sentence
+    return sentence
+
+
+def change(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def rewrite(folder: Path, **changes: Any) -> Path:
+    """Weights with other tensors under these names; None takes one away."""
+    path = folder / "model.safetensors"
+    state = load_file(path) | {name.replace("__", "."): x for name, x in changes.items()}
+    save_file({name: x for name, x in state.items() if x is not None}, path)
+    return folder
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
+    model = EATForAudioClassification(EATConfig(**TINY, id2label={0: "cat", 1: "dog", 2: "owl"}))
+    found = find_model(saved(model, tmp_path))
+    assert isinstance(found, EATForAudioClassification)
+    assert same_weights(found, model)
+    assert found.config.id2label[2] == "owl"
+    assert not found.training and found.dtype == torch.float32
+
+
+def test_what_is_there_decides_the_kind(classifier: Path, encoder: Path) -> None:
+    assert type(find_model(classifier)) is EATForAudioClassification
+    assert type(find_model(encoder)) is EATModel
+    assert type(find_model(classifier, EATModel)) is EATModel
+
+
+def test_a_head_makes_a_classifier_whatever_the_file_calls_itself(classifier: Path) -> None:
+    change(classifier, architectures=["EATModel"])
+    assert type(find_model(classifier)) is EATForAudioClassification
+
+
+def test_an_encoder_is_no_classifier(encoder: Path) -> None:
+    assert "no model.fc_norm.weight" in refused(encoder, EATForAudioClassification)
+
+
+def test_the_newest_checkpoint_stands_for_an_unfinished_run(tmp_path: Path) -> None:
+    models = [EATModel(EATConfig(**TINY)) for _ in range(2)]
+    for step, model in enumerate(models):
+        saved(model, tmp_path / "checkpoints" / f"step-{step:08d}")
+    assert same_weights(find_model(tmp_path), models[1])
+    assert load_features(tmp_path) is not None
+
+
+def test_a_weights_file_is_read_with_the_config_beside_it(encoder: Path) -> None:
+    file = encoder / "model.safetensors"
+    assert same_weights(find_model(file), find_model(encoder))
+    other = shutil.copy(file, encoder / "best.safetensors")
+    assert same_weights(find_model(other), find_model(encoder))
+    features = load_features(other)
+    assert features is not None and features.mean == -5.0
+
+
+def test_a_weights_file_alone_is_refused(encoder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(encoder / "model.safetensors", alone)
+    with pytest.raises(CheckpointError, match="config.json"):
+        find_model(alone)
+
+
+def test_a_model_in_several_files_loads(tmp_path: Path) -> None:
+    model = EATModel(EATConfig(**TINY))
+    saved(model, tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert same_weights(find_model(tmp_path), model)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
+    (encoder / "model.safetensors").unlink()
+    index = encoder / "model.safetensors.index.json"
+    for names in ({"a": "../other.safetensors"}, {"a": 3}, ["a"], {}):
+        index.write_text(json.dumps({"weight_map": names}))
+        refused(encoder)
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    saved(EATModel(EATConfig(**TINY)).bfloat16(), tmp_path)
+    assert {x.dtype for x in find_model(tmp_path).state_dict().values()} == {torch.float32}
+
+
+def test_loading_draws_no_random_numbers(encoder: Path) -> None:
+    torch.manual_seed(1)
+    find_model(encoder)
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    assert drawn == torch.rand(())
+
+
+def test_a_model_does_not_change_with_the_file_it_came_from(encoder: Path) -> None:
+    model = find_model(encoder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (encoder / "model.safetensors").write_bytes(bytes(10))
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+
+
+def test_stored_positions_are_not_in_the_way(encoder: Path) -> None:
+    rewrite(encoder, **{"model.fixed_positional_encoder.positions": torch.zeros(1, 8, 48)})
+    find_model(encoder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.pre_norm.weight": None}, "no model.pre_norm.weight"),
+        ({"model.surprise": torch.zeros(2)}, "an unknown model.surprise"),
+        ({"model.pre_norm.weight": torch.zeros(4)}, r"of shape (4,) instead of (48,)"),
+    ],
+)
+def test_every_tensor_is_accounted_for(encoder: Path, changes: Any, said: str) -> None:
+    assert said in refused(rewrite(encoder, **changes))
+
+
+def test_a_config_larger_than_the_weights_takes_no_memory(encoder: Path) -> None:
+    change(encoder, embed_dim=300_000, num_heads=3, depth=4)  # 8 TB
+    assert "instead of" in refused(encoder) or "no model" in refused(encoder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "wav2vec2"},
+        {"model_type": None},
+        {"num_heads": 5},
+        {"num_heads": 0},
+        {"embed_dim": "wide"},
+        {"depth": None},
+        {"embed_dim": -48},
+        {"pooling": "max"},
+    ],
+    ids=str,
+)
+def test_a_config_that_describes_no_eat_model_is_refused(encoder: Path, changes: Any) -> None:
+    refused(change(encoder, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}'])
+def test_a_broken_config_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "config.json").write_text(text)
+    refused(encoder)
+
+
+def test_a_folder_whose_weights_are_a_pickle_is_refused(encoder: Path) -> None:
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    assert "pickle" in refused(encoder)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["runs_code.pt", "pickle.safetensors", "header_2e62.safetensors"])
+def test_hostile_files_are_refused_and_run_nothing(encoder: Path, name: str) -> None:
+    MARKER.unlink(missing_ok=True)
+    refused(CHECKPOINTS / name)
+    shutil.copyfile(CHECKPOINTS / name, encoder / "model.safetensors")
+    refused(encoder)
+    shutil.copyfile(CHECKPOINTS / name, encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    refused(encoder)
+    refused(encoder / "pytorch_model.bin")
+    assert not MARKER.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, 5_000, -1])
+def test_damaged_weights_are_refused(encoder: Path, cut: int) -> None:
+    file = encoder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut])
+    refused(encoder)
+
+
+@pytest.mark.parametrize("place", ["no/such/folder", "./runs", "/absent", "a.pt", "", "b c/d"])
+def test_a_place_that_does_not_exist_is_refused(place: str) -> None:
+    assert "no such file or folder" in refused(place)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert "holds no model" in refused(tmp_path)
+
+
+def test_without_a_network_a_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "Hugging Face Hub" in refused("nobody/no-such-model")
+
+
+def test_of_a_hub_id_only_weights_and_settings_are_fetched(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(encoder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert same_weights(find_model("somebody/eat"), find_model(encoder))
+    assert load_features("somebody/eat") is not None
+    assert asked == {"somebody/eat": HUB_FILES}
+    assert not any(name.endswith((".py", ".bin", "*")) for name in HUB_FILES)
+
+
+def test_a_local_folder_comes_before_the_hub(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(classifier.parent)
+    assert find_model("classifier").config.num_labels == 3
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "checkpoints").glob("*pretrain.pt")), ids=str)
+def test_a_released_file_is_an_encoder_without_a_front_end(path: Path) -> None:
+    assert type(find_model(path)) is EATModel
+    assert load_features(path) is None
+    refused(path, EATForAudioClassification)
+
+
+def test_the_front_end_comes_with_the_model(encoder: Path) -> None:
+    features = load_features(encoder)
+    assert features is not None and (features.mean, features.std) == (-5.0, 4.0)
+    (encoder / "preprocessor_config.json").unlink()
+    assert load_features(encoder) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["{", "[]", '{"feature_extractor_type": "ASTFeatureExtractor"}', '{"std": 0}', '{"mean": "a"}'],
+)
+def test_a_front_end_that_cannot_be_used_is_refused(encoder: Path, told: str) -> None:
+    (encoder / "preprocessor_config.json").write_text(told)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        load_features(encoder)

@@ -1,0 +1,195 @@
+"""The loop: what a step is, what stops it, and that stopping changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from conftest import needs_data
+from eat_audio.errors import TrainingDiverged
+from eat_audio.train.loop import Interrupted, Training, fit
+from eat_audio.train.optim import Optim, adamw, parameter_groups
+
+
+@dataclass
+class Numbers:
+    """A batch of plain numbers."""
+
+    x: Tensor
+
+    def to(self, device: torch.device) -> "Numbers":
+        return self
+
+
+class Line(nn.Module):
+    """Learns y = 3 x; counts its steps; draws noise, as real objectives do."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(1))
+        self.noise = noise
+        self.steps: list[int] = []
+
+    def forward(self, batch: Numbers, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = self.noise * torch.randn(len(batch.x), generator=generator)
+        dropped = self.noise * torch.rand(())  # from torch's own generator, as dropout does
+        loss = ((self.slope - 3) * batch.x + drawn + dropped).square().mean()
+        return {"loss": loss}
+
+    def after_step(self, step: int) -> None:
+        self.steps.append(step)
+
+
+OPTIM = Optim(lr=0.1, warmup=0, weight_decay=0.0, clip=0.0)
+
+
+def numbers(start: int = 0, batch: int = 4) -> Iterator[Numbers]:
+    for step in range(start, 10_000):
+        yield Numbers(torch.arange(step * batch, (step + 1) * batch).float() % 7)
+
+
+def train(line: Line, training: Training, batches: Iterator[Numbers], **told: object) -> Line:
+    optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+    fit(line, batches, optimiser, training, OPTIM, **told)  # type: ignore[arg-type]
+    return line
+
+
+def test_it_learns() -> None:
+    line = train(Line(), Training(steps=200, device="cpu"), numbers())
+    assert line.slope.item() == pytest.approx(3, abs=1e-2)
+    assert line.steps == list(range(1, 201))
+
+
+def test_accumulating_two_halves_is_one_whole_batch() -> None:
+    whole = train(Line(), Training(steps=5, batch=4), numbers(batch=4))
+    halves = train(Line(), Training(steps=5, batch=2, accumulate=2), numbers(batch=2))
+    assert halves.slope.item() == pytest.approx(whole.slope.item(), rel=1e-6)
+
+
+def test_micro_batches_count_by_their_weight() -> None:
+    class Weighted(Line):
+        def forward(self, batch: Numbers, generator: torch.Generator) -> dict[str, Tensor]:
+            weight = batch.x.sum() + 1
+            total = ((self.slope - 3) * batch.x).square().sum()
+            return {"loss": total / weight, "weight": weight}
+
+    def gradient(training: Training, batches: Iterator[Numbers]) -> float:
+        line = Weighted()
+        optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        fit(line, batches, optimiser, training, OPTIM)
+        return optimiser.state[line.slope]["exp_avg"].item() / 0.1
+
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    parts = iter([Numbers(x[:2]), Numbers(x[2:])])
+    ours = gradient(Training(steps=1, accumulate=2), parts)
+    expected = 2 * -3 * x.square().sum().item() / (x.sum().item() + 2)
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_is_a_function_of_seed_and_step() -> None:
+    def run(seed: int) -> float:
+        torch.manual_seed(time.time_ns() % 1_000)  # whatever happened before
+        return train(Line(noise=1.0), Training(steps=5, seed=seed), numbers()).slope.item()
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied() -> None:
+    line = Line()
+    broken = iter([Numbers(torch.ones(2)), Numbers(torch.tensor([torch.inf, 1.0]))])
+    with pytest.raises(TrainingDiverged, match=r"step 1: the gradient is (nan|inf) \(loss inf\)"):
+        train(line, Training(steps=9), broken)
+    assert line.slope.isfinite().all()
+
+
+def test_an_interrupt_saves_the_step_that_was_being_made() -> None:
+    saved: list[int] = []
+
+    def interrupting() -> Iterator[Numbers]:
+        for step, batch in enumerate(numbers()):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with pytest.raises(Interrupted, match="stopped after step 4 of 50"):
+        train(Line(), Training(steps=50), interrupting(), save=saved.append)
+    assert saved == [4]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_logging_and_saving_happen_when_asked_and_at_the_end() -> None:
+    logged: dict[int, dict[str, float]] = {}
+    saved: list[int] = []
+    training = Training(steps=7, log_every=3, save_every=4)
+    train(Line(), training, numbers(), log=logged.__setitem__, save=saved.append)
+    assert list(logged) == [3, 6, 7] and saved == [4, 7]
+    assert {"loss", "gradient_norm", "lr", "seconds"} <= set(logged[7])
+
+
+RECIPE = [
+    "eat_tiny",
+    "steps=24",
+    "optim.warmup=4",
+    "batch=4",
+    "masks=2",
+    "save_every=3",
+    "log_every=2",
+    "clips.seconds=1.0",
+    "block=[3,3]",
+    "encoder.embed_dim=48",
+    "encoder.depth=2",
+    "decoder.groups=4",
+]
+
+
+def eat(*words: str) -> list[str]:
+    return [sys.executable, "-m", "eat_audio", "pretrain", *RECIPE, *words]
+
+
+@needs_data
+def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: Path) -> None:
+    told = [f"data={data / 'esc10'}", 'splits=["1"]']
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    whole = tmp_path / "whole"
+    subprocess.run(eat(*told, "--out", str(whole)), env=environment, check=True, timeout=300)
+
+    killed = tmp_path / "killed"
+    moment = int.from_bytes(os.urandom(2), "big") % 16 + 5  # any step, another one each time
+    process = subprocess.Popen(
+        eat(*told, "--out", str(killed)), env=environment, stderr=subprocess.DEVNULL
+    )
+    log = killed / "log.jsonl"
+    while process.poll() is None:
+        lines = log.read_text().splitlines() if log.is_file() else []
+        if len(lines) * 2 >= moment:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(0.005)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+    subprocess.run(
+        eat(*told, "--out", str(killed), "--resume"), env=environment, check=True, timeout=300
+    )
+    last = "checkpoints/step-00000024"
+    for name in ("objective.safetensors", "optimiser.safetensors", "model.safetensors"):
+        one, other = load_file(whole / last / name), load_file(killed / last / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), (moment, name)
+    final, expected = (
+        load_file(killed / "model.safetensors"),
+        load_file(whole / "model.safetensors"),
+    )
+    assert all(torch.equal(final[key], expected[key]) for key in expected)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 24
