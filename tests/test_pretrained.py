@@ -121,9 +121,10 @@ def test_a_model_in_several_files_loads(tmp_path: Path) -> None:
 def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
     (encoder / "model.safetensors").unlink()
     index = encoder / "model.safetensors.index.json"
-    for names in ({"a": "../other.safetensors"}, {"a": 3}, ["a"], {}):
-        index.write_text(json.dumps({"weight_map": names}))
-        refused(encoder)
+    for names in ({"a": "../other.safetensors"}, {"a": 3}, {"a": []}, ["a"], {}):
+        for told in ({"weight_map": names}, names):
+            index.write_text(json.dumps(told))
+            refused(encoder)
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
@@ -156,6 +157,7 @@ def test_stored_positions_are_not_in_the_way(encoder: Path) -> None:
     [
         ({"model.pre_norm.weight": None}, "no model.pre_norm.weight"),
         ({"model.surprise": torch.zeros(2)}, "an unknown model.surprise"),
+        ({"model.pre_norm.weight": torch.ones(48).char()}, "torch.int8"),
         ({"model.pre_norm.weight": torch.zeros(4)}, r"of shape (4,) instead of (48,)"),
     ],
 )
@@ -179,11 +181,19 @@ def test_a_config_larger_than_the_weights_takes_no_memory(encoder: Path) -> None
         {"depth": None},
         {"embed_dim": -48},
         {"pooling": "max"},
+        {"depth": 10**9},
+        {"num_classes": 10**12},
     ],
     ids=str,
 )
 def test_a_config_that_describes_no_eat_model_is_refused(encoder: Path, changes: Any) -> None:
     refused(change(encoder, **changes))
+
+
+def test_a_config_cannot_have_code_fetched(encoder: Path) -> None:
+    change(encoder, attn_implementation="somebody/kernel", auto_map={"AutoModel": "x.Evil"})
+    config = find_model(encoder).config
+    assert config._attn_implementation == "sdpa" and not hasattr(config, "auto_map")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}'])
@@ -219,7 +229,7 @@ def test_damaged_weights_are_refused(encoder: Path, cut: int) -> None:
     refused(encoder)
 
 
-@pytest.mark.parametrize("place", ["no/such/folder", "./runs", "/absent", "a.pt", "", "b c/d"])
+@pytest.mark.parametrize("place", ["no/such/folder", "./runs", "/absent", "a.pt", "b c/d"])
 def test_a_place_that_does_not_exist_is_refused(place: str) -> None:
     assert "no such file or folder" in refused(place)
 

@@ -86,6 +86,14 @@ def load_audio(path: str | Path, *, start: float = 0.0, seconds: float | None = 
     return torch.from_numpy(np.concatenate(list(_sound(path, first, length))))
 
 
+def to_int16(waveform: Tensor) -> Tensor:
+    """Float samples in [-1, 1] -> int16, louder ones clipped: how training stores sound.
+
+    Its rounding noise lies below the floor of the log-mel spectrogram.
+    """
+    return (waveform * 32_768).round().clamp(-32_768, 32_767).to(torch.int16)
+
+
 def stream_audio(
     path: str | Path, *, seconds: float, hop: float | None = None
 ) -> Iterator[tuple[float, Tensor]]:

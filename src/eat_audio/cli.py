@@ -16,7 +16,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from eat_audio import recipe as recipes
-from eat_audio.errors import EatError, RecipeError
+from eat_audio.errors import EatError, Interrupted, RecipeError
 
 # What typer raises for words it cannot read; its place in typer has moved between versions.
 UsageError: Any = typer.BadParameter.__mro__[2]
@@ -352,6 +352,9 @@ def main() -> None:
     """Run the command and turn what the user can mend into one sentence and exit code 2."""
     try:
         code = app(standalone_mode=False)
+    except Interrupted as error:
+        print(f"eat: {error}; --resume goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
     except EatError as error:
         for line in str(error).splitlines():
             print(f"eat: {line}", file=sys.stderr)
@@ -359,7 +362,6 @@ def main() -> None:
     except UsageError as error:
         error.show()
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, typer.Abort) as error:
-        print(f"eat: interrupted; {error}" if str(error) else "eat: interrupted", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     raise SystemExit(code if isinstance(code, int) else 0)

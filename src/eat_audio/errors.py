@@ -26,3 +26,7 @@ class CheckpointError(EatError):
 
 class TrainingDiverged(EatError):
     """A gradient that is not finite; the step was not applied."""
+
+
+class Interrupted(EatError):
+    """The user asked to stop; everything up to the last step is saved. Exit code 130."""

@@ -5,6 +5,7 @@ error. Safe: nothing that lies beside the weights is run, no pickle is loaded un
 what a file claims to hold is compared with what a model needs before memory is taken for it.
 """
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -32,6 +33,13 @@ HUB_FILES = [
     "model*.safetensors",
     "model.safetensors.index.json",
 ]
+SETTINGS = {
+    *inspect.signature(EATConfig).parameters,
+    *("architectures", "problem_type", "num_labels", "id2label", "label2id", "max_length"),
+}
+"""What is taken from a `config.json`."""
+LARGEST = 100_000
+"""No number that describes a model is larger."""
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -58,14 +66,17 @@ def find_model(place: str | Path, kind: type[Any] | None = None) -> Model:
     """
     here = on_disk(place)
     if os.path.isfile(here) and here.suffix != ".safetensors":
-        released = load_fairseq(here)
+        try:
+            released = load_fairseq(here)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{here}: is no released EAT file ({_line(error)})") from error
         return _fill(here, kind or type(released), released.config, released.state_dict())
 
     folder, files = _weight_files(here)
     shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
     config = _config(folder)
     if kind is None:
-        told = "EATForAudioClassification" in (config.architectures or [])
+        told = "EATForAudioClassification" in str(config.architectures)
         kind = EATForAudioClassification if told or "model.head.weight" in shapes else EATModel
     _fill(here, kind, config, {name: torch.empty(s, device="meta") for name, s in shapes.items()})
     return _fill(here, kind, config, _tensors(files))
@@ -123,11 +134,12 @@ def _weight_files(here: Path) -> tuple[Path, list[Path]]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return folder, [folder / "model.safetensors"]
-    parts = read_json(index).get("weight_map")
-    names = set(parts.values()) if isinstance(parts, dict) else {""}
-    if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+    told: object = read_json(index)
+    parts = told.get("weight_map") if isinstance(told, dict) else None
+    names = list(parts.values()) if isinstance(parts, dict) else []
+    if not names or not all(isinstance(n, str) and n and Path(n).name == n for n in names):
         raise CheckpointError(f"{index}: does not name files of its folder")
-    return folder, [folder / name for name in sorted(names)]
+    return folder, [folder / name for name in sorted(set(names))]
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -157,18 +169,24 @@ def _config(folder: Path) -> EATConfig:
     found = told.get("model_type") if isinstance(told, dict) else None
     if found != EATConfig.model_type:
         raise CheckpointError(f"{path}: model_type is {found!r}; expected {EATConfig.model_type!r}")
+    # Nothing else of it counts: other settings of transformers may name code to be fetched.
+    known = {name: value for name, value in told.items() if name in SETTINGS}
+    if max((n for n in known.values() if isinstance(n, int)), default=0) > LARGEST:
+        raise CheckpointError(f"{path}: describes no EAT model (a number beyond {LARGEST})")
     try:
-        return EATConfig.from_dict(told)
-    except (TypeError, ValueError, ArithmeticError) as error:
+        return EATConfig(**known)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path}: describes no EAT model ({_line(error)})") from error
 
 
 def _fill(place: Path, kind: Kind, config: EATConfig, state: dict[str, Tensor]) -> Model:
     """A model of exactly these tensors, copied; a dry run if they are on the meta device."""
     try:
+        if config.depth > len(state):
+            raise ValueError(f"{config.depth} blocks of {len(state)} tensors")
         with torch.device("meta"):
             model = kind(config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{place}: describes no EAT model ({_line(error)})") from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     ignored = re.compile("|".join(kind._keys_to_ignore_on_load_unexpected or ["$^"]))
@@ -180,6 +198,7 @@ def _fill(place: Path, kind: Kind, config: EATConfig, state: dict[str, Tensor]) 
         for name, tensor in state.items()
         if name in expected and tensor.shape != expected[name]
     ]
+    wrong += [f"{n} of {x.dtype}" for n, x in state.items() if not x.is_floating_point()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(

@@ -30,10 +30,12 @@ MOST_CLASSES = 40
 MOST_AUDIO = 1_000_000
 """Bytes of sound that are put into the page."""
 PATCH = 16
+TOP = 30
+"""Where a chart of curves begins, below its legend."""
 TONES = ((13, 20, 38), (24, 62, 96), (38, 118, 128), (128, 176, 118), (240, 218, 140))
 """Colours of a spectrogram, red, green and blue, from quiet to loud."""
 HIDDEN = (128, 130, 134)
-PITCHES = (100, 500, 1_000, 2_000, 4_000)
+PITCHES = (500, 1_000, 2_000, 4_000)
 """Hz that are marked beside a spectrogram."""
 
 
@@ -43,9 +45,9 @@ class Example:
 
     label: str
     spectrogram: Array
-    """(T, F), T a multiple of 16."""
+    """(T, F)"""
     hidden: NDArray[np.bool_]
-    """(T / 16, F / 16)"""
+    """(T / 16 rounded up, F / 16)"""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def curves(lines: Sequence[tuple[str, Log]]) -> str:
     ]
     steps = max((x for _, line in points for x, _ in line), default=1.0)
     top = max((y for _, line in points for _, y in line if math.isfinite(y)), default=1.0) or 1.0
-    left, width, height = 40, 400, 190
+    top = _round_up(top)
+    left, width, height = 44, 400, 190
     shapes = [_grid(left, width, height, top, steps)]
     for number, (name, line) in enumerate(points):
         path = " ".join(
@@ -239,14 +242,21 @@ def _grid(left: int, width: int, height: int, top: float, steps: float) -> str:
 
 def probe_bars(found: Findings) -> str:
     """The probe on every kind of feature before and after, beside chance and pooled log-mel."""
-    views = (("CLS token", "cls"), ("mean of patches", "mean"), ("both", "both"))
-    rows = [("chance", found.chance, "c2"), ("log-mel, no encoder", found.pooled, "c2")]
-    for name, view in views:
-        rows.append((f"{name}, random", getattr(found.before, view), "c1"))
-        rows.append((f"{name}, pre-trained", getattr(found.after, view), "c0"))
-    left, width, shapes = 180, 420, []
+    before, after = found.before, found.after
+    rows = [
+        ("by chance", found.chance, "c2"),
+        ("log-mel statistics, no encoder", found.pooled, "c2"),
+        ("mean of patches, random", before.mean, "c1"),
+        ("mean of patches, pre-trained", after.mean, "c0"),
+        ("CLS token, random", before.cls, "c1"),
+        ("CLS token, pre-trained", after.cls, "c0"),
+        ("both, random", before.both, "c1"),
+        ("both, pre-trained", after.both, "c0"),
+    ]
+    left, width = 230, 520
+    shapes: list[str] = []
     for number, (name, value, colour) in enumerate(rows):
-        y = 8 + 26 * number + 8 * ((number + 0) // 2)
+        y = 8 + 26 * number + 8 * (number // 2)
         shapes.append(f'<text class="end" x="{left - 10}" y="{y + 14}">{text(name)}</text>')
         shapes.append(f'<rect class="rail" x="{left}" y="{y}" width="{width}" height="20"/>')
         length = width * value
@@ -254,7 +264,8 @@ def probe_bars(found: Findings) -> str:
             f'<rect class="{colour}" x="{left}" y="{y}" width="{length:.1f}" height="20"/>'
         )
         shapes.append(f'<text x="{left + length + 6:.1f}" y="{y + 14}">{percent(value)}</text>')
-    return _svg(left + width + 70, 26 * len(rows) + 8 * (len(rows) // 2) + 8, shapes, "probe")
+    height = 26 * len(rows) + 8 * (len(rows) // 2)
+    return _svg(left + width + 70, height, shapes, "scores of the linear probe")
 
 
 def _probe_caption(found: Findings) -> str:
@@ -304,7 +315,7 @@ def _spectrogram(example: Example, hidden: NDArray[np.bool_]) -> str:
     for pitch in PITCHES:
         y = 4 + height * (1 - mel_position(pitch))
         shapes.append(f'<text class="end" x="{left - 6}" y="{y + 4:.1f}">{pitch}</text>')
-    shapes.append(f'<text class="end" x="{left - 6}" y="{height + 22}">Hz</text>')
+    shapes.append(f'<text class="end" x="{left - 6}" y="14">Hz</text>')
     for second in range(0, frames // 100 + 1):
         x = left + width * second * 100 / frames
         shapes.append(f'<text class="mid" x="{x:.1f}" y="{height + 22}">{second} s</text>')
@@ -323,7 +334,8 @@ def paint(spectrogram: Array, hidden: NDArray[np.bool_]) -> NDArray[np.uint8]:
     level = np.clip((spectrogram - low) / max(high - low, 1e-6), 0, 1)
     places = np.linspace(0, 1, len(TONES))
     image = np.stack([np.interp(level, places, tone) for tone in zip(*TONES, strict=True)], axis=2)
-    image[np.kron(hidden, np.ones((PATCH, PATCH), dtype=bool))] = HIDDEN
+    cells = np.kron(hidden, np.ones((PATCH, PATCH), dtype=bool))
+    image[cells[: len(image)]] = HIDDEN
     return image.round().astype(np.uint8).transpose(1, 0, 2)[::-1]
 
 

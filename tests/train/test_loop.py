@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conftest import needs_data
-from eat_audio.errors import TrainingDiverged
-from eat_audio.train.loop import Interrupted, Training, fit
+from eat_audio.errors import Interrupted, TrainingDiverged
+from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
 

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio
+from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio, to_int16
 from eat_audio.data.augment import one_hot
 from eat_audio.data.manifest import Clip, Corpus
 from eat_audio.errors import AudioError, DataError
@@ -115,11 +115,6 @@ def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:
     samples = round(seconds * SAMPLE_RATE)
     first = int(place * max(0, len(waveform) - samples))
     return waveform[first : first + samples]
-
-
-def to_int16(waveform: Tensor) -> Tensor:
-    """Float samples in [-1, 1] -> int16, louder ones clipped."""
-    return (waveform * 32_768).round_().clamp_(-32_768, 32_767).to(torch.int16)
 
 
 class Steps(Dataset[Batch]):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from eat_audio import logmel
-from eat_audio.audio import SAMPLE_RATE
+from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.errors import AudioError
 
 Waveform = np.ndarray | Tensor | Sequence[float]
@@ -54,6 +54,8 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
         `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
         decides, rounded up to whole patches.
         """
+        if waveforms.is_floating_point():
+            waveforms = to_int16(waveforms)  # as in training, whatever the source
         return logmel.spectrogram(
             waveforms,
             lengths,

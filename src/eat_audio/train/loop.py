@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from eat_audio.errors import EatError, TrainingDiverged
+from eat_audio.errors import EatError, Interrupted, TrainingDiverged
 from eat_audio.recipe import Settings
 from eat_audio.train.optim import Optim, set_rates
 
@@ -76,10 +76,6 @@ class Objective(Protocol):
     def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
     def after_step(self, step: int) -> None: ...
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; everything up to the last step is saved."""
 
 
 def fit(

@@ -1,0 +1,521 @@
+"""Labelled clips, made here or a user's own -> everything the package does, in a few minutes.
+
+The steps are those of real work, in their order: look at the corpus, probe an encoder of random
+weights, pre-train it without labels, probe it again, fine-tune it, predict. All of it lies in one
+folder afterwards, with a report that shows what was measured.
+"""
+
+import io
+import json
+import math
+import shlex
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+
+import numpy as np
+import soundfile
+import torch
+from transformers.utils import logging as transformers_logging
+
+from eat_audio import finetune, logmel, probe, recipe
+from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio
+from eat_audio.data import synthetic
+from eat_audio.data.batches import ordered_batches
+from eat_audio.data.corpora import hold_out, open_corpus
+from eat_audio.data.manifest import Clip, Corpus, write_csv
+from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.inference import load
+from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
+from eat_audio.models.eat import EATModel
+from eat_audio.pretrain import run as pretrain
+from eat_audio.pretrained import find_model
+from eat_audio.report import Example, Findings, Guess, percent, render, with_error
+from eat_audio.train.checkpoint import read_json, write_json
+from eat_audio.train.log import read_log
+
+RECIPES = ("eat_demo", "eat_demo_finetune")
+CLIPS_PER_FAMILY = 60
+UNSEEN = 1_000_003
+"""Seed of the clip to be predicted; that of the corpus is 0."""
+MOST_TRAIN, MOST_TEST = 600, 300
+"""Of a larger corpus only so many clips are used."""
+SHARE_TESTED = 0.2
+SHORTEST, LONGEST = 2.0, 5.0
+"""Seconds of a user's clips that are heard: room for one visible block, and a limit to the time."""
+TOLD = 5
+"""Labels that are told of the predicted clip."""
+RECORD = "demo.json"
+"""Says that a folder is a demo's, which a later one may write over."""
+OURS = (
+    RECORD,
+    "sound",
+    "unlabelled.csv",
+    "pretrained",
+    "finetuned",
+    "scratch",
+    "unseen.wav",
+    "report.html",
+)
+"""All that a demo writes into its folder."""
+
+
+def run(
+    *,
+    out: Path,
+    data: Path | None = None,
+    clips_per_family: int = CLIPS_PER_FAMILY,
+    pretraining: Sequence[str] = (),
+    finetuning: Sequence[str] = (),
+) -> Findings:
+    """Go the whole way and write `out/report.html`.
+
+    Args:
+        out: New, empty, or the folder of an earlier demo, whose files are then replaced.
+        data: Labelled clips in any layout that `open_corpus` knows; made here if None.
+        clips_per_family: How many clips of each of the ten families are made.
+        pretraining: Settings that differ from the recipe eat_demo, as "key=value".
+        finetuning: The same for eat_demo_finetune.
+
+    Raises:
+        EatError: `out` holds something else, or `data` cannot be used.
+    """
+    transformers_logging.disable_progress_bar()
+    corpus = None if data is None else _opened(data)
+    begin(out, data)
+    stages = Stages(total=7)
+
+    with stages.tell("corpus" if data else "making a corpus of ten families of sounds"):
+        if corpus is None:
+            corpus = _made(out / "sound", clips_per_family, recipe.read(RECIPES[0], pretraining))
+            limits: list[str] = []
+        else:
+            limits = _fitted(corpus, pretraining)
+        train, test = parts(corpus)
+        stages.say(f"{corpus.name}: {len(train)} clips to learn from, {len(test)} to be tested on")
+    with stages.tell("log-mel statistics, and a linear probe of them"):
+        told = recipe.load(pretrain.EATRun, RECIPES[0], [*limits, *pretraining])
+        pooled = listen(train, test, told)
+        stages.say(f"{pooled.metric} {percent(pooled.score)}, by chance {percent(pooled.chance)}")
+    settings = _settings(train, out, limits, pooled.statistics, pretraining, finetuning)
+
+    with stages.tell("linear probe of an encoder with random weights"):
+        before = probed(None, train, test, settings.pretrain)
+        stages.say(_probe_line(before))
+    with stages.tell("pre-training without labels"):
+        pretrain.run(settings.pretrain, out=out / "pretrained")
+    with stages.tell("linear probe of the pre-trained encoder"):
+        after = probed(out / "pretrained", train, test, settings.pretrain)
+        stages.say(_probe_line(after))
+    both = replace(train, clips=train.clips + test.clips)
+    with stages.tell("fine-tuning with labels, from the pre-trained encoder and from scratch"):
+        tuned = finetune.run(
+            settings.finetune, out=out / "finetuned", start=out / "pretrained", corpus=both
+        ).evaluation
+        scratch = finetune.run(
+            settings.finetune, out=out / "scratch", start=None, corpus=both
+        ).evaluation
+        assert tuned is not None and scratch is not None
+        stages.say(f"{tuned.metric} {percent(tuned.value)}, from scratch {percent(scratch.value)}")
+    with stages.tell("predicting a sound it has not heard, and the report"):
+        guess = guessed(out, test, made=data is None, settings=settings.pretrain)
+        found = Findings(
+            corpus=corpus.name,
+            train=len(train),
+            test=tuned.clips,
+            classes=len({label for clip in train.clips for label in clip.labels}),
+            chance=pooled.chance,
+            pooled=pooled.score,
+            before=before,
+            after=after,
+            pretraining=read_log(out / "pretrained"),
+            finetuning=read_log(out / "finetuned"),
+            scratch=read_log(out / "scratch"),
+            evaluation=tuned,
+            from_scratch=scratch,
+            example=example(test, settings.pretrain),
+            guess=guess,
+            stages=stages.done,
+            settings=[
+                (name, recipe.dump(one))
+                for name, one in zip(RECIPES, (settings.pretrain, settings.finetune), strict=True)
+            ],
+            versions=_versions(),
+            commands=_commands(out, data),
+        )
+    (out / "report.html").write_text(render(found), encoding="utf-8")
+    write_json(out / RECORD, _record(found))
+    _tell(found, out, stages.seconds)
+    return found
+
+
+# ---- the folder ----
+
+
+def begin(out: Path, data: Path | None) -> None:
+    """Make the demo's folder; what an earlier demo wrote into it is removed, nothing else.
+
+    Raises:
+        EatError: The folder is somebody else's.
+    """
+    if data is not None:
+        mine, theirs = out.resolve(), data.resolve()
+        if mine == theirs or mine in theirs.parents or theirs in mine.parents:
+            raise EatError(f"{out}: one of --out and --data lies in the other; expected them apart")
+    if out.exists() and not out.is_dir():
+        raise EatError(f"{out}: is a file; expected a folder for the demo")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / RECORD).is_file() or "demo" not in read_json(out / RECORD):
+            raise EatError(
+                f"{out}: is not empty and not a demo's (no {RECORD}); choose another --out"
+            )
+        for name in OURS:
+            place = out / name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECORD, {"demo": "begun"})
+
+
+def _record(found: Findings) -> dict[str, object]:
+    """The numbers, for programs."""
+    return {
+        "demo": "finished",
+        "corpus": found.corpus,
+        "clips": {"train": found.train, "test": found.test},
+        "metric": found.metric,
+        "chance": found.chance,
+        "log_mel": found.pooled,
+        "probe_before": vars(found.before),
+        "probe_after": vars(found.after),
+        "finetuned": found.evaluation.value,
+        "from_scratch": found.from_scratch.value,
+        "seconds": dict(found.stages),
+    }
+
+
+# ---- the corpus ----
+
+
+def _made(folder: Path, clips_per_family: int, tree: recipe.Tree) -> Corpus:
+    seconds = tree["clips"]["seconds"]
+    listing = synthetic.write_corpus(folder, clips_per_family=clips_per_family, seconds=seconds)
+    return replace(open_corpus(listing), name="synthetic sounds")
+
+
+def _opened(data: Path) -> Corpus:
+    """The user's clips, if they can be learnt.
+
+    Raises:
+        DataError: They have no labels, or only one.
+    """
+    corpus = open_corpus(data)
+    used = {label for clip in corpus.clips for label in clip.labels}
+    if len(used) < 2:
+        found = f"one label, {corpus.label_names[min(used)]!r}" if used else "no labels"
+        raise DataError(
+            f"{data}: its clips have {found}; expected a folder per class, at least two, or a "
+            "manifest with labels"
+        )
+    return corpus
+
+
+def _fitted(corpus: Corpus, pretraining: Sequence[str]) -> list[str]:
+    """Settings that hear about as much of every clip as there is, and take no longer for it."""
+    lengths = []
+    for clip in sample(corpus, 100).clips:
+        try:
+            lengths.append(clip.seconds or audio_seconds(clip.path) - clip.start)
+        except AudioError:
+            continue  # named when it is to be learnt
+    usual = float(np.percentile(lengths, 90)) if lengths else LONGEST
+    seconds = round(min(max(usual, SHORTEST), LONGEST), 2)
+    return [f"clips.seconds={seconds}"]
+
+
+def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """Clips to learn from and clips to be tested on, as splits "train" and "test"."""
+    there = corpus.splits
+    tested = [name for name in ("test", "eval") if name in there][:1]
+    if not tested and finetune.folds(corpus):
+        tested = [there[-1]]
+    if not tested:
+        every = replace(
+            corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips)
+        )
+        corpus, tested = hold_out(every, SHARE_TESTED, seed=0), ["test"]
+    learnt = ["train"] if "train" in there else [n for n in corpus.splits if n not in tested]
+    return (
+        _named(sample(corpus.select(*learnt), MOST_TRAIN), "train"),
+        _named(sample(corpus.select(*tested), MOST_TEST), "test"),
+    )
+
+
+def _named(corpus: Corpus, split: str) -> Corpus:
+    return replace(corpus, clips=tuple(replace(clip, split=split) for clip in corpus.clips))
+
+
+def sample(corpus: Corpus, most: int) -> Corpus:
+    """At most so many clips, the same ones every time, in their order."""
+    chosen = set(sorted(corpus.clips, key=lambda clip: hash_id(f"demo {clip.id}"))[:most])
+    return replace(corpus, clips=tuple(clip for clip in corpus.clips if clip in chosen))
+
+
+# ---- before anything is learnt ----
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What plain log-mel statistics say about a corpus."""
+
+    statistics: logmel.Statistics
+    """Of all training clips together."""
+    metric: str
+    score: float
+    """Of a linear classifier on every clip's mean and standard deviation per mel bin."""
+    chance: float
+    """Of the commonest label; of random scores where clips have several."""
+
+
+def listen(train: Corpus, test: Corpus, settings: pretrain.EATRun) -> Pooled:
+    """Hear every clip once, without a model."""
+    seen = logmel.RunningStatistics()
+    sides = []
+    for corpus in (train, test):
+        vectors, labels = [], []
+        for batch in ordered_batches(corpus, settings.clips, batch=32):
+            assert batch.labels is not None
+            for wave, length, label in zip(
+                batch.waveforms, batch.lengths, batch.labels, strict=True
+            ):
+                values = logmel.log_mel(wave[: int(length)])
+                if corpus is train:
+                    seen.add(values)
+                deviation = values.std(dim=0, correction=0)
+                vectors.append(torch.cat([values.mean(dim=0), deviation]).numpy())
+                labels.append(label.numpy())
+        if not vectors:
+            raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+        sides += [np.stack(vectors), np.stack(labels)]
+    known, known_labels, unknown, truth = sides
+    if train.multi_label:
+        chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
+        score = probe._map(known, known_labels, unknown, truth)
+        return Pooled(seen.result(), "mAP", score, chance)
+    commonest, _ = Counter(known_labels.argmax(axis=1).tolist()).most_common(1)[0]
+    chance = float((truth.argmax(axis=1) == commonest).mean())
+    score = probe._accuracy(known, known_labels, unknown, truth)
+    return Pooled(seen.result(), "accuracy", score, chance)
+
+
+# ---- the runs ----
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The two recipes, complete."""
+
+    pretrain: pretrain.EATRun
+    finetune: finetune.FinetuneRun
+
+
+def _settings(
+    train: Corpus,
+    out: Path,
+    limits: list[str],
+    statistics: logmel.Statistics,
+    pretraining: Sequence[str],
+    finetuning: Sequence[str],
+) -> RunSettings:
+    """The recipes with what the corpus decides; pre-training gets no labels to see."""
+    unlabelled = replace(
+        train,
+        clips=tuple(replace(clip, labels=()) for clip in train.clips),
+        label_names=(),
+        multi_label=False,
+    )
+    write_csv(unlabelled, out / "unlabelled.csv")
+    ours = [*limits, f"clips.statistics=[{statistics.mean:.4f}, {statistics.std:.4f}]"]
+    loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
+    place = f"data={json.dumps(str(out / 'unlabelled.csv'))}"
+    steps = [
+        _scaled(name, schema, ours) for name, schema in zip(RECIPES, SCHEMAS, strict=True)
+    ]
+    first = recipe.load(
+        pretrain.EATRun, RECIPES[0], [*ours, steps[0], place, *pretraining]
+    )
+    second = recipe.load(
+        finetune.FinetuneRun, RECIPES[1], [*ours, steps[1], *loss, *finetuning]
+    )
+    return RunSettings(first, second)
+
+
+SCHEMAS: tuple[type[pretrain.EATRun] | type[finetune.FinetuneRun], ...] = (
+    pretrain.EATRun,
+    finetune.FinetuneRun,
+)
+
+
+def _scaled(name: str, schema: type, ours: list[str]) -> str:
+    """Fewer steps for longer clips, so that the demo takes as long as with its own."""
+    usual, now = recipe.load(schema, name), recipe.load(schema, name, ours)
+    steps = round(usual.steps * min(1.0, usual.clips.seconds / now.clips.seconds))
+    return f"steps={max(steps, usual.optim.warmup + 1)}"
+
+
+def probed(
+    place: Path | None, train: Corpus, test: Corpus, settings: pretrain.EATRun
+) -> probe.Probe:
+    """The linear probe of an encoder in a folder, or of what pre-training starts from."""
+    if place is None:
+        torch.manual_seed(settings.seed)
+        encoder = EATModel(settings.encoder.config())
+    else:
+        encoder = find_model(place, EATModel)
+    encoder.to(settings.on())
+    features = pretrain.extractor(train, settings.clips)
+    return probe.linear_probe(encoder, features, train, test, settings.clips)
+
+
+def example(test: Corpus, settings: pretrain.EATRun) -> Example:
+    """The first clip that can be read, and the first mask that pre-training would draw for it."""
+    features = pretrain.extractor(test, settings.clips)
+    clip, waveform = next(_readable(test, settings.clips.seconds))
+    frames = pretrain.whole_patches(settings.clips.seconds)
+    values, real = features.spectrogram(
+        waveform[None], torch.tensor([len(waveform)]), frames=frames
+    )
+    grid = frames // 16, logmel.N_MELS // 16
+    keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), settings.masks)
+    columns = None if features.mask(values, real) is None else -(-real // 16)
+    masks = inverse_block_masks(
+        keys,
+        grid,
+        hidden_ratio=settings.hidden_ratio,
+        block=settings.block,
+        adjust=settings.adjust,
+        valid_columns=columns,
+    )
+    heard = int(real[0])
+    hidden = masks.hidden[0, 0].view(grid)[: -(-heard // 16)]
+    return Example(_labels(clip, test), values[0, :heard].numpy(), hidden.numpy())
+
+
+def guessed(out: Path, test: Corpus, *, made: bool, settings: pretrain.EATRun) -> Guess:
+    """Ask the fine-tuned model about one sound, which is kept as `unseen.wav`."""
+    place = out / "unseen.wav"
+    if made:
+        generator = np.random.default_rng(UNSEEN)
+        truth = str(generator.choice(list(synthetic.FAMILIES)))
+        waveform = synthetic.synthesise(
+            truth, seconds=settings.clips.seconds, generator=generator
+        )
+        shown = str(place)
+    else:
+        clip, sound = next(_readable(test, settings.clips.seconds))
+        truth, waveform, shown = _labels(clip, test), sound.numpy(), str(clip.path)
+    wav = io.BytesIO()
+    soundfile.write(wav, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    place.write_bytes(wav.getvalue())
+    likeliest = load(out / "finetuned").predict(place, top_k=TOLD)
+    scores = [(one.label, one.score) for one in likeliest]
+    return Guess(shown, truth, wav.getvalue(), scores)
+
+
+def _readable(corpus: Corpus, seconds: float) -> Iterator[tuple[Clip, torch.Tensor]]:
+    """Clips with the beginning of their sound, in an order of their own."""
+    for clip in sorted(corpus.clips, key=lambda clip: hash_id(f"shown {clip.id}")):
+        try:
+            wanted = min(seconds, clip.seconds or math.inf)
+            yield clip, load_audio(clip.path, start=clip.start, seconds=wanted)
+        except AudioError:
+            continue  # it was counted when the models were tested
+
+
+def _labels(clip: Clip, corpus: Corpus) -> str:
+    return ", ".join(corpus.label_names[label] for label in clip.labels) or "without a label"
+
+
+# ---- what is told ----
+
+
+@dataclass
+class Stages:
+    """Announces each stage with the time so far, and keeps how long each took."""
+
+    total: int
+    done: list[tuple[str, float]] = field(default_factory=list)
+    clock: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self.clock
+
+    @contextmanager
+    def tell(self, name: str) -> Iterator[None]:
+        """Say what begins; remember how long it took."""
+        start = self.seconds
+        print(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}", flush=True)
+        yield
+        self.done.append((name, self.seconds - start))
+
+    def say(self, message: str) -> None:
+        """A result of the stage."""
+        print(f"             {message}", flush=True)
+
+
+def _probe_line(found: probe.Probe) -> str:
+    return (
+        f"{found.metric} on the CLS token {percent(found.cls)}, on the mean of the patches "
+        f"{percent(found.mean)}, on both {percent(found.both)}"
+    )
+
+
+def _versions() -> list[tuple[str, str]]:
+    names = ("eat-audio", "torch", "transformers", "numpy", "scikit-learn")
+    return [("Python", python_version()), *((name, version(name)) for name in names)]
+
+
+def _commands(out: Path, data: Path | None) -> list[str]:
+    place, model = shlex.quote(str(out / "unseen.wav")), shlex.quote(str(out / "finetuned"))
+    own = shlex.quote(str(data)) if data else "YOUR_FOLDER"
+    first = [] if data else ["eat demo --data YOUR_FOLDER --out runs/mine   # a folder per class"]
+    return [
+        f"eat predict {place} --model {model}",
+        *first,
+        f"eat pretrain eat_tiny data={own} --out runs/pretrained   # longer and larger",
+        f"eat finetune eat_tiny_finetune --from runs/pretrained data={own} --out runs/finetuned",
+    ]
+
+
+def _tell(found: Findings, out: Path, seconds: float) -> None:
+    rows = [
+        ("by chance", percent(found.chance)),
+        ("linear probe of log-mel, no encoder", percent(found.pooled)),
+        ("linear probe of the random encoder", percent(found.before.mean)),
+        ("linear probe after pre-training", percent(found.after.mean)),
+        *(
+            (name, with_error(one.metric, one.value, one.clips))
+            for name, one in (
+                ("fine-tuned from scratch", found.from_scratch),
+                ("fine-tuned from the pre-trained", found.evaluation),
+            )
+        ),
+    ]
+    print(f"\n{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)")
+    for name, value in rows:
+        print(f"  {name:38}{value}")
+    scores = ", ".join(f"{label} {percent(score)}" for label, score in found.guess.scores[:3])
+    print(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
+    print(f"report: {out / 'report.html'}\nnext:")
+    for command in found.commands:
+        print(f"  {command}")

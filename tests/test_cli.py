@@ -1,0 +1,301 @@
+"""The `eat` command: what it prints, how it ends, and that hostile input never wins."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from conftest import DATA, needs_data
+
+from eat_audio import cli
+from eat_audio.errors import Interrupted
+from eat_audio.models.eat import EATConfig, EATForAudioClassification
+from eat_audio.models.features import EATFeatureExtractor
+
+NASTY = DATA / "nasty"
+PAYLOAD = Path("/tmp/pwned_eat")  # what the hostile checkpoints try to leave behind
+
+
+def rows(kind: str) -> list[dict[str, str]]:
+    """The cases of one kind, with what is expected of them."""
+    if not (NASTY / "EXPECTED.csv").is_file():
+        return []
+    with (NASTY / "EXPECTED.csv").open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+def named(row: dict[str, str]) -> str:
+    return row["file"].encode("ascii", "backslashreplace").decode()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier with random weights, saved."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    names = {number: f"class {number}" for number in range(5)}
+    config = EATConfig(embed_dim=32, depth=1, num_heads=2, id2label=names)
+    config.problem_type = "single_label_classification"
+    EATForAudioClassification(config).save_pretrained(folder)
+    EATFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def eat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, said.out, said.err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    return lambda *words: eat(monkeypatch, capsys, *words)
+
+
+def one_sentence(err: str) -> bool:
+    """The last line is ours, and there is no traceback."""
+    return "Traceback" not in err and err.strip().splitlines()[-1].startswith("eat: ")
+
+
+@pytest.fixture(scope="module")
+def nasty_predictions(model: Path) -> dict[str, dict[str, Any]]:
+    """One `eat predict` over the whole folder of hostile audio, as JSON by file name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "eat_audio", "predict", NASTY / "audio", "--model", model, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2  # some cannot be read; the job went on and says so
+    assert "could not be read; all others are done" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {Path(line["path"]).name: line for line in lines}
+
+
+@needs_data
+@pytest.mark.parametrize("row", rows("audio"), ids=named)
+def test_predict_survives_every_nasty_file(
+    row: dict[str, str], nasty_predictions: dict[str, dict[str, Any]]
+) -> None:
+    line = nasty_predictions[Path(row["file"]).name]
+    if row["expected"] == "ok":
+        assert line["error"] is None
+    if row["expected"] == "error":
+        assert line["error"] and not line["predictions"]
+    if line["error"] is None:
+        scores = [answer["score"] for answer in line["predictions"]]
+        assert len(scores) == 5 and all(math.isfinite(score) for score in scores)
+        assert sum(scores) == pytest.approx(1, abs=1e-4)
+    else:
+        assert Path(row["file"]).name in line["error"]
+
+
+@needs_data
+def test_embed_survives_the_nasty_folder_and_resumes(run: Any, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "audio"
+    shutil.copytree(NASTY / "audio", folder)
+    (folder / "one_hour_silence.flac").unlink()  # its length has a test of its own
+    out = tmp_path / "vectors.parquet"
+    code, said, err = run("embed", folder, "--model", model, "-o", out)
+    assert code == 2 and one_sentence(err)
+    table = parquet.read_table(out).to_pydict()
+    expected = {r["file"]: r["expected"] for r in rows("audio")}
+    ok = {Path(name).name for name, how in expected.items() if how == "ok"}
+    there = {Path(path).name for path in table["path"]}
+    assert ok - {"one_hour_silence.flac"} <= there
+    assert not there & {Path(name).name for name, how in expected.items() if how == "error"}
+    assert np.isfinite(np.array(table["embedding"])).all()
+    code, said, err = run("embed", folder, "--model", model, "-o", out)
+    assert code == 2 and f"{len(there)} were there already" in said
+
+
+@needs_data
+def test_names_with_newlines_and_255_bytes_keep_one_line_each(
+    run: Any, model: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(NASTY / "odd_names.tar") as archive:
+        archive.extractall(tmp_path / "odd", filter="data")
+    code, said, _ = run("predict", tmp_path / "odd", "--model", model, "--json")
+    names = {Path(json.loads(line)["path"]).name for line in said.splitlines()}
+    assert code == 0 and len(names) == 3 and any("\n" in name for name in names)
+    code, said, _ = run("predict", tmp_path / "odd", "--model", model, "--top-k", "1")
+    assert code == 0 and len(said.splitlines()) == 9
+    for out in ("vectors", "vectors.parquet"):
+        code, said, _ = run("embed", tmp_path / "odd", "--model", model, "-o", tmp_path / out)
+        assert code == 0 and "3 files embedded" in said
+    with (tmp_path / "vectors" / "index.csv").open(newline="") as file:
+        assert {Path(row["path"]).name for row in csv.DictReader(file)} == names
+
+
+@needs_data
+def test_links_in_a_circle_end_and_dangling_ones_are_passed_over(
+    run: Any, model: Path, tmp_path: Path
+) -> None:
+    shutil.copy(NASTY / "audio" / "rate_8000.wav", tmp_path)
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "dangling.wav").symlink_to("nowhere")
+    code, said, err = run("predict", tmp_path, "--model", model, "--json")
+    assert "Traceback" not in err
+    heard = [json.loads(line) for line in said.splitlines()]
+    assert [Path(line["path"]).name for line in heard if not line["error"]] == ["rate_8000.wav"]
+
+
+@needs_data
+@pytest.mark.parametrize("row", rows("checkpoint"), ids=named)
+@pytest.mark.parametrize("inside", [False, True], ids=["file", "model-folder"])
+def test_hostile_checkpoints_are_refused_and_run_nothing(
+    row: dict[str, str], inside: bool, run: Any, model: Path, tmp_path: Path
+) -> None:
+    PAYLOAD.unlink(missing_ok=True)
+    place = NASTY / row["file"]
+    if inside:
+        shutil.copytree(model, tmp_path / "model")
+        (tmp_path / "model" / "model.safetensors").unlink()
+        name = "model.safetensors" if place.suffix == ".safetensors" else "pytorch_model.bin"
+        shutil.copy(place, tmp_path / "model" / name)
+        place = tmp_path / "model"
+    wav = NASTY / "audio" / "rate_8000.wav"
+    code, said, err = run("predict", wav, "--model", place)
+    assert code == 2 and one_sentence(err) and not said
+    code, _, err = run("embed", wav, "--model", place, "-o", tmp_path / "out.parquet")
+    assert code == 2 and one_sentence(err)
+    assert not PAYLOAD.exists()
+
+
+@needs_data
+@pytest.mark.parametrize("row", rows("manifest"), ids=named)
+def test_manifests_behave_as_expected(row: dict[str, str], run: Any) -> None:
+    code, said, err = run("data", "show", NASTY / row["file"])
+    assert "Traceback" not in err
+    if row["expected"] == "ok":
+        assert code == 0 and "clips\t3" in said
+    elif row["expected"] == "error":
+        assert code == 2 and one_sentence(err)
+    assert code in (0, 2)
+
+
+@needs_data
+def test_a_manifest_that_leaves_its_root_cannot_start_training(run: Any, tmp_path: Path) -> None:
+    place = NASTY / "manifests" / "path_traversal" / "train.tsv"
+    code, _, err = run("pretrain", "eat_tiny", f"data={place}", "--out", tmp_path / "out")
+    assert code == 2 and one_sentence(err) and "passwd" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys; sys.argv = ['eat', '--help']\n"
+        "from eat_audio import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules, code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False 0"
+    for command in ("pretrain", "finetune", "evaluate", "predict", "embed", "demo", "recipes"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["pretrain", "eat_tny", "--out", "x"], "eat: no recipe called 'eat_tny'; there are "),
+        (
+            ["pretrain", "eat_tiny", "optim.lrr=1e-4", "--out", "x"],
+            "eat: optim.lrr=1e-4: no such setting; did you mean optim.lr?",
+        ),
+        (
+            ["pretrain", "eat_tiny", "steps=4.5", "--out", "x"],
+            "eat: steps=4.5: a whole number is expected",
+        ),
+        (["pretrain", "eat_tiny", "--out", "x"], "eat: data is not set; expected data=MANIFEST"),
+        (["predict", "x.wav", "--model", "nowhere/model"], "eat: "),
+        (["embed", "x.wav", "--model", "nowhere/model", "-o", "x.parquet"], "eat: "),
+        (["data", "show", "nowhere/at/all"], "eat: "),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_one_sentence(
+    words: list[str], sentence: str, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, said, err = run(*words)
+    assert code == 2 and not said and one_sentence(err)
+    assert err.strip().splitlines()[-1].startswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_that_cannot_be_read_end_with_code_two(run: Any) -> None:
+    code, _, err = run("predict")
+    assert code == 2 and "Traceback" not in err and "Usage" in err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eat", "recipes"])
+    monkeypatch.setattr(cli.recipes, "names", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise Interrupted("stopped after step 4 of 50")
+
+    monkeypatch.setattr(cli.recipes, "names", interrupted)
+    code, _, err = run("recipes")
+    assert code == 130 and "stopped after step 4 of 50" in err
+
+
+def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> None:
+    code, said, _ = run("recipes")
+    names = [line.split("\t")[0] for line in said.splitlines()[1:]]
+    assert code == 0 and "eat_tiny" in names
+    for name in names:
+        code, resolved, _ = run("recipes", name)
+        assert code == 0
+        (tmp_path / "again.yaml").write_text(resolved)
+        code, again, _ = run("recipes", tmp_path / "again.yaml")
+        assert code == 0 and again == resolved
+    code, said, _ = run("recipes", "eat_tiny", "--options")
+    assert code == 0 and "utterance_weight\t" in said
+
+
+@needs_data
+def test_statistics_of_a_corpus_are_measured(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    for path in sorted((DATA / "esc10" / "audio").glob("1-*-0.ogg"))[:3]:
+        shutil.copy(path, folder)
+    code, said, _ = run("data", "stats", tmp_path, "--json")
+    told = json.loads(said)
+    assert code == 0 and told["clips"] == 3 and -16 < told["mean"] < 5 and 0 < told["std"] < 10
+
+
+def test_the_environment_does_not_matter_for_exit_codes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "eat_audio", "data", "show", "nowhere"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("eat: ")

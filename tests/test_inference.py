@@ -1,0 +1,353 @@
+"""What a model says about sound: vectors and labels, of any length, whatever is beside it."""
+
+import csv
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import DATA, needs_data
+from torch import Tensor
+
+from eat_audio.audio import load_audio
+from eat_audio.errors import AudioError, CheckpointError, DataError, EatError, RecipeError
+from eat_audio.inference import Listener, evaluate_model, load, predict_files
+from eat_audio.logmel import n_frames
+from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+
+RATE = 16_000
+CLASSES = {0: "cat", 1: "dog", 2: "owl"}
+
+
+def tiny(**changes: Any) -> EATConfig:
+    return EATConfig(embed_dim=48, depth=2, num_heads=3, **{"id2label": CLASSES, **changes})
+
+
+def listener(config: EATConfig | None = None, **told: Any) -> Listener:
+    """A random classifier; its head is large, so that its answers differ."""
+    torch.manual_seed(0)
+    model = EATForAudioClassification(config or tiny())
+    model.model.head.weight.data *= 50
+    features = EATFeatureExtractor(released_padding=told.pop("released_padding", False))
+    return Listener(model, features, **told)
+
+
+def sound(seconds: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(round(seconds * RATE), generator=generator)
+    return 0.3 * noise * torch.linspace(0, 12, len(noise)).sin()
+
+
+def write(path: Path, waveform: Tensor) -> Path:
+    soundfile.write(path, waveform.numpy(), RATE, subtype="FLOAT")
+    return path
+
+
+def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
+# ---- vectors
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.2, 1, 5, 10, 10.26, 10.27, 20.48, 60])
+def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
+    waveform = sound(seconds)
+    heard = listener().embed(waveform)
+    columns = -(-n_frames(len(waveform)) // 16)
+    assert heard.clip.shape == (48,)
+    assert heard.frames.shape == (columns, 48)
+    assert heard.patches.shape == (columns, 8, 48)
+    close(heard.seconds, (np.arange(columns) + 0.5) * 0.16, atol=1e-4)
+    for level in (heard.clip, heard.frames, heard.patches, heard.seconds):
+        assert level.dtype == np.float32 and np.isfinite(level).all()
+
+
+@pytest.mark.parametrize("level", ["clip", "frame", "patch"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "linear_softmax"])
+@pytest.mark.parametrize("released_padding", [False, True])
+def test_a_clip_is_heard_alike_alone_and_beside_others(
+    level: Any, pooling: str, released_padding: bool
+) -> None:
+    ear = listener(tiny(pooling=pooling), released_padding=released_padding)
+    sounds = [sound(1, seed=1), sound(10, seed=2), sound(0.2, seed=3), sound(13, seed=4)]
+    together = ear.embed_each(sounds, level, batch=3)
+    alone = (next(ear.embed_each([one], level)) for one in sounds)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert not isinstance(ours, AudioError)
+        close(ours, theirs)
+
+
+def test_the_levels_are_those_of_the_model() -> None:
+    ear, waveform = listener(), sound(3)
+    inputs = ear.features(waveform)
+    with torch.no_grad():
+        theirs = ear.model.features(inputs["input_values"], inputs["attention_mask"])
+    ours, real = ear.embed(waveform), int(theirs.real.sum())
+    close(ours.clip, theirs.clip[0])
+    close(ours.frames, theirs.frames[0, :real])
+    close(ours.patches, theirs.patches[0, :real])
+    close(ours.seconds, theirs.seconds[:real])
+    for level, expected in (("clip", ours.clip), ("frame", ours.frames), ("patch", ours.patches)):
+        close(next(ear.embed_each([waveform], level)), expected)  # type: ignore[arg-type]
+
+
+def test_a_long_sound_is_heard_window_by_window() -> None:
+    ear, waveform = listener(), sound(25)
+    whole = ear.embed(waveform)
+    hop = round(10.24 * RATE)
+    parts = [ear.embed(waveform[first : first + ear.samples]) for first in (0, hop, 2 * hop)]
+    weights = [len(part.frames) for part in parts]
+    assert weights == [64, 64, 29]
+    close(whole.patches, np.concatenate([part.patches for part in parts]))
+    close(whole.clip, np.average([part.clip for part in parts], axis=0, weights=weights))
+
+
+def test_where_windows_overlap_their_columns_are_averaged() -> None:
+    ear, waveform = listener(window=1.6, overlap=0.8), sound(2.4)
+    both = ear.embed(waveform).frames
+    first = ear.embed(waveform[: ear.samples]).frames
+    second = ear.embed(waveform[round(0.8 * RATE) :]).frames
+    assert len(both) == 15
+    close(both[:5], first[:5])
+    close(both[5:10], (first[5:] + second[:5]) / 2)
+    close(both[10:], second[5:])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 2.56])
+def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None:
+    ear = listener(overlap=overlap)
+    path = write(tmp_path / "a.wav", sound(24))
+    ours, theirs = ear.embed(path), ear.embed(load_audio(path))
+    close(ours.clip, theirs.clip)
+    close(ours.patches, theirs.patches)
+
+
+def test_ten_minutes_give_a_vector_for_every_160_ms() -> None:
+    ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
+    assert len(ear.embed(sound(600)).frames) == 3750
+
+
+def test_arrays_of_all_kinds_are_heard_alike() -> None:
+    ear = listener()
+    steps = (sound(1) * 32_768).round().clamp(-32_768, 32_767)
+    expected = ear.embed(steps / 32_768).clip
+    array = (steps / 32_768).numpy()
+    array.flags.writeable = False
+    for same in (steps.short(), steps.short().numpy(), array, array.astype(np.float64)):
+        close(ear.embed(same).clip, expected)
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        torch.zeros(2, 16_000),
+        torch.zeros(0),
+        torch.zeros(16_000, dtype=torch.int64),
+        torch.full((16_000,), torch.nan),
+        np.array([0.0, np.inf]),
+    ],
+    ids=["stereo", "empty", "integers", "nan", "infinite"],
+)
+def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
+    with pytest.raises(AudioError):
+        listener().embed(waveform)
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap"), [(10, 0), (10.24, 0.1), (1.6, 1.6), (0, 0), (1.6, -0.16)]
+)
+def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: float) -> None:
+    with pytest.raises(RecipeError, match=r"0\.16 s"):
+        listener(window=window, overlap=overlap)
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(RecipeError, match="clip, frame, patch"):
+        next(listener().embed_each([sound(1)], "song"))  # type: ignore[arg-type]
+
+
+# ---- labels
+
+
+def test_the_likeliest_labels_come_first() -> None:
+    told = listener().predict(sound(2))
+    assert {row.label for row in told} == set(CLASSES.values())
+    scores = [row.score for row in told]
+    assert scores == sorted(scores, reverse=True)
+    assert listener().predict(sound(2), top_k=1) == told[:1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "classes", "one_in_all"),
+    [
+        ("single_label_classification", 3, True),
+        ("multi_label_classification", 3, False),
+        (None, 3, True),
+        (None, 527, False),
+        ("single_label_classification", 527, True),
+    ],
+)
+def test_scores_are_of_one_label_or_of_each(
+    problem: str | None, classes: int, one_in_all: bool
+) -> None:
+    names = {number: str(number) for number in range(classes)}
+    ear = listener(tiny(problem_type=problem, id2label=names))
+    told = ear.predict(sound(1), top_k=classes)
+    assert (abs(sum(row.score for row in told) - 1) < 1e-4) is one_in_all
+
+
+def test_scores_of_a_long_sound_are_the_mean_over_its_windows() -> None:
+    ear, waveform = listener(), sound(16)
+    cut = round(10.24 * RATE)
+    first, second = ({r.label: r.score for r in ear.predict(part)}
+                     for part in (waveform[: ear.samples], waveform[cut:]))  # fmt: skip
+    for row in ear.predict(waveform):
+        mean = np.average([first[row.label], second[row.label]], weights=[64, 36])
+        assert row.score == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_encoder_has_no_labels() -> None:
+    ear = Listener(EATModel(tiny()), EATFeatureExtractor())
+    assert ear.embed(sound(1)).clip.shape == (48,)
+    with pytest.raises(CheckpointError, match="without a classifier"):
+        ear.predict(sound(1))
+
+
+def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
+    ear = listener()
+    ear.model.save_pretrained(tmp_path)
+    EATFeatureExtractor(mean=-6.0, std=5.0).save_pretrained(tmp_path)
+    loaded = load(tmp_path, device="cpu")
+    assert loaded.features.mean == -6.0
+    assert loaded.labels == ("cat", "dog", "owl")
+    loaded.features.mean, loaded.features.std = ear.features.mean, ear.features.std
+    close(loaded.embed(sound(1)).clip, ear.embed(sound(1)).clip)
+    with pytest.raises(EatError, match="nonsense"):
+        load(tmp_path, device="nonsense")
+
+
+def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in "ac":
+        write(tmp_path / f"{name}.wav", sound(1))
+    (tmp_path / "b.wav").write_text("no sound")
+    first, second, third = predict_files([tmp_path], listener(), batch=2)
+    assert first.predictions and third.predictions and not first.error
+    assert second.predictions == [] and "b.wav" in (second.error or "")
+
+
+def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EatError, match="no such file"):
+        next(predict_files([tmp_path / "absent.wav"], listener()))
+
+
+def expected() -> Iterator[tuple[str, str]]:
+    table = DATA / "nasty" / "EXPECTED.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["kind"] == "audio":
+                    yield row["file"], row["expected"]
+
+
+@needs_data
+@pytest.mark.filterwarnings("default")
+def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
+    wanted = dict(expected())
+    results = predict_files([data / "nasty" / "audio"], listener(), batch=16)
+    told = {f"audio/{Path(result.path).name}": result for result in results}
+    assert told.keys() == wanted.keys()
+    for name, result in told.items():
+        scored = bool(result.predictions)
+        assert scored is (result.error is None)
+        assert wanted[name] == "ok_or_error" or scored is (wanted[name] == "ok"), result
+        assert all(np.isfinite(row.score) for row in result.predictions)
+        assert result.error is None or Path(name).name in result.error
+
+
+@needs_data
+def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
+    with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    names = {Path(result.path).name for result in predict_files([tmp_path], listener())}
+    assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
+
+
+# ---- evaluation
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three recordings of each of two classes."""
+    for seed, label in enumerate(["dog", "owl"] * 3):
+        (tmp_path / "clips" / label).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "clips" / label / f"{seed}.wav", sound(0.5 + seed, seed=seed))
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def fine_tuned(tmp_path: Path) -> Path:
+    return save(listener(), tmp_path / "model")
+
+
+def save(ear: Listener, folder: Path) -> Path:
+    ear.model.save_pretrained(folder)
+    ear.features.save_pretrained(folder)
+    return folder
+
+
+def test_clips_are_scored_by_the_names_of_their_labels(corpus: Path, fine_tuned: Path) -> None:
+    result = evaluate_model(fine_tuned, corpus)
+    guesses = predict_files([corpus], load(fine_tuned), top_k=1)
+    right = [Path(one.path).parent.name == one.predictions[0].label for one in guesses]
+    assert result.metric == "accuracy" and result.clips == 6
+    assert result.value == pytest.approx(np.mean(right))
+    assert [row["label"] for row in result.classes] == ["cat", "dog", "owl"]
+
+
+def test_a_label_the_model_has_not_learnt_is_refused(corpus: Path, fine_tuned: Path) -> None:
+    (corpus / "owl").rename(corpus / "newt")
+    with pytest.raises(DataError, match="'newt'"):
+        evaluate_model(fine_tuned, corpus)
+
+
+def test_a_model_without_names_takes_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    unnamed = save(listener(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path)
+    assert [r["label"] for r in evaluate_model(unnamed, corpus).classes] == ["dog", "owl"]
+    (corpus / "newt").mkdir()
+    write(corpus / "newt" / "a.wav", sound(1))
+    with pytest.raises(DataError, match="without names"):
+        evaluate_model(unnamed, corpus)
+
+
+def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Path) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(corpus.glob("*/*.wav"))]
+    table = corpus / "table.csv"
+    splits = ["train", "test", "train", "train", "test", "fold 3"]
+    lines = [f"{row},{split}\n" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("path,label,split\n" + "".join(lines))
+    assert evaluate_model(fine_tuned, table).clips == 2
+    assert evaluate_model(fine_tuned, table, splits=["train"]).clips == 3
+    with pytest.raises(DataError, match="no split called 'valid'"):
+        evaluate_model(fine_tuned, table, splits=["valid"])
+
+
+def test_a_model_of_several_labels_is_judged_by_map(corpus: Path, tmp_path: Path) -> None:
+    several = save(listener(tiny(problem_type="multi_label_classification")), tmp_path)
+    assert evaluate_model(several, corpus, seconds=0.5).metric == "mAP"
+
+
+def test_an_encoder_cannot_be_evaluated(corpus: Path, tmp_path: Path) -> None:
+    encoder = Listener(EATModel(tiny()), EATFeatureExtractor())
+    with pytest.raises(CheckpointError):
+        evaluate_model(save(encoder, tmp_path), corpus)
+
+
+def test_clips_without_labels_cannot_be_scored(fine_tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        evaluate_model(fine_tuned, write(tmp_path / "a.wav", sound(1)))
