@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from eat_audio.audio import find_audio
 from eat_audio.errors import AudioError, DataError
-from eat_audio.inference import Array, Level, Listener, as_text, middles
+from eat_audio.inference import Array, Level, Listener, as_text, known, middles
 from eat_audio.progress import track
 from eat_audio.train.checkpoint import write_json
 
@@ -78,7 +78,7 @@ def embed_files(
     """
     out = Path(out)
     paths = find_audio(places)
-    made_by = _made_by(listener, level)
+    made_by = _made_by(listener, known(level))
     kind: type[_Table] | type[_Folder] = _Table if out.suffix.lower() == ".parquet" else _Folder
     try:
         with kind(out, made_by) as store:

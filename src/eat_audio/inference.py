@@ -9,7 +9,7 @@ Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -169,10 +169,8 @@ class Listener:
             level: clip, frame or patch.
             batch: Windows heard at once.
         """
-        if level not in get_args(Level):
-            raise RecipeError(f"level={level}: expected one of {', '.join(get_args(Level))}")
         join = _mean if level == "clip" else _side_by_side
-        for parts in self._listen(sounds, HEAR[level], batch=batch):
+        for parts in self._listen(sounds, HEAR[known(level)], batch=batch):
             yield parts if isinstance(parts, AudioError) else join(parts)
 
     def predict_each(
@@ -335,6 +333,14 @@ def _with_labels_of(listener: Listener, corpus: Corpus) -> Corpus:
 def as_text(said: object) -> str:
     """A path, or what is said about it, as text that any file can hold."""
     return str(said).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def known(level: str) -> Level:
+    """The same level, if there is such a one."""
+    for one in HEAR:
+        if one == level:
+            return one
+    raise RecipeError(f"level={level}: expected one of {', '.join(HEAR)}")
 
 
 def middles(columns: int) -> Array:

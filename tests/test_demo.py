@@ -1,0 +1,241 @@
+"""The demo goes the whole way, in small, and its report needs nothing but itself."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from eat_audio import demo
+from eat_audio.data.corpora import open_corpus
+from eat_audio.errors import DataError, EatError
+from eat_audio.report import Findings, percent, png
+
+PRETRAINING = [
+    "device=cpu",
+    "steps=4",
+    "batch=4",
+    "masks=2",
+    "optim.warmup=1",
+    "log_every=1",
+    "encoder.embed_dim=32",
+    "encoder.depth=1",
+    "encoder.num_heads=1",
+]
+FINETUNING = ["device=cpu", "steps=4", "batch=4", "optim.warmup=1", "log_every=1"]
+LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
+
+
+def small(out: Path, data: Path | None = None, **changes) -> Findings:
+    here = {
+        "clips_per_family": 3,
+        "pretraining": [*PRETRAINING, *([] if data else ["clips.seconds=2.0"])],
+        "finetuning": [*FINETUNING, *([] if data else ["clips.seconds=2.0"])],
+    }
+    return demo.run(out=out, data=data, **here | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Findings]:
+    """A folder with a finished demo on made sounds, and what was found."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("demo") / "runs" / "demo"
+    return out, small(out)
+
+
+class Page(HTMLParser):
+    """The tags, the text and whatever is loaded by a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attributes if name in LOADS]
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def report(out: Path) -> str:
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_demo_leaves_models_and_a_report(finished):
+    out, _ = finished
+    for name in ("pretrained", "finetuned", "scratch"):
+        assert (out / name / "model.safetensors").is_file()
+    assert (out / "unseen.wav").is_file()
+    assert json.loads((out / "demo.json").read_text())["demo"] == "finished"
+
+
+def test_the_report_loads_nothing_but_itself(finished):
+    page = Page(report(finished[0]))
+    assert len(page.loads) == 3  # two spectrograms and a sound
+    assert all(place.startswith("data:") for place in page.loads)
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert not re.search(r"url\(|@import|https?://", report(finished[0]))
+
+
+def test_the_report_shows_the_measured_numbers(finished):
+    out, found = finished
+    words = Page(report(out)).words
+    scores = [found.chance, found.pooled, found.evaluation.value, found.from_scratch.value]
+    for probe in (found.before, found.after):
+        scores += [probe.cls, probe.mean, probe.both]
+    scores += [score for _, score in found.guess.scores]
+    for score in scores:
+        assert percent(score) in words
+    for name, seconds in found.stages:
+        assert name in words and f"{seconds:.1f}" in words
+
+
+def test_every_family_is_in_the_table_and_the_confusion_matrix(finished):
+    words = Page(report(finished[0])).words
+    for label in ("chirp_up", "melody_down", "ticks_uneven", "siren"):
+        assert words.count(label) >= 3  # a row of the table, a row and a column of the matrix
+
+
+def test_the_encoder_that_is_probed_first_is_the_one_that_pre_training_starts_from(
+    finished, tmp_path
+):
+    _, found = finished
+    again = small(tmp_path / "demo", pretraining=[*PRETRAINING, "clips.seconds=2.0", "optim.lr=1e-20"])
+    assert again.before == found.before == again.after
+
+
+def test_pre_training_gets_no_labels(finished):
+    corpus = open_corpus(finished[0] / "unlabelled.csv")
+    assert len(corpus) == finished[1].train
+    assert corpus.label_names == ()
+
+
+def test_the_predicted_sound_is_in_neither_part_of_the_corpus(finished):
+    out, found = finished
+    unseen, _ = soundfile.read(out / "unseen.wav", dtype="int16")
+    for file in (out / "sound").rglob("*.flac"):
+        clip, _ = soundfile.read(file, dtype="int16")
+        assert len(clip) != len(unseen) or (clip != unseen).any()
+    assert found.guess.truth in {label for label in open_corpus(out / "sound" / "clips.csv").label_names}
+
+
+def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, capsys):
+    small(tmp_path / "demo")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[9:12] for line in lines if line.startswith("[")] == [
+        f"{number}/7" for number in range(1, 8)
+    ]
+    assert f"report: {tmp_path / 'demo' / 'report.html'}" in lines
+    assert lines[-4].startswith("  eat predict ")
+
+
+def test_a_demo_starts_over_in_its_own_folder_and_leaves_what_is_not_its_own(tmp_path):
+    out = tmp_path / "demo"
+    small(out)
+    (out / "notes.txt").write_text("mine")
+    (out / "pretrained" / "log.jsonl").write_text("")
+    small(out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "pretrained" / "log.jsonl").read_text()
+
+
+def test_a_folder_that_is_not_a_demos_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "take.txt").write_text("mine")
+    with pytest.raises(EatError, match="not a demo's"):
+        small(tmp_path)
+    assert (tmp_path / "sound" / "take.txt").read_text() == "mine"
+    with pytest.raises(EatError, match="is a file"):
+        small(tmp_path / "sound" / "take.txt")
+
+
+def test_out_and_data_may_not_lie_in_each_other(tmp_path, finished):
+    with pytest.raises(EatError, match="lies in the other"):
+        small(finished[0], finished[0] / "sound")
+    with pytest.raises(EatError, match="lies in the other"):
+        small(finished[0] / "sound" / "demo", finished[0] / "sound")
+
+
+def tones(folder: Path, labels: list[str], clips: int = 5) -> Path:
+    """A folder per class of short tones."""
+    time = np.arange(16_000) / 16_000
+    for number, label in enumerate(labels):
+        (folder / label).mkdir(parents=True)
+        for clip in range(clips):
+            tone = 0.3 * np.sin(2 * np.pi * (300 + 400 * number + 10 * clip) * time)
+            soundfile.write(folder / label / f"{clip}.wav", tone, 16_000)
+    return folder
+
+
+def test_a_label_cannot_write_html(tmp_path):
+    evil = "<script>alert(1)<&>"  # a name of a folder holds no slash
+    data = tones(tmp_path / "<b>data", [evil, '"quoted" & <i>'])
+    small(tmp_path / "demo", data)
+    text = report(tmp_path / "demo")
+    page = Page(text)
+    assert "<script" not in text and "script" not in page.tags
+    assert not {"b", "i"} & set(page.tags)
+    assert evil in page.words
+
+
+def test_a_fifth_is_held_out_where_a_folder_has_no_test_clips(tmp_path):
+    found = small(tmp_path / "demo", tones(tmp_path / "data", ["low", "high"], clips=10))
+    assert (found.train, found.test) == (16, 4)
+
+
+def test_clips_without_labels_are_refused_before_anything_is_written(tmp_path):
+    data = tones(tmp_path / "data", ["only"])
+    with pytest.raises(DataError, match="a folder per class"):
+        small(tmp_path / "demo", data / "only")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_clips_with_several_labels_are_scored_by_map(tmp_path):
+    data = tones(tmp_path / "data", ["low", "high"], clips=6)
+    rows = ["path,label,split"]
+    for clip in range(6):
+        split = "test" if clip % 3 == 2 else "train"
+        rows.append(f"low/{clip}.wav,low{';soft' if clip % 2 else ''},{split}")
+        rows.append(f"high/{clip}.wav,high{';soft' if clip % 2 else ''},{split}")
+    (data / "clips.csv").write_text("\n".join(rows) + "\n")
+    found = small(tmp_path / "demo", data / "clips.csv")
+    assert found.metric == found.before.metric == "mAP"
+    assert "loss: bce_per_label" in report(tmp_path / "demo")
+
+
+def test_the_demo_works_on_a_folder_per_class_of_real_recordings(tmp_path, data):
+    folder = tmp_path / "recordings"
+    for name in ("dog", "rain", "rooster"):
+        (folder / name).mkdir(parents=True)
+    corpus = open_corpus(data / "esc10")
+    copied = {name: 0 for name in ("dog", "rain", "rooster")}
+    for clip in corpus.clips:
+        name = corpus.label_names[clip.labels[0]]
+        if copied.get(name, 5) < 5:
+            shutil.copy(clip.path, folder / name)
+            copied[name] += 1
+    found = small(tmp_path / "demo", folder)
+    assert (found.train, found.test, found.classes) == (12, 3, 3)
+    assert found.guess.truth in copied
+    assert Path(found.guess.path).parent.parent == folder
+    assert "rooster" in report(tmp_path / "demo")
+
+
+def test_a_png_holds_the_pixels_it_was_given():
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    file = png(picture)
+    assert file.startswith(b"\x89PNG\r\n\x1a\n") and file.endswith(b"IEND\xaeB`\x82")
+    import zlib
+
+    start = file.index(b"IDAT") + 4
+    rows = np.frombuffer(zlib.decompress(file[start:-16]), np.uint8).reshape(2, 10)
+    assert (rows[:, 1:].reshape(2, 3, 3) == picture).all()

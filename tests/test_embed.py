@@ -1,0 +1,240 @@
+"""What is written for every file, and what happens to a job that is interrupted."""
+
+import csv
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from conftest import needs_data
+from eat_audio import embed
+from eat_audio.embed import Summary, embed_files
+from eat_audio.errors import DataError, RecipeError
+from eat_audio.inference import Listener
+from eat_audio.models.eat import EATConfig, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+
+RATE = 16_000
+LEVELS = ["clip", "frame", "patch"]
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener(EATModel(EATConfig(embed_dim=48, depth=2, num_heads=3)), EATFeatureExtractor())
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Five recordings of 0.5 to 11 seconds, two of them with the same name."""
+    places = ["a/dog.wav", "b/dog.wav", "b/owl.wav", "c/cat.wav", "c/long.wav"]
+    for place, seconds in zip(places, [0.5, 1, 1.5, 2, 11], strict=True):
+        path = tmp_path / "clips" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * torch.randn(round(seconds * RATE)).numpy(), RATE)
+    return tmp_path / "clips"
+
+
+@pytest.fixture(params=["out.parquet", "out"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / request.param
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The vectors of every path, in whichever form they were written."""
+    if out.is_dir():
+        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {row["path"]: np.load(out / row["file"]) for row in rows}
+    vectors: dict[str, Any] = {}
+    for row in pq.read_table(out).to_pylist():
+        vectors.setdefault(row["path"], []).append(row["embedding"])
+    return {path: np.array(rows, np.float32) for path, rows in vectors.items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        np.allclose(np.ravel(one[path]), np.ravel(other[path]), rtol=0, atol=1e-5) for path in one
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_vectors_of_all_files_are_written(
+    listener: Listener, clips: Path, out: Path, level: Any
+) -> None:
+    assert embed_files([clips], listener, out, level=level) == Summary(5, 0, [])
+    paths = sorted(clips.rglob("*.wav"))
+    direct = zip(paths, listener.embed_each(paths, level), strict=True)
+    assert same(read(out), {str(path): vectors for path, vectors in direct})
+    assert not list(out.parent.glob(".*"))
+
+
+def test_rows_say_where_in_the_file_a_vector_is_from(
+    listener: Listener, clips: Path, tmp_path: Path
+) -> None:
+    clip = clips / "c" / "long.wav"
+    whole = listener.embed(clip)
+    tables = {}
+    for level in LEVELS:
+        embed_files([clip], listener, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
+        tables[level] = pq.read_table(tmp_path / f"{level}.parquet")
+    assert tables["clip"].column_names == ["path", "embedding"]
+    assert tables["frame"].column_names == ["path", "seconds", "embedding"]
+    assert tables["patch"].column_names == ["path", "seconds", "row", "embedding"]
+    np.testing.assert_allclose(tables["frame"]["seconds"].to_numpy(), whole.seconds)
+    for row in (tables["patch"].slice(n, 1).to_pylist()[0] for n in (0, 9, 77, 8 * 65 + 3)):
+        column = round(row["seconds"] / 0.16 - 0.5)
+        np.testing.assert_allclose(row["embedding"], whole.patches[column, row["row"]], atol=1e-5)
+
+
+def test_many_rows_are_written_in_several_groups(
+    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_files([clips], listener, tmp_path / "one.parquet", level="patch")
+    monkeypatch.setattr(embed, "PART_BYTES", 10_000)
+    monkeypatch.setattr(embed, "SLICE", 37)
+    embed_files([clips], listener, tmp_path / "many.parquet", level="patch")
+    one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
+    with one, many:
+        assert one.num_row_groups == 1 and many.num_row_groups > 5
+        assert one.read().equals(many.read())
+
+
+def test_unreadable_files_are_listed_and_do_not_stop_the_job(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    (clips / "b" / "broken.wav").write_text("no sound")
+    summary = embed_files([clips], listener, out)
+    assert (summary.done, summary.skipped, len(summary.failed)) == (5, 0, 1)
+    assert "broken.wav" in summary.failed[0]
+    assert len(read(out)) == 5
+
+
+def test_nothing_but_unreadable_files_gives_an_empty_result(
+    listener: Listener, tmp_path: Path, out: Path
+) -> None:
+    (tmp_path / "broken.wav").write_text("no sound")
+    assert embed_files([tmp_path / "broken.wav"], listener, out).done == 0
+    assert read(out) == {}
+
+
+def test_what_is_there_is_not_done_again(listener: Listener, clips: Path, out: Path) -> None:
+    assert embed_files([clips / "a", clips / "b"], listener, out).done == 3
+    before = read(out)
+    assert embed_files([clips], listener, out) == Summary(2, 3, [])
+    assert embed_files([clips], listener, out) == Summary(0, 5, [])
+    after = read(out)
+    assert len(after) == 5 and same({path: after[path] for path in before}, before)
+
+
+def interrupted_after(count: int, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listener is interrupted when so many files have been heard."""
+    hear = listener.embed_each
+
+    def heard(*told: Any, **more: Any) -> Any:
+        for number, vectors in enumerate(hear(*told, **more)):
+            if number == count:
+                raise KeyboardInterrupt
+            yield vectors
+
+    monkeypatch.setattr(listener, "embed_each", heard)
+
+
+@pytest.mark.parametrize("part_seconds", [0, 1_000], ids=["many_parts", "one_part"])
+def test_an_interrupted_job_goes_on_where_it_was(
+    listener: Listener, clips: Path, out: Path, part_seconds: float, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "PART_SECONDS", part_seconds)
+        interrupted_after(3, listener, patch)
+        with pytest.raises(KeyboardInterrupt):
+            embed_files([clips], listener, out, level="frame", batch=2)
+    assert embed_files([clips], listener, out, level="frame") == Summary(2, 3, [])
+    whole = tmp_path / f"whole{out.suffix}"
+    embed_files([clips], listener, whole, level="frame")
+    assert same(read(out), read(whole))
+
+
+def test_a_job_killed_after_joining_its_parts_has_nothing_twice(
+    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *told, **more: None)
+        embed_files([clips / "b"], listener, out)
+    assert (tmp_path / ".out.parquet.parts").is_dir()
+    assert embed_files([clips], listener, out) == Summary(3, 2, [])
+    assert pq.read_table(out).num_rows == 5
+    assert not (tmp_path / ".out.parquet.parts").exists()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 40])
+def test_an_index_that_ends_in_half_a_line_is_mended(
+    listener: Listener, clips: Path, tmp_path: Path, cut: int
+) -> None:
+    out = tmp_path / "out"
+    embed_files([clips], listener, out)
+    whole, index = read(out), out / "index.csv"
+    index.write_bytes(index.read_bytes()[:-cut])
+    assert embed_files([clips], listener, out) == Summary(1, 4, [])
+    assert same(read(out), whole)
+
+
+def test_a_file_that_was_taken_away_is_made_again(
+    listener: Listener, clips: Path, tmp_path: Path
+) -> None:
+    embed_files([clips], listener, tmp_path / "out")
+    next((tmp_path / "out").glob("owl-*.npy")).unlink()
+    assert embed_files([clips], listener, tmp_path / "out") == Summary(1, 4, [])
+
+
+def test_vectors_of_two_models_or_levels_do_not_mix(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    embed_files([clips / "a"], listener, out)
+    other = Listener(EATModel(listener.model.config), EATFeatureExtractor())
+    with pytest.raises(DataError, match="another weights"):
+        embed_files([clips], other, out)
+    with pytest.raises(DataError, match="another level"):
+        embed_files([clips], listener, out, level="frame")
+    assert len(read(out)) == 1
+
+
+def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("mine")
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.csv").write_text("mine")
+    for name in ("text.parquet", "folder.parquet", "file", "folder"):
+        with pytest.raises(DataError, match=name):
+            embed_files([clips], listener, tmp_path / name)
+    assert (tmp_path / "text.parquet").read_text() == "mine"
+    assert (tmp_path / "folder" / "index.csv").read_text() == "mine"
+
+
+def test_an_unknown_level_is_refused(listener: Listener, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="level=song"):
+        embed_files([clips], listener, tmp_path / "out", level="song")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@needs_data
+def test_no_name_is_too_odd(data: Path, listener: Listener, tmp_path: Path, out: Path) -> None:
+    clips = tmp_path / "clips"
+    with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
+        archive.extractall(clips, filter="data")
+    shutil.copy(next((data / "nasty" / "audio").glob("sp*.flac")), clips)
+    shutil.copy(clips / "line\nbreak.flac", clips / 'a,"quoted"\r\n.flac')
+    shutil.copy(clips / "line\nbreak.flac", clips / os.fsdecode(b"not-\xff-utf8.flac"))
+    assert embed_files([clips], listener, out) == Summary(6, 0, [])
+    names = {Path(path).name for path in read(out)}
+    assert "line\nbreak.flac" in names and 'a,"quoted"\r\n.flac' in names
+    assert "not-\\xff-utf8.flac" in names and "n" * 250 + ".flac" in names
+    assert embed_files([clips], listener, out) == Summary(0, 6, [])
