@@ -109,7 +109,9 @@ def test_the_encoder_that_is_probed_first_is_the_one_that_pre_training_starts_fr
     finished, tmp_path
 ):
     _, found = finished
-    again = small(tmp_path / "demo", pretraining=[*PRETRAINING, "clips.seconds=2.0", "optim.lr=1e-20"])
+    again = small(
+        tmp_path / "demo", pretraining=[*PRETRAINING, "clips.seconds=2.0", "optim.lr=1e-20"]
+    )
     assert again.before == found.before == again.after
 
 
@@ -125,7 +127,9 @@ def test_the_predicted_sound_is_in_neither_part_of_the_corpus(finished):
     for file in (out / "sound").rglob("*.flac"):
         clip, _ = soundfile.read(file, dtype="int16")
         assert len(clip) != len(unseen) or (clip != unseen).any()
-    assert found.guess.truth in {label for label in open_corpus(out / "sound" / "clips.csv").label_names}
+    assert found.guess.truth in {
+        label for label in open_corpus(out / "sound" / "clips.csv").label_names
+    }
 
 
 def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, capsys):

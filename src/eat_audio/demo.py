@@ -248,9 +248,7 @@ def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
     if not tested and finetune.folds(corpus):
         tested = [there[-1]]
     if not tested:
-        every = replace(
-            corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips)
-        )
+        every = replace(corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips))
         corpus, tested = hold_out(every, SHARE_TESTED, seed=0), ["test"]
     learnt = ["train"] if "train" in there else [n for n in corpus.splits if n not in tested]
     return (
@@ -346,15 +344,9 @@ def _settings(
     ours = [*limits, f"clips.statistics=[{statistics.mean:.4f}, {statistics.std:.4f}]"]
     loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
     place = f"data={json.dumps(str(out / 'unlabelled.csv'))}"
-    steps = [
-        _scaled(name, schema, ours) for name, schema in zip(RECIPES, SCHEMAS, strict=True)
-    ]
-    first = recipe.load(
-        pretrain.EATRun, RECIPES[0], [*ours, steps[0], place, *pretraining]
-    )
-    second = recipe.load(
-        finetune.FinetuneRun, RECIPES[1], [*ours, steps[1], *loss, *finetuning]
-    )
+    steps = [_scaled(name, schema, ours) for name, schema in zip(RECIPES, SCHEMAS, strict=True)]
+    first = recipe.load(pretrain.EATRun, RECIPES[0], [*ours, steps[0], place, *pretraining])
+    second = recipe.load(finetune.FinetuneRun, RECIPES[1], [*ours, steps[1], *loss, *finetuning])
     return RunSettings(first, second)
 
 
@@ -415,9 +407,7 @@ def guessed(out: Path, test: Corpus, *, made: bool, settings: pretrain.EATRun) -
     if made:
         generator = np.random.default_rng(UNSEEN)
         truth = str(generator.choice(list(synthetic.FAMILIES)))
-        waveform = synthetic.synthesise(
-            truth, seconds=settings.clips.seconds, generator=generator
-        )
+        waveform = synthetic.synthesise(truth, seconds=settings.clips.seconds, generator=generator)
         shown = str(place)
     else:
         clip, sound = next(_readable(test, settings.clips.seconds))

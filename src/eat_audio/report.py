@@ -24,6 +24,8 @@ from eat_audio.probe import Probe
 Array = NDArray[np.float32]
 Log = Sequence[dict[str, float]]
 """What `read_log` gives."""
+Curve = Sequence[tuple[float, float]]
+"""Steps and values."""
 
 MOST_CLASSES = 40
 """A confusion matrix of more cannot be read."""
@@ -115,12 +117,19 @@ def render(found: Findings) -> str:
         "<h2>Does it learn?</h2>",
         '<div class="two">',
         figure(
-            curves([("loss", found.pretraining), ("frame loss", found.pretraining)]),
-            "Pre-training: the whole loss, and the part about single patches. The target moves "
-            "with the teacher, so the loss may rise again while the encoder gets better.",
+            curves(
+                [(name, curve(found.pretraining, name)) for name in ("loss", "frame", "utterance")]
+            ),
+            "Pre-training: the loss and its parts, about single patches and about whole clips. The "
+            "target moves with the teacher, so the loss may rise while the encoder gets better.",
         ),
         figure(
-            curves([("pre-trained", found.finetuning), ("from scratch", found.scratch)]),
+            curves(
+                [
+                    ("pre-trained", curve(found.finetuning, "loss")),
+                    ("from scratch", curve(found.scratch, "loss")),
+                ]
+            ),
             "Fine-tuning: training loss, from the pre-trained encoder and from random weights.",
         ),
         "</div>",
@@ -198,45 +207,46 @@ def figure(content: str, caption: str) -> str:
 # ---- charts ----
 
 
-def curves(lines: Sequence[tuple[str, Log]]) -> str:
-    """Curves over training steps; a name that ends in " loss" is a part of the loss."""
-    points = [
-        (name, [(row["step"], row.get(name.removesuffix(" loss"), row["loss"])) for row in log])
-        for name, log in lines
-        if log
-    ]
-    steps = max((x for _, line in points for x, _ in line), default=1.0)
-    top = max((y for _, line in points for _, y in line if math.isfinite(y)), default=1.0) or 1.0
+def curve(log: Log, name: str) -> Curve:
+    """One of the logged numbers, over steps."""
+    return [(row["step"], row[name]) for row in log]
+
+
+def curves(lines: Sequence[tuple[str, Curve]]) -> str:
+    """Named curves over training steps."""
+    steps = max((x for _, line in lines for x, _ in line), default=1.0)
+    top = max((y for _, line in lines for _, y in line if math.isfinite(y)), default=1.0) or 1.0
     top = _round_up(top)
     left, width, height = 44, 400, 190
     shapes = [_grid(left, width, height, top, steps)]
-    for number, (name, line) in enumerate(points):
+    for number, (name, line) in enumerate(lines):
         path = " ".join(
-            f"{left + width * x / steps:.1f},{10 + height * (1 - y / top):.1f}" for x, y in line
+            f"{left + width * x / steps:.1f},{TOP + height * (1 - y / top):.1f}" for x, y in line
         )
+        x = left + 130 * number
         shapes.append(f'<polyline class="line c{number}" points="{path}"/>')
-        shapes.append(
-            f'<rect class="c{number}" x="{left + 260}" y="{14 + 18 * number}" '
-            'width="14" height="4"/>'
-        )
-        shapes.append(f'<text x="{left + 280}" y="{20 + 18 * number}">{text(name)}</text>')
-    return _svg(left + width + 20, height + 46, shapes, "training loss over steps")
+        shapes.append(f'<rect class="c{number}" x="{x}" y="8" width="16" height="4"/>')
+        shapes.append(f'<text x="{x + 22}" y="15">{text(name)}</text>')
+    return _svg(left + width + 20, height + TOP + 24, shapes, "training loss over steps")
+
+
+def _round_up(number: float) -> float:
+    """The next number of which a quarter is short to write: 13.1 -> 16, 2.62 -> 3.2."""
+    unit = 10.0 ** math.floor(math.log10(number))
+    ladder = (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10)
+    return next(step * unit for step in ladder if step * unit >= number)
 
 
 def _grid(left: int, width: int, height: int, top: float, steps: float) -> str:
     """Four levels, their numbers, and the steps below."""
     lines = []
     for part in range(5):
-        y = 10 + height * (1 - part / 4)
+        x, y = left + width * part / 4, TOP + height * (1 - part / 4)
+        step = f"{steps * part / 4:.0f}" if part else "step 0"
+        level = f"{top * part / 4:.3g}"
         lines.append(f'<path class="grid" d="M{left} {y:.1f}h{width}"/>')
-        lines.append(
-            f'<text class="end" x="{left - 6}" y="{y + 4:.1f}">{top * part / 4:.3g}</text>'
-        )
-        x = left + width * part / 4
-        lines.append(
-            f'<text class="mid" x="{x:.0f}" y="{height + 28}">{steps * part / 4:.0f}</text>'
-        )
-    lines.append(f'<text class="end" x="{left + width}" y="{height + 43}">steps</text>')
+        lines.append(f'<text class="end" x="{left - 6}" y="{y + 4:.1f}">{level}</text>')
+        lines.append(f'<text class="mid" x="{x:.0f}" y="{height + TOP + 20}">{step}</text>')
     return "".join(lines)
 
 

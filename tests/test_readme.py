@@ -1,0 +1,86 @@
+"""What the README shows is run as it stands, in its order, on small recordings.
+
+Only the length of training is cut, so that the page is tested and not somebody's patience.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import ROOT
+
+from eat_audio.data.synthetic import write_corpus
+
+README = (ROOT / "README.md").read_text()
+SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"
+EXTRA = {"pretrain": f"{SHORT} masks=2 block=[3,3]", "finetune": SHORT, "embed": "", "predict": ""}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `eat ...` line, without its comment."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("eat ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `recordings/` and `dog.wav`, as the page assumes."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_corpus(folder / "recordings", clips_per_family=3, seconds=1.0, seed=0)
+    (folder / "recordings" / "clips.csv").unlink()
+    samples, rate = soundfile.read(next((folder / "recordings").rglob("*.flac")))
+    soundfile.write(folder / "dog.wav", samples, rate)
+    return folder
+
+
+def run(words: list[str], place: Path) -> str:
+    words = [*words, *shlex.split(EXTRA.get(words[0], ""))]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=place, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_pages_commands_run_in_the_order_of_the_work(place: Path) -> None:
+    """Pre-training first, then what uses its result; on the page the use comes first."""
+    order = ["data", "recipes", "pretrain", "embed", "finetune", "evaluate", "predict"]
+    there = commands()
+    assert {words[1] for words in there} <= set(order)
+    for kind in order:
+        for words in there:
+            if words[1] == kind:
+                extra = shlex.split(EXTRA.get(kind, ""))
+                said = run(["-m", "eat_audio", *words[1:], *extra], place)
+                assert said.strip(), words
+    assert (place / "vectors.parquet").is_file()
+    (python,) = blocks("python")
+    assert "torch.Size" not in run(["-c", python], place)
+    for module in ("runs/tiny/model.safetensors", "runs/mine/evaluation.json"):
+        assert (place / module).is_file()
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (first, *_) = blocks("sh")
+    for line in first.splitlines():
+        target = line.split("#")[0].split()[1]
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_table_of_results_is_the_committed_one() -> None:
+    table = ROOT / "benchmarks" / "results" / "esc10.md"
+    assert table.read_text().strip() in README
