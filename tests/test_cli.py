@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from conftest import DATA, needs_data
 
+from conftest import DATA, needs_data
 from eat_audio import cli
 from eat_audio.errors import Interrupted
 from eat_audio.models.eat import EATConfig, EATForAudioClassification
@@ -208,10 +208,12 @@ def test_help_does_not_wait_for_torch() -> None:
         "except SystemExit as end: code = end.code\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules, code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "False False 0"
-    for command in ("pretrain", "finetune", "evaluate", "predict", "embed", "demo", "recipes"):
-        assert command in done.stdout
+    for word in ("pretrain", "finetune", "evaluate", "predict", "embed", "demo", "recipes"):
+        assert word in done.stdout
 
 
 @pytest.mark.parametrize(

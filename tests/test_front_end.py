@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import needs_data
 from torch import Tensor
 
+from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.data.batches import ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import ROOT
 
+from conftest import ROOT
 from eat_audio.data.synthetic import write_corpus
 
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(words: list[str], place: Path) -> str:
     words = [*words, *shlex.split(EXTRA.get(words[0], ""))]
     done = subprocess.run(
-        [sys.executable, *words], cwd=place, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
     return done.stdout

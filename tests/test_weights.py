@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATA, GOLDEN, needs_data, tensors
 from torch import Tensor
 
+from conftest import DATA, GOLDEN, needs_data, tensors
 from eat_audio.errors import CheckpointError
 from eat_audio.models.eat import EATForAudioClassification, EATModel
 from eat_audio.weights import encoder_names, load_fairseq, read_fairseq

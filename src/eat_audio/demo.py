@@ -11,7 +11,6 @@ import math
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,14 +26,16 @@ from transformers.utils import logging as transformers_logging
 from eat_audio import finetune, logmel, probe, recipe
 from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio
 from eat_audio.data import synthetic
-from eat_audio.data.batches import ordered_batches
+from eat_audio.data.batches import ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.manifest import Clip, Corpus, write_csv
 from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.finetune import FinetuneRun, folds
 from eat_audio.inference import load
 from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
 from eat_audio.models.eat import EATModel
 from eat_audio.pretrain import run as pretrain
+from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrained import find_model
 from eat_audio.report import Example, Findings, Guess, percent, render, with_error
 from eat_audio.train.checkpoint import read_json, write_json
@@ -88,22 +89,22 @@ def run(
     """
     transformers_logging.disable_progress_bar()
     corpus = None if data is None else _opened(data)
+    clips = recipe.load(EATRun, RECIPES[0], pretraining).clips
     begin(out, data)
     stages = Stages(total=7)
 
-    with stages.tell("corpus" if data else "making a corpus of ten families of sounds"):
+    with stages.tell("the corpus" if corpus else "making ten families of sounds"):
         if corpus is None:
-            corpus = _made(out / "sound", clips_per_family, recipe.read(RECIPES[0], pretraining))
-            limits: list[str] = []
+            corpus = _made(out / "sound", clips_per_family, clips.seconds)
         else:
-            limits = _fitted(corpus, pretraining)
+            clips = clips.model_copy(update={"seconds": usual_seconds(corpus)})
         train, test = parts(corpus)
         stages.say(f"{corpus.name}: {len(train)} clips to learn from, {len(test)} to be tested on")
     with stages.tell("log-mel statistics, and a linear probe of them"):
-        told = recipe.load(pretrain.EATRun, RECIPES[0], [*limits, *pretraining])
-        pooled = listen(train, test, told)
+        pooled = listen(train, test, clips)
         stages.say(f"{pooled.metric} {percent(pooled.score)}, by chance {percent(pooled.chance)}")
-    settings = _settings(train, out, limits, pooled.statistics, pretraining, finetuning)
+    clips = clips.model_copy(update={"statistics": (pooled.mean, pooled.std)})
+    settings = _settings(train, out, clips, pretraining, finetuning)
 
     with stages.tell("linear probe of an encoder with random weights"):
         before = probed(None, train, test, settings.pretrain)
@@ -205,8 +206,7 @@ def _record(found: Findings) -> dict[str, object]:
 # ---- the corpus ----
 
 
-def _made(folder: Path, clips_per_family: int, tree: recipe.Tree) -> Corpus:
-    seconds = tree["clips"]["seconds"]
+def _made(folder: Path, clips_per_family: int, seconds: float) -> Corpus:
     listing = synthetic.write_corpus(folder, clips_per_family=clips_per_family, seconds=seconds)
     return replace(open_corpus(listing), name="synthetic sounds")
 
@@ -228,8 +228,8 @@ def _opened(data: Path) -> Corpus:
     return corpus
 
 
-def _fitted(corpus: Corpus, pretraining: Sequence[str]) -> list[str]:
-    """Settings that hear about as much of every clip as there is, and take no longer for it."""
+def usual_seconds(corpus: Corpus) -> float:
+    """How much of every clip to hear: about as much as there is, within limits."""
     lengths = []
     for clip in sample(corpus, 100).clips:
         try:
@@ -237,15 +237,14 @@ def _fitted(corpus: Corpus, pretraining: Sequence[str]) -> list[str]:
         except AudioError:
             continue  # named when it is to be learnt
     usual = float(np.percentile(lengths, 90)) if lengths else LONGEST
-    seconds = round(min(max(usual, SHORTEST), LONGEST), 2)
-    return [f"clips.seconds={seconds}"]
+    return round(min(max(usual, SHORTEST), LONGEST), 2)
 
 
 def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """Clips to learn from and clips to be tested on, as splits "train" and "test"."""
     there = corpus.splits
-    tested = [name for name in ("test", "eval") if name in there][:1]
-    if not tested and finetune.folds(corpus):
+    tested = list(filter(there.__contains__, ("test", "eval")))[:1]
+    if not tested and folds(corpus):
         tested = [there[-1]]
     if not tested:
         every = replace(corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips))
@@ -274,8 +273,9 @@ def sample(corpus: Corpus, most: int) -> Corpus:
 class Pooled:
     """What plain log-mel statistics say about a corpus."""
 
-    statistics: logmel.Statistics
-    """Of all training clips together."""
+    mean: float
+    std: float
+    """Of the log-mel of all training clips together."""
     metric: str
     score: float
     """Of a linear classifier on every clip's mean and standard deviation per mel bin."""
@@ -283,13 +283,13 @@ class Pooled:
     """Of the commonest label; of random scores where clips have several."""
 
 
-def listen(train: Corpus, test: Corpus, settings: pretrain.EATRun) -> Pooled:
+def listen(train: Corpus, test: Corpus, clips: ClipSettings) -> Pooled:
     """Hear every clip once, without a model."""
     seen = logmel.RunningStatistics()
     sides = []
     for corpus in (train, test):
         vectors, labels = [], []
-        for batch in ordered_batches(corpus, settings.clips, batch=32):
+        for batch in ordered_batches(corpus, clips, batch=32):
             assert batch.labels is not None
             for wave, length, label in zip(
                 batch.waveforms, batch.lengths, batch.labels, strict=True
@@ -307,32 +307,33 @@ def listen(train: Corpus, test: Corpus, settings: pretrain.EATRun) -> Pooled:
     if train.multi_label:
         chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
         score = probe._map(known, known_labels, unknown, truth)
-        return Pooled(seen.result(), "mAP", score, chance)
-    commonest, _ = Counter(known_labels.argmax(axis=1).tolist()).most_common(1)[0]
-    chance = float((truth.argmax(axis=1) == commonest).mean())
-    score = probe._accuracy(known, known_labels, unknown, truth)
-    return Pooled(seen.result(), "accuracy", score, chance)
+    else:
+        commonest = known_labels.sum(axis=0).argmax()
+        chance = float(truth[:, commonest].mean())
+        score = probe._accuracy(known, known_labels, unknown, truth)
+    total = seen.result()
+    metric = "mAP" if train.multi_label else "accuracy"
+    return Pooled(round(total.mean, 4), round(total.std, 4), metric, score, chance)
 
 
 # ---- the runs ----
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class Recipes:
     """The two recipes, complete."""
 
-    pretrain: pretrain.EATRun
-    finetune: finetune.FinetuneRun
+    pretrain: EATRun
+    finetune: FinetuneRun
 
 
 def _settings(
     train: Corpus,
     out: Path,
-    limits: list[str],
-    statistics: logmel.Statistics,
+    clips: ClipSettings,
     pretraining: Sequence[str],
     finetuning: Sequence[str],
-) -> RunSettings:
+) -> Recipes:
     """The recipes with what the corpus decides; pre-training gets no labels to see."""
     unlabelled = replace(
         train,
@@ -341,47 +342,41 @@ def _settings(
         multi_label=False,
     )
     write_csv(unlabelled, out / "unlabelled.csv")
-    ours = [*limits, f"clips.statistics=[{statistics.mean:.4f}, {statistics.std:.4f}]"]
-    loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
     place = f"data={json.dumps(str(out / 'unlabelled.csv'))}"
-    steps = [_scaled(name, schema, ours) for name, schema in zip(RECIPES, SCHEMAS, strict=True)]
-    first = recipe.load(pretrain.EATRun, RECIPES[0], [*ours, steps[0], place, *pretraining])
-    second = recipe.load(finetune.FinetuneRun, RECIPES[1], [*ours, steps[1], *loss, *finetuning])
-    return RunSettings(first, second)
+    loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
+    steps = [
+        _steps(recipe.load(EATRun, RECIPES[0]), clips.seconds),
+        _steps(recipe.load(FinetuneRun, RECIPES[1]), clips.seconds),
+    ]
+    heard = {"clips": clips}
+    first = recipe.load(EATRun, RECIPES[0], [place, steps[0], *pretraining])
+    second = recipe.load(FinetuneRun, RECIPES[1], [steps[1], *loss, *finetuning])
+    return Recipes(first.model_copy(update=heard), second.model_copy(update=heard))
 
 
-SCHEMAS: tuple[type[pretrain.EATRun] | type[finetune.FinetuneRun], ...] = (
-    pretrain.EATRun,
-    finetune.FinetuneRun,
-)
-
-
-def _scaled(name: str, schema: type, ours: list[str]) -> str:
+def _steps(usual: EATRun | FinetuneRun, seconds: float) -> str:
     """Fewer steps for longer clips, so that the demo takes as long as with its own."""
-    usual, now = recipe.load(schema, name), recipe.load(schema, name, ours)
-    steps = round(usual.steps * min(1.0, usual.clips.seconds / now.clips.seconds))
+    steps = round(usual.steps * min(1.0, usual.clips.seconds / seconds))
     return f"steps={max(steps, usual.optim.warmup + 1)}"
 
 
-def probed(
-    place: Path | None, train: Corpus, test: Corpus, settings: pretrain.EATRun
-) -> probe.Probe:
+def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) -> probe.Probe:
     """The linear probe of an encoder in a folder, or of what pre-training starts from."""
     if place is None:
         torch.manual_seed(settings.seed)
         encoder = EATModel(settings.encoder.config())
     else:
         encoder = find_model(place, EATModel)
-    encoder.to(settings.on())
+    encoder.to(settings.on())  # type: ignore[arg-type]
     features = pretrain.extractor(train, settings.clips)
     return probe.linear_probe(encoder, features, train, test, settings.clips)
 
 
-def example(test: Corpus, settings: pretrain.EATRun) -> Example:
+def example(test: Corpus, settings: EATRun) -> Example:
     """The first clip that can be read, and the first mask that pre-training would draw for it."""
     features = pretrain.extractor(test, settings.clips)
     clip, waveform = next(_readable(test, settings.clips.seconds))
-    frames = pretrain.whole_patches(settings.clips.seconds)
+    frames = whole_patches(settings.clips.seconds)
     values, real = features.spectrogram(
         waveform[None], torch.tensor([len(waveform)]), frames=frames
     )
@@ -401,7 +396,7 @@ def example(test: Corpus, settings: pretrain.EATRun) -> Example:
     return Example(_labels(clip, test), values[0, :heard].numpy(), hidden.numpy())
 
 
-def guessed(out: Path, test: Corpus, *, made: bool, settings: pretrain.EATRun) -> Guess:
+def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:
     """Ask the fine-tuned model about one sound, which is kept as `unseen.wav`."""
     place = out / "unseen.wav"
     if made:

@@ -7,6 +7,7 @@ the classes that have a positive; classes without one cannot be scored and are c
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix
+from torch import Tensor
 
-from eat_audio.data.batches import ClipSettings, ordered_batches
+from eat_audio import logmel
+from eat_audio.data.batches import Batch, ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.manifest import Corpus
 from eat_audio.errors import DataError
-from eat_audio.models.eat import EATForAudioClassification
+from eat_audio.models.eat import EATForAudioClassification, EATPreTrainedModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.progress import track
 
@@ -67,6 +70,38 @@ class Evaluation:
 
 
 @torch.inference_mode()
+def listen(
+    model: EATPreTrainedModel,
+    features: EATFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    *,
+    batch: int,
+    title: str,
+) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
+    """Every clip of a corpus as a model in evaluation mode is to hear it, `batch` at a time.
+
+    Yields:
+        The batch (without clips that cannot be read; it names them, and may be empty), its
+        spectrograms (B, T, F) and what of them is real (B, T), or None for all.
+    """
+    device = next(model.parameters()).device
+    seconds = clips.test_seconds or clips.seconds
+    # A model that hears its padding must be given the same amount of it every time.
+    frames = whole_patches(seconds) if features.released_padding else None
+    was_training = model.training
+    model.eval()
+    total = -(-len(corpus) // batch)
+    for group in track(ordered_batches(corpus, clips, batch=batch), title, total):
+        if not group.ids:
+            yield group, torch.empty(0, 0, logmel.N_MELS), None
+            continue
+        group = group.to(device)
+        spectrogram, true = features.spectrogram(group.waveforms, group.lengths, frames=frames)
+        yield group, spectrogram, features.mask(spectrogram, true)
+    model.train(was_training)
+
+
 def score(
     model: EATForAudioClassification,
     features: EATFeatureExtractor,
@@ -75,25 +110,24 @@ def score(
     *,
     batch: int = 32,
 ) -> Scores:
-    """Ask a model about every clip of a corpus, from its beginning, `clips.seconds` of it."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    """Ask a model about every clip of a corpus, from its beginning, `clips.seconds` of it.
+
+    Raises:
+        DataError: Not one clip can be read.
+    """
     ids: list[str] = []
     unreadable: list[str] = []
     scores, truth = [], []
-    total = -(-len(corpus.clips) // batch)
-    for group in track(ordered_batches(corpus, clips, batch=batch), "evaluate", total):
+    heard = listen(model, features, corpus, clips, batch=batch, title="evaluate")
+    for group, spectrogram, mask in heard:
         unreadable += group.unreadable
         if not group.ids:
             continue
-        group = group.to(device)
-        spectrogram, frames = features.spectrogram(group.waveforms, group.lengths)
-        logits = model(spectrogram, features.mask(spectrogram, frames)).logits.double()
+        with torch.inference_mode():
+            logits = model(spectrogram, mask).logits.double()
         scores.append(logits.sigmoid() if corpus.multi_label else logits.softmax(dim=1))
         ids += group.ids
         truth.append(group.labels if group.labels is not None else logits.new_zeros(len(logits), 0))
-    model.train(was_training)
     if not ids:
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
     return Scores(

@@ -20,15 +20,17 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from eat_audio.data import augment
-from eat_audio.data.batches import Batch, ClipSettings, Steps
+from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.manifest import Corpus
 from eat_audio.errors import RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.masking import clip_keys, uniform
+from eat_audio.models import save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.run import EncoderSettings, extractor, watched, whole_patches
+from eat_audio.pretrain.run import EncoderSettings, extractor, watched
+from eat_audio.pretrained import find_model, load_features
 from eat_audio.recipe import Settings
 from eat_audio.train.checkpoint import Run, write_json
 from eat_audio.train.log import TrainingLog
@@ -191,8 +193,6 @@ def start_from(
         config = settings.encoder.config()
         config.update(head)
         return EATForAudioClassification(config), extractor(corpus, settings.clips)
-    from eat_audio.inference import find_model, load_features
-
     encoder = find_model(place, EATModel)
     config = EATConfig(**{**encoder.config.to_dict(), **head})
     model = EATForAudioClassification(config)
@@ -242,8 +242,7 @@ def run(
     optimiser = adamw(groups, settings.optim)
 
     def export(folder: Path) -> None:
-        model.save_pretrained(folder)
-        features.save_pretrained(folder)
+        save(model, features, folder)
 
     here = Run(out, settings, train.fingerprint(), objective, optimiser, export, settings.keep)
     first = here.begin(resume=resume)

@@ -51,6 +51,8 @@ T = TypeVar("T")
 COLUMN_SAMPLES = PATCH_FRAMES * HOP
 COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
 """One column of patches, 160 ms."""
+WINDOW_SECONDS = 10.24
+"""The 1024 frames that released models know."""
 ALL_OF_IT = 1e9
 """Seconds; longer than any recording."""
 AUDIOSET_CLASSES = 527
@@ -113,7 +115,7 @@ class Listener:
         model: Model,
         features: EATFeatureExtractor,
         *,
-        window: float = 10.24,
+        window: float = WINDOW_SECONDS,
         overlap: float = 0.0,
     ) -> None:
         columns, shared = round(window / COLUMN_SECONDS), round(overlap / COLUMN_SECONDS)
@@ -294,7 +296,8 @@ def evaluate_model(
         place: See `find_model`.
         data: See `open_corpus`.
         splits: Which parts of the corpus; by default "test", else "eval", else everything.
-        seconds: How much of each clip is heard, from its beginning; all if None.
+        seconds: How much of each clip is heard, from its beginning; if None all of it, or 10.24 s
+            by a model that hears padding as the released ones do.
         device: cpu, cuda, ...; auto: a GPU if there is one.
 
     Raises:
@@ -314,7 +317,8 @@ def evaluate_model(
     corpus = _with_labels_of(listener, corpus)
     multi_label = corpus.multi_label or several_labels(model.config)
     corpus = replace(corpus, multi_label=multi_label)
-    scores = score(model, features, corpus, ClipSettings(seconds=seconds or ALL_OF_IT))
+    usual_seconds = WINDOW_SECONDS if features.released_padding else ALL_OF_IT
+    scores = score(model, features, corpus, ClipSettings(seconds=seconds or usual_seconds))
     return judge(scores, corpus.label_names, multi_label=multi_label)
 
 

@@ -16,12 +16,12 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eat_audio.data.batches import ClipSettings, ordered_batches
+from eat_audio.data.batches import ClipSettings
 from eat_audio.data.manifest import Corpus
+from eat_audio.evaluate import listen
 from eat_audio.models.eat import EATPreTrainedModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.models.layers import masked_mean
-from eat_audio.progress import track
 
 STRENGTH = 0.03
 """scikit-learn's C, the inverse of the regularisation."""
@@ -55,22 +55,16 @@ def clip_vectors(
     batch: int = 32,
 ) -> tuple[Array, Array, Array]:
     """CLS (clips, D), mean of the patches (clips, D) and labels (clips, classes) of a corpus."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     cls, means, labels = [], [], []
-    groups = ordered_batches(corpus, clips, batch=batch)
-    for group in track(groups, "listen", -(-len(corpus) // batch)):
-        if not group.ids:
-            continue
-        group = group.to(device)
-        spectrogram, frames = features.spectrogram(group.waveforms, group.lengths)
-        token, patches, _, real = model.encode(spectrogram, features.mask(spectrogram, frames))
-        cls.append(token.float())
-        means.append(masked_mean(patches, real).float())
-        assert group.labels is not None
-        labels.append(group.labels)
-    model.train(was_training)
+    for group, spectrogram, mask in listen(
+        model, features, corpus, clips, batch=batch, title="listen"
+    ):
+        if group.ids:
+            token, patches, _, real = model.encode(spectrogram, mask)
+            cls.append(token.float())
+            means.append(masked_mean(patches, real).float())
+            assert group.labels is not None
+            labels.append(group.labels)
     stacked = [torch.cat(part).cpu().numpy() for part in (cls, means, labels)]
     return stacked[0], stacked[1], stacked[2]
 

@@ -54,14 +54,13 @@ def read_fairseq(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: refused, since loading it would run code ({str(error).splitlines()[0]})"
+            f"{path}: refused, since it is damaged or loading it would run code that is in it"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})"
-        ) from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path}: has no 'model'; expected a released EAT checkpoint")
     return content
@@ -93,7 +92,7 @@ def load_fairseq(path: str | Path) -> EATModel | EATForAudioClassification:
 def _config_of(tensors: dict[str, Tensor], cfg: dict[str, Any]) -> EATConfig:
     """The shape of an encoder, from its tensors, and from its settings what tensors cannot tell."""
     width = tensors["model.extra_tokens"].shape[-1]
-    depth = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("model.blocks."))
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("model.blocks.")})
     told = cfg.get("model") or {}
     inner = told.get("pretrained_model_args") or {}
     told = (inner.get("model") if isinstance(inner, dict) else None) or told

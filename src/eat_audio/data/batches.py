@@ -18,6 +18,7 @@ from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio, to_int16
 from eat_audio.data.augment import one_hot
 from eat_audio.data.manifest import Clip, Corpus
 from eat_audio.errors import AudioError, DataError
+from eat_audio.logmel import PATCH_FRAMES
 from eat_audio.masking import clip_keys, hash_id, uniform
 from eat_audio.recipe import Settings
 
@@ -115,6 +116,11 @@ def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:
     samples = round(seconds * SAMPLE_RATE)
     first = int(place * max(0, len(waveform) - samples))
     return waveform[first : first + samples]
+
+
+def whole_patches(seconds: float, patch: int = PATCH_FRAMES) -> int:
+    """Frames of 10 ms in so much sound, rounded up to whole patches (10 s and 10.24 s: 1024)."""
+    return -(-round(seconds * 100) // patch) * patch
 
 
 class Steps(Dataset[Batch]):

@@ -1,5 +1,11 @@
 """What survives pre-training: encoders, classifiers and feature extractors, Hugging Face native."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, SequenceFeatureExtractor
+
 
 def register() -> None:
     """Make the Auto classes and pipelines of transformers know our models."""
@@ -17,3 +23,13 @@ def register() -> None:
     AutoModel.register(EATConfig, EATModel, exist_ok=True)
     AutoModelForAudioClassification.register(EATConfig, EATForAudioClassification, exist_ok=True)
     AutoFeatureExtractor.register(EATConfig, EATFeatureExtractor, exist_ok=True)
+
+
+def save(model: "PreTrainedModel", features: "SequenceFeatureExtractor", folder: Path) -> None:
+    """Write a model and its front end, ready for use, into a folder."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a checkpoint is written beside a bar of our own
+    model.save_pretrained(folder)
+    features.save_pretrained(folder)
+    logging.enable_progress_bar()

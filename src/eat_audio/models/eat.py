@@ -120,6 +120,7 @@ class EATConfig(PreTrainedConfig):
         if "num_labels" not in kwargs and "id2label" not in kwargs:
             kwargs["num_labels"] = num_classes
         super().__init__(**kwargs)
+        self.num_classes = self.num_labels  # transformers does not save two labels without names
 
     def _refuse_what_cannot_be(self) -> None:
         if self.embed_dim % self.num_heads:

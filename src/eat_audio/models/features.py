@@ -125,10 +125,15 @@ def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:
     if not one and not isinstance(raw, (np.ndarray, Tensor)) and len(raw) and np.isscalar(raw[0]):
         one = True
     rows = [raw] if one else raw
-    waveforms = [torch.as_tensor(np.asarray(row, dtype=np.float32)) for row in rows]
+    waveforms = [_as_float(np.asarray(row)) for row in rows]
     for wave in waveforms:
         if wave.ndim != 1 or not len(wave):
             raise AudioError(
                 f"an array of shape {tuple(wave.shape)} was given; expected mono (samples,)"
             )
     return waveforms
+
+
+def _as_float(samples: np.ndarray) -> Tensor:
+    scale = logmel.INT16_SCALE if samples.dtype == np.int16 else 1
+    return torch.from_numpy(samples.astype(np.float32) / np.float32(scale))

@@ -11,10 +11,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from eat_audio import logmel
-from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches
+from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches, whole_patches
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.manifest import Corpus
 from eat_audio.errors import RecipeError
+from eat_audio.models import save
 from eat_audio.models.eat import SIZES, EATConfig
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.eat import EATMethod, EATPretraining
@@ -103,8 +104,7 @@ def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
     optimiser = adamw(groups, settings.optim)
 
     def export(folder: Path) -> None:
-        objective.student.save_pretrained(folder)
-        features.save_pretrained(folder)
+        save(objective.student, features, folder)
 
     here = Run(out, settings, corpus.fingerprint(), objective, optimiser, export, settings.keep)
     start = here.begin(resume=resume)
@@ -141,11 +141,6 @@ def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:
     return EATFeatureExtractor(
         mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding
     )
-
-
-def whole_patches(seconds: float, patch: int = 16) -> int:
-    """Frames of 10 ms in so much sound, rounded up to whole patches (10 s and 10.24 s: 1024)."""
-    return -(-round(seconds * 100) // patch) * patch
 
 
 def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
