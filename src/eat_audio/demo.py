@@ -30,7 +30,7 @@ from eat_audio.data.batches import ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.manifest import Clip, Corpus, write_csv
 from eat_audio.errors import AudioError, DataError, EatError
-from eat_audio.finetune import FinetuneRun, folds
+from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
 from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
 from eat_audio.models.eat import EATModel
@@ -244,7 +244,7 @@ def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """Clips to learn from and clips to be tested on, as splits "train" and "test"."""
     there = corpus.splits
     tested = list(filter(there.__contains__, ("test", "eval")))[:1]
-    if not tested and folds(corpus):
+    if not tested and corpus.folds:
         tested = [there[-1]]
     if not tested:
         every = replace(corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips))

@@ -8,7 +8,6 @@ and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -294,7 +293,7 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     """Clips to learn from and clips to be tested on."""
     there = corpus.splits
     test = settings.test_splits or tuple(name for name in ("test", "eval") if name in there)[:1]
-    if not test and folds(corpus):
+    if not test and corpus.folds:
         raise RecipeError(
             f"{corpus.name}: has folds {', '.join(there)}; say test_splits=[{there[-1]}] "
             "or --cross-validate"
@@ -307,12 +306,6 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     if set(train) & set(test):
         raise RecipeError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
     return corpus.select(*train), corpus.select(*test) if test else None
-
-
-def folds(corpus: Corpus) -> tuple[str, ...]:
-    """The folds of a corpus that is made for cross-validation, else nothing."""
-    names = corpus.splits
-    return names if len(names) > 1 and all(name.isdigit() for name in names) else ()
 
 
 def freeze(model: EATForAudioClassification, blocks: int) -> None:
@@ -356,7 +349,7 @@ def cross_validate(
         resume: Continue folds that were begun.
     """
     corpus = open_labelled(settings)
-    tested = settings.test_splits or folds(corpus)
+    tested = settings.test_splits or corpus.folds
     if len(tested) < 2:
         raise RecipeError(
             f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds"
@@ -380,8 +373,3 @@ def cross_validate(
         {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.spread},
     )
     return result
-
-
-def spread_of(values: Sequence[float]) -> float:
-    """Standard deviation of several results; 0 for one."""
-    return stdev(values) if len(values) > 1 else 0.0

@@ -11,7 +11,6 @@ from eat_audio.data.corpora import (
     audioset,
     esc50,
     folder_per_class,
-    folds,
     hold_out,
     open_corpus,
     speech_commands,
@@ -68,7 +67,9 @@ def test_esc_labels_count_from_zero_in_the_order_of_the_official_targets(data):
 def test_folds_share_no_clip_and_cover_all(data):
     corpus = esc50(data / "esc10")
     seen = []
-    for fold, rest, held in folds(corpus):
+    for fold in corpus.folds:
+        held = corpus.select(fold)
+        rest = corpus.select(*(other for other in corpus.folds if other != fold))
         assert (len(rest), len(held), held.splits) == (320, 80, (fold,))
         assert not set(ids(rest)) & set(ids(held))
         seen += ids(held)
@@ -341,9 +342,8 @@ def test_what_cannot_be_held_out_is_refused(sizes, share, target):
         hold_out(toy(*sizes), share, seed=0, split=target)
 
 
-def test_folds_that_are_none_are_refused():
-    with pytest.raises(DataError, match="toy: no numbered folds; its splits are train"):
-        next(folds(toy(3)))
+def test_splits_that_are_no_numbers_are_no_folds():
+    assert toy(3).folds == ()
 
 
 def test_statistics_that_are_promised_exist(data):

@@ -5,7 +5,6 @@ Corpora are read where they lie and as they were published; nothing is copied, r
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -168,20 +167,6 @@ def unlabelled(place: str | Path) -> Corpus:
     if not paths:
         raise DataError(f"{place}: no audio files ({_suffixes()}) in this folder or below")
     return Corpus(_folder_name(place), named_by_path(_clips(place, paths)))
-
-
-def folds(corpus: Corpus) -> Iterator[tuple[str, Corpus, Corpus]]:
-    """Cross-validation: the name of each fold, the clips of all the others, and its own.
-
-    Raises:
-        DataError: The splits of the corpus are not numbered folds.
-    """
-    if len(corpus.splits) < 2 or not all(split.isdigit() for split in corpus.splits):
-        there = ", ".join(corpus.splits)
-        raise DataError(f"{corpus.name}: no numbered folds; its splits are {there}")
-    for fold in sorted(corpus.splits, key=int):
-        others = [split for split in corpus.splits if split != fold]
-        yield fold, corpus.select(*others), corpus.select(fold)
 
 
 def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") -> Corpus:

@@ -60,6 +60,13 @@ class Corpus:
         """The splits that have clips, in the order in which they first appear."""
         return tuple(dict.fromkeys(clip.split for clip in self.clips))
 
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The splits of a corpus that is made for cross-validation (all numbers), else none."""
+        names = self.splits
+        numbered = len(names) > 1 and all(name.isdigit() for name in names)
+        return tuple(sorted(names, key=int)) if numbered else ()
+
     def select(self, *splits: str) -> "Corpus":
         """The part of the corpus that is in these splits.
 

@@ -26,7 +26,7 @@ from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
 COLLAPSED = 0.1
-"""Spread of targets or guesses (about 1 when healthy) below which a run is worth nothing."""
+"""Spread of the targets (about 1 when healthy) below which a run is worth nothing."""
 
 
 class EncoderSettings(Settings):
@@ -144,19 +144,14 @@ def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:
 
 
 def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
-    """The batches of a run; unreadable clips are named once, and counted at the end."""
-    named: set[str] = set()
+    """The batches of a run; the log hears of clips that cannot be read."""
     accumulate = settings.accumulate
     for batch in training_batches(
         steps, start=start * accumulate, stop=settings.steps * accumulate
     ):
         for sentence in batch.unreadable:
-            if sentence not in named:
-                named.add(sentence)
-                log.say(f"skipped: {sentence}")
+            log.skip(sentence)
         yield batch
-    if named:
-        log.say(f"{len(named)} unreadable clips were replaced by the next ones")
 
 
 class CollapseGuard:
@@ -171,8 +166,8 @@ class CollapseGuard:
         """Take the numbers of a step."""
         self.log.write(step, numbers)
         share = self.settings.utterance_weight * numbers["utterance"] / numbers["loss"]
-        spread = min(numbers["target_spread"], numbers["guess_spread"])
-        if step > self.settings.optim.warmup and numbers["target_spread"] < COLLAPSED:
+        spread = numbers["target_spread"]
+        if step > self.settings.optim.warmup and spread < COLLAPSED:
             self._tell("collapse", f"step {step}: collapsed, targets are all alike ({spread:.3g})")
         elif step > self.settings.optim.warmup and share > 0.9:
             self._tell(

@@ -50,6 +50,7 @@ class TrainingLog:
             transient=True,
         )
         self.task = self.bar.add_task(title, total=steps, completed=start, speed="", losses="")
+        self.skipped: set[str] = set()
         self.clock = time.perf_counter()
         self._cut_back()
 
@@ -77,6 +78,8 @@ class TrainingLog:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
+        if self.skipped:
+            self.say(f"{len(self.skipped)} clips could not be read; others took their place")
 
     @property
     def clips_per_second(self) -> float:
@@ -107,6 +110,12 @@ class TrainingLog:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def skip(self, sentence: str) -> None:
+        """Something could not be used: said once, counted at the end."""
+        if sentence not in self.skipped:
+            self.skipped.add(sentence)
+            self.say(f"skipped: {sentence}")
 
     def say(self, message: str) -> None:
         """A sentence for people, above the bar."""
