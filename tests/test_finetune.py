@@ -7,10 +7,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import golden_sets, sidecar, tensors
+from conftest import golden_sets, needs_data, sidecar, tensors
 from eat_audio.data import augment
-from eat_audio.finetune import classification_loss
-from eat_audio.models.eat import EATConfig, EATForAudioClassification
+from eat_audio.data.batches import ClipSettings, Steps
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.synthetic import write_corpus
+from eat_audio.errors import RecipeError
+from eat_audio.finetune import (
+    Augmentation,
+    Classification,
+    FinetuneRun,
+    classification_loss,
+    cross_validate,
+    run,
+    split,
+    start_from,
+)
+from eat_audio.models import save
+from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrain.run import EncoderSettings
 from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
 from eat_audio.weights import encoder_names
 
@@ -147,3 +163,115 @@ def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Pa
         if key.startswith("train3_after."):
             mine = ours[our_name(key.removeprefix("train3_after."))].detach()
             torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
+
+
+SHORT: dict[str, Any] = {
+    "optim": Optim(lr=1e-3),
+    "steps": 4,
+    "batch": 4,
+    "log_every": 2,
+    "clips": ClipSettings(seconds=1.0),
+}
+SMALL = EncoderSettings(size="tiny", embed_dim=32, depth=2, num_heads=2, pooling="mean")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class of made sounds, ten classes of five clips."""
+    folder = tmp_path_factory.mktemp("made") / "sounds"
+    write_corpus(folder, clips_per_family=5, seconds=1.0, seed=0)
+    (folder / "clips.csv").unlink()
+    return folder
+
+
+def settings(data: Path, **told: Any) -> FinetuneRun:
+    return FinetuneRun(data=str(data), encoder=SMALL, **(SHORT | told))
+
+
+def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
+    corpus = open_corpus(made)
+    train, test = split(corpus, settings(made))
+    assert test is not None and len(train) + len(test) == len(corpus)
+    assert not {clip.path for clip in train.clips} & {clip.path for clip in test.clips}
+    again, _ = split(corpus, settings(made))
+    other, _ = split(corpus, settings(made, seed=1))
+    assert train.clips == again.clips != other.clips
+
+
+def test_what_is_learnt_and_tested_at_once_is_refused(made: Path) -> None:
+    corpus = open_corpus(made)
+    with pytest.raises(RecipeError, match="train: both learnt and tested"):
+        split(corpus, settings(made, train_splits=("train",), test_splits=("train",)))
+
+
+@needs_data
+def test_folds_must_be_named_or_crossed(data: Path) -> None:
+    corpus = open_corpus(data / "esc10")
+    with pytest.raises(RecipeError, match="has folds 1, 2, 3, 4, 5; say test_splits"):
+        split(corpus, settings(data))
+    train, test = split(corpus, settings(data, test_splits=("3",)))
+    assert test is not None and train.splits == ("1", "2", "4", "5") and test.splits == ("3",)
+
+
+def test_a_run_leaves_a_model_that_knows_its_labels_and_its_score(
+    made: Path, tmp_path: Path
+) -> None:
+    done = run(settings(made), out=tmp_path / "out", start=None)
+    assert done.evaluation is not None and done.evaluation.clips == 10
+    model = EATForAudioClassification.from_pretrained(tmp_path / "out")
+    assert set(model.config.id2label.values()) == set(open_corpus(made).label_names)
+    assert (tmp_path / "out" / "evaluation.csv").is_file()
+
+
+@pytest.mark.parametrize("freeze", [0, 1])
+def test_fine_tuning_begins_with_the_encoder_it_is_given(
+    made: Path, tmp_path: Path, freeze: int
+) -> None:
+    encoder = EATModel(SMALL.config())
+    save(encoder, EATFeatureExtractor(mean=-1.0, std=3.0), tmp_path / "encoder")
+    told = settings(made, steps=1, optim=Optim(lr=1e-9), freeze=freeze)
+    run(told, out=tmp_path / "out", start=tmp_path / "encoder")
+    tuned = EATForAudioClassification.from_pretrained(tmp_path / "out")
+    for name, tensor in encoder.model.state_dict().items():
+        frozen = freeze and not name.startswith("blocks.1")
+        limit = 0 if frozen else 1e-6
+        torch.testing.assert_close(tuned.model.state_dict()[name], tensor, rtol=0, atol=limit)
+    assert EATFeatureExtractor.from_pretrained(tmp_path / "out").std == 3.0
+
+
+@needs_data
+def test_cross_validation_tests_every_fold_and_goes_on_where_it_was(
+    data: Path, tmp_path: Path
+) -> None:
+    told = settings(data / "esc10", steps=1, clips=ClipSettings(seconds=0.5))
+    first = cross_validate(told, out=tmp_path, start=None)
+    assert list(first.scores) == ["1", "2", "3", "4", "5"] and 0 <= first.mean <= 1
+    (tmp_path / "fold-5" / "evaluation.json").unlink()
+    assert cross_validate(told, out=tmp_path, start=None, resume=True) == first
+
+
+@needs_data
+def test_several_labels_per_clip_are_learnt_and_scored_by_map(data: Path, tmp_path: Path) -> None:
+    told = settings(data / "audioset_mini", loss="bce_per_label", steps=2, batch=2)
+    done = run(told, out=tmp_path / "out", start=None)
+    assert done.evaluation is not None
+    assert done.evaluation.metric == "mAP" and done.evaluation.without_positive == 527 - 13
+    with pytest.raises(RecipeError, match="loss=cross_entropy is no loss"):
+        run(settings(data / "audioset_mini"), out=tmp_path / "x", start=None)
+
+
+def test_augmentation_is_a_function_of_seed_and_step(made: Path) -> None:
+    told = settings(
+        made, augment=Augmentation(roll=True, noise=True, mixup=0.5, mixup_share=1.0, mask=0.3)
+    )
+    model, features = start_from(None, told, open_corpus(made))
+    learner = Classification(model, features, told)
+    batch = Steps(open_corpus(made), told.clips, batch=4, seed=0)[3]
+
+    def prepared(seed: int) -> Tensor:
+        return learner.prepare(batch, torch.Generator().manual_seed(seed))[0]
+
+    assert torch.equal(prepared(1), prepared(1))
+    assert not torch.equal(prepared(1), prepared(2))
+    plain, _ = features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    assert not torch.equal(prepared(1), plain)

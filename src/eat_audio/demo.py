@@ -37,7 +37,7 @@ from eat_audio.models.eat import EATModel
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrained import find_model
-from eat_audio.report import Example, Findings, Guess, percent, render, with_error
+from eat_audio.report import Example, Findings, Guess, percent, render, verdict, with_error
 from eat_audio.train.checkpoint import read_json, write_json
 from eat_audio.train.log import read_log
 
@@ -499,6 +499,7 @@ def _tell(found: Findings, out: Path, seconds: float) -> None:
     print(f"\n{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)")
     for name, value in rows:
         print(f"  {name:38}{value}")
+    print(verdict(found))
     scores = ", ".join(f"{label} {percent(score)}" for label, score in found.guess.scores[:3])
     print(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
     print(f"report: {out / 'report.html'}\nnext:")

@@ -143,6 +143,7 @@ def render(found: Findings) -> str:
                 for name, one in zip(scores, (found.evaluation, found.from_scratch), strict=True)
             ],
         ),
+        f"<p>{text(verdict(found))}</p>",
         _classes(found.evaluation),
         "<h2>A sound it has never heard</h2>",
         _guess(found.guess),
@@ -157,6 +158,25 @@ def render(found: Findings) -> str:
         f"<pre>{text(chr(10).join(found.commands))}</pre>",
     ]
     return PAGE.format(title=text(f"eat demo: {found.corpus}"), body="\n".join(parts))
+
+
+def verdict(found: Findings) -> str:
+    """What pre-training brought to fine-tuning, and whether so few clips can tell."""
+    with_it, without = found.evaluation, found.from_scratch
+    points = 100 * (with_it.value - without.value)
+    said = f"Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} from"
+    said += " the pre-trained encoder than from random weights"
+    if found.metric != "accuracy":
+        return f"{said}."
+    error = 100 * math.hypot(_error(with_it), _error(without))
+    if abs(points) < 2 * error:
+        return f"{said}: within twice the standard error ({error:.1f}), so it may be chance."
+    return f"{said}: more than twice the standard error ({error:.1f})."
+
+
+def _error(evaluation: Evaluation) -> float:
+    """Standard error of an accuracy."""
+    return math.sqrt(evaluation.value * (1 - evaluation.value) / evaluation.clips)
 
 
 def headline(found: Findings) -> str:
