@@ -75,10 +75,6 @@ def real_clips(data: Path, count: int) -> list[Tensor]:
 # ---- the released numbers ----
 
 
-def test_there_are_recorded_numbers():
-    assert CASES
-
-
 @each_case
 def test_log_mel_is_that_of_the_released_front_end(path: Path, case: str):
     recorded = tensors(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import GOLDEN, golden_sets, sidecar, tensors
+from conftest import golden_sets, sidecar, tensors
 from eat_audio.masking import Masks
 from eat_audio.models.eat import EATConfig
 from eat_audio.models.features import EATFeatureExtractor
@@ -97,11 +97,6 @@ def recorded(request: pytest.FixtureRequest) -> tuple[EATPretraining, dict[str, 
     path = request.param
     record = tensors(path)
     return objective(path, len(record["source"])), record, sidecar(path)
-
-
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no recorded sets")
-def test_there_are_recorded_sets() -> None:
-    assert IO and STEPS and NOISE
 
 
 def test_every_layer_of_the_student_is_as_released(recorded: Any) -> None:
