@@ -311,11 +311,9 @@ def listen(train: Corpus, test: Corpus, clips: ClipSettings) -> Pooled:
     known, known_labels, unknown, truth = sides
     if train.multi_label:
         chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
-        score = probe._map(known, known_labels, unknown, truth)
     else:
-        commonest = known_labels.sum(axis=0).argmax()
-        chance = float(truth[:, commonest].mean())
-        score = probe._accuracy(known, known_labels, unknown, truth)
+        chance = float(truth[:, known_labels.sum(axis=0).argmax()].mean())
+    score = probe.linear_score(known, known_labels, unknown, truth, multi_label=train.multi_label)
     total = seen.result()
     metric = "mAP" if train.multi_label else "accuracy"
     return Pooled(round(total.mean, 4), round(total.std, 4), metric, score, chance)

@@ -79,17 +79,23 @@ def linear_probe(
     """Learn a linear classifier from the features of `train`, score it on those of `test`."""
     train_cls, train_mean, train_labels = clip_vectors(model, features, train, clips)
     test_cls, test_mean, test_labels = clip_vectors(model, features, test, clips)
-    measure = _map if train.multi_label else _accuracy
     views = {
         "cls": (train_cls, test_cls),
         "mean": (train_mean, test_mean),
         "both": (np.hstack([train_cls, train_mean]), np.hstack([test_cls, test_mean])),
     }
     scores = {
-        name: measure(known, train_labels, unknown, test_labels)
+        name: linear_score(known, train_labels, unknown, test_labels, multi_label=train.multi_label)
         for name, (known, unknown) in views.items()
     }
     return Probe("mAP" if train.multi_label else "accuracy", **scores)
+
+
+def linear_score(
+    known: Array, labels: Array, unknown: Array, truth: Array, *, multi_label: bool
+) -> float:
+    """Fit on vectors (clips, D) with 0/1 labels (clips, classes), score on others: 0 to 1."""
+    return (_map if multi_label else _accuracy)(known, labels, unknown, truth)
 
 
 def _classifier() -> LogisticRegression:
