@@ -1,5 +1,6 @@
 """Fine-tuning gives the released numbers, and its protocol is honest."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from conftest import golden_sets, needs_data, sidecar, tensors
 from eat_audio.data import augment
-from eat_audio.data.batches import ClipSettings, Steps
+from eat_audio.data.batches import Batch, ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import RecipeError
+from eat_audio.errors import CheckpointError, RecipeError
 from eat_audio.finetune import (
     Augmentation,
     Classification,
@@ -260,18 +261,100 @@ def test_several_labels_per_clip_are_learnt_and_scored_by_map(data: Path, tmp_pa
         run(settings(data / "audioset_mini"), out=tmp_path / "x", start=None)
 
 
-def test_augmentation_is_a_function_of_seed_and_step(made: Path) -> None:
-    told = settings(
-        made, augment=Augmentation(roll=True, noise=True, mixup=0.5, mixup_share=1.0, mask=0.3)
-    )
-    model, features = start_from(None, told, open_corpus(made))
-    learner = Classification(model, features, told)
-    batch = Steps(open_corpus(made), told.clips, batch=4, seed=0)[3]
+def learner(made: Path, **told: Any) -> tuple[Classification, Batch]:
+    """A classifier about to learn, and a batch of four clips of one second."""
+    asked = settings(made, **told)
+    corpus = open_corpus(made)
+    model, features = start_from(None, asked, corpus)
+    batch = Steps(corpus, asked.clips, batch=4, seed=0)[3]
+    return Classification(model, features, asked), batch
 
-    def prepared(seed: int) -> Tensor:
-        return learner.prepare(batch, torch.Generator().manual_seed(seed))[0]
 
-    assert torch.equal(prepared(1), prepared(1))
-    assert not torch.equal(prepared(1), prepared(2))
-    plain, _ = features.spectrogram(batch.waveforms, batch.lengths, frames=112)
-    assert not torch.equal(prepared(1), plain)
+def prepared(learner: Classification, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    spectrogram, mask, labels = learner.prepare(batch, torch.Generator().manual_seed(seed))
+    return spectrogram, torch.ones(0) if mask is None else mask, labels
+
+
+EVERYTHING = Augmentation(roll=True, noise=True, mixup=0.5, mixup_share=1.0, mask=0.3)
+
+
+def test_augmentation_is_a_function_of_seed_clip_and_epoch(made: Path) -> None:
+    learning, batch = learner(made, augment=EVERYTHING)
+    first = prepared(learning, batch)[0]
+    assert torch.equal(first, prepared(learning, batch)[0])
+    assert not torch.equal(first, prepared(learning, batch, seed=1)[0])
+    batch.epochs += 1
+    assert not torch.equal(first, prepared(learning, batch)[0])
+
+
+def test_nothing_is_changed_unless_asked(made: Path) -> None:
+    learning, batch = learner(made)
+    plain, _ = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    spectrogram, _, labels = prepared(learning, batch)
+    assert torch.equal(spectrogram, plain) and torch.equal(labels, batch.labels)
+
+
+def test_stripes_are_silenced_labels_smoothed_and_mixed_when_asked(made: Path) -> None:
+    plain = prepared(*learner(made))
+    silenced = prepared(*learner(made, augment=Augmentation(mask=0.5)))[0]
+    changed = silenced != plain[0]
+    assert changed.any() and (silenced[changed] == 0).all()
+    smoothed = prepared(*learner(made, augment=Augmentation(label_smoothing=0.2)))[2]
+    assert smoothed.min() == pytest.approx(0.02) and smoothed.max() == pytest.approx(0.82)
+    told = Augmentation(mixup=0.8, mixup_share=1.0)
+    x, _, labels = prepared(*learner(made, augment=told))
+    share = (labels * plain[2]).sum(dim=1).max()
+    assert 0.5 <= share < 1 and torch.allclose(labels.sum(dim=1), torch.ones(4))
+    both = torch.stack([augment.mixup(plain[0], s) for s in (share, 1 - share)])
+    assert (both - x).abs().amax(dim=(1, 2, 3)).min() < 1e-4
+
+
+def test_a_louder_clip_is_not_clipped(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "beta_gain", lambda count, generator: torch.full((count,), 1.5))
+    still = lambda keys, count, purpose: torch.zeros(len(keys), count)  # noqa: E731
+    monkeypatch.setattr("eat_audio.finetune.uniform", still)
+    learning, batch = learner(made, augment=Augmentation(roll=True))
+    batch.waveforms = torch.randint(-32_768, 32_767, batch.waveforms.shape).to(torch.int16)
+    plain, frames = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    louder = prepared(learning, batch)[0]
+    step = 2 * math.log(1.5) / (2 * learning.features.std)
+    heard = int(frames.min())
+    audible = plain[:, :heard] > plain.min() + 0.1
+    difference = (louder - plain)[:, :heard][audible]
+    torch.testing.assert_close(difference, torch.full_like(difference, step), rtol=0, atol=2e-3)
+
+
+def test_noise_does_not_roll_padding_into_a_clip(made: Path) -> None:
+    learning, batch = learner(made, augment=Augmentation(noise=True))
+    batch.lengths = torch.full_like(batch.lengths, 8_000)
+    spectrogram, mask, _ = prepared(learning, batch)
+    plain, _ = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    assert mask.sum(dim=1).tolist() == [48] * 4
+    turned = spectrogram[:, :48].mean(dim=2).sort(dim=1).values
+    still = plain[:, :48].mean(dim=2).sort(dim=1).values
+    torch.testing.assert_close(turned, still, rtol=0, atol=0.11)
+
+
+def test_later_blocks_are_dropped_more_often(made: Path) -> None:
+    model, _ = start_from(None, settings(made, drop_path=0.4), open_corpus(made))
+    assert [block.drop_path for block in model.model.blocks] == [0.0, 0.4]
+    x = torch.randn(8, 32, 128)
+    model.train()
+    assert not torch.equal(model(x).logits, model(x).logits)
+    model.eval()
+    assert torch.equal(model(x).logits, model(x).logits)
+
+
+def test_a_resumed_run_wants_the_encoder_and_the_settings_it_began_with(
+    made: Path, tmp_path: Path
+) -> None:
+    encoder = EATModel(SMALL.config())
+    save(encoder, EATFeatureExtractor(mean=-1.0, std=3.0), tmp_path / "encoder")
+    run(settings(made), out=tmp_path / "out", start=tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="was begun with"):
+        run(settings(made), out=tmp_path / "out", start=None, resume=True)
+    with pytest.raises(CheckpointError, match="was begun with drop_path=0.0, not drop_path=0.5"):
+        told = settings(made, drop_path=0.5)
+        run(told, out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
+    again = run(settings(made), out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
+    assert again.evaluation is not None

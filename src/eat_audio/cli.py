@@ -74,12 +74,17 @@ def pretrain(
 
     run(recipes.load(EATRun, recipe, settings or []), out=out, resume=resume)
     lines = read_log(out)
-    rows = [
-        (name, f"{lines[0][name]:.4g}", f"{lines[-1][name]:.4g}")
-        for name in ("loss", "frame", "utterance", "target_spread", "guess_spread")
-    ]
-    steps = f"step {lines[0]['step']:.0f}", f"step {lines[-1]['step']:.0f}"
-    _table("Pre-training", ("", *steps), rows)
+    rows = (
+        []
+        if not lines
+        else [
+            (name, f"{lines[0][name]:.4g}", f"{lines[-1][name]:.4g}")
+            for name in ("loss", "frame", "utterance", "target_spread", "guess_spread")
+        ]
+    )
+    if lines:
+        steps = f"step {lines[0]['step']:.0f}", f"step {lines[-1]['step']:.0f}"
+        _table("Pre-training", ("", *steps), rows)
     print(f"encoder: {out}\nnext: eat finetune eat_tiny_finetune --from {out} data=... --out ...")
 
 

@@ -7,7 +7,6 @@ Source: the released `models/EAT_audio_classification.py`, `tasks/mae_image_clas
 and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,7 +30,7 @@ from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.run import EncoderSettings, extractor, watched
 from eat_audio.pretrained import find_model, load_features
 from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run, write_json
+from eat_audio.train.checkpoint import Run, fingerprint, write_json
 from eat_audio.train.log import TrainingLog
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
@@ -122,7 +121,7 @@ class Classification(nn.Module):
         told = self.settings.augment
         waveforms, labels = batch.waveforms, batch.labels
         assert labels is not None
-        keys = clip_keys(self.settings.seed, batch.step, batch.clips, 1)[:, 0]
+        keys = clip_keys(self.settings.seed, batch.epochs, batch.clips, 1)[:, 0]
         if told.roll:
             shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * batch.lengths).long()
             gain = augment.beta_gain(len(labels), generator)
@@ -134,7 +133,10 @@ class Classification(nn.Module):
             draws = uniform(keys, 2, purpose=NOISE)
             noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
             shift = (draws[:, 1] * 20).long() - 10
-            spectrogram = augment.noise_and_roll(spectrogram, noise, draws[:, 0], shift)
+            turned = frames.clamp(max=self.frames)
+            if self.features.released_padding:
+                turned = torch.full_like(frames, self.frames)
+            spectrogram = augment.noise_and_roll(spectrogram, turned, noise, draws[:, 0], shift)
         labels = augment.smooth(labels, told.label_smoothing)
         mask = self.features.mask(spectrogram, frames)
         if told.mixup and bool(
@@ -243,7 +245,11 @@ def run(
     def export(folder: Path) -> None:
         save(model, features, folder)
 
-    here = Run(out, settings, train.fingerprint(), objective, optimiser, export, settings.keep)
+    origin = {"encoder": fingerprint(model.model.state_dict()), "features": features.to_dict()}
+    if start is None:
+        origin["encoder"] = "random weights"
+    data = train.fingerprint()
+    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin)
     first = here.begin(resume=resume)
     steps = Steps(train, settings.clips, batch=settings.batch, seed=settings.seed)
     per_step = settings.batch * settings.accumulate
@@ -312,6 +318,8 @@ def freeze(model: EATForAudioClassification, blocks: int) -> None:
     """Keep the first blocks, and all that comes before them, as they are."""
     if not blocks:
         return
+    if blocks > model.config.depth:
+        raise RecipeError(f"freeze={blocks}: the encoder has {model.config.depth} blocks")
     encoder = model.model
     for part in (encoder.local_encoder, encoder.pre_norm, *encoder.blocks[:blocks]):
         part.requires_grad_(False)
@@ -339,14 +347,14 @@ class CrossValidation:
 def cross_validate(
     settings: FinetuneRun, *, out: Path, start: str | None, resume: bool = False
 ) -> CrossValidation:
-    """Fine-tune once per fold, testing on that fold; what exists in `out` is not done again.
+    """Fine-tune once per fold, testing on that fold; finished folds are only tested again.
 
     Args:
         settings: The recipe.
         out: Gets a folder per fold and `cross_validation.json`.
         start: The encoder; "{fold}" in it stands for the tested fold, so that an encoder
             that was pre-trained without that fold can be named.
-        resume: Continue folds that were begun.
+        resume: Go on with what is in `out`, fold by fold.
     """
     corpus = open_labelled(settings)
     tested = settings.test_splits or corpus.folds
@@ -358,13 +366,8 @@ def cross_validate(
     metric = ""
     for fold in tested:
         place = start.replace("{fold}", fold) if start else None
-        done = out / f"fold-{fold}" / "evaluation.json"
-        if resume and done.is_file():
-            told = json.loads(done.read_text())
-            metric, scores[fold] = told["metric"], told["value"]
-            continue
         one = settings.model_copy(update={"test_splits": (fold,)})
-        finished = run(one, out=done.parent, start=place, resume=resume, corpus=corpus)
+        finished = run(one, out=out / f"fold-{fold}", start=place, resume=resume, corpus=corpus)
         assert finished.evaluation is not None
         metric, scores[fold] = finished.evaluation.metric, finished.evaluation.value
     result = CrossValidation(metric, scores)

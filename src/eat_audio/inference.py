@@ -6,6 +6,7 @@ model says about one clip never depends on the clips that happen to be heard bes
 Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio
+from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio, to_int16
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.manifest import Corpus
@@ -53,8 +54,8 @@ COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
 """One column of patches, 160 ms."""
 WINDOW_SECONDS = 10.24
 """The 1024 frames that released models know."""
-ALL_OF_IT = 1e9
-"""Seconds; longer than any recording."""
+LONGEST_TESTED = 60.0
+"""Seconds of a clip that are heard when a model is scored, unless told otherwise."""
 AUDIOSET_CLASSES = 527
 
 
@@ -231,7 +232,8 @@ class Listener:
         """What is heard in some windows, padded to one batch."""
         if not windows:
             return []
-        waveforms = pad_sequence([window.waveform for window in windows], batch_first=True)
+        padded = pad_sequence([window.waveform for window in windows], batch_first=True)
+        waveforms = to_int16(padded)  # as in training, whatever the source
         lengths = torch.tensor([len(window.waveform) for window in windows])
         # Where models listen to the padding, its length must not depend on the other windows.
         fixed = self.frames if self.features.released_padding else None
@@ -296,7 +298,7 @@ def evaluate_model(
         place: See `find_model`.
         data: See `open_corpus`.
         splits: Which parts of the corpus; by default "test", else "eval", else everything.
-        seconds: How much of each clip is heard, from its beginning; if None all of it, or 10.24 s
+        seconds: How much of each clip is heard, from its beginning; if None 60 s, or 10.24 s
             by a model that hears padding as the released ones do.
         device: cpu, cuda, ...; auto: a GPU if there is one.
 
@@ -317,7 +319,9 @@ def evaluate_model(
     corpus = _with_labels_of(listener, corpus)
     multi_label = corpus.multi_label or several_labels(model.config)
     corpus = replace(corpus, multi_label=multi_label)
-    usual_seconds = WINDOW_SECONDS if features.released_padding else ALL_OF_IT
+    usual_seconds = WINDOW_SECONDS if features.released_padding else LONGEST_TESTED
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise RecipeError(f"seconds={seconds:g}: more than 0 is expected")
     scores = score(model, features, corpus, ClipSettings(seconds=seconds or usual_seconds))
     return judge(scores, corpus.label_names, multi_label=multi_label)
 

@@ -73,9 +73,12 @@ _CENTRES = hash_id("masking: block centres")
 _PATCHES = hash_id("masking: order of patches")
 
 
-def clip_keys(seed: int, epoch: int, clips: Tensor, clones: int) -> Tensor:
-    """Keys (B, K), int64, one per clone, from clip numbers `clips` (B,), int64 (`hash_id`)."""
-    run = _mix(_mix(_scalar(seed)) + _scalar(epoch))
+def clip_keys(seed: int, epoch: int | Tensor, clips: Tensor, clones: int) -> Tensor:
+    """Keys (B, K), int64, one per clone, from clip numbers `clips` (B,), int64 (`hash_id`).
+
+    `epoch` may be one number, or one per clip (B,), int64.
+    """
+    run = _mix(_mix(_scalar(seed)) + (epoch if isinstance(epoch, Tensor) else _scalar(epoch)))
     return _mix(_mix(clips + run)[:, None] + torch.arange(clones, device=clips.device))
 
 
@@ -174,7 +177,7 @@ def block_patches(
             raise MaskError(
                 f"a grid of {times}x{frequencies} patches has no room for one block of "
                 f"{height}x{width} at hidden_ratio={hidden_ratio:g}; "
-                "take a smaller block, longer clips or random masks"
+                "take a smaller block or longer clips"
             )
 
     real = _real_patches(keys, grid, valid_columns)  # (B, 1, 1)

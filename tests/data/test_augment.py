@@ -34,6 +34,7 @@ def test_noise_and_roll_are_as_released(path: Path) -> None:
     told = sidecar(path)[key]
     ours = augment.noise_and_roll(
         recorded["noise.in"][None],
+        torch.tensor([len(recorded["noise.in"])]),
         recorded["noise.noise"][None],
         torch.tensor([told["scale_u"]]),
         torch.tensor([told["shift"]]),

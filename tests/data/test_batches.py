@@ -123,3 +123,20 @@ def test_labels_and_numbers_belong_to_their_clips(corpus: Corpus) -> None:
         for name, number, row in zip(batch.ids, batch.clips.tolist(), batch.labels, strict=True):
             assert number == hash_id(name)
             assert row.nonzero().flatten().tolist() == list(by_id[name].labels)
+
+
+def test_a_clip_is_cut_the_same_however_the_batch_is_split(corpus: Corpus) -> None:
+    settings = ClipSettings(seconds=0.4, crop="random")
+    whole = Steps(corpus, settings, batch=6, seed=0)[1]
+    halves = [Steps(corpus, settings, batch=3, seed=0)[step] for step in (2, 3)]
+    assert torch.equal(whole.waveforms, torch.cat([half.waveforms for half in halves]))
+    assert torch.equal(whole.epochs, torch.cat([half.epochs for half in halves]))
+
+
+def test_a_clip_that_comes_twice_in_a_batch_is_cut_in_two_places(corpus: Corpus) -> None:
+    settings = ClipSettings(seconds=0.2, crop="random")
+    batch = Steps(corpus, settings, batch=14, seed=0)[0]
+    for name in set(batch.ids):
+        first, second = (row for row, other in enumerate(batch.ids) if other == name)
+        assert batch.epochs[first] != batch.epochs[second]
+        assert not torch.equal(batch.waveforms[first], batch.waveforms[second])

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from conftest import golden_sets, sidecar, tensors
-from eat_audio.masking import Masks
+from eat_audio.data.batches import Batch
+from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 from eat_audio.models.eat import EATConfig
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.eat import DecoderSettings, EATMethod, EATPretraining, Tau
+from eat_audio.pretrain.run import CollapseGuard, EATRun
+from eat_audio.train.log import TrainingLog
 from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
 from eat_audio.weights import decoder_names, encoder_names
 
@@ -275,3 +278,110 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
             moment = optimiser.state[ours_now[parameter]][kind]
             limit = 1e-3 * theirs.abs().max().item()
             close(moment, theirs, rtol=0, atol=limit)
+
+
+# ---- what the released code does not promise ----
+
+
+def small(**told: Any) -> EATPretraining:
+    torch.manual_seed(0)
+    config = EATConfig(embed_dim=32, depth=2, num_heads=2)
+    method = EATMethod(masks=3, decoder=DecoderSettings(layers=2, groups=4), **told)
+    return EATPretraining(config, method, EATFeatureExtractor(), frames=256, seed=1).train()
+
+
+def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
+    """Clips of noise, each the same at every call."""
+    count = round(16_000 * seconds)
+    waves = [
+        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
+        for number in ids
+    ]
+    return Batch(
+        step=0,
+        waveforms=torch.stack(waves).to(torch.int16),
+        lengths=torch.full((len(ids),), count),
+        clips=torch.tensor(ids),
+        epochs=torch.full((len(ids),), epoch),
+    )
+
+
+def test_a_short_clips_losses_do_not_depend_on_its_padding() -> None:
+    ours = small().eval()
+    keys = clip_keys(0, 0, torch.tensor([5]), 3)
+    spectrogram = torch.randn(1, 12 * 16, 128)
+    columns = torch.tensor([12])
+    alone_masks = inverse_block_masks(keys, (12, 8))
+    noise = 0.01 * torch.randn(3, 96, 32)
+    alone = ours.losses(spectrogram, alone_masks, noise=noise.clone())
+    for filling in (0.0, 100.0):
+        padded = torch.cat([spectrogram, torch.full((1, 4 * 16, 128), filling)], dim=1)
+        masks = inverse_block_masks(keys, (16, 8), valid_columns=columns)
+        longer = torch.cat([noise, torch.full((3, 32, 32), filling)], dim=1)
+        beside = ours.losses(padded, masks, columns=columns, noise=longer)
+        for name in ("loss", "frame", "utterance"):
+            torch.testing.assert_close(beside[name], alone[name], rtol=1e-5, atol=1e-5)
+    whole = torch.cat([ours.targets(spectrogram), torch.zeros(1, 32, 32)], dim=1)
+    real = torch.arange(128)[None] < 96
+    close(ours.targets(padded, real)[:, :96], whole[:, :96], rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_short_clips_hears_only_the_clips() -> None:
+    ours = small()
+    seen: list[Any] = []
+    losses = ours.losses
+    ours.losses = lambda *a, **told: seen.append(told["columns"]) or losses(*a, **told)
+    batch = noise_batch([1, 2])
+    batch.lengths = torch.tensor([16_000, 41_600])
+    generator = torch.Generator().manual_seed(0)
+    first = ours(batch, generator)["loss"]
+    assert seen[0].tolist() == [7, 16]
+    batch.waveforms[0, 16_000:] = 12_345
+    second = ours(batch, generator.manual_seed(0))["loss"]
+    assert torch.equal(first, second)
+
+
+def masks_of(ours: EATPretraining, batch: Batch) -> Tensor:
+    """Which patches of a batch are hidden (B, K, N)."""
+    found: list[Masks] = []
+    ours.losses = lambda x, masks, **told: found.append(masks) or {}  # type: ignore[method-assign]
+    ours(batch, torch.Generator())
+    return found[0].hidden
+
+
+def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch() -> None:
+    ours = small()
+    together = masks_of(ours, noise_batch([1, 2, 3]))
+    assert torch.equal(masks_of(ours, noise_batch([3, 1]))[1], together[0])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(masks_of(ours, noise_batch([1], epoch=1))[0], together[0])
+    assert not torch.equal(together[0, 0], together[0, 1])
+
+
+def test_a_collapse_is_told_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
+    log.say = said.append  # type: ignore[method-assign]
+    guard = CollapseGuard(EATRun(steps=9, utterance_weight=2.0), log)
+    healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "guess_spread": 0.5}
+    guard.write(1, healthy | {"target_spread": 1.0})
+    assert not said
+    for step in (2, 3):
+        guard.write(step, healthy | {"target_spread": 0.01})
+    guard.write(4, healthy | {"target_spread": 1.0, "utterance": 0.48})
+    assert len(said) == 2 and "collapsed" in said[0] and "utterance loss is 96%" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"decoder": {"groups": 5}}, "decoder.groups=5 does not divide the width 768"),
+        ({"average_layers": 13}, "average_layers=13: the encoder has 12 layers"),
+        ({"encoder": {"mlp_ratio": 1e-5}}, "leaves the MLP no width"),
+        ({"optim": {"betas": [0.9, 1.0]}}, "less than 1"),
+        ({"seed": 10**18}, "less than or equal"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(told: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        EATRun(**told)

@@ -84,7 +84,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    a_run(tmp_path).begin(resume=False)
+    first = a_run(tmp_path)
+    first.begin(resume=False)
+    a_run(tmp_path).begin(resume=False)  # nothing was learnt there yet
+    step(first)
+    first.save(1)
     with pytest.raises(CheckpointError, match="holds a run already; --resume continues it"):
         a_run(tmp_path).begin(resume=False)
 
@@ -96,6 +100,21 @@ def test_another_recipe_or_other_data_cannot_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="begun on other data"):
         a_run(tmp_path, data="4 clips").begin(resume=True)
     assert a_run(tmp_path, Recipe(log_every=1)).begin(resume=True) == 0
+
+
+def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    replace(a_run(tmp_path), origin={"encoder": "abc"}).begin(resume=False)
+    with pytest.raises(CheckpointError, match="was begun with {'encoder': 'abc'}"):
+        replace(a_run(tmp_path), origin={"encoder": "def"}).begin(resume=True)
+
+
+def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="cannot be made"):
+            a_run(place).begin(resume=False)
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:

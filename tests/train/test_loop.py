@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conftest import needs_data
-from eat_audio.errors import Interrupted, TrainingDiverged
+from eat_audio.errors import EatError, Interrupted, TrainingDiverged
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
@@ -96,6 +96,36 @@ def test_micro_batches_count_by_their_weight() -> None:
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_numbers_told_are_those_of_the_whole_step() -> None:
+    parts = iter([Numbers(torch.ones(2)), Numbers(3 * torch.ones(2))])
+    logged: dict[int, dict[str, float]] = {}
+    train(Line(), Training(steps=1, accumulate=2), parts, log=logged.__setitem__)
+    assert logged[1]["loss"] == pytest.approx((9 * 1 + 9 * 9) / 2)
+
+
+def test_precision_decides_how_losses_are_computed() -> None:
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        training = Training(precision=precision)  # type: ignore[arg-type]
+        with training.autocast(torch.device("cpu")):
+            assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+    seen: list[torch.dtype] = []
+
+    class Watching(Line):
+        def forward(self, batch: Numbers, generator: torch.Generator) -> dict[str, Tensor]:
+            seen.append((self.slope[None] @ self.slope[:, None]).dtype)
+            return super().forward(batch, generator)
+
+    train(Watching(), Training(steps=1, precision="bf16"), numbers())
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_a_device_that_cannot_be_used_is_named(device: str) -> None:
+    with pytest.raises(EatError, match=f"device={device}: cannot be used here"):
+        Training(device=device).on()
+
+
 def test_noise_is_a_function_of_seed_and_step() -> None:
     def run(seed: int) -> float:
         torch.manual_seed(time.time_ns() % 1_000)  # whatever happened before
@@ -140,7 +170,8 @@ RECIPE = [
     "eat_tiny",
     "steps=24",
     "optim.warmup=4",
-    "batch=4",
+    "batch=2",
+    "accumulate=2",
     "masks=2",
     "save_every=3",
     "log_every=2",

@@ -42,18 +42,23 @@ def beta(count: int, concentration: float, generator: torch.Generator) -> Tensor
     return first / (first + second)
 
 
-def noise_and_roll(spectrogram: Tensor, noise: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def noise_and_roll(
+    spectrogram: Tensor, frames: Tensor, noise: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
     """Add non-negative noise to normalised log-mel (B, T, F) and turn it in time.
 
     Args:
-        spectrogram: Padding included, as released: it rolls in too.
+        spectrogram: The clips side by side.
+        frames: (B,) how many frames of each are turned. The released code turns all of them,
+            so that padding rolls in.
         noise: (B, T, F) in [0, 1).
         scale: (B,) in [0, 1); a tenth of it is the loudest noise.
         shift: (B,) frames, to the right.
     """
     noisy = spectrogram + noise * scale[:, None, None] / 10
-    frames = spectrogram.shape[1]
-    source = (torch.arange(frames, device=noisy.device) - shift[:, None]) % frames
+    places = torch.arange(spectrogram.shape[1], device=noisy.device).expand(len(noisy), -1)
+    turned = (places - shift[:, None]) % frames[:, None]
+    source = torch.where(places < frames[:, None], turned, places)
     return noisy.gather(1, source[..., None].expand_as(noisy))
 
 

@@ -60,6 +60,9 @@ class Batch:
     """(B,) true samples."""
     clips: Tensor
     """(B,) int64, a stable number for every clip id."""
+    epochs: Tensor
+    """(B,) int64, how often each clip has been heard before: with its number, the key of its
+    random draws, so that they depend neither on the batch nor on its size."""
     labels: Tensor | None = None
     """(B, classes) float, 0 or 1."""
     ids: list[str] = field(default_factory=list)
@@ -73,6 +76,7 @@ class Batch:
             waveforms=self.waveforms.to(device, non_blocking=True),
             lengths=self.lengths.to(device, non_blocking=True),
             clips=self.clips.to(device, non_blocking=True),
+            epochs=self.epochs.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
 
@@ -166,25 +170,29 @@ class Steps(Dataset[Batch]):
             DataError: No clip of the corpus can be read.
         """
         first = (step * self.ranks + self.rank) * self.batch
-        clips, waveforms, unreadable = [], [], []
+        clips, epochs, waveforms = [], [], []
+        unreadable: list[str] = []
         for position in range(first, first + self.batch):
             for attempt in range(len(self.corpus.clips)):
                 clip = self.clip(position + attempt)
                 try:
-                    waveforms.append(self._heard(clip, step))
+                    epoch = (position + attempt) // len(self.corpus.clips)
+                    waveforms.append(self._heard(clip, epoch))
                     clips.append(clip)
+                    epochs.append(epoch)
                     break
                 except AudioError as error:
                     unreadable.append(str(error))
             else:
                 raise DataError(f"{self.corpus.name}: not one of its clips can be read")
-        return collate(clips, waveforms, len(self.corpus.label_names), step, unreadable)
+        classes = len(self.corpus.label_names)
+        return collate(clips, waveforms, classes, step, unreadable, epochs)
 
-    def _heard(self, clip: Clip, step: int) -> Tensor:
+    def _heard(self, clip: Clip, epoch: int) -> Tensor:
         place = 0.0
         if self.settings.crop == "random":
             number = torch.tensor([hash_id(clip.id)])
-            place = uniform(clip_keys(self.seed, step, number, 1)[0], 1, purpose=CROP).item()
+            place = uniform(clip_keys(self.seed, epoch, number, 1)[0], 1, purpose=CROP).item()
         return self.reader.read(clip, self.settings.seconds, place)
 
 
@@ -194,6 +202,7 @@ def collate(
     classes: int,
     step: int,
     unreadable: list[str] | None = None,
+    epochs: list[int] | None = None,
 ) -> Batch:
     """Clips and their waveforms side by side."""
     lengths = torch.tensor([len(wave) for wave in waveforms])
@@ -206,6 +215,7 @@ def collate(
         waveforms=side_by_side,
         lengths=lengths,
         clips=torch.tensor([hash_id(clip.id) for clip in clips], dtype=torch.int64),
+        epochs=torch.tensor(epochs or [0] * len(clips), dtype=torch.int64),
         labels=one_hot([clip.labels for clip in clips], classes) if classes else None,
         ids=[clip.id for clip in clips],
         unreadable=unreadable or [],

@@ -120,7 +120,8 @@ class EATConfig(PreTrainedConfig):
         if "num_labels" not in kwargs and "id2label" not in kwargs:
             kwargs["num_labels"] = num_classes
         super().__init__(**kwargs)
-        self.num_classes = self.num_labels  # transformers does not save two labels without names
+        # transformers does not save two labels without names, so the number is kept here, too
+        self.num_classes = self.num_labels or num_classes
 
     def _refuse_what_cannot_be(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -131,6 +132,8 @@ class EATConfig(PreTrainedConfig):
             raise ValueError(
                 f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
             )
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.layer_norm_first or not self.fixed_positions:
@@ -267,7 +270,7 @@ class EATClassifier(EATEncoder):
     def __init__(self, config: EATConfig) -> None:
         super().__init__(config)
         self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
-        self.head = nn.Linear(config.embed_dim, config.num_labels or config.num_classes)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
 
     def classify(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
         """Logits (B, classes)."""
@@ -292,9 +295,6 @@ class EATPreTrainedModel(PreTrainedModel):
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["Block"]
     _keys_to_ignore_on_load_unexpected = [r"fixed_positional_encoder\.positions"]
 

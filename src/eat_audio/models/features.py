@@ -54,8 +54,6 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
         `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
         decides, rounded up to whole patches.
         """
-        if waveforms.is_floating_point():
-            waveforms = to_int16(waveforms)  # as in training, whatever the source
         return logmel.spectrogram(
             waveforms,
             lengths,
@@ -107,7 +105,7 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
             )
         waveforms = _as_list(raw_speech)
         lengths = torch.tensor([len(wave) for wave in waveforms])
-        batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+        batch = to_int16(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
         fixed = max_length if padding == "max_length" or truncation else None
         values, frames = self.spectrogram(batch, lengths, frames=fixed)
         mask = self.mask(values, frames)

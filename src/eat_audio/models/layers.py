@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SHORT = 128
 """Below so many tokens, a plain matrix product beats fused attention on a CPU in bfloat16."""
@@ -74,8 +73,6 @@ def plain_attention(
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
-    is_causal = False
-
     def __init__(
         self, width: int, heads: int, *, bias: bool, dropout: float, config: PreTrainedConfig
     ) -> None:
@@ -91,14 +88,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (R, H, N, d)
         dropout = self.dropout if self.training else 0.0
-        implementation = self.config._attn_implementation
-        if implementation == "eager":
-            mixed = plain_attention(q, k, v, mask, dropout).transpose(1, 2)
-        elif implementation in (None, "sdpa"):
-            mixed = attend(q, k, v, mask, dropout).transpose(1, 2)
-        else:
-            backend = ALL_ATTENTION_FUNCTIONS[implementation]
-            mixed, _ = backend(self, q, k, v, mask, dropout=dropout)
+        eager = self.config._attn_implementation == "eager"
+        mixed = (plain_attention if eager else attend)(q, k, v, mask, dropout).transpose(1, 2)
         return self.proj(mixed.reshape(rows, tokens, width))
 
 

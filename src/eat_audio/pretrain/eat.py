@@ -101,11 +101,18 @@ class Decoder(nn.Module):
         )
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], wanted: Tensor) -> Tensor:
-        """Grid tokens (R, N, D) -> guesses (R, H, D) for the patches `wanted` (R, H)."""
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], wanted: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """Grid tokens (R, N, D) -> guesses (R, H, D) for the patches `wanted` (R, H).
+
+        Where a clip has ended (`real` (R, N) is False) convolutions meet zeros, as at an edge.
+        """
         rows, patches, width = x.shape
         x = x.view(rows, *grid, width)
         for block in self.blocks:
+            if real is not None:
+                x = x * real.view(rows, *grid, 1)
             mixed = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = x + F.gelu(F.layer_norm(mixed, (width,)))
         return self.proj(select(x.reshape(rows, patches, width), wanted))
@@ -147,7 +154,7 @@ class EATPretraining(nn.Module):
             columns = None
             if self.features.mask(spectrogram, frames) is not None:
                 columns = -(-frames // self.student.config.patch_size)
-            keys = clip_keys(self.seed, batch.step, batch.clips, self.method.masks)
+            keys = clip_keys(self.seed, batch.epochs, batch.clips, self.method.masks)
             masks = inverse_block_masks(
                 keys,
                 self.student.grid(spectrogram),
@@ -185,7 +192,8 @@ class EATPretraining(nn.Module):
         y = self.targets(spectrogram, real)  # (B, N, D)
         cls, seen = self.look(spectrogram, masks)  # (R, D), (R, V, D)
         canvas = self.canvas(seen, masks, generator, noise)  # (R, N, D)
-        guess = self.decoder(canvas, grid, wanted).float()  # (R, H, D)
+        here = None if real is None else real[clip]
+        guess = self.decoder(canvas, grid, wanted, here).float()  # (R, H, D)
 
         scale = y.shape[-1] ** -0.5
         hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]

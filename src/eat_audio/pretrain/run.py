@@ -65,6 +65,19 @@ class EATRun(Training, EATMethod):
     optim: Optim = Optim()
 
     @model_validator(mode="after")
+    def _decoder_and_targets_fit(self) -> Self:
+        config = self.encoder.config()
+        if config.embed_dim % self.decoder.groups:
+            raise ValueError(
+                f"decoder.groups={self.decoder.groups} does not divide the width {config.embed_dim}"
+            )
+        if self.average_layers and self.average_layers > config.depth:
+            raise ValueError(
+                f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
         if self.optim.warmup >= self.steps:
             raise ValueError(
@@ -106,7 +119,10 @@ def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
     def export(folder: Path) -> None:
         save(objective.student, features, folder)
 
-    here = Run(out, settings, corpus.fingerprint(), objective, optimiser, export, settings.keep)
+    origin = {"features": features.to_dict()}
+    here = Run(
+        out, settings, corpus.fingerprint(), objective, optimiser, export, settings.keep, origin
+    )
     start = here.begin(resume=resume)
     steps = Steps(corpus, settings.clips, batch=settings.batch, seed=settings.seed)
     per_step = settings.batch * settings.accumulate

@@ -13,11 +13,12 @@
 No pickle anywhere.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from eat_audio.recipe import Settings
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-MAY_CHANGE = {"log_every", "save_every", "keep", "device", "clips.workers", "clips.memory_mb"}
+MAY_CHANGE = {"log_every", "save_every", "keep", "clips.workers", "clips.memory_mb"}
 """Settings that a resumed run may have otherwise: none of them touches a number."""
 
 
@@ -51,6 +52,8 @@ class Run:
     export: Callable[[Path], None]
     """Writes the model, ready for use, into a folder."""
     keep: int = 2
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What else the run began with: the encoder it was given, its front end."""
 
     def begin(self, *, resume: bool) -> int:
         """Open the folder, or go on from its newest checkpoint; returns the steps done.
@@ -63,9 +66,13 @@ class Run:
             self._same_as(read_json(record))
             saved = checkpoints(self.out)
             return load_checkpoint(saved[-1], self.objective, self.optimiser) if saved else 0
-        if record.is_file():
+        if checkpoints(self.out):
             raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or "not a folder"
+            raise CheckpointError(f"{self.out}: cannot be made ({reason})") from error
         write_json(record, self._told())
         return 0
 
@@ -82,8 +89,7 @@ class Run:
         write_json(aside / "run.json", self._told() | {"step": step})
         for file in aside.iterdir():
             _flush(file)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # of a finished run that is finished again
         aside.rename(folder)
         _flush(folder.parent)
         for old in checkpoints(self.out)[: -self.keep]:
@@ -99,18 +105,21 @@ class Run:
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "data": self.data,
+            "origin": self.origin,
             "recipe": self.settings.model_dump(mode="json"),
         }
 
     def _same_as(self, record: dict[str, Any]) -> None:
         """Refuse to go on with other settings or other data than a run began with."""
-        before, now = _flat(record.get("recipe", {})), _flat(self._told()["recipe"])
-        for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
-            if before.get(name) != now.get(name):
+        then, now = _flat(record.get("recipe", {})), _flat(self._told()["recipe"])
+        for name in sorted((then.keys() | now.keys()) - MAY_CHANGE):
+            if then.get(name) != now.get(name):
                 raise CheckpointError(
-                    f"{self.out}: was begun with {name}={before.get(name)}, "
+                    f"{self.out}: was begun with {name}={then.get(name)}, "
                     f"not {name}={now.get(name)}; a resumed run keeps its recipe"
                 )
+        if (before := record.get("origin")) != json.loads(json.dumps(self.origin)):
+            raise CheckpointError(f"{self.out}: was begun with {before}, not {self.origin}")
         if record.get("data") != self.data:
             raise CheckpointError(
                 f"{self.out}: was begun on other data ({record.get('data')}, now {self.data})"
@@ -196,6 +205,16 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """The same for the same tensors under the same names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        flat = state[name].detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _flush(path: Path) -> None:

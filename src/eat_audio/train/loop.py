@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -30,7 +30,7 @@ class Training(Settings):
     """Clips per micro-batch."""
     accumulate: PositiveInt = 1
     """Micro-batches per optimiser step; the loss keeps its meaning."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=2**40)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
     device: str = "auto"
@@ -50,8 +50,8 @@ class Training(Settings):
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-            torch.zeros((), device=device)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise EatError(f"device={self.device}: cannot be used here ({reason})") from None
         return device
@@ -117,19 +117,22 @@ def fit(
             set_rates(optimiser, optim, step, training.steps)
 
             weight: float | Tensor = 0.0
+            sums: dict[str, Tensor] = {}
             for micro in range(training.accumulate):
                 _seed(generator, training.seed, step * training.accumulate + micro)
                 batch = next(batches).to(device)
                 with training.autocast(device):
                     losses = objective(batch, generator)
-                share = losses.pop("weight", None)
-                part = losses["loss"] if share is None else losses["loss"] * share
-                part.backward()
-                weight = weight + (1.0 if share is None else share)
+                share: float | Tensor = losses.pop("weight", 1.0)
+                (losses["loss"] * share).backward()
+                weight = weight + share
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() * share
 
             norm = _finish_gradients(parameters, weight, optim.clip)
+            numbers = {name: value / weight for name, value in sums.items()}
             if not math.isfinite(norm):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in numbers.items())
                 raise TrainingDiverged(f"step {step}: the gradient is {norm} ({values})")
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -138,10 +141,10 @@ def fit(
 
             tick(done)
             if done % training.log_every == 0 or done == training.steps:
-                numbers = {name: value.item() for name, value in losses.items()}
+                told = {name: value.item() for name, value in numbers.items()}
                 rate = max(group["lr"] for group in optimiser.param_groups)
-                numbers |= {"gradient_norm": norm, "lr": rate}
-                log(done, numbers | {"seconds": time.perf_counter() - clock})
+                told |= {"gradient_norm": norm, "lr": rate}
+                log(done, told | {"seconds": time.perf_counter() - clock})
             if done % training.save_every == 0 or done == training.steps or stop.asked:
                 save(done)
             if stop.asked and done < training.steps:

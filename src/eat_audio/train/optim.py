@@ -11,13 +11,15 @@ Source: fairseq `optim/adam.py` and `optim/lr_scheduler/cosine_lr_scheduler.py`,
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from eat_audio.recipe import Settings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Settings):
@@ -29,7 +31,7 @@ class Optim(Settings):
     """Rate at the first step and at the end; not scaled by `layer_decay`."""
     warmup: NonNegativeInt = 0
     """Steps of linear growth from `min_lr` to the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.05, ge=0)
     decay_all: bool = False
