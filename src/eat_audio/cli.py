@@ -275,7 +275,7 @@ def data_show(
     kind = "several per clip" if corpus.multi_label else "one per clip"
     rows += [("labels", f"{len(corpus.label_names)} ({kind}), {len(times)} of them with clips")]
     rows += [("statistics", corpus.statistics or "not known: eat data stats measures them")]
-    _table(corpus.name, ("", ""), rows)
+    _table("Corpus", ("corpus", corpus.name), rows)
 
 
 @app.command("recipes")
