@@ -280,6 +280,18 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
             close(moment, theirs, rtol=0, atol=limit)
 
 
+@pytest.mark.parametrize("path", IO, **by_name)
+def test_defaults_are_those_of_the_released_run(path: Path) -> None:
+    """The recorded run is small, but what it did not change is what the base run used."""
+    cfg, ours = sidecar(path)["model_cfg"], EATMethod()
+    image = cfg["modalities"]["image"]
+    assert ours.hidden_ratio == image["mask_prob"] and ours.adjust == image["mask_prob_adjust"]
+    assert ours.block == (image["mask_length"], image["mask_length"])
+    assert (ours.tau.start, ours.tau.end) == (cfg["ema_decay"], cfg["ema_end_decay"])
+    assert ours.tau.steps == cfg["ema_anneal_end_step"]
+    assert ours.utterance_weight == 12 * ours.masks * cfg["cls_loss"]
+
+
 # ---- what the released code does not promise ----
 
 
