@@ -230,7 +230,10 @@ def test_damaged_weights_are_refused(encoder: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("place", ["no/such/folder", "./runs", "/absent", "a.pt", "b c/d"])
-def test_a_place_that_does_not_exist_is_refused(place: str) -> None:
+def test_a_place_that_does_not_exist_is_refused(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where somebody works, runs/ may well exist
     assert "no such file or folder" in refused(place)
 
 
