@@ -253,7 +253,7 @@ def test_words_that_cannot_be_read_end_with_code_two(run: Any) -> None:
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["eat", "recipes"])
-    monkeypatch.setattr(cli.recipes, "names", lambda: 1 / 0)
+    monkeypatch.setattr(cli.learn.recipes, "names", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main()
 
@@ -262,7 +262,7 @@ def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPat
     def interrupted() -> None:
         raise Interrupted("stopped after step 4 of 50")
 
-    monkeypatch.setattr(cli.recipes, "names", interrupted)
+    monkeypatch.setattr(cli.learn.recipes, "names", interrupted)
     code, _, err = run("recipes")
     assert code == 130 and "stopped after step 4 of 50" in err
 

@@ -1,0 +1,127 @@
+"""Commands that learn: demo, pretrain, finetune, and the recipes they follow."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from eat_audio import recipe as recipes
+from eat_audio.cli.use import show_evaluation
+from eat_audio.cli.words import Changes, Out, RecipeName, Resume, show_table
+from eat_audio.errors import RecipeError
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, Option(help="Folder for the corpus, the models and the report.")] = Path(
+        "runs/demo"
+    ),
+    data: Annotated[
+        Path | None, Option(help="Your own clips, one folder per class, instead of made ones.")
+    ] = None,
+) -> None:
+    """The whole way in a few minutes: pre-train, probe, fine-tune, predict, report."""
+    from eat_audio import demo as steps
+
+    steps.run(out=out, data=data)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName, settings: Changes = None, *, out: Out, resume: Resume = False
+) -> None:
+    """Learn an encoder from unlabelled audio.
+
+    Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
+    """
+    from eat_audio.pretrain.run import EATRun, run
+    from eat_audio.train.log import read_log
+
+    run(recipes.load(EATRun, recipe, settings or []), out=out, resume=resume)
+    lines = read_log(out)
+    rows = (
+        []
+        if not lines
+        else [
+            (name, f"{lines[0][name]:.4g}", f"{lines[-1][name]:.4g}")
+            for name in ("loss", "frame", "utterance", "target_spread", "guess_spread")
+        ]
+    )
+    if lines:
+        steps = f"step {lines[0]['step']:.0f}", f"step {lines[-1]['step']:.0f}"
+        show_table("Pre-training", ("", *steps), rows)
+    print(f"encoder: {out}\nnext: eat finetune eat_tiny_finetune --from {out} data=... --out ...")
+
+
+@app.command()
+def finetune(
+    recipe: RecipeName,
+    settings: Changes = None,
+    *,
+    start: Annotated[
+        str | None,
+        Option(
+            "--from",
+            help="The pre-trained model: a folder or a Hub id; without it training starts from "
+            "nothing. {fold} in it stands for the tested fold.",
+        ),
+    ] = None,
+    out: Out,
+    resume: Resume = False,
+    cross_validate: Annotated[
+        bool, Option("--cross-validate", help="Once per fold, with mean and spread.")
+    ] = False,
+) -> None:
+    """Teach a pre-trained encoder your labels, then test it.
+
+    Example: eat finetune eat_tiny_finetune --from runs/mine data=ESC-50/ --out runs/esc50
+    """
+    from eat_audio import finetune as steps
+
+    asked = recipes.load(steps.FinetuneRun, recipe, settings or [])
+    if cross_validate:
+        result = steps.cross_validate(asked, out=out, start=start, resume=resume)
+        rows = [(fold, f"{value:.2%}") for fold, value in result.scores.items()]
+        rows.append(("mean", f"{result.mean:.2%} (standard deviation {result.spread:.2%})"))
+        show_table("Cross-validation", ("fold", result.metric), rows)
+        return
+    finished = steps.run(asked, out=out, start=start, resume=resume)
+    if finished.evaluation is not None:
+        show_evaluation(finished.evaluation)
+    print(f"model: {out}\nnext: eat predict FILES --model {out}")
+
+
+@app.command("recipes")
+def list_recipes(
+    name: Annotated[str | None, Argument(help="Print this recipe, resolved.")] = None,
+    settings: Changes = None,
+    options: Annotated[
+        bool, Option("--options", help="Print what can be set, with defaults and meaning.")
+    ] = False,
+) -> None:
+    """Which recipes there are; one of them in full; or all that can be set in it."""
+    if name is None:
+        show_table("Recipes", ("name", "what it is"), recipes.names())
+        return
+    schema = _schema(recipes.read(name, settings or []))
+    if options:
+        rows = [tuple(option) for option in recipes.options(schema)]
+        show_table(f"Settings of {name}", ("setting", "default", "meaning"), rows)
+    else:
+        print(recipes.dump(recipes.load(schema, name, settings or [])), end="")
+
+
+def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
+    """Which settings a recipe has: those of pre-training or of fine-tuning."""
+    if "method" in tree:
+        from eat_audio.pretrain.run import EATRun
+
+        return EATRun
+    if tree.get("task") == "finetune":
+        from eat_audio.finetune import FinetuneRun
+
+        return FinetuneRun
+    raise RecipeError("the recipe says neither method: eat nor task: finetune")

@@ -1,0 +1,124 @@
+"""Commands that use a model: evaluate, predict, embed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from typer import Argument, Option
+
+from eat_audio.cli.words import AsJSON, Device, ModelPlace, Places, show_table
+from eat_audio.errors import EatError
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, Argument(help="A fine-tuned model: a folder or a Hub id.")],
+    *,
+    data: Annotated[str, Option(help="A manifest, or a folder in a known layout.")],
+    split: Annotated[
+        list[str] | None, Option(help="Only these splits or folds (may be repeated).")
+    ] = None,
+    seconds: Annotated[
+        float | None, Option(help="How much of every clip is heard; all of it by default.")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Score a fine-tuned model on labelled clips: accuracy or mAP, and class by class."""
+    from dataclasses import asdict
+
+    from eat_audio.inference import evaluate_model
+
+    result = evaluate_model(model, data, splits=tuple(split or ()), seconds=seconds)
+    if out is not None:
+        result.write(out)
+    if as_json:
+        print(json.dumps(asdict(result), ensure_ascii=False))
+    else:
+        show_evaluation(result)
+
+
+@app.command()
+def predict(
+    places: Places,
+    *,
+    model: ModelPlace,
+    top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
+    as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Tell what is heard in files: labels with scores.
+
+    Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
+    """
+    from eat_audio.inference import load, predict_files
+
+    failed = []
+    for heard in predict_files(places, load(model, device=device), top_k=top_k):
+        if as_json:
+            labels = [{"label": p.label, "score": p.score} for p in heard.predictions]
+            line = {"path": heard.path, "predictions": labels, "error": heard.error}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        elif heard.error is None:
+            rows = [(p.label, f"{p.score:.3f}") for p in heard.predictions]
+            show_table(heard.path, ("label", "score"), rows, heading=True)
+        if heard.error is not None:
+            failed.append(heard.error)
+    _end_of_job(failed)
+
+
+@app.command()
+def embed(
+    places: Places,
+    *,
+    model: ModelPlace,
+    out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
+    level: Annotated[
+        str, Option(help="clip: one vector; frame: one per 160 ms; patch: and per 16 mel bins.")
+    ] = "clip",
+    device: Device = "auto",
+) -> None:
+    """Turn files into vectors; what is already in --out is not done again.
+
+    Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
+    """
+    from eat_audio.embed import embed_files
+    from eat_audio.inference import load
+
+    done = embed_files(places, load(model, device=device), out, level=cast(Any, level))
+    already = f", {done.skipped} were there already" if done.skipped else ""
+    print(f"{out}: {done.done} files embedded{already}")
+    _end_of_job(done.failed)
+
+
+def _end_of_job(failed: list[str]) -> None:
+    """List what could not be read; the job went on without it, and says so by exit code 2."""
+    for sentence in failed:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    if failed:
+        raise EatError(f"{len(failed)} of the files could not be read; all others are done")
+
+
+def show_evaluation(evaluation: Any) -> None:
+    """A result worth reading: the classes, weakest first, and the number."""
+    known = [row for row in evaluation.classes if row["clips"]]
+    known.sort(key=lambda row: row[evaluation.metric])
+    rows = [(r["label"], str(r["clips"]), f"{r[evaluation.metric]:.1%}") for r in known]
+    show_table("Classes", ("label", "clips", evaluation.metric), rows)
+    print(f"{evaluation.metric} {evaluation.value:.2%} on {evaluation.clips} clips", end="")
+    print(f", {len(known)} classes" + _left_out(evaluation))
+    for sentence in evaluation.unreadable:
+        print(f"skipped: {sentence}", file=sys.stderr)
+
+
+def _left_out(evaluation: Any) -> str:
+    parts = []
+    if evaluation.without_positive:
+        parts.append(f"{evaluation.without_positive} classes without a clip are not counted")
+    if evaluation.unreadable:
+        parts.append(f"{len(evaluation.unreadable)} unreadable clips are left out")
+    return f" ({'; '.join(parts)})" if parts else ""

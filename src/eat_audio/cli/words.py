@@ -1,0 +1,44 @@
+"""What the commands share: their usual words, and how a table is printed."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer import Argument, Option
+
+RecipeName = Annotated[str, Argument(help="A name from `eat recipes`, or a YAML file.")]
+Changes = Annotated[
+    list[str] | None,
+    Argument(metavar="[KEY=VALUE]...", help="Settings that differ, e.g. data=DIR optim.lr=1e-4."),
+]
+Out = Annotated[Path, Option("--out", help="Folder for checkpoints, logs and the model.")]
+Resume = Annotated[bool, Option("--resume", help="Go on with what is in --out.")]
+ModelPlace = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
+Places = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
+Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
+AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+
+
+def show_table(
+    title: str, columns: tuple[str, ...], rows: list[Any], *, heading: bool = False
+) -> None:
+    """Print rows: a drawn table on a terminal, tab-separated lines otherwise."""
+    console = Console()
+    if not console.is_terminal:
+        if heading:
+            print(printable(title))
+        print("\t".join(columns))
+        for row in rows:
+            print("\t".join(printable(cell) for cell in row))
+        return
+    table = Table(*columns, title=Text(printable(title)))
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """One line, whatever is in a name."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
