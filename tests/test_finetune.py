@@ -1,11 +1,15 @@
 """Fine-tuning gives the released numbers, and its protocol is honest."""
 
+import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import golden_sets, needs_data, sidecar, tensors
@@ -14,10 +18,12 @@ from eat_audio.data.batches import Batch, ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, RecipeError
+from eat_audio.evaluate import judge, score
 from eat_audio.finetune import (
     Augmentation,
     Classification,
     FinetuneRun,
+    adapt,
     classification_loss,
     cross_validate,
     run,
@@ -28,6 +34,7 @@ from eat_audio.models import save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.run import EncoderSettings
+from eat_audio.pretrained import load_features
 from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
 from eat_audio.weights import encoder_names
 
@@ -358,3 +365,40 @@ def test_a_resumed_run_wants_the_encoder_and_the_settings_it_began_with(
         run(told, out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
     again = run(settings(made), out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
     assert again.evaluation is not None
+
+
+def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(made, lora=2, optim=Optim(lr=1e-2, clip=0.0))
+    model, features = start_from(None, told, open_corpus(made))
+    save(model, features, tmp_path / "before")
+    run(told, out=tmp_path / "run", start=str(tmp_path / "before"))
+    before = load_file(tmp_path / "before" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    assert before.keys() == after.keys(), "the model that is kept has the usual names"
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    inside = {name for name in changed if ".blocks." in name}
+    assert inside == {
+        name
+        for name in after
+        if re.search(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.weight", name)
+    }
+    assert all(name in inside or name.startswith(("head", "fc_norm")) for name in changed)
+    for name in inside:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
+    test = split(open_corpus(made), told)[1]
+    assert test is not None
+    kept = EATForAudioClassification.from_pretrained(tmp_path / "run")
+    scores = score(kept, load_features(tmp_path / "run"), test, told.clips)
+    said = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert judge(scores, test.label_names, multi_label=False).value == said["value"]
+
+
+def test_low_rank_additions_ask_for_the_package_they_need(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model, _ = start_from(None, settings(made), open_corpus(made))
+    with pytest.raises(RecipeError, match=r"lora=4: the package peft is not installed"):
+        adapt(model, 4)

@@ -25,8 +25,12 @@ class CheckpointError(EatError):
 
 
 class TrainingDiverged(EatError):
-    """A gradient that is not finite; the step was not applied."""
+    """Gradients that are not finite, again and again; none of them was applied."""
 
 
 class Interrupted(EatError):
     """The user asked to stop; everything up to the last step is saved. Exit code 130."""
+
+
+class Preempted(Interrupted):
+    """A scheduler asked to stop (SIGTERM); everything is saved, and all is well. Exit code 0."""

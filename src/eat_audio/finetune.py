@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from eat_audio.data import augment
 from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
 from eat_audio.data.corpora import hold_out, open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.run import EncoderSettings, extractor, watched
+from eat_audio.pretrain.run import EncoderSettings, extractor, part, training_log, watched
 from eat_audio.pretrained import find_model, load_features
 from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run, fingerprint, write_json
-from eat_audio.train.log import TrainingLog
+from eat_audio.train.checkpoint import Run, claim, fingerprint, write_json
+from eat_audio.train.distributed import Team, join, share
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
@@ -74,6 +74,9 @@ class FinetuneRun(Training):
     """Stochastic depth of the last block; earlier ones proportionally less."""
     freeze: NonNegativeInt = 0
     """So many first blocks, and all before them, do not learn."""
+    lora: NonNegativeInt = 0
+    """Rank of the additions that learn in place of the encoder's own weights, which stay as they
+    are (LoRA, through the package peft); 0: the weights themselves learn."""
     clips: ClipSettings = ClipSettings()
     augment: Augmentation = Augmentation()
     optim: Optim = Optim(lr=5e-5, min_lr=1e-6, layer_decay=0.65, clip=0.0)
@@ -86,6 +89,8 @@ class FinetuneRun(Training):
             )
         if self.augment.mixup and self.batch % 2:
             raise ValueError(f"batch={self.batch}: mixup needs an even number")
+        if self.freeze and self.lora:
+            raise ValueError(f"freeze={self.freeze}: with lora={self.lora} all blocks are frozen")
         return self
 
 
@@ -230,50 +235,77 @@ def run(
         resume: Continue what is in `out`.
         corpus: The labelled clips, if they are already open.
     """
-    if corpus is None:
-        corpus = open_labelled(settings)
+    team = join(settings.on())
+    with team.working():
+        return _finetune(settings, out, start, resume, corpus or open_labelled(settings), team)
+
+
+def _finetune(
+    settings: FinetuneRun,
+    out: Path,
+    start: str | Path | None,
+    resume: bool,
+    corpus: Corpus,
+    team: Team,
+) -> Finetuned:
     train, test = split(corpus, settings)
 
     torch.manual_seed(settings.seed)
     model, features = start_from(start, settings, corpus)
+    encoder = model.model.state_dict()
+    known = {n: x for n, x in encoder.items() if not n.startswith(("fc_norm.", "head."))}
+    origin = {"encoder": fingerprint(known), "features": features.to_dict()}
+    if start is None:
+        origin["encoder"] = "random weights"
     objective = Classification(model, features, settings).to(settings.on()).train()
     freeze(model, settings.freeze)
+    adapt(model, settings.lora)
+    share(objective, team, how=settings.parallel)
     depth = model.config.depth
     groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
     optimiser = adamw(groups, settings.optim)
 
-    def export(folder: Path) -> None:
-        save(model, features, folder)
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        save(model, features, folder, state=merged(part(state, "model.")))
 
-    origin = {"encoder": fingerprint(model.model.state_dict()), "features": features.to_dict()}
-    if start is None:
-        origin["encoder"] = "random weights"
     data = train.fingerprint()
-    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin)
-    first = here.begin(resume=resume)
-    steps = Steps(train, settings.clips, batch=settings.batch, seed=settings.seed)
-    per_step = settings.batch * settings.accumulate
-    with TrainingLog(
-        out, "finetune", steps=settings.steps, start=first, clips_per_step=per_step
-    ) as log:
-        fit(
-            objective,
-            watched(steps, settings, first, log),
-            optimiser,
-            settings,
-            settings.optim,
-            start=first,
-            log=log.write,
-            tick=log.tick,
-            save=here.save,
-        )
-    here.finish()
-    if test is None:
-        return Finetuned(out, None)
-    scores = score(model, features, test, settings.clips)
-    evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
-    evaluation.write(out)
-    return Finetuned(out, evaluation)
+    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    steps = Steps(
+        train,
+        settings.clips,
+        batch=settings.batch,
+        seed=settings.seed,
+        rank=team.rank,
+        ranks=team.ranks,
+    )
+    with claim(out, team):
+        first = here.begin(resume=resume)
+        with training_log(settings, out, "finetune", first, team) as log:
+            fit(
+                objective,
+                watched(steps, settings, first, log),
+                optimiser,
+                settings,
+                settings.optim,
+                start=first,
+                team=team,
+                log=log.write,
+                say=log.say,
+                tick=log.tick,
+                save=here.save,
+            )
+        here.finish()
+        if test is None:
+            return Finetuned(out, None)
+        if team.ranks > 1:  # what is in memory may be a slice
+            team.wait()
+            model = find_model(out, EATForAudioClassification)
+            nn.Module.to(model, settings.on())
+        scores = score(model, features, test, settings.clips)
+        evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
+        if team.leads:
+            evaluation.write(out)
+        return Finetuned(out, evaluation)
 
 
 def open_labelled(settings: FinetuneRun) -> Corpus:
@@ -321,9 +353,50 @@ def freeze(model: EATForAudioClassification, blocks: int) -> None:
     if blocks > model.config.depth:
         raise RecipeError(f"freeze={blocks}: the encoder has {model.config.depth} blocks")
     encoder = model.model
-    for part in (encoder.local_encoder, encoder.pre_norm, *encoder.blocks[:blocks]):
-        part.requires_grad_(False)
+    for layer in (encoder.local_encoder, encoder.pre_norm, *encoder.blocks[:blocks]):
+        layer.requires_grad_(False)
     encoder.extra_tokens.requires_grad_(False)
+
+
+ADAPTED = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+"""The linear maps of a block, which LoRA adds to."""
+LORA_SCALE = 2.0
+"""What the additions are multiplied by (peft's lora_alpha / r)."""
+
+
+def adapt(model: EATForAudioClassification, rank: int) -> None:
+    """Let additions of low rank learn instead of the encoder; the head learns as ever.
+
+    Raises:
+        RecipeError: The package peft is not installed.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2106.09685).
+    """
+    if not rank:
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise RecipeError(
+            f"lora={rank}: the package peft is not installed; "
+            "pip install 'eat-audio[peft]' brings it"
+        ) from None
+    config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=ADAPTED)
+    inject_adapter_in_model(config, model.model)
+
+
+def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with LoRA's additions in them, under their usual names."""
+    plain = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        layer, _, kind = name.partition(".base_layer.")
+        down, up = (state.get(f"{layer}.lora_{side}.default.weight") for side in "AB")
+        if kind == "weight" and down is not None and up is not None:
+            tensor = tensor + LORA_SCALE * up @ down
+        plain[f"{layer}.{kind}" if kind else name] = tensor
+    return plain
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """A run's folder is either complete or not there, and belongs to one recipe and one corpus."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from torch import nn
 
 from eat_audio.errors import CheckpointError
 from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run, checkpoints, model_folder
+from eat_audio.train.checkpoint import Run, checkpoints, claim, model_folder
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
 
@@ -18,13 +21,19 @@ class Recipe(Settings):
     log_every: int = 5
 
 
-def a_run(out: Path, recipe: Recipe | None = None, data: str = "3 clips", keep: int = 2) -> Run:
+def a_run(
+    out: Path,
+    recipe: Recipe | None = None,
+    data: str = "3 clips",
+    keep: int = 2,
+    width: int = 2,
+) -> Run:
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Linear(3, width)
     optim = Optim()
     optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
 
-    def export(folder: Path) -> None:
+    def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
         (folder / "config.json").write_text("{}")
 
     return Run(out, recipe or Recipe(), data, model, optimiser, export, keep)
@@ -113,10 +122,61 @@ def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
 def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match="cannot be made"):
-            a_run(place).begin(resume=False)
+        with pytest.raises(CheckpointError, match="cannot be made"), claim(place):
+            pass
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no model"):
         model_folder(tmp_path)
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from eat_audio.train.checkpoint import claim
+with claim(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        message = rf"in use by another run \(process {other.pid} on "
+        with pytest.raises(CheckpointError, match=message), claim(tmp_path):
+            pass
+        other.kill()
+    with claim(tmp_path):  # a claim ends with its process, however that ended
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds one checkpoint and a bit."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
+    run = a_run(small_disk, width=4_000)
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    before = {name: x.clone() for name, x in run.objective.state_dict().items()}
+    step(run)
+    with pytest.raises(CheckpointError, match="cannot be written .*step-00000001 is kept"):
+        run.save(2)
+    assert [folder.name for folder in checkpoints(small_disk)] == ["step-00000001"]
+    assert not list((small_disk / "checkpoints").glob(".*"))
+    again = a_run(small_disk, width=4_000)
+    assert again.begin(resume=True) == 1
+    assert all(torch.equal(x, before[name]) for name, x in again.objective.state_dict().items())

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conftest import needs_data
-from eat_audio.errors import EatError, Interrupted, TrainingDiverged
+from eat_audio.errors import CheckpointError, EatError, Interrupted, TrainingDiverged
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
 
@@ -134,12 +134,56 @@ def test_noise_is_a_function_of_seed_and_step() -> None:
     assert run(1) == run(1) != run(2)
 
 
-def test_a_gradient_that_is_not_finite_is_never_applied() -> None:
+BROKEN = Numbers(torch.tensor([torch.inf, 1.0]))
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_said_and_counted() -> None:
+    said: list[str] = []
+    logged: dict[int, dict[str, float]] = {}
+    parts = [Numbers(torch.ones(2)), BROKEN, Numbers(torch.ones(2)), BROKEN, BROKEN]
+    training = Training(steps=5, log_every=1, patience=3)
+    line = train(Line(), training, iter(parts), say=said.append, log=logged.__setitem__)
+    assert [words.split(",")[0] for words in said] == [f"step {s}: left out" for s in (1, 3, 4)]
+    assert "its gradient is" in said[0] and "(loss inf)" in said[0]
+    assert [logged[step]["skipped"] for step in range(1, 6)] == [0, 1, 1, 2, 3]
+    assert line.steps == [1, 3] and line.slope.isfinite().all()
+
+
+def test_weights_and_moments_stay_as_they_were_at_a_step_that_is_left_out() -> None:
+    def after(*parts: Numbers) -> dict[str, Tensor]:
+        line = Line()
+        optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        fit(line, iter(parts), optimiser, Training(steps=len(parts)), OPTIM)
+        return optimiser.state[line.slope] | {"slope": line.slope.detach()}
+
+    one, other = after(Numbers(torch.ones(2))), after(Numbers(torch.ones(2)), BROKEN)
+    assert {name: value.item() for name, value in one.items()} == {
+        name: value.item() for name, value in other.items()
+    }
+
+
+def test_training_gives_up_after_too_many_of_them_in_a_row() -> None:
+    parts = [Numbers(torch.ones(2)), *[BROKEN] * 3]
     line = Line()
-    broken = iter([Numbers(torch.ones(2)), Numbers(torch.tensor([torch.inf, 1.0]))])
-    with pytest.raises(TrainingDiverged, match=r"step 1: the gradient is (nan|inf) \(loss inf\)"):
-        train(line, Training(steps=9), broken)
+    with pytest.raises(TrainingDiverged, match=r"step 3: left out, .* 3 times in a row: given up"):
+        train(line, Training(steps=9, patience=3), iter(parts))
     assert line.slope.isfinite().all()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_nothing_but_the_last_one() -> None:
+    said: list[str] = []
+
+    def save(step: int) -> None:
+        if step in full:
+            raise CheckpointError(f"step-{step}: cannot be written (no space)")
+
+    full = {2, 4}
+    training = Training(steps=5, save_every=2)
+    train(Line(), training, numbers(), save=save, say=said.append)
+    assert said == [f"step-{s}: cannot be written (no space); training goes on" for s in (2, 4)]
+    full = {5}
+    with pytest.raises(CheckpointError, match="step-5"):
+        train(Line(), training, numbers(), save=save)
 
 
 def test_an_interrupt_saves_the_step_that_was_being_made() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 
@@ -25,11 +26,24 @@ def register() -> None:
     AutoFeatureExtractor.register(EATConfig, EATFeatureExtractor, exist_ok=True)
 
 
-def save(model: "PreTrainedModel", features: "SequenceFeatureExtractor", folder: Path) -> None:
-    """Write a model and its front end, ready for use, into a folder."""
+def save(
+    model: "PreTrainedModel",
+    features: "SequenceFeatureExtractor",
+    folder: Path,
+    *,
+    state: "dict[str, Tensor] | None" = None,
+) -> None:
+    """Write a model and its front end, ready for use, into a folder.
+
+    Args:
+        model: Whose weights.
+        features: Its front end.
+        folder: Where to.
+        state: The weights in full, where the model itself holds slices of them.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a checkpoint is written beside a bar of our own
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     features.save_pretrained(folder)
     logging.enable_progress_bar()

@@ -9,18 +9,20 @@ from typing import Literal, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
 from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches, whole_patches
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
 from eat_audio.models import save
 from eat_audio.models.eat import SIZES, EATConfig
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.eat import EATMethod, EATPretraining
 from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run
+from eat_audio.train.checkpoint import Run, claim
+from eat_audio.train.distributed import Team, join, share
 from eat_audio.train.log import TrainingLog
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
@@ -101,6 +103,13 @@ def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
         RecipeError: No data are named.
         EatError: What else the user can mend.
     """
+    team = join(settings.on())
+    with team.working():
+        _pretrain(settings, out, resume, team)
+    return out
+
+
+def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
     if settings.data is None:
         raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER")
     corpus = open_corpus(settings.data)
@@ -113,35 +122,65 @@ def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
     config = settings.encoder.config()
     objective = EATPretraining(config, settings, features, frames=frames, seed=settings.seed)
     objective.to(settings.on()).train()
+    share(objective, team, how=settings.parallel)
     groups = parameter_groups(objective.named_parameters(), settings.optim, depth=config.depth)
     optimiser = adamw(groups, settings.optim)
 
-    def export(folder: Path) -> None:
-        save(objective.student, features, folder)
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        save(objective.student, features, folder, state=part(state, "student."))
 
     origin = {"features": features.to_dict()}
-    here = Run(
-        out, settings, corpus.fingerprint(), objective, optimiser, export, settings.keep, origin
+    data = corpus.fingerprint()
+    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    steps = Steps(
+        corpus,
+        settings.clips,
+        batch=settings.batch,
+        seed=settings.seed,
+        rank=team.rank,
+        ranks=team.ranks,
     )
-    start = here.begin(resume=resume)
-    steps = Steps(corpus, settings.clips, batch=settings.batch, seed=settings.seed)
-    per_step = settings.batch * settings.accumulate
-    title = f"pretrain {settings.method}"
-    with TrainingLog(out, title, steps=settings.steps, start=start, clips_per_step=per_step) as log:
-        guard = CollapseGuard(settings, log)
-        fit(
-            objective,
-            watched(steps, settings, start, log),
-            optimiser,
-            settings,
-            settings.optim,
-            start=start,
-            log=guard.write,
-            tick=log.tick,
-            save=here.save,
-        )
-    here.finish()
-    return out
+    with claim(out, team):
+        start = here.begin(resume=resume)
+        with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
+            guard = CollapseGuard(settings, log)
+            fit(
+                objective,
+                watched(steps, settings, start, log),
+                optimiser,
+                settings,
+                settings.optim,
+                start=start,
+                team=team,
+                log=guard.write,
+                say=log.say,
+                tick=log.tick,
+                save=here.save,
+            )
+        here.finish()
+
+
+def training_log(settings: Training, out: Path, title: str, start: int, team: Team) -> TrainingLog:
+    """What a run tells while it runs; of a team, one process speaks."""
+    return TrainingLog(
+        out,
+        title,
+        steps=settings.steps,
+        start=start,
+        clips_per_step=settings.batch * settings.accumulate * team.ranks,
+        also=settings.log,
+        recipe=settings.model_dump(mode="json"),
+        writes=team.leads,
+    )
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under what is left of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:

@@ -17,9 +17,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from eat_audio.errors import EatError, Interrupted, TrainingDiverged
+from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.recipe import Settings
+from eat_audio.train.distributed import ALONE, Parallel, Team, exchange, local_rank, whole
 from eat_audio.train.optim import Optim, set_rates
+from eat_audio.train.trackers import LogSettings
+
+CPU = torch.device("cpu")
 
 
 class Training(Settings):
@@ -34,11 +38,16 @@ class Training(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one, each process of a machine its own."""
+    parallel: Parallel = "ddp"
+    """How processes share the work: ddp, each holds the whole model; fsdp, each a slice of it."""
+    patience: PositiveInt = 10
+    """Steps in a row whose gradient is not finite, and which are left out, before giving up."""
     log_every: PositiveInt = 50
     save_every: PositiveInt = 5_000
     keep: int = Field(2, ge=1)
     """Checkpoints kept on disk."""
+    log: LogSettings = LogSettings()
 
     def on(self) -> torch.device:
         """The device to train on.
@@ -47,7 +56,7 @@ class Training(Settings):
             EatError: It does not exist.
         """
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cuda", local_rank()) if torch.cuda.is_available() else CPU
         try:
             device = torch.device(self.device)
             torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
@@ -86,32 +95,43 @@ def fit(
     optim: Optim,
     *,
     start: int = 0,
+    team: Team = ALONE,
     log: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
+    say: Callable[[str], None] = lambda sentence: None,
     tick: Callable[[int], None] = lambda step: None,
     save: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train from step `start` to `training.steps`.
 
+    A step whose gradient is not finite is left out and counted ("skipped"); weights stay as they
+    were. A checkpoint that cannot be written is said and tried again at the next occasion.
+
     Args:
         objective: Losses of a batch, on the device to train on.
-        batches: Micro-batches, already moved on to `start`; `accumulate` of them make a step.
+        batches: Micro-batches of this process, already moved on to `start`; `accumulate` of them
+            make a step.
         optimiser: From `adamw`, over groups with a "peak" rate.
         training: How long, how often.
         optim: Rates and clipping.
         start: Steps already done.
+        team: The processes that train together.
         log: Told the numbers of a step every `log_every` steps and at the end.
+        say: Told in a sentence what went wrong without ending the run.
         tick: Told of every finished step.
         save: Told to save every `save_every` steps, at the end, and when interrupted.
 
     Raises:
-        TrainingDiverged: A gradient is not finite. That step is not applied, so the last saved
-            checkpoint is still good.
+        TrainingDiverged: Too many gradients in a row are not finite. None was applied, so the
+            last saved checkpoint is still good.
         Interrupted: SIGINT or SIGTERM came; the finished step is saved.
+        CheckpointError: The last checkpoint could not be written.
     """
     device = next(objective.parameters()).device
     generator = torch.Generator(device)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    forward = team.wrap(objective)
     clock = time.perf_counter()
+    skipped = in_a_row = 0
     with _StopAfterStep() as stop:
         for step in range(start, training.steps):
             set_rates(optimiser, optim, step, training.steps)
@@ -119,36 +139,62 @@ def fit(
             weight: float | Tensor = 0.0
             sums: dict[str, Tensor] = {}
             for micro in range(training.accumulate):
-                _seed(generator, training.seed, step * training.accumulate + micro)
-                batch = next(batches).to(device)
-                with training.autocast(device):
-                    losses = objective(batch, generator)
-                share: float | Tensor = losses.pop("weight", 1.0)
-                (losses["loss"] * share).backward()
+                batch = next(batches).to(device)  # before seeding: loaders draw from torch's own
+                number = (step * training.accumulate + micro) * team.ranks + team.rank
+                _seed(generator, training.seed, number)
+                with exchange(forward, when=micro + 1 == training.accumulate):
+                    with training.autocast(device):
+                        losses = forward(batch, generator)
+                    share: float | Tensor = losses.pop("weight", 1.0)
+                    (losses["loss"] * share).backward()
                 weight = weight + share
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.detach() * share
 
+            if isinstance(weight, Tensor):
+                weight = team.mean(weight).item()
             norm = _finish_gradients(parameters, weight, optim.clip)
             numbers = {name: value / weight for name, value in sums.items()}
-            if not math.isfinite(norm):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in numbers.items())
-                raise TrainingDiverged(f"step {step}: the gradient is {norm} ({values})")
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
             done = step + 1
-            objective.after_step(done)
+            if math.isfinite(norm):
+                optimiser.step()
+                objective.after_step(done)
+                in_a_row = 0
+            else:
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                say(sentence := _not_finite(step, norm, numbers))
+                if in_a_row == training.patience:
+                    raise TrainingDiverged(f"{sentence}, {in_a_row} times in a row: given up")
+            optimiser.zero_grad(set_to_none=True)
+            last = done == training.steps
+            stopping = team.any(stop.asked, device=device)
 
             tick(done)
-            if done % training.log_every == 0 or done == training.steps:
-                told = {name: value.item() for name, value in numbers.items()}
+            if done % training.log_every == 0 or last:
+                told = _over_team(numbers, team)
                 rate = max(group["lr"] for group in optimiser.param_groups)
-                told |= {"gradient_norm": norm, "lr": rate}
+                told |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
                 log(done, told | {"seconds": time.perf_counter() - clock})
-            if done % training.save_every == 0 or done == training.steps or stop.asked:
-                save(done)
-            if stop.asked and done < training.steps:
-                raise Interrupted(f"stopped after step {done} of {training.steps}")
+            if done % training.save_every == 0 or last or stopping:
+                try:
+                    save(done)
+                except CheckpointError as error:
+                    if last or stopping:
+                        raise
+                    say(f"{error}; training goes on")
+            if stopping and not last:
+                raise stop.error(f"stopped after step {done} of {training.steps}")
+
+
+def _over_team(numbers: dict[str, Tensor], team: Team) -> dict[str, float]:
+    """The numbers of a step, averaged over processes."""
+    values = team.mean(torch.stack([value.float() for value in numbers.values()]))
+    return dict(zip(numbers, values.tolist(), strict=True))
+
+
+def _not_finite(step: int, norm: float, numbers: dict[str, Tensor]) -> str:
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in numbers.items())
+    return f"step {step}: left out, as its gradient is {norm} ({values})"
 
 
 def _seed(generator: torch.Generator, seed: int, draw: int) -> None:
@@ -157,14 +203,13 @@ def _seed(generator: torch.Generator, seed: int, draw: int) -> None:
     generator.manual_seed(seed * 1_000_003 + draw)
 
 
-def _finish_gradients(
-    parameters: list[torch.nn.Parameter], weight: float | Tensor, longest: float
-) -> float:
+def _finish_gradients(parameters: list[torch.nn.Parameter], weight: float, longest: float) -> float:
     """Divide the summed gradients by their weight, shorten them, return their norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not (isinstance(weight, float) and weight == 1.0):
+    if weight != 1.0:
         torch._foreach_div_(gradients, weight)
-    return clip_grad_norm_(parameters, longest if longest > 0 else math.inf).item()
+    norm = clip_grad_norm_(parameters, longest if longest > 0 else math.inf)
+    return whole(norm).item()
 
 
 class _StopAfterStep:
@@ -172,6 +217,7 @@ class _StopAfterStep:
 
     def __init__(self) -> None:
         self.asked = False
+        self.error: type[Interrupted] = Interrupted
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopAfterStep":
@@ -186,6 +232,7 @@ class _StopAfterStep:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self.error = Preempted if number == signal.SIGTERM else Interrupted
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
