@@ -27,6 +27,8 @@ from eat_audio import audio
 from eat_audio.audio import (
     AUDIO_SUFFIXES,
     SAMPLE_RATE,
+    audio_claims,
+    audio_facts,
     audio_seconds,
     find_audio,
     load_audio,
@@ -411,6 +413,21 @@ def test_streaming_what_is_not_audio_is_refused(tmp_path):
 
 
 # ---- other containers
+
+
+def test_facts_are_counted_and_claims_are_read(tmp_path):
+    path = write(tmp_path / "a.flac", noise(44_100, 2), rate=44_100)
+    facts = audio_facts(path)
+    assert (facts.rate, facts.channels, facts.samples, facts.seconds) == (44_100, 2, 44_100, 1.0)
+    assert audio_claims(path) == facts
+    path.write_bytes(path.read_bytes()[:90_000])
+    assert audio_claims(path) == facts
+    assert 0 < audio_facts(path).samples < 44_100
+
+
+def test_facts_of_what_is_no_sound_are_refused(tmp_path):
+    with pytest.raises(AudioError, match="there is no sound in it"):
+        audio_facts(write(tmp_path / "empty.wav", noise(0)))
 
 
 @needs_data

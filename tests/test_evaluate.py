@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from conftest import needs_data
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
 from eat_audio.evaluate import Scores, accuracy, judge, mean_average_precision, score

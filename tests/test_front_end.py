@@ -11,7 +11,7 @@ from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.data.batches import ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.evaluate import score
 from eat_audio.finetune import Classification, FinetuneRun
 from eat_audio.inference import load, predict_files

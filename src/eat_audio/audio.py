@@ -10,6 +10,7 @@ for what has been decoded, never for what a header claims. libsndfile reads WAV,
 Opus), MP3, AIFF and more; the rest is left to PyAV, or to the program ffmpeg, whichever is there.
 """
 
+import io
 import math
 import os
 import shutil
@@ -61,7 +62,22 @@ Blocks = Iterator[NDArray[np.float32]]
 """One mono signal, in pieces of any length."""
 
 
-def load_audio(path: str | Path, *, start: float = 0.0, seconds: float | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a recording that is no file of its own, and what to call it in a message."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | Encoded
+"""What holds a recording."""
+
+
+def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None) -> Tensor:
     """Read one recording, or a stretch of it, as the models hear it.
 
     Channels are averaged, other rates resampled (soxr HQ); a stretch is a slice of the whole, and
@@ -70,7 +86,7 @@ def load_audio(path: str | Path, *, start: float = 0.0, seconds: float | None = 
     file that was cut short gives what is there.
 
     Args:
-        path: The file.
+        path: The file, or the bytes that one would hold.
         start: Where to begin, in seconds from the start of the file.
         seconds: How much to read at most; all that is left if None.
 
@@ -115,10 +131,50 @@ def stream_audio(
     return _windows(_sound(path, 0, None), size, step)
 
 
-def audio_seconds(path: str | Path) -> float:
+def audio_seconds(path: Source) -> float:
     """How long a file says it is, in seconds: cheap, and wrong where the file lies or was cut."""
+    return audio_claims(path).seconds
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What a recording is made of, before anything is done to it."""
+
+    rate: int
+    """Hz"""
+    channels: int
+    samples: int
+    """Of each channel."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.samples / self.rate
+
+
+def audio_claims(path: Source) -> AudioFacts:
+    """What a file says about itself: cheap, and wrong where the file lies or was cut.
+
+    Raises:
+        AudioError: The file cannot be opened, or is not audio.
+    """
     with _opened(path) as recording:
-        return recording.seconds
+        samples = round(recording.seconds * recording.rate)
+        return AudioFacts(recording.rate, recording.channels, samples)
+
+
+def audio_facts(path: Source) -> AudioFacts:
+    """The same, found by decoding all of it, in bounded memory.
+
+    Raises:
+        AudioError: As `load_audio`.
+    """
+    with _opened(path) as recording:
+        blocks = _usable(recording.blocks(0), path, 0.0, recording.rate)
+        samples = sum(len(block) for block in blocks)
+        if not samples:
+            raise AudioError(f"{path}: there is no sound in it")
+        return AudioFacts(recording.rate, recording.channels, samples)
 
 
 def find_audio(places: Iterable[str | Path]) -> list[Path]:
@@ -183,7 +239,7 @@ def _windows(blocks: Blocks, size: int, step: int) -> Iterator[tuple[float, Tens
         yield start / SAMPLE_RATE, torch.from_numpy(np.concatenate(pieces))
 
 
-def _sound(path: str | Path, start: int, length: int | None) -> Blocks:
+def _sound(path: Source, start: int, length: int | None) -> Blocks:
     """Samples `start` to `start + length` (None: the end) of the recording; refuses to be empty."""
     empty = True
     with _opened(path) as recording:
@@ -215,7 +271,7 @@ def _slice(blocks: Blocks, start: int, length: int | None = None) -> Blocks:
             return
 
 
-def _usable(blocks: Blocks, path: str | Path, seconds: float, rate: int) -> Blocks:
+def _usable(blocks: Blocks, path: Source, seconds: float, rate: int) -> Blocks:
     """The blocks as they are, or an AudioError that counts the samples that no model can use."""
     unusable, since = 0, 0.0
     for block in blocks:
@@ -255,20 +311,14 @@ def _mono(channels: NDArray[Any], scale: int = 1) -> NDArray[np.float32]:
 @dataclass(frozen=True)
 class _Recording:
     rate: int  # Hz
+    channels: int
     seconds: float  # by its header
     blocks: Callable[[int], Blocks]  # the signal from that sample on, channels averaged
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[_Recording]:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise AudioError(f"{path}: is not a file")
-        file = open(path, "rb", buffering=0)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AudioError(f"{path}: cannot be opened ({reason})") from error
-    with file:
+def _opened(path: Source) -> Iterator[_Recording]:
+    with _bytes_of(path) as file:
         head = file.read(16)
         if not head:
             raise AudioError(f"{path}: is empty (0 bytes)")
@@ -277,7 +327,19 @@ def _opened(path: str | Path) -> Iterator[_Recording]:
             yield recording
 
 
-def _decoder(path: str | Path, file: IO[bytes], head: bytes) -> AbstractContextManager[_Recording]:
+def _bytes_of(path: Source) -> IO[bytes]:
+    if isinstance(path, Encoded):
+        return io.BytesIO(path.data)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise AudioError(f"{path}: is not a file")
+        return open(path, "rb", buffering=0)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"{path}: cannot be opened ({reason})") from error
+
+
+def _decoder(path: Source, file: IO[bytes], head: bytes) -> AbstractContextManager[_Recording]:
     kind = next((row[2:] for row in CONTAINERS if head.startswith(row[0], row[1])), None)
     if kind is None:
         return _by_libsndfile(path, file)
@@ -295,9 +357,10 @@ def _decoder(path: str | Path, file: IO[bytes], head: bytes) -> AbstractContextM
 
 
 @contextmanager
-def _by_libsndfile(path: str | Path, file: IO[bytes]) -> Iterator[_Recording]:
+def _by_libsndfile(path: Source, file: IO[bytes]) -> Iterator[_Recording]:
     try:  # by its descriptor, because libsndfile lets the suffix of a name decide
-        sound = soundfile.SoundFile(file.fileno(), closefd=False)
+        handle = file if isinstance(path, Encoded) else file.fileno()
+        sound = soundfile.SoundFile(handle, closefd=False)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be read as audio ({error.error_string})") from error
 
@@ -321,11 +384,12 @@ def _by_libsndfile(path: str | Path, file: IO[bytes]) -> Iterator[_Recording]:
             position = first if exact else first - RUN_UP if first > NO_SEEK else 0
             return _slice(decoded(position), first - position)
 
-        yield _Recording(sound.samplerate, sound.frames / sound.samplerate, blocks)
+        seconds = sound.frames / sound.samplerate
+        yield _Recording(sound.samplerate, sound.channels, seconds, blocks)
 
 
 @contextmanager
-def _by_pyav(path: str | Path, file: IO[bytes], demuxer: str) -> Iterator[_Recording]:
+def _by_pyav(path: Source, file: IO[bytes], demuxer: str) -> Iterator[_Recording]:
     import av
 
     try:
@@ -344,18 +408,23 @@ def _by_pyav(path: str | Path, file: IO[bytes], demuxer: str) -> Iterator[_Recor
                     return
 
             seconds = (container.duration or 0) / av.time_base
-            yield _Recording(rate, seconds, lambda first: _slice(decoded(), first))
+            channels = tracks[0].codec_context.channels
+            yield _Recording(rate, channels, seconds, lambda first: _slice(decoded(), first))
     except av.FFmpegError as error:
         raise AudioError(f"{path}: cannot be read as audio ({error.strerror})") from error
 
 
 @contextmanager
-def _by_ffmpeg(path: str | Path, file: IO[bytes], demuxer: str) -> Iterator[_Recording]:
+def _by_ffmpeg(path: Source, file: IO[bytes], demuxer: str) -> Iterator[_Recording]:
     """Through an unnamed temporary file, so that it is all of it decoded, but none in memory."""
     only = ["-nostdin", "-v", "error", "-protocol_whitelist", "file", "-f", demuxer]
     sound = ["-vn", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
-    command = ["ffmpeg", *only, "-i", f"file:{path}", *sound]
-    with tempfile.TemporaryFile() as decoded:
+    with tempfile.TemporaryFile() as decoded, tempfile.NamedTemporaryFile() as copy:
+        if isinstance(path, Encoded):
+            copy.write(path.data)
+            copy.flush()
+        place = copy.name if isinstance(path, Encoded) else path
+        command = ["ffmpeg", *only, "-i", f"file:{place}", *sound]
         done = subprocess.run(command, stdout=decoded, stderr=subprocess.PIPE)
         if not decoded.tell():
             reason = (done.stderr.decode(errors="replace").split("\n"))[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, ordered_batches, whole_patches
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.errors import DataError
 from eat_audio.models.eat import EATForAudioClassification, EATPreTrainedModel
 from eat_audio.models.features import EATFeatureExtractor

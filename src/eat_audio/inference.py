@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio, to_int16
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Corpus
 from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.logmel import FRAME, HOP, INT16_SCALE, PATCH_FRAMES

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pydantic import ValidationError
 
 from eat_audio.data.batches import (
     Batch,
@@ -16,7 +17,8 @@ from eat_audio.data.batches import (
     training_batches,
 )
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.order import balanced_order, epoch_order, label_weights
 from eat_audio.errors import DataError
 from eat_audio.masking import hash_id
 
@@ -140,3 +142,130 @@ def test_a_clip_that_comes_twice_in_a_batch_is_cut_in_two_places(corpus: Corpus)
         first, second = (row for row, other in enumerate(batch.ids) if other == name)
         assert batch.epochs[first] != batch.epochs[second]
         assert not torch.equal(batch.waveforms[first], batch.waveforms[second])
+
+
+def on_paper(*labels: tuple[int, ...]) -> Corpus:
+    """Clips that are never heard, with these labels."""
+    clips = [Clip(f"c{n}", Path(f"c{n}.wav"), heard) for n, heard in enumerate(labels)]
+    return Corpus("paper", clips, ("common", "rare", "absent"), multi_label=True)
+
+
+def stream(corpus: Corpus, count: int, *, seed: int = 0, **told: object) -> list[str]:
+    """The ids of the first clips that a run takes."""
+    steps = Steps(corpus, ClipSettings(**told), batch=1, seed=seed)  # type: ignore[arg-type]
+    return [steps.clip(position).id for position in range(count)]
+
+
+def test_the_order_of_an_epoch_is_the_one_that_runs_have_had_so_far() -> None:
+    assert epoch_order(10, seed=3, epoch=0).tolist() == [1, 2, 6, 3, 9, 0, 4, 8, 7, 5]
+    assert epoch_order(10, seed=3, epoch=1).tolist() == [6, 4, 7, 3, 5, 9, 1, 2, 8, 0]
+    assert stream(on_paper(*[()] * 10), 3, seed=3) == ["c1", "c2", "c6"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_and_workers_together_make_the_same_global_batches(
+    corpus: Corpus, ranks: int, workers: int
+) -> None:
+    settings = ClipSettings(seconds=0.2, crop="random", workers=workers)
+    alone = Steps(corpus, settings.model_copy(update={"workers": 0}), batch=12, seed=0)
+    parts = [
+        Steps(corpus, settings, batch=12 // ranks, seed=0, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    by_rank = [list(training_batches(steps, start=1, stop=3)) for steps in parts]
+    for step, together in enumerate(zip(*by_rank, strict=True), start=1):
+        assert [name for part in together for name in part.ids] == alone[step].ids
+        assert torch.equal(torch.cat([part.waveforms for part in together]), alone[step].waveforms)
+
+
+def test_an_epoch_may_hold_some_of_the_clips_others_each_time() -> None:
+    corpus = on_paper(*[()] * 50)
+    names = stream(corpus, 100, epoch_clips=20)
+    epochs = [names[first : first + 20] for first in range(0, 100, 20)]
+    assert all(len(set(epoch)) == 20 for epoch in epochs)
+    assert len(set(names)) > 35
+
+
+def test_a_balanced_epoch_holds_no_clip_twice_and_rare_labels_more_often() -> None:
+    corpus = on_paper(*[(0,)] * 900, *[(1,)] * 100)
+    for epoch in range(3):
+        drawn = balanced_order(label_weights(corpus), seed=0, epoch=epoch, drawn=100)
+        assert len(set(drawn.tolist())) == 100
+        assert 35 <= (drawn >= 900).sum() <= 65  # both labels weigh the same; 10 without balance
+
+
+def test_clips_are_drawn_as_often_as_drawing_one_after_the_other_would() -> None:
+    weights = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)
+    times = torch.zeros(4)
+    for epoch in range(4_000):
+        times[balanced_order(weights, seed=0, epoch=epoch, drawn=2)] += 1
+    # 1 of 3 first, then 1 of the two left: e.g. P(a) = 1/6 + 2/6 x 1/4 + 3/6 x 1/3
+    expected = torch.tensor([5 / 12, 11 / 15, 17 / 20, 0])
+    torch.testing.assert_close(times / 4_000, expected, rtol=0, atol=0.03)
+
+
+def test_a_balanced_order_is_not_sorted_by_weight() -> None:
+    weights = torch.cat([torch.full((500,), 100.0), torch.full((500,), 1.0)]).double()
+    drawn = balanced_order(weights, seed=0, epoch=0, drawn=800)
+    heavy = (drawn < 500).float()
+    assert abs(heavy[:400].mean() - heavy[400:].mean()) < 0.15
+
+
+def test_the_seed_and_the_epoch_decide_a_balanced_order() -> None:
+    weights = torch.rand(100, dtype=torch.float64)
+    told = [(0, 0), (0, 0), (1, 0), (0, 1)]
+    one, again, seed, epoch = (
+        balanced_order(weights, seed=s, epoch=e, drawn=30).tolist() for s, e in told
+    )
+    assert one == again and one != seed and one != epoch
+
+
+def test_a_clip_weighs_as_much_as_its_labels_together() -> None:
+    weights = label_weights(on_paper((0,), (0, 1), (), (0,)))
+    common, rare = 1_000 / 3.01, 1_000 / 1.01
+    torch.testing.assert_close(
+        weights, torch.tensor([common, common + rare, 0, common], dtype=torch.float64)
+    )
+
+
+def test_balanced_steps_draw_by_label_and_go_on_in_the_middle_of_an_epoch() -> None:
+    corpus = on_paper(*[(0,)] * 90, *[(1,)] * 10)
+    told = {"balance": True, "epoch_clips": 20}
+    names = stream(corpus, 60, **told)
+    steps = Steps(corpus, ClipSettings(**told), batch=1, seed=0)  # type: ignore[arg-type]
+    assert [steps.clip(position).id for position in range(31, 60)] == names[31:]
+    assert stream(corpus, 60, seed=1, **told) != names
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"epoch_clips": 4}, "paper: epoch_clips=4 of 3 clips; an epoch"),
+        ({"epoch_clips": 3, "balance": True}, "epoch_clips=3 of 2 clips with labels"),
+    ],
+)
+def test_an_epoch_of_more_clips_than_there_are_is_refused(
+    told: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        stream(on_paper((0,), (1,), ()), 1, **told)
+
+
+def test_balance_without_labels_or_without_a_choice_is_refused() -> None:
+    with pytest.raises(ValidationError, match="say epoch_clips"):
+        ClipSettings(balance=True)
+    unlabelled = Corpus("bare", [Clip("a", Path("a.wav"))])
+    with pytest.raises(DataError, match="bare: has no labels"):
+        stream(unlabelled, 1, balance=True, epoch_clips=1)
+
+
+def test_every_tensor_of_a_batch_is_pinned_and_the_lengths_stay_at_hand(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Steps(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    moved = batch.pin_memory().to("meta")
+    assert len(pinned) == 5 and moved.waveforms.device.type == "meta"
+    assert moved.host_lengths is not None and torch.equal(moved.host_lengths, batch.lengths)

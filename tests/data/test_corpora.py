@@ -10,13 +10,14 @@ import pytest
 from eat_audio.data.corpora import (
     audioset,
     esc50,
+    folder,
     folder_per_class,
     hold_out,
     open_corpus,
     speech_commands,
     unlabelled,
 )
-from eat_audio.data.manifest import Clip, Corpus, missing_files
+from eat_audio.data.corpus import Clip, Corpus, missing_files
 from eat_audio.errors import DataError
 from eat_audio.logmel import STATISTICS
 
@@ -160,6 +161,31 @@ def test_audioset_is_multi_label_even_where_every_clip_has_one(tmp_path):
     assert not open_corpus(tmp_path).multi_label
 
 
+@pytest.mark.parametrize(
+    ("first", "end", "name"),
+    [
+        ("", "\n", "a.wav"),
+        ("\ufeff", "\n", "a.wav"),
+        ("", "\r\n", "a.wav"),
+        ("\ufeff", "\r\n", "deep/my dog .wav"),
+        ("", "\n", " leading space.wav"),
+    ],
+    ids=["plain", "byte-order mark", "CRLF", "both, and spaces", "a space first"],
+)
+def test_released_manifests_are_read_as_they_are(tmp_path, first, end, name):
+    root = files(tmp_path, name, "b.wav")
+    (root / "label_descriptors.csv").write_text('0,/m/a,"A, all of it"\n1,/m/b,"B"\n')
+    rows = [".", f"{name}\t32000", "b.wav\t32000"]  # no true length, as in the published AS-20K
+    (root / "train.tsv").write_text(first + "".join(row + end for row in rows), newline="")
+    labels = [f"{Path(name).stem}\t/m/a,/m/b", "b\t/m/b"]
+    (root / "train.lbl").write_text(first + "".join(row + end for row in labels), newline="")
+    corpus = open_corpus(root)
+    assert ids(corpus) == [Path(name).stem, "b"]
+    assert missing_files(corpus) == []
+    assert [clip.labels for clip in corpus.clips] == [(0, 1), (1,)]
+    assert [clip.seconds for clip in corpus.clips] == [None, None]
+
+
 # Folders
 
 
@@ -223,6 +249,11 @@ def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path, monkeypatch):
     assert open_corpus(".").name == "here"
 
 
+def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
+    assert folder(files(tmp_path / "classes", "dog/a.wav", "cat/a.wav")).label_names
+    assert not folder(files(tmp_path / "plain", "dog/a.wav", "b.wav")).label_names
+
+
 def test_a_table_is_a_corpus(tmp_path):
     (tmp_path / "clips.csv").write_text("path,label\na.wav,dog\n")
     assert open_corpus(tmp_path / "clips.csv").label_names == ("dog",)
@@ -246,7 +277,7 @@ def test_an_empty_place_says_what_was_looked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reader", [open_corpus, audioset, esc50, speech_commands, folder_per_class, unlabelled]
+    "reader", [open_corpus, audioset, esc50, speech_commands, folder, folder_per_class, unlabelled]
 )
 def test_no_reader_gives_a_corpus_without_clips(tmp_path, reader):
     files(tmp_path, "notes.txt")
@@ -349,6 +380,23 @@ def test_splits_that_are_no_numbers_are_no_folds():
 def test_statistics_that_are_promised_exist(data):
     named = {open_corpus(data / name).statistics for name in ("esc10", "fsdd", "audioset_mini")}
     assert named <= set(STATISTICS)
+
+
+def test_statistics_beside_a_manifest_are_those_of_the_corpus(tmp_path):
+    files(tmp_path, "a.wav")
+    (tmp_path / "clips.csv").write_text("path\na.wav\n")
+    (tmp_path / "statistics.json").write_text('{"mean": -5, "std": 4.5}')
+    assert open_corpus(tmp_path / "clips.csv").statistics == (-5.0, 4.5)
+    assert open_corpus(tmp_path).statistics == (-5.0, 4.5)
+    assert open_corpus(tmp_path / "a.wav").statistics is None
+    (tmp_path / "statistics.json").write_text('{"published": "esc50"}')
+    assert open_corpus(tmp_path).statistics == "esc50"
+
+
+def test_statistics_of_no_sound_are_refused(tmp_path):
+    files(tmp_path, "a.wav").joinpath("statistics.json").write_text('{"mean": -5, "std": 0}')
+    with pytest.raises(DataError, match="standard deviation 0"):
+        open_corpus(tmp_path)
 
 
 def test_a_path_too_long_for_the_file_system_is_no_crash():

@@ -3,25 +3,19 @@
 import csv
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import DATA
-from eat_audio.data.manifest import (
-    Clip,
-    Corpus,
-    below,
-    missing_files,
-    named_by_stem,
-    read_csv,
-    read_tsv,
-    split_in_name,
-    write_csv,
-    write_tsv,
-)
+from eat_audio.data import tsv
+from eat_audio.data.corpus import Clip, Clips, Corpus, Span, missing_files
+from eat_audio.data.manifest import below, read_csv, split_in_name, write_csv
+from eat_audio.data.names import named_by_stem, stems_of, without_suffix, words_of
+from eat_audio.data.tsv import read_tsv, write_tsv
 from eat_audio.errors import DataError
 
 DESCRIPTORS = '0,/m/dog,"Dog"\n1,/m/man,"Male speech, man speaking"\n'
@@ -226,6 +220,84 @@ def test_labels_for_one_split_only_are_refused(tmp_path):
 )
 def test_the_name_of_a_manifest_says_its_split(name, split):
     assert split_in_name(Path(name)) == split
+
+
+PARTS = st.sampled_from(
+    ["a", "b c", ".x", "a.b", "..", ".", "", "\u72ac", "c.h5", "d.zip:1:2", "\r"]
+)
+ROWS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=5)
+
+
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    ROWS, st.sampled_from(["\n", "\r\n", "\n\n"]), st.sampled_from(["/m/dog", "/m/man,/m/dog", ""])
+)
+def test_all_lines_at_once_are_read_as_line_by_line(tmp_path, monkeypatch, rows, end, labels):
+    """Whatever is usual about a file: the fast way gives nothing, or what the careful one gives."""
+    lines = [".", *(f"{row}.wav\t1" for row in rows)]
+    stems = [os.path.splitext(os.path.basename(os.path.normpath(f"{row}.wav")))[0] for row in rows]
+    path = manifest(
+        tmp_path,
+        "".join(line + end for line in lines),
+        "".join(f"{stem}\t{labels}{end}" for stem in stems),
+    )
+
+    def outcome():
+        try:
+            return read_tsv(path)
+        except DataError as error:
+            return str(error)
+
+    fast = outcome()
+    with monkeypatch.context() as patch:
+        for name in ("_rows_at_once", "_labels_at_once"):
+            patch.setattr(tsv, name, lambda *words: None)
+        assert outcome() == fast
+
+
+@settings(deadline=None)
+@given(st.lists(st.from_regex(r"[a.]{1,4}(/[a.]{1,4})?(\.wav)?", fullmatch=True), min_size=1))
+def test_a_stem_is_what_python_calls_it(paths):
+    clips = Clips.of([Clip(path, Path(path)) for path in paths])
+    names = [os.path.basename(path) for path in paths]
+    assert words_of(without_suffix(clips)) == [os.path.splitext(path)[0] for path in paths]
+    assert words_of(stems_of(clips)) == [os.path.splitext(name)[0] for name in names]
+
+
+def test_a_row_may_name_a_dataset_or_bytes_of_a_container(tmp_path):
+    rows = "x/all.h5/Y a.wav\t1\nb.zip:30:4000\t1\nfolder.h5/c.wav\t1\nplain.wav\t1\n"
+    (tmp_path / "folder.h5").mkdir()
+    corpus = read_tsv(manifest(tmp_path, f".\n{rows}"))
+    assert corpus.clips == (
+        Clip("Y a", tmp_path / "x" / "all.h5", inside="Y a.wav"),
+        Clip("b.zip:30:4000", tmp_path / "b.zip", inside=Span(30, 4_000)),
+        Clip("c", tmp_path / "folder.h5" / "c.wav"),
+        Clip("plain", tmp_path / "plain.wav"),
+    )
+
+
+def test_labels_of_bytes_of_an_archive_may_have_any_id(tmp_path):
+    rows = ".\nb.zip:30:40\t1\nb.zip:70:40\t1\n"
+    corpus = read_tsv(manifest(tmp_path, rows, "Yx\t/m/dog\nYy\t/m/man\n"))
+    assert list(heard(corpus).values()) == [["Dog"], ["Male speech, man speaking"]]
+    assert len({clip.id for clip in corpus.clips}) == 2
+
+
+@pytest.mark.parametrize("row", ["../all.h5/a.wav", "/etc/all.h5/a", "x/../../b.zip:1:2"])
+def test_a_container_outside_the_root_is_refused(tmp_path, row):
+    with pytest.raises(DataError, match="is not below the root folder"):
+        read_tsv(manifest(tmp_path, f".\n{row}\t1\n"))
+
+
+@pytest.mark.parametrize("write", [write_csv, partial(write_tsv, samples=[1])])
+def test_a_clip_in_a_container_is_not_written_as_if_it_were_a_file(tmp_path, write):
+    corpus = Corpus("packed", [Clip("a", tmp_path / "x.tar", inside=Span(0, 9))])
+    with pytest.raises(DataError, match="packed is in containers"):
+        write(corpus, tmp_path / "out.tsv")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):

@@ -5,18 +5,22 @@ whether the run was interrupted, how many workers decode, or what was read befor
 makes resuming exact. Everything random about a clip is keyed by its id, never by its place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
+import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio, to_int16
 from eat_audio.data.augment import one_hot
-from eat_audio.data.manifest import Clip, Corpus
+from eat_audio.data.containers import sound_of
+from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.order import balanced_order, epoch_order, label_weights
 from eat_audio.errors import AudioError, DataError
 from eat_audio.logmel import PATCH_FRAMES
 from eat_audio.masking import clip_keys, hash_id, uniform
@@ -47,6 +51,16 @@ class ClipSettings(Settings):
     """Processes that decode ahead of training."""
     memory_mb: NonNegativeInt = 1024
     """Decoded audio kept in memory per process, in MB; small corpora are decoded once."""
+    epoch_clips: PositiveInt | None = None
+    """Clips per epoch, drawn anew for each, none of them twice; all clips if not set."""
+    balance: bool = False
+    """Draw the clips of an epoch with chances that prefer rare labels; needs `epoch_clips`."""
+
+    @model_validator(mode="after")
+    def _balance_has_a_choice(self) -> Self:
+        if self.balance and self.epoch_clips is None:
+            raise ValueError("balance=true chooses among the clips: say epoch_clips=200_000, or so")
+        return self
 
 
 @dataclass
@@ -68,16 +82,29 @@ class Batch:
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
+    host_lengths: Tensor | None = None
+    """`lengths`, but always on the CPU: whoever needs the numbers need not wait for a device."""
+
+    def __post_init__(self) -> None:
+        if self.host_lengths is None:
+            self.host_lengths = self.lengths.cpu()
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU can fetch while the CPU goes on."""
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
-            waveforms=self.waveforms.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-            clips=self.clips.to(device, non_blocking=True),
-            epochs=self.epochs.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            waveforms=move(self.waveforms),
+            lengths=move(self.lengths),
+            clips=move(self.clips),
+            epochs=move(self.epochs),
+            labels=None if self.labels is None else move(self.labels),
         )
 
 
@@ -101,12 +128,13 @@ class ClipReader:
         """
         if clip in self.kept:
             return cut(self.kept[clip], seconds, place)
-        long = clip.seconds or audio_seconds(clip.path) - clip.start
+        sound = sound_of(clip)
+        long = clip.seconds or audio_seconds(sound) - clip.start
         if seconds is not None and long > LONG:
             wanted = min(seconds, long)
             start = clip.start + place * (long - wanted)
-            return to_int16(load_audio(clip.path, start=start, seconds=wanted))
-        whole = to_int16(load_audio(clip.path, start=clip.start, seconds=clip.seconds))
+            return to_int16(load_audio(sound, start=start, seconds=wanted))
+        whole = to_int16(load_audio(sound, start=clip.start, seconds=clip.seconds))
         if 2 * len(whole) <= self.room:
             self.room -= 2 * len(whole)
             self.kept[clip] = whole
@@ -133,6 +161,9 @@ class Steps(Dataset[Batch]):
     Clips are taken in one endless stream of shuffled epochs; step s of rank r holds the
     `batch` clips that follow (s * ranks + r) * batch. A clip that cannot be read is replaced by
     the next one of the stream that can, and named in `Batch.unreadable`.
+
+    Raises:
+        DataError: There are not as many clips as an epoch is to hold.
     """
 
     def __init__(
@@ -152,16 +183,31 @@ class Steps(Dataset[Batch]):
         self.rank = rank
         self.ranks = ranks
         self.reader = ClipReader(settings.memory_mb)
-        self._epoch: tuple[int, list[int]] = (-1, [])
+        self.weights = label_weights(corpus) if settings.balance else None
+        usable = len(corpus) if self.weights is None else int(self.weights.count_nonzero())
+        self.epoch_clips = settings.epoch_clips or len(corpus)
+        """Clips in an epoch."""
+        if self.epoch_clips > usable:
+            labelled = "" if self.weights is None else " with labels"
+            raise DataError(
+                f"{corpus.name}: epoch_clips={self.epoch_clips} of {usable} clips{labelled}; "
+                "an epoch holds none twice"
+            )
+        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def clip(self, position: int) -> Clip:
         """The clip at a position of the endless stream."""
-        epoch, place = divmod(position, len(self.corpus.clips))
+        epoch, place = divmod(position, self.epoch_clips)
         if self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed(hash_id(f"order {self.seed} {epoch}"))
-            order = torch.randperm(len(self.corpus.clips), generator=generator).tolist()
-            self._epoch = (epoch, order)
-        return self.corpus.clips[self._epoch[1][place]]
+            self._epoch = (epoch, self.order(epoch).numpy())
+        return self.corpus.clips[int(self._epoch[1][place])]
+
+    def order(self, epoch: int) -> Tensor:
+        """The numbers of the clips of an epoch, in their order: (epoch_clips,), int64."""
+        if self.weights is None:
+            count = len(self.corpus)
+            return epoch_order(count, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
+        return balanced_order(self.weights, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step.
@@ -173,10 +219,10 @@ class Steps(Dataset[Batch]):
         clips, epochs, waveforms = [], [], []
         unreadable: list[str] = []
         for position in range(first, first + self.batch):
-            for attempt in range(len(self.corpus.clips)):
+            for attempt in range(len(self.corpus)):
                 clip = self.clip(position + attempt)
                 try:
-                    epoch = (position + attempt) // len(self.corpus.clips)
+                    epoch = (position + attempt) // self.epoch_clips
                     waveforms.append(self._heard(clip, epoch))
                     clips.append(clip)
                     epochs.append(epoch)

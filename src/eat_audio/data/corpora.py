@@ -3,61 +3,82 @@
 Corpora are read where they lie and as they were published; nothing is copied, renamed or decoded.
 """
 
+import json
 import os
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from eat_audio.audio import AUDIO_SUFFIXES, find_audio
+from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.manifest import (
+    DESCRIPTORS,
     SPLITS,
-    Clip,
-    Corpus,
     below,
-    named_by_path,
-    named_by_stem,
     read_csv,
+    read_descriptors,
     read_lines,
     read_table,
-    read_tsv,
 )
+from eat_audio.data.names import named_by_path, named_by_stem
+from eat_audio.data.shards import is_packed, open_packed
+from eat_audio.data.tsv import read_tsv
 from eat_audio.errors import DataError
+from eat_audio.logmel import STATISTICS, Statistics
 from eat_audio.masking import hash_id
 
 AUDIOSET_CLASSES = 527
 """Classes of AudioSet's ontology that have labelled clips (arXiv 1912.10211, section II)."""
 ESC_TABLE = Path("meta", "esc50.csv")
 SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+REPORT = "prepare.json"
+"""What `eat data prepare` found; the folder that holds it is known by it."""
+TABLE = "clips.csv"
+"""What `eat data prepare` lists clips in, where no `.tsv` can hold them."""
+STATISTICS_FILE = "statistics.json"
+"""Beside a manifest: the mean and standard deviation of its log-mel, or whose they are."""
 
 
 def open_corpus(place: str | Path) -> Corpus:
     """The corpus at a place, whichever of the known layouts it has.
 
+    The log-mel statistics in a `statistics.json` beside the manifest, or in the folder, are those
+    of the corpus.
+
     Raises:
         DataError: There is nothing, or nothing in a layout that is known.
     """
-    root = Path(place)
+    if is_packed(place):
+        return open_packed(place)
+    place = Path(place)
+    corpus = _open(place)
+    told = (place if os.path.isdir(place) else place.parent) / STATISTICS_FILE
+    if not os.path.isfile(told) or place.suffix.lower() in AUDIO_SUFFIXES:
+        return corpus
+    return replace(corpus, statistics=_read_statistics(told))
+
+
+def _open(root: Path) -> Corpus:
     if os.path.isfile(root):
         return _open_file(root)
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such file or folder")
+    if os.path.isfile(root / REPORT) and os.path.isfile(root / TABLE):
+        return _open_table(root / TABLE)
     if os.path.isfile(root / ESC_TABLE):
         return esc50(root)
     if any(os.path.isfile(root / name) for name in SPEECH_COMMANDS_LISTS):
         return speech_commands(root)
     if manifests := _split_manifests(root):
         return _open_tsv(manifests)
-    paths = _audio_below(root)
+    paths = audio_below(root)
     if not paths:
         raise DataError(
             f"{root}: looked for {ESC_TABLE} (ESC-50), {', '.join(SPEECH_COMMANDS_LISTS)} (Speech "
             f"Commands), train.tsv or eval.tsv (AudioSet), and audio files ({_suffixes()}), alone "
             "or in a folder per class, and found none of them"
         )
-    above = _class_depth(paths)
-    in_classes = all(len(path.parts) > above + 1 for path in paths)
-    classes = {path.parts[above] for path in paths}
-    return folder_per_class(root) if in_classes and len(classes) > 1 else unlabelled(root)
+    return _classes_or_not(root, paths)
 
 
 def audioset(place: str | Path) -> Corpus:
@@ -117,7 +138,23 @@ def speech_commands(root: str | Path) -> Corpus:
         DataError: A list is missing, or names a clip of a word that is there, but not the clip:
             its split would then be wrong under another name.
     """
-    root = Path(root)
+    corpus, absent = listed_words(Path(root))
+    known = set(corpus.label_names)
+    absent = [name for name in absent if PurePath(name).parts[0] in known]
+    if absent:
+        raise DataError(f"{root}: {len(absent)} clips of its lists are missing, as {absent[0]!r}")
+    return corpus
+
+
+def listed_words(root: Path) -> tuple[Corpus, list[str]]:
+    """Speech Commands as far as they are there, and what their lists name that is not.
+
+    A clip that is there with another suffix than in the list is the clip of the list all the
+    same; the list's name for it is among those that are not there.
+
+    Raises:
+        DataError: A list is missing, or names what is not below the root, or there is no word.
+    """
     listed: dict[str, str] = {}
     for name, split in SPEECH_COMMANDS_LISTS.items():
         for line, entry in read_lines(root / name):
@@ -125,20 +162,32 @@ def speech_commands(root: str | Path) -> Corpus:
             if inside is None:
                 raise DataError(f"{root / name} line {line}: {entry!r} is not below {root}")
             listed[inside] = split
-    paths = [path for path in _audio_below(root) if _is_word(path)]
+    paths = [path for path in audio_below(root) if _is_word(path)]
     if not paths:
         raise DataError(f"{root}: no audio files ({_suffixes()}) in a folder per word")
-    words = {path.parts[0] for path in paths}
-    there = {str(path) for path in paths}
-    absent = [name for name in listed if PurePath(name).parts[0] in words and name not in there]
-    if absent:
-        raise DataError(f"{root}: {len(absent)} clips of its lists are missing, as {absent[0]!r}")
+    by_stem = {os.path.splitext(name)[0]: split for name, split in listed.items()}
     corpus = _labelled_by_folder(root, paths)
     clips = (
-        replace(clip, split=listed.get(str(path), "train"))
+        replace(clip, split=by_stem.get(str(path.with_suffix("")), "train"))
         for clip, path in zip(corpus.clips, paths, strict=True)
     )
-    return replace(corpus, name="speech_commands", clips=tuple(clips), statistics="speech_commands")
+    there = {str(path) for path in paths}
+    absent = [name for name in listed if name not in there]
+    named = replace(corpus, name="speech_commands", statistics="speech_commands")
+    return replace(named, clips=tuple(clips)), absent
+
+
+def folder(root: str | Path) -> Corpus:
+    """Recordings in one folder per class, if all lie in at least two such; else without labels.
+
+    Raises:
+        DataError: There are no recordings.
+    """
+    root = Path(root)
+    paths = audio_below(root)
+    if not paths:
+        raise DataError(f"{root}: no audio files ({_suffixes()}) in this folder or below")
+    return _classes_or_not(root, paths)
 
 
 def folder_per_class(root: str | Path) -> Corpus:
@@ -148,7 +197,7 @@ def folder_per_class(root: str | Path) -> Corpus:
         DataError: There are no recordings, or one lies in no class.
     """
     root = Path(root)
-    paths = _audio_below(root)
+    paths = audio_below(root)
     if not paths:
         raise DataError(f"{root}: no audio files ({_suffixes()}) in the folders below")
     return _labelled_by_folder(root, paths)
@@ -163,10 +212,16 @@ def unlabelled(place: str | Path) -> Corpus:
     place = Path(place)
     if os.path.isfile(place):
         return Corpus(place.stem, (Clip(place.stem, place),))
-    paths = _audio_below(place)
+    paths = audio_below(place)
     if not paths:
         raise DataError(f"{place}: no audio files ({_suffixes()}) in this folder or below")
     return Corpus(_folder_name(place), named_by_path(_clips(place, paths)))
+
+
+def audio_below(root: Path) -> list[PurePath]:
+    """Recordings as paths below the root; those in hidden files and folders are left out."""
+    paths = [path.relative_to(root) for path in find_audio([root])]
+    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
 
 
 def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") -> Corpus:
@@ -188,17 +243,17 @@ def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") ->
     if split in corpus.splits or not 0 < share < 1:
         there = ", ".join(corpus.splits)
         raise DataError(f"{corpus.name}: cannot move {share:g} of {there} to a new split {split!r}")
-    recordings: dict[Path, list[Clip]] = defaultdict(list)
+    recordings: dict[Path | str, list[Clip]] = defaultdict(list)
     for clip in corpus.select("train").clips:
         recordings[clip.path].append(clip)
     times = Counter(label for clips in recordings.values() for c in clips for label in c.labels)
-    groups: dict[int, list[tuple[int, Path]]] = defaultdict(list)
+    groups: dict[int, list[tuple[int, Path | str]]] = defaultdict(list)
     for path, clips in recordings.items():
         labels = {label for clip in clips for label in clip.labels}
         rarest = min(labels, key=lambda label: (times[label], label), default=-1)
         chance = hash_id(f"hold out {seed} {min(clip.id for clip in clips)}")
         groups[rarest].append((chance, path))
-    seen, moved = 0, set[Path]()
+    seen, moved = 0, set[Path | str]()
     for _, group in sorted(groups.items()):
         quota = round(share * (seen + len(group))) - round(share * seen)
         seen += len(group)
@@ -217,29 +272,53 @@ def _open_file(path: Path) -> Corpus:
     if suffix == ".tsv":
         return _open_tsv([path])
     if suffix == ".csv":
-        return read_csv(path)
+        return _open_table(path)
     if suffix in AUDIO_SUFFIXES:
         return unlabelled(path)
     raise DataError(f"{path}: not a manifest (.tsv, .csv) and not audio ({_suffixes()})")
 
 
 def _open_tsv(manifests: list[Path]) -> Corpus:
+    return _perhaps_audioset(read_tsv(*manifests))
+
+
+def _open_table(path: Path) -> Corpus:
+    """A table; the labels of one that `eat data prepare` wrote keep their numbers."""
+    corpus = read_csv(path)
+    descriptors = path.with_name(DESCRIPTORS)
+    if not os.path.isfile(path.with_name(REPORT)) or not os.path.isfile(descriptors):
+        return corpus
+    corpus = corpus.with_labels(tuple(read_descriptors(descriptors).values()))
+    return _perhaps_audioset(replace(corpus, name=_folder_name(path.parent)))
+
+
+def _perhaps_audioset(corpus: Corpus) -> Corpus:
     """Manifests of AudioSet are known by the number of its classes."""
-    corpus = read_tsv(*manifests)
     if len(corpus.label_names) != AUDIOSET_CLASSES:
         return corpus
     return replace(corpus, name="audioset", multi_label=True, statistics="audioset")
 
 
+def _read_statistics(path: Path) -> str | tuple[float, float]:
+    """The statistics that a file tells: published ones by their name, or two numbers."""
+    try:
+        told = json.loads(path.read_bytes())
+        if told.get("published") in STATISTICS:
+            return str(told["published"])
+        found = Statistics(float(told["mean"]), float(told["std"]))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        known = ", ".join(STATISTICS)
+        raise DataError(
+            f'{path}: expected {{"mean": NUMBER, "std": NUMBER}}, or "published": one of {known}'
+        ) from error
+    return found.mean, found.std
+
+
 def _split_manifests(folder: Path) -> list[Path]:
     manifests = [folder / f"{split}.tsv" for split in SPLITS]
     return [manifest for manifest in manifests if os.path.isfile(manifest)]
-
-
-def _audio_below(root: Path) -> list[PurePath]:
-    """Recordings as paths below the root; those in hidden files and folders are left out."""
-    paths = [path.relative_to(root) for path in find_audio([root])]
-    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
 
 
 def _class_depth(paths: list[PurePath]) -> int:
@@ -258,6 +337,14 @@ def _clips(root: Path, paths: list[PurePath]) -> list[Clip]:
     return [
         Clip(str(path), root / path, split=split) for path, split in zip(paths, splits, strict=True)
     ]
+
+
+def _classes_or_not(root: Path, paths: list[PurePath]) -> Corpus:
+    above = _class_depth(paths)
+    in_classes = all(len(path.parts) > above + 1 for path in paths)
+    if in_classes and len({path.parts[above] for path in paths}) > 1:
+        return _labelled_by_folder(root, paths)
+    return Corpus(_folder_name(root), named_by_path(_clips(root, paths)))
 
 
 def _labelled_by_folder(root: Path, paths: list[PurePath]) -> Corpus:

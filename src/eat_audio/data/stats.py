@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from eat_audio.audio import load_audio
-from eat_audio.data.manifest import Corpus
+from eat_audio.data.containers import sound_of
+from eat_audio.data.corpus import Corpus
 from eat_audio.errors import AudioError, DataError
 from eat_audio.logmel import RunningStatistics, Statistics, log_mel
 from eat_audio.progress import track
@@ -37,7 +38,7 @@ def measure(corpus: Corpus, *, longest: float = 60.0) -> CorpusStatistics:
     for clip in track(corpus.clips, "listen", len(corpus)):
         try:
             wanted = min(longest, clip.seconds or longest)
-            waveform = load_audio(clip.path, start=clip.start, seconds=wanted)
+            waveform = load_audio(sound_of(clip), start=clip.start, seconds=wanted)
         except AudioError as error:
             unreadable.append(str(error))
             continue

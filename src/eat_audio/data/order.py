@@ -1,0 +1,60 @@
+"""(seed, epoch) -> which clips an epoch holds, and in what order: nothing to save, nothing to lose.
+
+Plain epochs hold every clip once, or some of them, drawn anew each time. Balanced ones prefer
+clips with rare labels: the fine-tuning on AudioSet-2M takes 200,000 of its two million clips per
+epoch, each at most once, with a chance that follows its weight.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eat_audio.data.corpus import Corpus
+from eat_audio.errors import DataError
+from eat_audio.masking import hash_id
+
+
+def epoch_order(clips: int, *, seed: int, epoch: int, drawn: int | None = None) -> Tensor:
+    """Numbers of the clips of an epoch, as they are heard: (drawn,), int64, each at most once.
+
+    Args:
+        clips: How many there are.
+        seed: Of the run.
+        epoch: Which one, from 0.
+        drawn: How many of them the epoch holds; all if None.
+    """
+    generator = torch.Generator().manual_seed(hash_id(f"order {seed} {epoch}"))
+    return torch.randperm(clips, generator=generator)[:drawn]
+
+
+def balanced_order(weights: Tensor, *, seed: int, epoch: int, drawn: int) -> Tensor:
+    """The same, drawn one after the other with chances in proportion to `weights` (clips,).
+
+    A clip without weight is never drawn; there must be enough of the others.
+
+    Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): the
+    `drawn` clips with the smallest exponential variables of rate `weight`.
+    """
+    generator = torch.Generator().manual_seed(hash_id(f"balance {seed} {epoch}"))
+    chance = torch.rand(len(weights), generator=generator, dtype=torch.float64)
+    waiting = -torch.log1p(-chance) / weights  # 0 / 0 is NaN, which comes last, as infinity does
+    chosen = waiting.nan_to_num_(nan=torch.inf).topk(drawn, largest=False, sorted=False).indices
+    return chosen.sort().values[torch.randperm(drawn, generator=generator)]
+
+
+def label_weights(corpus: Corpus) -> Tensor:
+    """How much every clip of a corpus weighs in balanced epochs: (clips,), float64.
+
+    A label weighs 1000 / (clips that have it + 0.01), a clip as much as its labels together.
+
+    Raises:
+        DataError: There are no labels.
+
+    Source: PSLA and AST (arXiv 2102.01243, 2104.01778), whose balanced sampling this is.
+    """
+    if not corpus.label_names:
+        raise DataError(f"{corpus.name}: has no labels, by which its clips could be balanced")
+    heard, first = corpus.table.labels()
+    per_label = 1_000 / (np.bincount(heard, minlength=len(corpus.label_names)) + 0.01)
+    clip = np.repeat(np.arange(len(corpus)), np.diff(first))
+    return torch.from_numpy(np.bincount(clip, per_label[heard], minlength=len(corpus)))

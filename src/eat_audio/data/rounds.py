@@ -1,0 +1,87 @@
+"""A labelled corpus -> which clips to learn from and which to be tested on, once or several times.
+
+What is chosen depends on the clips' ids alone, so it is the same on every machine and every day.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.errors import DataError
+from eat_audio.masking import hash_id
+
+PARTS = 5
+"""Into so many a corpus without splits is cut."""
+TESTED = ("test", "eval")
+"""Splits to be tested on, by their usual names."""
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How clips are divided, once or several times."""
+
+    told: str
+    """In words."""
+    parts: list[tuple[Numbers, Numbers]]
+    """Numbers of clips to learn from and to be tested on."""
+
+
+def rounds(clips: Sequence[Clip]) -> Rounds:
+    """Published folds, each tested once; else a published split; else five parts made here.
+
+    The parts depend on the clips' ids alone, hold about as much of every class, and keep
+    stretches of one recording together.
+
+    Raises:
+        DataError: There are too few clips.
+    """
+    split = np.array([clip.split for clip in clips])
+    there = list(dict.fromkeys(split.tolist()))
+    tested = [name for name in TESTED if name in there][:1]
+    if len(there) > 1 and all(name.isdigit() for name in there):
+        folds = [split == name for name in sorted(there, key=int)]
+        return Rounds(f"{len(folds)} folds, each tested once", _each(folds))
+    if tested and len(there) > 1:
+        learnt = split == "train" if "train" in there else split != tested[0]
+        one = (np.flatnonzero(learnt), np.flatnonzero(split == tested[0]))
+        return Rounds(f"learnt from {one[0].size} clips, tested on {one[1].size}", [one])
+    part = _dealt(clips)
+    if len(set(part.tolist())) < 2:
+        raise DataError(f"{len(clips)} clips cannot be divided; expected at least two recordings")
+    return Rounds(f"{PARTS} parts, each tested once", _each([part == n for n in range(PARTS)]))
+
+
+def _each(tested: list[NDArray[np.bool_]]) -> list[tuple[Numbers, Numbers]]:
+    return [(np.flatnonzero(~part), np.flatnonzero(part)) for part in tested if part.any()]
+
+
+def _dealt(clips: Sequence[Clip]) -> Numbers:
+    """Every clip's part, dealt like cards, class by class: (clips,)."""
+    times = Counter(label for clip in clips for label in clip.labels)
+    recordings: dict[str, list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        recordings[f"{clip.path} {getattr(clip, 'inside', None)}"].append(number)
+
+    def place(numbers: list[int]) -> tuple[int, int]:
+        labels = {label for number in numbers for label in clips[number].labels}
+        rarest = min(labels, key=lambda label: (times[label], label), default=-1)
+        return rarest, hash_id(f"part {min(clips[number].id for number in numbers)}")
+
+    part = np.zeros(len(clips), dtype=np.int64)
+    for turn, numbers in enumerate(sorted(recordings.values(), key=place)):
+        part[numbers] = turn % PARTS
+    return part
+
+
+def sample(corpus: Corpus, most: int) -> Corpus:
+    """At most so many clips, the same ones every time, in their order."""
+    if len(corpus) <= most:
+        return corpus
+    order = sorted(range(len(corpus)), key=lambda n: hash_id(f"sample {corpus.clips[n].id}"))
+    return replace(corpus, clips=tuple(corpus.clips[number] for number in sorted(order[:most])))

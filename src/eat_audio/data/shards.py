@@ -1,0 +1,390 @@
+"""A corpus -> tar shards with an index, and back: few large files, read in any order.
+
+A shard is a tar file in the format of webdataset: for every clip `key.json` (what is known about
+it) and `key.flac` or `key.wav`, which hold exactly the int16 samples that training hears, mono, at
+16 kHz; so whoever trains on shards gets the batches that the files would have given. The index
+says where in which shard a clip's bytes are, so that nothing has to be read in order.
+
+    out/shard-000000.tar ...    index.parquet    shards.json (written last: without it, unfinished)
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from torch import Tensor
+
+from eat_audio.audio import SAMPLE_RATE, Encoded, load_audio, to_int16
+from eat_audio.data.containers import read_bytes, sound_of
+from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
+from eat_audio.errors import AudioError, DataError
+from eat_audio.masking import hash_id
+from eat_audio.progress import track
+
+INDEX, ABOUT = "index.parquet", "shards.json"
+VERSION = 1
+LONGEST_KEY = 80
+"""Characters; with its suffix, a key must fit into the 100 of a tar header."""
+
+Kind = Literal["flac", "wav"]
+
+ROWS = pa.schema(
+    [
+        ("id", pa.large_binary()),  # text in the finished index, if all ids are text
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("crc32", pa.int64()),
+        ("samples", pa.int64()),
+        ("labels", pa.list_(pa.int32())),
+        ("split", pa.string()),
+    ]
+)
+"""The index: where the bytes of a clip's FLAC or WAV file are, and what is heard in it."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing made."""
+
+    clips: int
+    shards: int
+    kept: int
+    """Shards that an earlier run had finished."""
+    samples: int
+    size: int
+    """Bytes of all shards."""
+    unreadable: list[str] = field(default_factory=list)
+    """One sentence for every clip that is not in the shards."""
+
+
+def is_packed(place: str | Path) -> bool:
+    """Whether a folder holds finished shards; of URLs, nothing else is expected."""
+    return is_url(place) or os.path.isfile(os.path.join(place, ABOUT))
+
+
+def open_packed(place: str | Path) -> Corpus:
+    """The corpus in a folder of shards, or at the URL of one (`s3://...`, `https://...`).
+
+    Raises:
+        DataError: It cannot be read, is unfinished, or contradicts itself.
+    """
+    about = _read_about(place)
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(_in(place, INDEX))))
+        columns = {name: table[name].combine_chunks() for name in ROWS.names}
+        columns = {name: column.cast(ROWS.field(name).type) for name, column in columns.items()}
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{_in(place, INDEX)}: is not an index of shards ({error})") from error
+    shards = columns["shard"].dictionary_encode()
+    names = shards.dictionary.to_pylist()
+    heard = columns["labels"].flatten().to_numpy()
+    sound = (
+        not any(column.null_count for column in columns.values())
+        and all(name == os.path.basename(name) != "" for name in names)
+        and all((columns[name].to_numpy() >= 0).all() for name in ("offset", "size", "crc32"))
+        and ((heard >= 0) & (heard < len(about["label_names"]))).all()
+        and len(columns["id"]) == about["clips"]
+    )
+    if not sound:
+        raise DataError(f"{_in(place, INDEX)}: does not fit {ABOUT}, or names what cannot be")
+    splits = columns["split"].dictionary_encode()
+    clips = Clips.in_columns(
+        id=columns["id"],
+        path=pa.DictionaryArray.from_arrays(shards.indices, texts(_in(place, n) for n in names)),
+        split=pa.DictionaryArray.from_arrays(splits.indices, texts(splits.dictionary.to_pylist())),
+        **{name: columns[name] for name in ("labels", "offset", "size", "crc32")},
+    )
+    told = about["statistics"]
+    return Corpus(
+        about["name"],
+        clips,
+        tuple(about["label_names"]),
+        multi_label=about["multi_label"],
+        statistics=tuple(told) if isinstance(told, list) else told,
+    )
+
+
+def pack(
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    clips_per_shard: int = 1_000,
+    kind: Kind = "flac",
+    jobs: int = 1,
+) -> Packed:
+    """Write a corpus as shards; stopped and started again, it goes on after the last whole one.
+
+    Every shard is written aside, read back and compared sample by sample before it gets its name.
+    Clips that cannot be read are left out and listed.
+
+    Args:
+        corpus: The clips; of stretches of recordings, only the stretch is packed.
+        out: The folder.
+        clips_per_shard: Clips in a shard; a thousand of ten seconds are about 200 MB of FLAC.
+        kind: FLAC, or WAV, which takes twice the room and less time to decode.
+        jobs: Processes.
+
+    Raises:
+        DataError: `out` holds something else, cannot be written, or does not keep what is
+            written; or no clip could be read.
+    """
+    out = Path(out)
+    plans = list(_plans(corpus, out, clips_per_shard, kind))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if is_packed(out):
+            return _finished(corpus, plans, out)
+        for left_over in out.glob("shard-*.part"):
+            left_over.unlink()
+        todo = [plan for plan in plans if not plan.is_done()]
+        for _ in track(_written(todo, jobs), "pack", len(todo)):
+            pass
+        return _finish(corpus, plans, out, kept=len(plans) - len(todo))
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+
+
+# ---- one shard
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A shard that is to be, and the clips in it."""
+
+    place: Path
+    clips: Clips
+    label_names: tuple[str, ...]
+    kind: Kind
+    digest: str
+    """Of all that decides its content, but the recordings themselves."""
+
+    @property
+    def rows(self) -> Path:
+        """Its part of the index, there when the shard is whole."""
+        return self.place.with_suffix(".parquet")
+
+    def is_done(self) -> bool:
+        """Whether an earlier run has written it.
+
+        Raises:
+            DataError: An earlier run has written another one with that name.
+        """
+        if not self.rows.is_file():
+            return False
+        told = _told(self.rows)
+        if told.get("digest") != self.digest:
+            raise DataError(
+                f"{self.place}: was packed from other clips, or with other options; "
+                "expected an empty folder, or the same command again"
+            )
+        return self.place.is_file() and self.place.stat().st_size == told["size"]
+
+
+def _plans(corpus: Corpus, out: Path, clips_per_shard: int, kind: Kind) -> Iterator[_Plan]:
+    for number, first in enumerate(range(0, len(corpus), clips_per_shard)):
+        clips = corpus.table[first : first + clips_per_shard]
+        told = replace(corpus, clips=clips).fingerprint()
+        splits = clips.column("split").dictionary_decode().to_pylist()
+        digest = hashlib.sha256(repr((VERSION, kind, told, splits)).encode()).hexdigest()
+        yield _Plan(out / f"shard-{number:06d}.tar", clips, corpus.label_names, kind, digest)
+
+
+def _written(plans: list[_Plan], jobs: int) -> Iterator[None]:
+    if jobs == 1 or len(plans) < 2:
+        yield from map(_write_shard, plans)
+        return
+    # Fresh processes: a fork would inherit threads, and with them locks that nobody releases.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_quiet_worker) as pool:
+        waiting: list[Future[None]] = [pool.submit(_write_shard, plan) for plan in plans]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _quiet_worker() -> None:
+    """An interrupt is for the parent to hear; shards that were begun are finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _write_shard(plan: _Plan) -> None:
+    rows: list[dict[str, Any]] = []
+    digests: list[bytes] = []
+    unreadable: list[str] = []
+    aside = plan.place.with_suffix(".tar.part")
+    with open(aside, "wb") as file:
+        for clip in plan.clips:
+            try:
+                waveform = _as_heard(clip)
+            except AudioError as error:
+                unreadable.append(str(error))
+                continue
+            rows.append(_add_clip(file, clip, waveform, plan))
+            digests.append(_digest(waveform))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+        file.flush()
+        os.fsync(file.fileno())
+    for row, digest in zip(rows, digests, strict=True):
+        data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
+        if _digest(to_int16(load_audio(Encoded(str(aside), data)))) != digest:
+            raise DataError(f"{aside}: does not hold what was written to it")
+    told = {"digest": plan.digest, "size": os.path.getsize(aside), "unreadable": unreadable}
+    os.replace(aside, plan.place)
+    _write_rows(pa.Table.from_pylist(rows, ROWS), plan.rows, told)
+
+
+def _as_heard(clip: Clip) -> Tensor:
+    return to_int16(load_audio(sound_of(clip), start=clip.start, seconds=clip.seconds))
+
+
+def _digest(waveform: Tensor) -> bytes:
+    return hashlib.sha256(waveform.numpy().tobytes()).digest()
+
+
+def _add_clip(file: IO[bytes], clip: Clip, waveform: Tensor, plan: _Plan) -> dict[str, Any]:
+    """Write a clip's two members; returns its row of the index."""
+    encoded = io.BytesIO()
+    kind = plan.kind.upper()
+    soundfile.write(encoded, waveform.numpy(), SAMPLE_RATE, format=kind, subtype="PCM_16")
+    key = _key(clip.id)
+    about = {
+        "id": clip.id,
+        "labels": [plan.label_names[number] for number in clip.labels],
+        "split": clip.split,
+        "samples": len(waveform),
+        "sample_rate": SAMPLE_RATE,
+    }
+    _add_member(file, f"{key}.json", json.dumps(about).encode())
+    data = encoded.getvalue()
+    return {
+        "id": clip.id.encode("utf-8", "surrogatepass"),
+        "shard": plan.place.name,
+        "offset": _add_member(file, f"{key}.{plan.kind}", data),
+        "size": len(data),
+        "crc32": zlib.crc32(data),
+        "samples": len(waveform),
+        "labels": clip.labels,
+        "split": clip.split,
+    }
+
+
+def _add_member(file: IO[bytes], name: str, data: bytes) -> int:
+    """Append a member to a tar file; returns where its bytes begin."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    file.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset = file.tell()
+    file.write(data)
+    file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+    return offset
+
+
+def _key(clip_id: str) -> str:
+    """An id as the name of a member: webdataset takes what follows the first dot for a suffix."""
+    key = quote(clip_id, safe="", errors="surrogatepass").replace(".", "%2E")
+    return key if len(key) <= LONGEST_KEY else f"{key[:60]}-{hash_id(clip_id):016x}"
+
+
+# ---- the index
+
+
+def _finish(corpus: Corpus, plans: list[_Plan], out: Path, *, kept: int) -> Packed:
+    """Join what the shards say to the index of all, and say that it is whole."""
+    told = [_told(plan.rows) for plan in plans]
+    unreadable = [sentence for shard in told for sentence in shard["unreadable"]]
+    table = pa.concat_tables([pq.read_table(plan.rows, schema=ROWS) for plan in plans])
+    if not len(table):
+        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+    try:
+        text = table["id"].cast(pa.large_string())
+        table = table.set_column(0, "id", text)
+    except pa.ArrowInvalid:  # names of files that are no text
+        pass
+    _write_rows(table, out / INDEX, {})
+    about = {
+        "format": "eat-audio shards",
+        "version": VERSION,
+        "name": corpus.name,
+        "clips": len(table),
+        "samples": sum(table["samples"].to_pylist()),
+        "size": sum(shard["size"] for shard in told),
+        "label_names": corpus.label_names,
+        "multi_label": corpus.multi_label,
+        "statistics": corpus.statistics,
+        "plan": _plan_digest(plans),
+        "unreadable": unreadable,
+    }
+    aside = out / f"{ABOUT}.part"
+    aside.write_text(json.dumps(about, indent=1) + "\n")
+    os.replace(aside, out / ABOUT)
+    return replace(_finished(corpus, plans, out), kept=kept)
+
+
+def _finished(corpus: Corpus, plans: list[_Plan], out: Path) -> Packed:
+    """What finished shards hold, if it is this corpus."""
+    about = _read_about(out)
+    if about["plan"] != _plan_digest(plans):
+        raise DataError(f"{out}: holds other shards, of {about['name']}; expected an empty folder")
+    for plan in plans:
+        plan.rows.unlink(missing_ok=True)
+    return Packed(
+        clips=about["clips"],
+        shards=len(plans),
+        kept=len(plans),
+        samples=about["samples"],
+        size=about["size"],
+        unreadable=about["unreadable"],
+    )
+
+
+def _plan_digest(plans: list[_Plan]) -> str:
+    return hashlib.sha256("".join(plan.digest for plan in plans).encode()).hexdigest()
+
+
+def _write_rows(table: pa.Table, place: Path, told: dict[str, Any]) -> None:
+    """Write rows of an index and what else is to be said, aside and then under its name."""
+    aside = place.with_name(f"{place.name}.part")
+    schema = table.schema.with_metadata({b"shard": json.dumps(told).encode()})
+    pq.write_table(table.cast(schema), aside, compression="zstd")
+    os.replace(aside, place)
+
+
+def _told(rows: Path) -> dict[str, Any]:
+    return json.loads((pq.read_schema(rows).metadata or {}).get(b"shard", b"{}"))
+
+
+def _read_about(place: str | Path) -> dict[str, Any]:
+    source = _in(place, ABOUT)
+    try:
+        about = json.loads(read_bytes(source))
+        known = about["format"] == "eat-audio shards" and about["version"] <= VERSION
+        keys = ("name", "clips", "label_names", "multi_label", "statistics", "plan")
+        if not known or any(key not in about for key in keys):
+            raise KeyError
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{source}: does not describe shards that this version reads") from error
+    return about
+
+
+def _in(place: str | Path, name: str) -> str:
+    return f"{str(place).rstrip('/')}/{name}" if is_url(place) else os.path.join(place, name)

@@ -1,0 +1,392 @@
+"""What shards promise: the same batches as the files, and no clip that is not as it was packed."""
+
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from conftest import needs_data
+from eat_audio.audio import load_audio
+from eat_audio.cli import app
+from eat_audio.data import shards
+from eat_audio.data.batches import ClipReader, ClipSettings, Steps, training_batches
+from eat_audio.data.containers import read_bytes, sound_of
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
+from eat_audio.data.shards import open_packed, pack
+from eat_audio.errors import AudioError, DataError
+
+NAMES = ("Dog", "Male speech, man speaking", "Rain")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Nine clips of noise, of several splits, rates and numbers of labels, with awkward ids."""
+    random = np.random.default_rng(0)
+    clips = []
+    for number in range(9):
+        path = tmp_path / "files" / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        rate = (16_000, 44_100)[number % 2]
+        soundfile.write(path, random.uniform(-0.5, 0.5, rate // 2 + number), rate)
+        labels = tuple(range(number % 4))[::-1]
+        name = ("plain", "a/b.c d", "\u72ac's", "x" * 200, "50%")[number % 5] + str(number)
+        clips.append(Clip(name, path, labels, ("train", "eval")[number > 5]))
+    clips[2] = replace(clips[2], start=0.1, seconds=0.25)
+    return Corpus("mixed", clips, NAMES, multi_label=True, statistics="audioset")
+
+
+def facts(corpus: Corpus) -> list[tuple[object, ...]]:
+    return [(clip.id, clip.labels, clip.split) for clip in corpus.clips]
+
+
+def same_batches(one: Corpus, other: Corpus, **told: object) -> bool:
+    settings = ClipSettings(crop="random", **told)  # type: ignore[arg-type]
+    pair = [Steps(corpus, settings, batch=8, seed=1) for corpus in (one, other)]
+    steps = range(2 * len(one) // 8)
+    return all(
+        torch.equal(a.waveforms, b.waveforms) and a.ids == b.ids
+        for a, b in ((pair[0][step], pair[1][step]) for step in steps)
+    )
+
+
+def damage(shard: Path, place: int) -> None:
+    """Turn one byte of a file into another one."""
+    with shard.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 0x55]))
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+@needs_data
+def test_training_on_shards_is_training_on_the_files(data: Path, tmp_path: Path, kind: str) -> None:
+    whole = open_corpus(data / "esc10")
+    clips = [
+        replace(clip, start=0.37 * (number % 7), seconds=1.3) if number % 3 else clip
+        for number, clip in enumerate(whole.clips[::20])
+    ]
+    files = replace(whole, clips=clips)
+    pack(files, tmp_path / kind, clips_per_shard=8, kind=kind)  # type: ignore[arg-type]
+    packed = open_corpus(tmp_path / kind)
+    assert same_batches(files, packed, seconds=1.0)
+    assert packed.statistics == "esc50"
+
+
+def test_ids_labels_splits_and_names_survive(corpus: Corpus, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "out", clips_per_shard=4)
+    packed = open_corpus(tmp_path / "out")
+    assert facts(packed) == facts(corpus)
+    assert replace(packed, clips=()) == replace(corpus, clips=())
+    assert missing_files(packed) == []
+
+
+def test_a_name_that_is_no_text_survives(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.ones(800) / 3, 16_000)
+    clips = [Clip("caf\udce9", tmp_path / "a.wav"), Clip("\u72ac", tmp_path / "a.wav")]
+    pack(Corpus("odd", clips), tmp_path / "out")
+    assert [clip.id for clip in open_packed(tmp_path / "out").clips] == ["caf\udce9", "\u72ac"]
+
+
+def test_a_shard_is_a_tar_of_pairs_that_other_programs_read(corpus: Corpus, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "out", clips_per_shard=4)
+    told = {}
+    for shard in sorted((tmp_path / "out").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = tar.getmembers()
+            for about, sound in zip(members[::2], members[1::2], strict=True):
+                key, suffix = sound.name.split(".", 1)  # as webdataset does
+                assert (about.name, suffix, "/" in key) == (f"{key}.json", "flac", False)
+                facts = json.load(tar.extractfile(about))  # type: ignore[arg-type]
+                samples, rate = soundfile.read(tar.extractfile(sound), dtype="int16")
+                assert (len(samples), rate) == (facts["samples"], facts["sample_rate"])
+                told[facts["id"]] = (facts["labels"], facts["split"])
+    assert told == {clip.id: ([NAMES[n] for n in clip.labels], clip.split) for clip in corpus.clips}
+
+
+def test_the_index_says_where_a_clips_bytes_are(corpus: Corpus, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "out", clips_per_shard=4)
+    rows = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [clip.id for clip in corpus.clips]
+    for row in rows:
+        data = (tmp_path / "out" / row["shard"]).read_bytes()[row["offset"] :][: row["size"]]
+        assert data.startswith(b"fLaC")
+
+
+def test_packing_goes_on_where_it_was_stopped(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = shards._write_shard
+
+    def stopped(plan: shards._Plan) -> None:
+        if plan.place.name.endswith("1.tar"):
+            plan.place.with_suffix(".tar.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        write(plan)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(shards, "_write_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus, out, clips_per_shard=3)
+    first = os.stat(out / "shard-000000.tar")
+    with pytest.raises(DataError):
+        open_packed(out)
+    monkeypatch.setattr(shards, "_write_shard", write)
+    assert pack(corpus, out, clips_per_shard=3).kept == 1
+    assert os.stat(out / "shard-000000.tar").st_mtime_ns == first.st_mtime_ns
+    assert facts(open_packed(out)) == facts(corpus)
+    assert {path.suffix for path in out.iterdir()} == {".tar", ".parquet", ".json"}
+    assert pack(corpus, out, clips_per_shard=3).kept == 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_shards_of_something_else_are_not_gone_on_with(
+    corpus: Corpus, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if finished:
+        pack(corpus, out)
+    else:
+        (plan,) = shards._plans(corpus, out, 1_000, "flac")
+        out.mkdir()
+        shards._write_shard(plan)
+    with pytest.raises(DataError, match="expected an empty folder"):
+        pack(corpus, out, kind="wav")
+    with pytest.raises(DataError, match="expected an empty folder"):
+        pack(replace(corpus, clips=corpus.clips[1:]), out)
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_named(corpus: Corpus, tmp_path: Path) -> None:
+    Path(corpus.clips[1].path).write_bytes(b"not audio")
+    done = pack(corpus, tmp_path / "out", clips_per_shard=2)
+    assert done.clips == 8 and "1.wav" in done.unreadable[0] and len(done.unreadable) == 1
+    assert [clip.id for clip in open_packed(tmp_path / "out").clips] == [
+        clip.id for number, clip in enumerate(corpus.clips) if number != 1
+    ]
+
+
+def test_a_corpus_without_a_readable_clip_is_refused(tmp_path: Path) -> None:
+    gone = Corpus("gone", [Clip("a", tmp_path / "a.wav")])
+    with pytest.raises(DataError, match="gone: not one of its 1 clips can be read"):
+        pack(gone, tmp_path / "out")
+
+
+def test_what_is_not_kept_as_written_is_found_out(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = shards._add_clip
+
+    def forgetful(*words: object) -> dict[str, object]:
+        row = add(*words)  # type: ignore[arg-type]
+        return row | {"offset": row["offset"] + 1}
+
+    monkeypatch.setattr(shards, "_add_clip", forgetful)
+    with pytest.raises((DataError, AudioError)):
+        pack(corpus, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_a_damaged_clip_is_named_with_its_shard_and_replaced(
+    corpus: Corpus, tmp_path: Path, kind: str
+) -> None:
+    pack(corpus, tmp_path / "out", kind=kind)  # type: ignore[arg-type]
+    packed = open_packed(tmp_path / "out")
+    broken = packed.clips[4]
+    assert isinstance(broken.inside, Span)
+    damage(tmp_path / "out" / "shard-000000.tar", broken.inside.offset + broken.inside.size // 2)
+    with pytest.raises(AudioError, match=r"shard-000000.tar: '50%4' is damaged"):
+        ClipReader().read(broken)
+    steps = Steps(packed, ClipSettings(seconds=0.5), batch=3, seed=0)
+    batches = list(training_batches(steps, start=0, stop=3))
+    (sentence,) = {word for batch in batches for word in batch.unreadable}
+    assert "'50%4'" in sentence and all(len(batch.ids) == 3 for batch in batches)
+
+
+def test_a_shard_that_was_cut_short_gives_one_sentence_per_clip_it_lacks(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    pack(corpus, tmp_path / "out")
+    os.truncate(tmp_path / "out" / "shard-000000.tar", 20_000)
+    last = open_packed(tmp_path / "out").clips[-1]
+    with pytest.raises(AudioError, match="shard-000000.tar.*, which has 20000"):
+        sound_of(last)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("shard", "../../etc/passwd"),
+        ("shard", "/etc/passwd"),
+        ("shard", ""),
+        ("offset", -1),
+        ("size", -1),
+        ("labels", [3]),
+        ("labels", [-1]),
+        ("split", None),
+    ],
+)
+def test_an_index_that_names_what_cannot_be_is_refused(
+    corpus: Corpus, tmp_path: Path, column: str, value: object
+) -> None:
+    pack(corpus, tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "index.parquet")
+    rows = table.to_pylist()
+    rows[3][column] = value
+    pq.write_table(type(table).from_pylist(rows, table.schema), tmp_path / "out" / "index.parquet")
+    with pytest.raises(DataError, match="index.parquet"):
+        open_packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "shards.json"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(
+    corpus: Corpus, tmp_path: Path, name: str
+) -> None:
+    pack(corpus, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(b"{}")
+    with pytest.raises(DataError, match=name):
+        open_packed(tmp_path / "out")
+
+
+def test_a_size_that_no_shard_has_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match="no bytes 10 to 1099511627786, which has 100"):
+        read_bytes(tmp_path / "a.tar", Span(10, 2**40))
+
+
+def test_workers_read_what_one_process_reads(corpus: Corpus, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "out", clips_per_shard=2)
+    packed = open_packed(tmp_path / "out")
+    packed_steps = [
+        Steps(packed, ClipSettings(seconds=0.4, workers=workers), batch=4, seed=0)
+        for workers in (0, 2)
+    ]
+    alone, together = (list(training_batches(steps, start=0, stop=6)) for steps in packed_steps)
+    assert all(torch.equal(a.waveforms, b.waveforms) for a, b in zip(alone, together, strict=True))
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Sends files of a folder, and parts of them, as object stores do."""
+
+    folder: Path
+    in_parts = True
+
+    def do_GET(self) -> None:
+        file = self.folder / self.path.lstrip("/")
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data, told = file.read_bytes(), self.headers.get("Range")
+        if told and self.in_parts:
+            first, last = map(int, told.removeprefix("bytes=").split("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            data = data[first : last + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, type[Ranges]]]:
+    """The address of a server of `tmp_path`, and how it answers."""
+    handler = type("Handler", (Ranges,), {"folder": tmp_path})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as here:
+        thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{here.server_port}", handler
+        here.shutdown()
+        thread.join()
+
+
+def test_shards_are_read_over_the_web(
+    corpus: Corpus, tmp_path: Path, server: tuple[str, type[Ranges]]
+) -> None:
+    pack(corpus, tmp_path / "out", clips_per_shard=4)
+    packed = open_corpus(f"{server[0]}/out/")
+    assert facts(packed) == facts(corpus)
+    assert packed.clips[0].path == f"{server[0]}/out/shard-000000.tar"
+    assert same_batches(corpus, packed, seconds=0.4)
+
+
+def test_a_server_that_sends_no_parts_is_named(
+    corpus: Corpus, tmp_path: Path, server: tuple[str, type[Ranges]]
+) -> None:
+    pack(corpus, tmp_path / "out")
+    packed = open_corpus(f"{server[0]}/out")
+    server[1].in_parts = False
+    with pytest.raises(AudioError, match="does not send parts of files"):
+        sound_of(packed.clips[0])
+
+
+def test_shards_that_are_not_there_are_named(server: tuple[str, type[Ranges]]) -> None:
+    with pytest.raises(DataError, match="/none/shards.json: cannot be read .*Not Found"):
+        open_corpus(f"{server[0]}/none")
+
+
+def test_shards_are_read_from_a_store(corpus: Corpus, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pack(corpus, tmp_path / "out", clips_per_shard=4)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "out"), "/bucket/out", recursive=True)
+    packed = open_corpus("memory://bucket/out")
+    assert same_batches(corpus, packed, seconds=0.4)
+    store.rm("/bucket/out/shard-000001.tar")
+    with pytest.raises(AudioError, match="memory://bucket/out/shard-000001.tar: .* cannot be read"):
+        sound_of(packed.clips[5])
+    store.rm("/bucket", recursive=True)
+
+
+def test_a_packed_corpus_can_be_packed_again(corpus: Corpus, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "one")
+    pack(open_packed(tmp_path / "one"), tmp_path / "two", clips_per_shard=4, kind="wav")
+    assert same_batches(corpus, open_packed(tmp_path / "two"), seconds=0.4)
+
+
+def test_bytes_of_a_container_sound_like_the_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.ogg", np.sin(np.arange(30_000) / 9) / 2, 22_050)
+    data = (tmp_path / "a.ogg").read_bytes()
+    (tmp_path / "box").write_bytes(b"junk" + data + b"junk")
+    clip = Clip("a", tmp_path / "box", inside=Span(4, len(data)))
+    for told in ({}, {"start": 0.3, "seconds": 0.5}):
+        inside = load_audio(sound_of(clip), **told)  # type: ignore[arg-type]
+        assert torch.equal(inside, load_audio(tmp_path / "a.ogg", **told))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_processes_pack_what_one_packs(corpus: Corpus, tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        pack(corpus, tmp_path / str(jobs), clips_per_shard=3, jobs=jobs)
+    one, two = (tmp_path / str(jobs) for jobs in (1, 2))
+    for file in one.iterdir():
+        assert (two / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_command_packs_and_names_what_it_could_not_read(
+    corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for clip in corpus.clips[1:]:
+        Path(clip.path).unlink()
+    Path(corpus.clips[1].path).write_bytes(b"not audio")
+    words = ["data", "pack", str(tmp_path / "files"), str(tmp_path / "out"), "--jobs", "1"]
+    app([*words, "--format", "wav"], standalone_mode=False)
+    out, err = capfd.readouterr()
+    assert "clips\t1\n" in out and "unreadable clips\t1\n" in out
+    assert err.startswith("skipped: ") and "1.wav" in err
+    assert [clip.id for clip in open_corpus(tmp_path / "out").clips] == ["0"]
