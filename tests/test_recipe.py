@@ -38,6 +38,7 @@ class Run(Settings):
     head: Head | None = None
     crop: int | str = "none"
     compile: bool = False
+    folds: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
@@ -125,6 +126,17 @@ def test_a_number_may_be_written_as_people_write_it(write, text):
     assert recipe.load(Run, write(""), [f"optim.lr={text}"]).optim.lr == 1e-4
 
 
+def test_a_number_in_a_file_may_be_written_so_too(write):
+    """YAML itself takes 5e-4 for text."""
+    assert recipe.load(Run, write("optim: {lr: 5e-4}\n")).optim.lr == 5e-4
+
+
+@pytest.mark.parametrize("text", ["[1, 5]", "['1', '5']", "[1, '5']"])
+def test_names_that_are_numbers_are_names(write, text):
+    assert recipe.load(Run, write(f"folds: {text}\n")).folds == ("1", "5")
+    assert recipe.load(Run, write(""), [f"folds={text}"]).folds == ("1", "5")
+
+
 def test_overrides_are_yaml(write):
     run = recipe.load(Run, write(""), ["optim.betas=[0.8, 0.9]", "data=null", "compile=true"])
     assert (run.optim.betas, run.data, run.compile) == ((0.8, 0.9), None, True)
@@ -169,6 +181,10 @@ def test_reading_tells_the_method_before_the_schema_is_known(shipped, write):
         ("optim=adam", "optim=adam: a group of settings is expected"),
         ("optim.betas=[0.9, high]", "optim.betas.1=high: a number is expected"),
         ("optim.betas=[1, 2, 3]", "optim.betas=[1, 2, 3]: at most 2 values are expected"),
+        ("folds=5", "folds=5: a list is expected"),
+        ("folds=[yes]", "folds.0=true: text is expected"),
+        ("folds=[{a: 1}]", "folds.0={a: 1}: text is expected"),
+        ("optim.betas=[0.9]", "optim.betas.1 is not set"),
         ("compile=perhaps", "compile=perhaps: true or false is expected"),
         ("method=ast", "method=ast: 'eat' or 'beats' is expected"),
         ("crop=[1]", "crop=[1]: a whole number or text is expected"),
@@ -293,6 +309,7 @@ def test_options_list_every_setting_with_its_default_and_meaning():
         ("head.classes", "required", ""),
         ("crop", "none", ""),
         ("compile", "false", ""),
+        ("folds", "[]", ""),
     ]
 
 
@@ -300,8 +317,33 @@ def test_names_come_with_the_first_line_of_the_file(shipped):
     assert recipe.names() == [("eat_base", "The base."), ("eat_tiny", "A tiny one.")]
 
 
-@pytest.mark.parametrize(("name", "title"), recipe.names())
-def test_every_recipe_of_the_package_can_be_read_and_says_what_it_is(name, title):
-    assert title
-    assert (recipe.RECIPES / f"{name}.yaml").read_text().startswith("# ")
-    assert "extends" not in recipe.read(name)
+COMMENT = """\
+# A base.
+#   torchrun --nproc-per-node 4 -m eat_audio pretrain mine
+# Cost: a day,
+#   or two.
+# Expect: 48.6 mAP: published.
+# A remark is part of what it follows.
+# Source: table 4.
+steps: 30  # Cost: not on top
+# Epochs: neither
+"""
+
+
+def test_the_comment_on_top_says_what_a_recipe_is_costs_and_brings(write):
+    assert recipe.about(write(COMMENT)) == recipe.About(
+        title="A base.",
+        command="torchrun --nproc-per-node 4 -m eat_audio pretrain mine",
+        cost="a day, or two.",
+        expect="48.6 mAP: published. A remark is part of what it follows.",
+        source="table 4.",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "steps: 3\n", "steps: 3\n# Cost: late\n"])
+def test_a_recipe_without_a_comment_says_nothing_about_itself(write, text):
+    assert recipe.about(write(text)) == recipe.About()
+
+
+def test_the_head_of_a_recipe_is_its_comment_to_the_letter(write):
+    assert recipe.head(write(COMMENT)) + "steps: 30" == COMMENT.partition("  # Cost")[0]

@@ -2,12 +2,15 @@
 
 A recipe is a mapping in a YAML file that says only what differs from the one it `extends`. The
 method says, with a class of `Settings`, which settings there are. Whatever does not fit is
-refused before anything starts, and all of it at once.
+refused before anything starts, and all of it at once. The comment on top says what a recipe is,
+how it is used, what it costs, what to expect and where its numbers come from; `about` reads it.
 """
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -53,6 +56,10 @@ EXPECTED = {
 }
 """What would have been right, by the type of the error that pydantic reports."""
 
+PROGRAMS = ("eat ", "torchrun ")
+LABELS = ("Cost", "Expect", "Epochs", "Source")
+"""What `about` looks for in the comment on top of a recipe."""
+
 Tree = dict[str, Any]
 """A mapping as YAML gives it: settings, or groups of them, by name."""
 
@@ -67,6 +74,7 @@ class Settings(BaseModel):
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # `test_splits=[5]`: names may be numbers, and YAML sees those
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
@@ -83,6 +91,23 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the comment on top of a recipe's file says."""
+
+    title: str = ""
+    """The first line: what it is."""
+    command: str = ""
+    """How it is used, as one would type it."""
+    cost: str = ""
+    expect: str = ""
+    """Its result, and where that is published."""
+    epochs: str = ""
+    """How often every clip is heard, as an equation."""
+    source: str = ""
+    """Where its numbers come from."""
 
 
 class Option(NamedTuple):
@@ -137,6 +162,40 @@ def names() -> list[tuple[str, str]]:
         first, *_ = file.read_text(encoding="utf-8").splitlines() or [""]
         rows.append((file.stem, first.lstrip("# ").rstrip()))
     return rows
+
+
+def head(name_or_path: str | Path) -> str:
+    """The comment on top of a recipe's file, as it stands there.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    lines = _locate(str(name_or_path), None).read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
+
+
+def about(name_or_path: str | Path) -> About:
+    """What the comment on top of a recipe says; empty where it says nothing.
+
+    The first line is the title, a line that begins with a program of `PROGRAMS` the command.
+    "Cost:", "Expect:", "Epochs:" and "Source:" go on until the next of them.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    title, *rest = head(name_or_path).splitlines() or [""]
+    said = {"title": title.lstrip("# ").rstrip()}
+    here = ""
+    for line in rest:
+        text = line.lstrip("#").strip()
+        label, colon, after = text.partition(":")
+        if colon and label in LABELS:
+            here, text = label.lower(), after.strip()
+        if here:
+            said[here] = f"{said.get(here, '')} {text}".strip()
+        elif text.startswith(PROGRAMS):
+            said["command"] = text
+    return About(**said)
 
 
 def dump(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from eat_audio import recipe as recipes
 from eat_audio.cli.use import show_evaluation
-from eat_audio.cli.words import Changes, Out, RecipeName, Resume, show_table
+from eat_audio.cli.words import Changes, Out, PrintConfig, RecipeName, Resume, show_table
 from eat_audio.errors import RecipeError
 
 app = typer.Typer()
@@ -31,7 +31,12 @@ def demo(
 
 @app.command()
 def pretrain(
-    recipe: RecipeName, settings: Changes = None, *, out: Out, resume: Resume = False
+    recipe: RecipeName,
+    settings: Changes = None,
+    *,
+    out: Out = None,
+    resume: Resume = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Learn an encoder from unlabelled audio.
 
@@ -40,8 +45,13 @@ def pretrain(
     from eat_audio.pretrain.run import EATRun, run
     from eat_audio.train.log import read_log
 
-    run(recipes.load(EATRun, recipe, settings or []), out=out, resume=resume)
-    lines = read_log(out)
+    asked = recipes.load(EATRun, recipe, settings or [])
+    if print_config:
+        print(recipes.dump(asked), end="")
+        return
+    out = _told(out)
+    run(asked, out=out, resume=resume)
+    lines = [row for row in read_log(out) if "loss" in row]
     rows = (
         []
         if not lines
@@ -69,11 +79,12 @@ def finetune(
             "nothing. {fold} in it stands for the tested fold.",
         ),
     ] = None,
-    out: Out,
+    out: Out = None,
     resume: Resume = False,
     cross_validate: Annotated[
         bool, Option("--cross-validate", help="Once per fold, with mean and spread.")
     ] = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Teach a pre-trained encoder your labels, then test it.
 
@@ -82,6 +93,10 @@ def finetune(
     from eat_audio import finetune as steps
 
     asked = recipes.load(steps.FinetuneRun, recipe, settings or [])
+    if print_config:
+        print(recipes.dump(asked), end="")
+        return
+    out = _told(out)
     if cross_validate:
         result = steps.cross_validate(asked, out=out, start=start, resume=resume)
         rows = [(fold, f"{value:.2%}") for fold, value in result.scores.items()]
@@ -102,16 +117,29 @@ def list_recipes(
         bool, Option("--options", help="Print what can be set, with defaults and meaning.")
     ] = False,
 ) -> None:
-    """Which recipes there are; one of them in full; or all that can be set in it."""
+    """Which recipes there are; one of them in full; or all that can be set in it.
+
+    Example: eat recipes eat_base_as2m optim.lr=1e-4
+    """
     if name is None:
-        show_table("Recipes", ("name", "what it is"), recipes.names())
+        columns = ("name", "what it is", "cost", "expected result")
+        known = [(name, recipes.about(name)) for name, _ in recipes.names()]
+        show_table("Recipes", columns, [(n, a.title, a.cost, a.expect) for n, a in known])
         return
     schema = _schema(recipes.read(name, settings or []))
     if options:
         rows = [tuple(option) for option in recipes.options(schema)]
         show_table(f"Settings of {name}", ("setting", "default", "meaning"), rows)
     else:
-        print(recipes.dump(recipes.load(schema, name, settings or [])), end="")
+        resolved = recipes.dump(recipes.load(schema, name, settings or []))
+        print(recipes.head(name) + resolved, end="")
+
+
+def _told(out: Path | None) -> Path:
+    """The folder of a run, without which nothing but --print-config works."""
+    if out is None:
+        raise RecipeError("--out is not set; expected a folder for checkpoints, logs and the model")
+    return out
 
 
 def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:

@@ -1,7 +1,8 @@
-"""Commands that use a model: evaluate, predict, embed."""
+"""Commands that use a model: evaluate, predict, embed, inspect."""
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -93,6 +94,82 @@ def embed(
     already = f", {done.skipped} were there already" if done.skipped else ""
     print(f"{out}: {done.done} files embedded{already}")
     _end_of_job(done.failed)
+
+
+@app.command()
+def inspect(
+    place: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
+    *,
+    as_json: AsJSON = False,
+) -> None:
+    """Tell what a model is: its shape, front end and labels, how it was trained, a fingerprint.
+
+    Example: eat inspect runs/mine
+    """
+    told = _inspected(place)
+    if as_json:
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        show_table(place, ("what", "value"), list(_rows(told)))
+
+
+def _inspected(place: str) -> dict[str, Any]:
+    """What a place says about its model, by name; groups are mappings, what is absent is None."""
+    from eat_audio.models.eat import SIZES, EATForAudioClassification, EATModel
+    from eat_audio.pretrained import find_model, load_features, on_disk
+    from eat_audio.train.checkpoint import checkpoints, fingerprint, model_folder
+
+    model, features = find_model(place), load_features(place)
+    encoder = find_model(place, EATModel)  # without a classifier: comparable with where it began
+    here = on_disk(place)
+    folder = here.parent if here.is_file() else model_folder(here)
+    record = _record(folder)
+    if saved := checkpoints(folder):  # a finished run: its last checkpoint tells the step
+        record |= {"step": _record(saved[-1]).get("step")}
+    origin = record.get("origin")
+    shape = {name: getattr(model.config, name) for name in ("embed_dim", "depth", "num_heads")}
+    classifies = isinstance(model, EATForAudioClassification)
+    return {
+        "kind": "classifier" if classifies else "encoder",
+        "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",
+        "size": next((name for name, known in SIZES.items() if known == shape), None),
+        **shape,
+        "pooling": model.config.pooling,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "labels": model.config.num_labels if classifies else None,
+        "front_end": features
+        and {name: getattr(features, name) for name in ("mean", "std", "released_padding")},
+        "fingerprint": fingerprint(model.state_dict()),
+        "encoder_fingerprint": fingerprint(encoder.model.state_dict()),
+        "started_from": origin.get("encoder") if isinstance(origin, dict) else None,
+        "step": record.get("step"),
+        "processes": record.get("processes"),
+        "data": record.get("data"),
+        "versions": {
+            name: record[name] for name in ("eat_audio", "torch", "transformers") if name in record
+        },
+        "recipe": record.get("recipe"),
+    }
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a run wrote down beside its model; nothing if no run made it."""
+    from eat_audio.train.checkpoint import read_json
+
+    path = folder / "run.json"
+    told: object = read_json(path) if path.is_file() else {}
+    if not isinstance(told, dict):
+        raise EatError(f"{path}: is no record of a run; expected a JSON object")
+    return told
+
+
+def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """{"optim": {"lr": 1}} -> ("optim.lr", "1"); what is not known has no row."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _rows(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _end_of_job(failed: list[str]) -> None:

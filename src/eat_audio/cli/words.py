@@ -13,8 +13,11 @@ Changes = Annotated[
     list[str] | None,
     Argument(metavar="[KEY=VALUE]...", help="Settings that differ, e.g. data=DIR optim.lr=1e-4."),
 ]
-Out = Annotated[Path, Option("--out", help="Folder for checkpoints, logs and the model.")]
+Out = Annotated[Path | None, Option("--out", help="Folder for checkpoints, logs and the model.")]
 Resume = Annotated[bool, Option("--resume", help="Go on with what is in --out.")]
+PrintConfig = Annotated[
+    bool, Option("--print-config", help="Print all settings of this run as YAML; run nothing.")
+]
 ModelPlace = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
 Places = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
