@@ -7,10 +7,10 @@ INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c 
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow esc10 lint clean
+.PHONY: help demo test slow esc10 fsdd audioset_mini lint clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-8s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/eat.stamp  ## the whole way on synthetic sound, on the CPU: pre-train, fine-tune, evaluate, predict
 	@$(VENV)/bin/eat demo --out runs/demo
@@ -24,6 +24,12 @@ slow: $(VENV)/dev.stamp  ## the tests that take longer
 
 esc10: $(VENV)/eat.stamp  ## fine-tune and evaluate on ESC-10, read from the folder in EAT_DATA
 	@$(VENV)/bin/python -m benchmarks.esc10 $(ARGS)
+
+fsdd: $(VENV)/eat.stamp  ## the same on spoken digits, in the form of Speech Commands
+	@$(VENV)/bin/python -m benchmarks.fsdd $(ARGS)
+
+audioset_mini: $(VENV)/eat.stamp  ## the same on clips with several labels, in the form of AudioSet-20K
+	@$(VENV)/bin/python -m benchmarks.audioset_mini $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy only
 	@echo "ruff check, ruff format --check, mypy"

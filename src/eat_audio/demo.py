@@ -7,7 +7,6 @@ folder afterwards, with a report that shows what was measured.
 
 import io
 import json
-import math
 import shlex
 import shutil
 import time
@@ -25,22 +24,28 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from transformers.utils import logging as transformers_logging
 
 from eat_audio import finetune, logmel, probe, recipe
-from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio
+from eat_audio.audio import SAMPLE_RATE, audio_seconds
 from eat_audio.data import synthetic
-from eat_audio.data.batches import ClipSettings, ordered_batches, whole_patches
+from eat_audio.data.batches import ClipSettings, ordered_batches
+from eat_audio.data.containers import sound_of
 from eat_audio.data.corpora import hold_out, open_corpus
-from eat_audio.data.manifest import Clip, Corpus, write_csv
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.manifest import write_csv
+from eat_audio.demo_page import Findings, Guess, render, verdict
+from eat_audio.drawings import percent, with_error
 from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.exhibits import label_of, masked_clips, readable
 from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
-from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
+from eat_audio.masking import hash_id
 from eat_audio.models.eat import EATModel
+from eat_audio.pictures import Example
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrained import find_model
-from eat_audio.report import Example, Findings, Guess, percent, render, verdict, with_error
 from eat_audio.train.checkpoint import read_json, write_json
 from eat_audio.train.log import read_log
+from eat_audio.vectors import linear_score
 
 RECIPES = ("eat_demo", "eat_demo_finetune")
 CLIPS_PER_FAMILY = 60
@@ -119,7 +124,7 @@ def run(
     with stages.tell("linear probe of the pre-trained encoder"):
         after = probed(out / "pretrained", train, test, settings.pretrain)
         stages.say(_probe_line(after))
-    both = replace(train, clips=train.clips + test.clips)
+    both = replace(train, clips=(*train.clips, *test.clips))
     with stages.tell("fine-tuning with labels, from the pre-trained encoder and from scratch"):
         tuned = finetune.run(
             settings.finetune, out=out / "finetuned", start=out / "pretrained", corpus=both
@@ -145,7 +150,7 @@ def run(
             scratch=read_log(out / "scratch"),
             evaluation=tuned,
             from_scratch=scratch,
-            example=example(test, settings.pretrain),
+            example=_example(test, settings.pretrain),
             guess=guess,
             stages=stages.done,
             settings=[
@@ -238,7 +243,7 @@ def usual_seconds(corpus: Corpus) -> float:
     lengths = []
     for clip in sample(corpus, 100).clips:
         try:
-            lengths.append(clip.seconds or audio_seconds(clip.path) - clip.start)
+            lengths.append(clip.seconds or audio_seconds(sound_of(clip)) - clip.start)
         except AudioError:
             continue  # named when it is to be learnt
     usual = float(np.percentile(lengths, 90)) if lengths else LONGEST
@@ -295,25 +300,20 @@ def listen(train: Corpus, test: Corpus, clips: ClipSettings) -> Pooled:
     for corpus in (train, test):
         vectors, labels = [], []
         for batch in ordered_batches(corpus, clips, batch=32):
-            assert batch.labels is not None
-            for wave, length, label in zip(
-                batch.waveforms, batch.lengths, batch.labels, strict=True
-            ):
-                values = logmel.log_mel(wave[: int(length)])
-                if corpus is train:
-                    seen.add(values)
-                deviation = values.std(dim=0, correction=0)
-                vectors.append(torch.cat([values.mean(dim=0), deviation]).numpy())
-                labels.append(label.numpy())
+            if batch.ids:
+                assert batch.labels is not None
+                told = seen.add if corpus is train else (lambda values: None)
+                vectors.append(probe.log_mel_statistics(batch, told).numpy())
+                labels.append(batch.labels.numpy())
         if not vectors:
             raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
-        sides += [np.stack(vectors), np.stack(labels)]
+        sides += [np.concatenate(vectors), np.concatenate(labels)]
     known, known_labels, unknown, truth = sides
     if train.multi_label:
         chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
     else:
         chance = float(truth[:, known_labels.sum(axis=0).argmax()].mean())
-    score = probe.linear_score(known, known_labels, unknown, truth, multi_label=train.multi_label)
+    score = linear_score(known, known_labels, unknown, truth, multi_label=train.multi_label)
     total = seen.result()
     metric = "mAP" if train.multi_label else "accuracy"
     return Pooled(round(total.mean, 4), round(total.std, 4), metric, score, chance)
@@ -375,28 +375,9 @@ def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) ->
     return probe.linear_probe(encoder, features, train, test, settings.clips)
 
 
-def example(test: Corpus, settings: EATRun) -> Example:
-    """The first clip that can be read, and the first mask that pre-training would draw for it."""
-    features = pretrain.extractor(test, settings.clips)
-    clip, waveform = next(_readable(test, settings.clips.seconds))
-    frames = whole_patches(settings.clips.seconds)
-    values, real = features.spectrogram(
-        waveform[None], torch.tensor([len(waveform)]), frames=frames
-    )
-    grid = frames // 16, logmel.N_MELS // 16
-    keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), settings.masks)
-    columns = None if features.mask(values, real) is None else -(-real // 16)
-    masks = inverse_block_masks(
-        keys,
-        grid,
-        hidden_ratio=settings.hidden_ratio,
-        block=settings.block,
-        adjust=settings.adjust,
-        valid_columns=columns,
-    )
-    heard = int(real[0])
-    hidden = masks.hidden[0, 0].view(grid)[: -(-heard // 16)]
-    return Example(_labels(clip, test), values[0, :heard].numpy(), hidden.numpy())
+def _example(test: Corpus, settings: EATRun) -> Example:
+    """The first clip that can be read, and a mask that pre-training would draw for it."""
+    return next(masked_clips(test, settings, pretrain.extractor(test, settings.clips)))
 
 
 def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:
@@ -408,28 +389,14 @@ def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:
         waveform = synthetic.synthesise(truth, seconds=settings.clips.seconds, generator=generator)
         shown = str(place)
     else:
-        clip, sound = next(_readable(test, settings.clips.seconds))
-        truth, waveform, shown = _labels(clip, test), sound.numpy(), str(clip.path)
+        clip, sound = next(readable(test, settings.clips.seconds))
+        truth, waveform, shown = label_of(clip, test), sound.numpy(), str(clip.path)
     wav = io.BytesIO()
     soundfile.write(wav, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     place.write_bytes(wav.getvalue())
     likeliest = load(out / "finetuned").predict(place, top_k=TOLD)
     scores = [(one.label, one.score) for one in likeliest]
     return Guess(shown, truth, wav.getvalue(), scores)
-
-
-def _readable(corpus: Corpus, seconds: float) -> Iterator[tuple[Clip, torch.Tensor]]:
-    """Clips with the beginning of their sound, in an order of their own."""
-    for clip in sorted(corpus.clips, key=lambda clip: hash_id(f"shown {clip.id}")):
-        try:
-            wanted = min(seconds, clip.seconds or math.inf)
-            yield clip, load_audio(clip.path, start=clip.start, seconds=wanted)
-        except AudioError:
-            continue  # it was counted when the models were tested
-
-
-def _labels(clip: Clip, corpus: Corpus) -> str:
-    return ", ".join(corpus.label_names[label] for label in clip.labels) or "without a label"
 
 
 # ---- what is told ----

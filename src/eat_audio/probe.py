@@ -1,32 +1,150 @@
-"""A frozen encoder and labelled clips -> how much a linear classifier finds in its features.
+"""A frozen encoder and labelled clips -> how much simple classifiers find in its features.
 
-The quickest honest look at an encoder. Features are standardised on the training clips, the
-classifier is scikit-learn's logistic regression with a fixed strength, so nothing is tuned on
-the tested clips. The CLS token, the mean of the patches, and both are always shown side by side:
-which one is best changes with the length of pre-training.
+The quickest honest look at an encoder. The CLS token, the mean of the patches, and both are always
+shown side by side: which one is best changes with the length of pre-training. Beside them: encoders
+of the same shape with random weights, which are better than they sound, and log-mel statistics
+without any encoder.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
-from eat_audio.data.batches import ClipSettings
-from eat_audio.data.manifest import Corpus
+from eat_audio import logmel
+from eat_audio.data.batches import Batch, ClipSettings
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.rounds import Rounds, rounds, sample
+from eat_audio.errors import DataError
 from eat_audio.evaluate import listen
-from eat_audio.models.eat import EATPreTrainedModel
+from eat_audio.models.eat import EATModel, EATPreTrainedModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.models.layers import masked_mean
+from eat_audio.pretrained import find_model, load_features, on_disk
+from eat_audio.vectors import (
+    Array,
+    chance,
+    effective_rank,
+    knn_guesses,
+    linear_guesses,
+    linear_score,
+    value,
+    views,
+)
 
-STRENGTH = 0.03
-"""scikit-learn's C, the inverse of the regularisation."""
+RESAMPLED = 20
+"""Times that tested clips are drawn anew, for the standard error of a score."""
 
-Array = NDArray[np.float32]
+
+# ---- clips -> vectors ----
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What an encoder makes of the clips that can be read."""
+
+    ids: list[str]
+    cls: Array
+    """(clips, D)"""
+    mean: Array
+    """(clips, D): the mean of the patches."""
+    labels: Array
+    """(clips, classes): 0 or 1."""
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def views(self) -> dict[str, Array]:
+        """The features to be looked at, by name."""
+        return views(self.cls, self.mean)
+
+
+def clip_vectors(
+    model: EATPreTrainedModel,
+    features: EATFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    *,
+    batch: int = 32,
+) -> Vectors:
+    """Hear every clip of a corpus with an encoder.
+
+    Raises:
+        DataError: Not one clip can be read.
+    """
+    (heard,), _ = _hear([model], features, corpus, clips, batch=batch)
+    return heard
+
+
+@torch.inference_mode()
+def _hear(
+    models: Sequence[EATPreTrainedModel],
+    features: EATFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    *,
+    batch: int = 32,
+) -> tuple[list[Vectors], Array]:
+    """The vectors of every encoder and the log-mel statistics, from one pass over the sound."""
+    ids: list[str] = []
+    unreadable: list[str] = []
+    labels, pooled = [], []
+    heard: list[list[tuple[Tensor, Tensor]]] = [[] for _ in models]
+    for group, spectrogram, mask in listen(
+        models[0], features, corpus, clips, batch=batch, title="listen"
+    ):
+        unreadable += group.unreadable
+        if not group.ids:
+            continue
+        ids += group.ids
+        assert group.labels is not None
+        labels.append(group.labels)
+        pooled.append(log_mel_statistics(group))
+        for model, kept in zip(models, heard, strict=True):
+            kept.append(encode(model, spectrogram, mask))
+    if not ids:
+        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+    truth = _array(labels)
+    found = [
+        Vectors(ids, _array(p[0] for p in kept), _array(p[1] for p in kept), truth, unreadable)
+        for kept in heard
+    ]
+    return found, _array(pooled)
+
+
+def encode(
+    model: EATPreTrainedModel, spectrogram: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """CLS (B, D) and the mean of the real patches (B, D), float32."""
+    token, patches, _, real = model.encode(spectrogram, mask)
+    return token.float(), masked_mean(patches, real).float()
+
+
+def log_mel_statistics(
+    batch: Batch, told: Callable[[Tensor], None] = lambda spectrogram: None
+) -> Tensor:
+    """Every mel bin's mean and standard deviation over a clip: (B, 256), no encoder at all.
+
+    Args:
+        batch: Clips that can be read.
+        told: Given the log-mel of every clip (T, 128).
+    """
+    rows = []
+    for wave, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True):
+        values = logmel.log_mel(wave[:length])
+        told(values)
+        rows.append(torch.cat([values.mean(dim=0), values.std(dim=0, correction=0)]))
+    return torch.stack(rows)
+
+
+def _array(parts: Iterable[Tensor]) -> Array:
+    return torch.cat(list(parts)).cpu().numpy()
+
+
+# ---- one encoder, one split ----
 
 
 @dataclass(frozen=True)
@@ -45,30 +163,6 @@ class Probe:
         return max(self.cls, self.mean, self.both)
 
 
-@torch.inference_mode()
-def clip_vectors(
-    model: EATPreTrainedModel,
-    features: EATFeatureExtractor,
-    corpus: Corpus,
-    clips: ClipSettings,
-    *,
-    batch: int = 32,
-) -> tuple[Array, Array, Array]:
-    """CLS (clips, D), mean of the patches (clips, D) and labels (clips, classes) of a corpus."""
-    cls, means, labels = [], [], []
-    for group, spectrogram, mask in listen(
-        model, features, corpus, clips, batch=batch, title="listen"
-    ):
-        if group.ids:
-            token, patches, _, real = model.encode(spectrogram, mask)
-            cls.append(token.float())
-            means.append(masked_mean(patches, real).float())
-            assert group.labels is not None
-            labels.append(group.labels)
-    stacked = [torch.cat(part).cpu().numpy() for part in (cls, means, labels)]
-    return stacked[0], stacked[1], stacked[2]
-
-
 def linear_probe(
     model: EATPreTrainedModel,
     features: EATFeatureExtractor,
@@ -77,44 +171,166 @@ def linear_probe(
     clips: ClipSettings,
 ) -> Probe:
     """Learn a linear classifier from the features of `train`, score it on those of `test`."""
-    train_cls, train_mean, train_labels = clip_vectors(model, features, train, clips)
-    test_cls, test_mean, test_labels = clip_vectors(model, features, test, clips)
-    views = {
-        "cls": (train_cls, test_cls),
-        "mean": (train_mean, test_mean),
-        "both": (np.hstack([train_cls, train_mean]), np.hstack([test_cls, test_mean])),
-    }
+    known, unknown = (clip_vectors(model, features, part, clips) for part in (train, test))
     scores = {
-        name: linear_score(known, train_labels, unknown, test_labels, multi_label=train.multi_label)
-        for name, (known, unknown) in views.items()
+        name: linear_score(
+            known.views[name],
+            known.labels,
+            unknown.views[name],
+            unknown.labels,
+            multi_label=train.multi_label,
+        )
+        for name in known.views
     }
     return Probe("mAP" if train.multi_label else "accuracy", **scores)
 
 
-def linear_score(
-    known: Array, labels: Array, unknown: Array, truth: Array, *, multi_label: bool
-) -> float:
-    """Fit on vectors (clips, D) with 0/1 labels (clips, classes), score on others: 0 to 1."""
-    return (_map if multi_label else _accuracy)(known, labels, unknown, truth)
+# ---- an encoder beside what it has to beat ----
 
 
-def _classifier() -> LogisticRegression:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=2_000))
+@dataclass(frozen=True)
+class Score:
+    """A mean and its standard deviation: over rounds, resampled clips or random encoders."""
+
+    mean: float
+    spread: float
 
 
-def _accuracy(known: Array, labels: Array, unknown: Array, truth: Array) -> float:
-    guessed = _classifier().fit(known, labels.argmax(axis=1)).predict(unknown)
-    return float((guessed == truth.argmax(axis=1)).mean())
+@dataclass(frozen=True)
+class Row:
+    """One kind of feature."""
+
+    features: str
+    encoder: str
+    linear: Score
+    knn: Score | None
+    effective_rank: float
 
 
-def _map(known: Array, labels: Array, unknown: Array, truth: Array) -> float:
-    """One classifier per class that has both positives and negatives to learn from."""
-    scores = [
-        average_precision_score(
-            truth[:, number],
-            _classifier().fit(known, labels[:, number]).predict_proba(unknown)[:, 1],
-        )
-        for number in range(labels.shape[1])
-        if truth[:, number].any() and 0 < labels[:, number].sum() < len(labels)
-    ]
-    return float(np.mean(scores))
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of an encoder's features, and of what it has to beat."""
+
+    corpus: str
+    metric: str
+    """"accuracy" or "mAP"."""
+    clips: int
+    classes: int
+    rounds: str
+    """How clips were divided."""
+    spread: str
+    """What the spread of the given encoder's scores, and of log-mel's, is taken over."""
+    chance: float
+    """Of the commonest label; of random scores where clips have several."""
+    rows: list[Row]
+    unreadable: list[str]
+
+
+def compare(
+    place: str | Path,
+    data: str | Path,
+    *,
+    seconds: float = 10.24,
+    seeds: int = 3,
+    neighbours: int | None = None,
+    most: int | None = None,
+) -> Comparison:
+    """Probe the encoder at a place (a classifier's, too) beside random ones and log-mel.
+
+    Args:
+        place: What `find_model` knows.
+        data: Labelled clips in any layout that `open_corpus` knows.
+        seconds: How much of every clip is heard, from its beginning.
+        seeds: How many encoders of the same shape with random weights are probed.
+        neighbours: How many vote; None: no k-NN.
+        most: Use at most so many clips, the same ones every time.
+
+    Raises:
+        EatError: The encoder cannot be loaded, or the corpus has no labels.
+    """
+    corpus = labelled(data)
+    corpus = corpus if most is None else sample(corpus, most)
+    here = on_disk(place)
+    features = load_features(here) or EATFeatureExtractor()
+    models = [find_model(here, EATModel)]
+    models += [random_like(models[0], seed) for seed in range(seeds)]
+    heard, pooled = _hear(models, features, corpus, ClipSettings(seconds=seconds))
+    by_id = {clip.id: clip for clip in corpus.clips}
+    divided = rounds([by_id[clip_id] for clip_id in heard[0].ids])
+    labels, multi_label = heard[0].labels, corpus.multi_label
+
+    def judged(vectors: Array) -> tuple[Score, Score | None]:
+        linear = _scores(divided, vectors, labels, multi_label, None)
+        knn = None
+        if neighbours is not None:
+            knn = _scores(divided, vectors, labels, multi_label, neighbours)
+        return linear, knn
+
+    rows = []
+    for name, title in (("cls", "CLS token"), ("mean", "mean of patches"), ("both", "both")):
+        vectors = heard[0].views[name]
+        rows.append(Row(title, "this one", *judged(vectors), effective_rank(vectors)))
+        others = [one.views[name] for one in heard[1:]]
+        if others:
+            linear, knn = zip(*map(judged, others), strict=True)
+            rank = float(np.mean([effective_rank(one) for one in others]))
+            many = f"random ({len(others)})"
+            rows.append(Row(title, many, _over(linear), _over(knn) if all(knn) else None, rank))
+    rows.append(Row("log-mel statistics", "none", *judged(pooled), effective_rank(pooled)))
+    return Comparison(
+        corpus=corpus.name,
+        metric="mAP" if multi_label else "accuracy",
+        clips=len(labels),
+        classes=int(labels.any(axis=0).sum()),
+        rounds=divided.told,
+        spread="rounds" if len(divided.parts) > 1 else "resampled tested clips",
+        chance=chance(labels, multi_label=multi_label),
+        rows=rows,
+        unreadable=heard[0].unreadable,
+    )
+
+
+def labelled(data: str | Path) -> Corpus:
+    """A corpus to be probed on.
+
+    Raises:
+        DataError: Its clips have no labels, or all the same one.
+    """
+    corpus = open_corpus(data)
+    if len({label for clip in corpus.clips for label in clip.labels}) < 2:
+        raise DataError(f"{data}: its clips have fewer than two labels; expected at least two")
+    return corpus
+
+
+def random_like(model: EATModel, seed: int) -> EATModel:
+    """An encoder of the same shape with fresh random weights; torch's own draws go on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EATModel(model.config).eval()
+
+
+def _scores(
+    divided: Rounds, vectors: Array, labels: Array, multi_label: bool, neighbours: int | None
+) -> Score:
+    """The score in every round, or of one round in resampled clips."""
+    values = []
+    for learnt, tested in divided.parts:
+        known, truth = vectors[learnt], labels[tested]
+        if neighbours is None:
+            guesses = linear_guesses(
+                known, labels[learnt], vectors[tested], multi_label=multi_label
+            )
+        else:
+            guesses = knn_guesses(known, labels[learnt], vectors[tested], neighbours=neighbours)
+        values.append(value(guesses, truth, multi_label=multi_label))
+    if len(divided.parts) > 1:
+        return Score(float(np.mean(values)), float(np.std(values, ddof=1)))
+    draws = np.random.default_rng(0).integers(len(truth), size=(RESAMPLED, len(truth)))
+    again = [value(guesses[draw], truth[draw], multi_label=multi_label) for draw in draws]
+    return Score(values[0], float(np.std(again, ddof=1)))
+
+
+def _over(scores: Sequence[Score | None]) -> Score:
+    """The scores of several encoders."""
+    means = [score.mean for score in scores if score is not None]
+    return Score(float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0)

@@ -1,510 +1,374 @@
-"""What a demo found -> one HTML file that needs nothing else: no network, no scripts.
+"""A run's folder -> one HTML file that tells what ran, how it went and what came of it.
 
-Charts are SVG and spectrograms PNG, written by hand. Whatever comes from a user's data (labels,
-paths, messages) is escaped before it becomes HTML.
-
-Shapes: T frames (10 ms), F mel bins (128).
+Everything in it is read from the folder or measured anew; what is not there is said in a sentence
+and not made up. A run that still trains, or was killed, can be looked at too.
 """
 
-import base64
-import html
+import json
 import math
-import struct
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import yaml
+from pydantic import ValidationError
 
+from eat_audio import logmel
+from eat_audio.curves import monitor_charts, points, training_charts
+from eat_audio.data.batches import ClipSettings
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.rounds import sample
+from eat_audio.drawings import (
+    missing,
+    page,
+    percent,
+    short,
+    table,
+    text,
+    tiles,
+    with_error,
+)
+from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluate import Evaluation
-from eat_audio.logmel import HIGHEST, LOWEST
-from eat_audio.probe import Probe
+from eat_audio.exhibits import by_class, masked_clips, neighbours
+from eat_audio.models.eat import EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pictures import masked
+from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrained import find_model, load_features
+from eat_audio.probe import labelled
+from eat_audio.train.checkpoint import checkpoints, read_json
+from eat_audio.train.log import read_log
 
-Array = NDArray[np.float32]
-Log = Sequence[dict[str, float]]
-"""What `read_log` gives."""
-Curve = Sequence[tuple[float, float]]
-"""Steps and values."""
-
-MOST_CLASSES = 40
-"""A confusion matrix of more cannot be read."""
-MOST_AUDIO = 1_000_000
-"""Bytes of sound that are put into the page."""
-PATCH = 16
-TOP = 30
-"""Where a chart of curves begins, below its legend."""
-TONES = ((13, 20, 38), (24, 62, 96), (38, 118, 128), (128, 176, 118), (240, 218, 140))
-"""Colours of a spectrogram, red, green and blue, from quiet to loud."""
-HIDDEN = (128, 130, 134)
-PITCHES = (500, 1_000, 2_000, 4_000)
-"""Hz that are marked beside a spectrogram."""
+SHOWN = 3
+"""Clips whose masks are shown."""
+MOST_EMBEDDED = 200
+"""Clips among which neighbours are looked for."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """A clip as the teacher hears it, and which of it one mask hides from the student."""
+class Told:
+    """What a run's folder says."""
 
-    label: str
-    spectrogram: Array
-    """(T, F)"""
-    hidden: NDArray[np.bool_]
-    """(T / 16 rounded up, F / 16)"""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What the fine-tuned model says about a sound it has never heard."""
-
-    path: str
-    truth: str
-    """Its labels."""
-    wav: bytes
-    """The sound itself, as a WAV file."""
-    scores: Sequence[tuple[str, float]]
-    """Labels, likeliest first, with their probabilities."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that a report tells; every number in it was measured."""
-
-    corpus: str
-    train: int
-    """Clips to learn from."""
-    test: int
-    """Clips to be tested on."""
-    classes: int
-    chance: float
-    """What is reached without listening."""
-    pooled: float
-    """What the same linear classifier reaches on each mel bin's mean and deviation."""
-    before: Probe
-    after: Probe
-    pretraining: Log
-    finetuning: Log
-    scratch: Log
-    evaluation: Evaluation
-    """Of the model fine-tuned from the pre-trained encoder."""
-    from_scratch: Evaluation
-    """Of the same model fine-tuned from random weights."""
-    example: Example
-    guess: Guess
-    stages: Sequence[tuple[str, float]]
-    """What was done, and how many seconds it took."""
-    settings: Sequence[tuple[str, str]]
-    """Names and YAML of the recipes that ran."""
-    versions: Sequence[tuple[str, str]]
-    commands: Sequence[str]
-    """What to do next."""
+    place: Path
+    record: dict[str, Any]
+    """`run.json`."""
+    rows: list[dict[str, float]]
+    """`log.jsonl`."""
+    evaluation: Evaluation | None
+    data: str | None
+    """Labelled clips to look at the encoder with, if others than the run's."""
 
     @property
-    def metric(self) -> str:
-        """Accuracy or mAP."""
-        return self.evaluation.metric
+    def recipe(self) -> dict[str, Any]:
+        """All settings of the run."""
+        return self.record["recipe"]
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether it learns without labels."""
+        return "method" in self.recipe
+
+    @property
+    def trained(self) -> list[dict[str, float]]:
+        """The logged steps, without what was found out before the first."""
+        return [row for row in self.rows if "loss" in row]
+
+    def values(self, name: str) -> list[float]:
+        """A logged number, from the first to the last."""
+        return [row[name] for row in self.rows if name in row]
+
+    def last(self, name: str) -> float:
+        """Its last value; nan if there is none."""
+        return self.values(name)[-1] if self.values(name) else math.nan
 
 
-def render(found: Findings) -> str:
+def write_report(place: str | Path, out: str | Path | None = None, data: str | None = None) -> Path:
+    """Write the report of a run.
+
+    Args:
+        place: The folder of a pre-training or a fine-tuning.
+        out: The file; by default `report.html` in that folder.
+        data: Labelled clips to look for nearest neighbours in; by default those that the run
+            was looked at with, or learnt from.
+
+    Raises:
+        EatError: The folder holds no run, or the file cannot be written.
+    """
+    told = read_run(Path(place), data)
+    file = Path(out) if out is not None else told.place / "report.html"
+    try:
+        file.write_text(render(told), encoding="utf-8")
+    except OSError as error:
+        raise EatError(f"{file}: cannot be written ({error.strerror or error})") from error
+    return file
+
+
+def read_run(place: Path, data: str | None = None) -> Told:
+    """What a folder says about its run.
+
+    Raises:
+        CheckpointError: It is no run's folder.
+    """
+    if not (place / "run.json").is_file():
+        inside = sorted(path.parent.name for path in place.glob("*/run.json"))
+        hint = f"; there are runs in it: {', '.join(inside[:5])}" if inside else ""
+        raise CheckpointError(f"{place}: holds no run (no run.json){hint}")
+    record = read_json(place / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
+        raise CheckpointError(f"{place / 'run.json'}: holds no recipe; expected that of a run")
+    return Told(place, record, read_log(place), _evaluation(place), data)
+
+
+def _evaluation(place: Path) -> Evaluation | None:
+    """What an evaluation in the folder says, if it can be understood."""
+    try:
+        found = Evaluation(**json.loads((place / "evaluation.json").read_text()))
+        by_class(found)
+        return found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def render(told: Told) -> str:
     """The page."""
-    scores = ("fine-tuned from the pre-trained encoder", "the same from random weights")
+    name = told.place.resolve().name
+    kind = f"pre-training, {told.recipe['method']}" if told.pretraining else "fine-tuning"
     parts = [
-        f"<h1>What a tiny encoder learnt from {found.train:,} clips</h1>",
-        f"<p class=lead>{text(headline(found))}</p>",
-        "<h2>What pre-training sees</h2>",
-        "<p>The teacher hears the whole clip. The student hears a few blocks of it and has to "
-        "predict what the teacher makes of all the rest, without any label.</p>",
-        _spectrograms(found.example),
-        "<h2>Does it learn?</h2>",
-        '<div class="two">',
-        figure(
-            curves(
-                [(name, curve(found.pretraining, name)) for name in ("loss", "frame", "utterance")]
-            ),
-            "Pre-training: the loss and its parts, about single patches and about whole clips. The "
-            "target moves with the teacher, so the loss may rise while the encoder gets better.",
-        ),
-        figure(
-            curves(
-                [
-                    ("pre-trained", curve(found.finetuning, "loss")),
-                    ("from scratch", curve(found.scratch, "loss")),
-                ]
-            ),
-            "Fine-tuning: training loss, from the pre-trained encoder and from random weights.",
-        ),
-        "</div>",
-        "<h2>What a linear classifier finds in frozen features</h2>",
-        figure(probe_bars(found), _probe_caption(found)),
-        "<h2>After fine-tuning</h2>",
-        table(
-            ("encoder", f"{found.metric} on {found.test:,} test clips"),
-            [
-                (name, with_error(one.metric, one.value, one.clips))
-                for name, one in zip(scores, (found.evaluation, found.from_scratch), strict=True)
-            ],
-        ),
-        f"<p>{text(verdict(found))}</p>",
-        _classes(found.evaluation),
-        "<h2>A sound it has never heard</h2>",
-        _guess(found.guess),
-        "<h2>What was done</h2>",
-        table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in found.stages]),
-        table(("software", "version"), found.versions),
-        *(
-            f"<details><summary>Settings: {text(name)}</summary><pre>{text(yaml)}</pre></details>"
-            for name, yaml in found.settings
-        ),
-        "<h2>Next</h2>",
-        f"<pre>{text(chr(10).join(found.commands))}</pre>",
+        f'<p class="kicker">{text(kind)} · {text(_state(told))}</p>',
+        f"<h1>{text(name)}</h1>",
+        f'<p class="lead">{text(headline(told))}</p>',
+        tiles(_tiles(told)),
     ]
-    return PAGE.format(title=text(f"eat demo: {found.corpus}"), body="\n".join(parts))
+    if not told.pretraining:
+        parts += ["<h2>Result</h2>", *_result(told)]
+    if told.pretraining:
+        parts += ["<h2>What the encoder is worth</h2>", *_looks(told)]
+    parts += ["<h2>Training</h2>", *training_charts(told.rows, pretraining=told.pretraining)]
+    if told.pretraining:
+        parts += ["<h2>What pre-training sees</h2>", *_masks(told)]
+    parts += ["<h2>Nearest neighbours</h2>", *_neighbours(told)]
+    parts += ["<h2>What ran</h2>", *_origin(told)]
+    return page(f"eat report: {name}", parts)
 
 
-def verdict(found: Findings) -> str:
-    """What pre-training brought to fine-tuning, and whether so few clips can tell."""
-    with_it, without = found.evaluation, found.from_scratch
-    points = 100 * (with_it.value - without.value)
-    said = f"Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} from"
-    said += " the pre-trained encoder than from random weights"
-    if found.metric != "accuracy":
-        return f"{said}."
-    error = 100 * math.hypot(_error(with_it), _error(without))
-    if abs(points) < 2 * error:
-        return f"{said}: within twice the standard error ({error:.1f}), so it may be chance."
-    return f"{said}: more than twice the standard error ({error:.1f})."
+# ---- in short ----
 
 
-def _error(evaluation: Evaluation) -> float:
-    """Standard error of an accuracy."""
-    return math.sqrt(evaluation.value * (1 - evaluation.value) / evaluation.clips)
+def _state(told: Told) -> str:
+    steps, done = told.recipe.get("steps", 0), _done(told)
+    if done >= steps:
+        return f"finished, {done:,} steps"
+    return f"step {done:,} of {steps:,}"
 
 
-def headline(found: Findings) -> str:
-    """The result in two sentences."""
-    return (
-        f"{found.corpus}: {found.train:,} clips to learn from, {found.test:,} to be tested on, "
-        f"{found.classes} classes. A linear classifier on frozen features went from "
-        f"{percent(found.before.mean)} to {percent(found.after.mean)} {found.metric} through "
-        f"pre-training without labels; fine-tuned with labels the model reaches "
-        f"{with_error(found.metric, found.evaluation.value, found.evaluation.clips)}."
-    )
+def _done(told: Told) -> int:
+    saved = checkpoints(told.place)
+    steps = [int(folder.name.removeprefix("step-")) for folder in saved[-1:]]
+    return max([int(row["step"]) for row in told.rows[-1:]] + steps, default=0)
 
 
-# ---- numbers and text ----
-
-
-def text(said: object) -> str:
-    """Anything as text that HTML shows as it is."""
-    return html.escape(str(said).encode("utf-8", "replace").decode("utf-8"))
-
-
-def percent(share: float) -> str:
-    """0.5 -> 50.0 %."""
-    return f"{share:.1%}".replace("%", " %")
-
-
-def with_error(metric: str, value: float, clips: int) -> str:
-    """A score; accuracies with the standard error that so few clips leave."""
-    if metric != "accuracy":
-        return percent(value)
-    return f"{percent(value)} (± {100 * math.sqrt(value * (1 - value) / clips):.1f})"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows of text."""
-    head = "".join(f"<th>{text(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def figure(content: str, caption: str) -> str:
-    """A picture and what it shows."""
-    return f"<figure>{content}<figcaption>{text(caption)}</figcaption></figure>"
-
-
-# ---- charts ----
-
-
-def curve(log: Log, name: str) -> Curve:
-    """One of the logged numbers, over steps."""
-    return [(row["step"], row[name]) for row in log]
-
-
-def curves(lines: Sequence[tuple[str, Curve]]) -> str:
-    """Named curves over training steps."""
-    steps = max((x for _, line in lines for x, _ in line), default=1.0)
-    top = max((y for _, line in lines for _, y in line if math.isfinite(y)), default=1.0) or 1.0
-    top = _round_up(top)
-    left, width, height = 44, 400, 190
-    shapes = [_grid(left, width, height, top, steps)]
-    for number, (name, line) in enumerate(lines):
-        path = " ".join(
-            f"{left + width * x / steps:.1f},{TOP + height * (1 - y / top):.1f}" for x, y in line
+def headline(told: Told) -> str:
+    """What came of it, in a sentence or two."""
+    data = told.recipe.get("data")
+    clips = str(told.record.get("data", "")).split(",")[0]
+    said = f"Learnt from {clips or 'clips'} of {data}."
+    if told.evaluation is not None and not told.pretraining:
+        one = told.evaluation
+        tested = with_error(one.metric, one.value, one.clips)
+        said += f" On {one.clips:,} test clips it reaches {tested} {one.metric}."
+    if best := _best_look(told):
+        now, before, metric = best
+        said += (
+            f" A linear classifier on its frozen features (CLS and mean of patches) reaches "
+            f"{percent(now)} {metric}; on those of an encoder with random weights, "
+            f"{percent(before)}."
         )
-        x = left + 130 * number
-        shapes.append(f'<polyline class="line c{number}" points="{path}"/>')
-        shapes.append(f'<rect class="c{number}" x="{x}" y="8" width="16" height="4"/>')
-        shapes.append(f'<text x="{x + 22}" y="15">{text(name)}</text>')
-    return _svg(left + width + 20, height + TOP + 24, shapes, "training loss over steps")
-
-
-def _round_up(number: float) -> float:
-    """The next number of which a quarter is short to write: 13.1 -> 16, 2.62 -> 3.2."""
-    unit = 10.0 ** math.floor(math.log10(number))
-    ladder = (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10)
-    return next(step * unit for step in ladder if step * unit >= number)
-
-
-def _grid(left: int, width: int, height: int, top: float, steps: float) -> str:
-    """Four levels, their numbers, and the steps below."""
-    lines = []
-    for part in range(5):
-        x, y = left + width * part / 4, TOP + height * (1 - part / 4)
-        step = f"{steps * part / 4:.0f}" if part else "step 0"
-        level = f"{top * part / 4:.3g}"
-        lines.append(f'<path class="grid" d="M{left} {y:.1f}h{width}"/>')
-        lines.append(f'<text class="end" x="{left - 6}" y="{y + 4:.1f}">{level}</text>')
-        lines.append(f'<text class="mid" x="{x:.0f}" y="{height + TOP + 20}">{step}</text>')
-    return "".join(lines)
-
-
-def probe_bars(found: Findings) -> str:
-    """The probe on every kind of feature before and after, beside chance and pooled log-mel."""
-    before, after = found.before, found.after
-    rows = [
-        ("by chance", found.chance, "c2"),
-        ("log-mel statistics, no encoder", found.pooled, "c2"),
-        ("mean of patches, random", before.mean, "c1"),
-        ("mean of patches, pre-trained", after.mean, "c0"),
-        ("CLS token, random", before.cls, "c1"),
-        ("CLS token, pre-trained", after.cls, "c0"),
-        ("both, random", before.both, "c1"),
-        ("both, pre-trained", after.both, "c0"),
-    ]
-    left, width = 230, 520
-    shapes: list[str] = []
-    for number, (name, value, colour) in enumerate(rows):
-        y = 8 + 26 * number + 8 * (number // 2)
-        shapes.append(f'<text class="end" x="{left - 10}" y="{y + 14}">{text(name)}</text>')
-        shapes.append(f'<rect class="rail" x="{left}" y="{y}" width="{width}" height="20"/>')
-        length = width * value
-        shapes.append(
-            f'<rect class="{colour}" x="{left}" y="{y}" width="{length:.1f}" height="20"/>'
-        )
-        shapes.append(f'<text x="{left + length + 6:.1f}" y="{y + 14}">{percent(value)}</text>')
-    height = 26 * len(rows) + 8 * (len(rows) // 2)
-    return _svg(left + width + 70, height, shapes, "scores of the linear probe")
-
-
-def _probe_caption(found: Findings) -> str:
-    said = (
-        f"{found.metric} on {found.test:,} test clips of the same logistic regression on "
-        "different features: each mel bin's mean and standard deviation over the clip (no encoder "
-        "at all), and the encoder's before and after pre-training."
-    )
-    if found.after.mean < found.pooled:
-        said += " A pre-training of minutes has not caught up with plain log-mel statistics here."
     return said
 
 
-def _svg(width: float, height: float, shapes: Iterable[str], title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{text(title)}">'
-        + "".join(shapes)
-        + "</svg>"
+def _best_look(told: Told) -> tuple[float, float, str] | None:
+    """The last linear probe of both features together, and that of the random encoder."""
+    for metric, shown in (("accuracy", "accuracy"), ("map", "mAP")):
+        known = points(told.rows, f"linear_{metric}_both")
+        if len(known) > 1 and known[0][0] == 0:
+            return known[-1][1], known[0][1], shown
+    return None
+
+
+def _tiles(told: Told) -> Iterator[tuple[str, str, str]]:
+    recipe, done = told.recipe, _done(told)
+    if told.evaluation is not None and not told.pretraining:
+        one = told.evaluation
+        shown = with_error(one.metric, one.value, one.clips)
+        yield one.metric, percent(one.value), shown.removeprefix(percent(one.value)).strip(" ()")
+    if best := _best_look(told):
+        yield "linear probe", percent(best[0]), f"random: {percent(best[1])}"
+    yield "steps", f"{done:,}", f"of {recipe.get('steps', 0):,}"
+    per_step = _number(recipe.get("batch")) * _number(recipe.get("accumulate"))
+    heard = done * per_step * _number(told.record.get("processes"))
+    corpus = str(told.record.get("data", "")).split(" ")[0]
+    epochs = f"{heard / int(corpus):.3g} epochs" if corpus.isdigit() and int(corpus) else ""
+    yield "clips heard", f"{heard:,}", epochs
+    if told.trained:
+        yield "time", duration(_seconds(told)), "in training steps"
+        yield "speed", f"{told.last('clips_per_second'):.3g}", "clips per second, mean"
+    if waits := told.values("data_wait"):
+        yield "waiting for data", percent(sum(waits) / len(waits)), "of the time"
+    if told.values("memory_mb"):
+        gpu = told.last("gpu_memory_mb")
+        where = "most held" if math.isnan(gpu) else f"most held; GPU {gpu / 1000:.2f} GB"
+        yield "memory", f"{told.last('memory_mb') / 1000:.2f} GB", where
+    for name, what in (("skipped", "steps"), ("skipped_clips", "clips")):
+        if told.last(name) > 0:
+            yield f"skipped {what}", f"{told.last(name):.0f}", "see the terminal's output"
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 1
+
+
+def _seconds(told: Told) -> float:
+    """Over all processes one after the other: a resumed run counts from 0 again."""
+    total = before = 0.0
+    for row in told.trained:
+        seconds = row.get("seconds", before)
+        total += seconds - before if seconds >= before else seconds
+        before = seconds
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+# ---- what came of it ----
+
+
+def _looks(told: Told) -> list[str]:
+    """What labelled clips have said about the encoder while it learnt."""
+    charts = monitor_charts(told.rows)
+    if not charts:
+        return [
+            missing(
+                "Nobody has looked: the run had no labelled clips to be looked at with. "
+                "monitor.data=CORPUS shows here how a linear probe, nearest neighbours and the "
+                "effective rank develop; eat probe looks at the finished encoder."
+            )
+        ]
+    data = (told.recipe.get("monitor") or {}).get("data")
+    clips = f"labelled clips of {data}" if data else "labelled clips"
+    said = f"Frozen features of {clips}, looked at while training. Dashed: an encoder of the same "
+    said += "shape with random weights."
+    return [f"<p>{text(said)}</p>", charts]
+
+
+def _result(told: Told) -> list[str]:
+    if told.evaluation is None:
+        there = (told.place / "evaluation.json").is_file()
+        why = "cannot be understood" if there else "is not there"
+        return [
+            missing(
+                f"No score: evaluation.json {why}. It is written when fine-tuning ends with "
+                f"clips to be tested on, or by eat evaluate {told.place} --data ... --out "
+                f"{told.place}."
+            )
+        ]
+    one = told.evaluation
+    said = f"{one.metric} {with_error(one.metric, one.value, one.clips)} on {one.clips:,} clips"
+    said += f", {sum(1 for row in one.classes if row['clips'])} classes with a clip."
+    if one.without_positive:
+        said += f" {one.without_positive} classes without a clip are not counted."
+    if one.unreadable:
+        said += f" {len(one.unreadable)} clips could not be read."
+    return [f"<p>{text(said)}</p>", by_class(one)]
+
+
+# ---- clips ----
+
+
+def _masks(told: Told) -> list[str]:
+    """A few clips as the teacher and the student hear them."""
+    if told.recipe["method"] != "eat":
+        return [missing(f"Masks are drawn here for eat only, not for {told.recipe['method']}.")]
+    try:
+        settings = EATRun.model_validate(told.recipe)
+    except ValidationError:
+        return [missing("Not shown: the recipe of this run is one of another version.")]
+    try:
+        if settings.data is None:
+            raise EatError("the run does not say where they are")
+        corpus = open_corpus(settings.data)
+        shown = islice(masked_clips(corpus, settings, _features(told)), SHOWN)
+        pictures = [masked(one) for one in shown]
+    except EatError as error:
+        return [missing(f"Not shown, as the clips are not where they were: {error}.")]
+    if not pictures:
+        return [missing(f"Not shown: not one clip of {settings.data} can be read.")]
+    said = "The teacher hears the whole clip. The student hears a few blocks of it and has to "
+    said += "predict what the teacher makes of all the rest."
+    return [f"<p>{said}</p>", *pictures]
+
+
+def _neighbours(told: Told) -> list[str]:
+    """A few labelled clips, each beside those that the encoder takes for most alike."""
+    monitor, heard = told.recipe.get("monitor") or {}, told.recipe.get("clips") or {}
+    place = told.data or monitor.get("data") or told.recipe.get("data")
+    seconds = monitor.get("seconds") or heard.get("test_seconds") or heard.get("seconds")
+    if place is None:
+        return [missing("Not shown: the run does not say where its clips are.")]
+    try:
+        corpus = sample(labelled(place), MOST_EMBEDDED)
+        encoder = find_model(told.place, EATModel)
+        features = load_features(told.place) or _features(told)
+        return neighbours(encoder, features, corpus, ClipSettings(seconds=seconds or 10.24))
+    except EatError as error:
+        return [missing(f"Not shown: {error}. --data CORPUS looks among other labelled clips.")]
+
+
+def _features(told: Told) -> EATFeatureExtractor:
+    """The front end of the run, from its record."""
+    known = told.record.get("origin", {}).get("features") or {}
+    return EATFeatureExtractor(
+        mean=known.get("mean", logmel.AUDIOSET.mean),
+        std=known.get("std", logmel.AUDIOSET.std),
+        released_padding=bool(known.get("released_padding")),
     )
 
 
-# ---- spectrograms ----
+# ---- what ran ----
 
 
-def _spectrograms(example: Example) -> str:
-    everything = np.zeros_like(example.hidden)
-    share = example.hidden.mean()
-    return (
-        '<div class="two">'
-        + figure(_spectrogram(example, everything), f"The teacher's view: {example.label}")
-        + figure(
-            _spectrogram(example, example.hidden),
-            f"The student's view: {percent(share)} of the patches (16 x 16 cells) are hidden",
-        )
-        + "</div>"
-    )
-
-
-def _spectrogram(example: Example, hidden: NDArray[np.bool_]) -> str:
-    frames, bins = example.spectrogram.shape
-    image = base64.b64encode(png(paint(example.spectrogram, hidden))).decode()
-    left, width, height = 44, 420, 200
-    shapes = [
-        f'<image x="{left}" y="4" width="{width}" height="{height}" preserveAspectRatio="none" '
-        f'href="data:image/png;base64,{image}"/>'
+def _origin(told: Told) -> list[str]:
+    known = [
+        ("data", told.record.get("data")),
+        ("began from", told.record.get("origin", {}).get("encoder")),
+        ("processes", told.record.get("processes")),
+        ("eat-audio", told.record.get("eat_audio")),
+        ("torch", told.record.get("torch")),
+        ("transformers", told.record.get("transformers")),
     ]
-    for pitch in PITCHES:
-        y = 4 + height * (1 - mel_position(pitch))
-        shapes.append(f'<text class="end" x="{left - 6}" y="{y + 4:.1f}">{pitch}</text>')
-    shapes.append(f'<text class="end" x="{left - 6}" y="14">Hz</text>')
-    for second in range(0, frames // 100 + 1):
-        x = left + width * second * 100 / frames
-        shapes.append(f'<text class="mid" x="{x:.1f}" y="{height + 22}">{second} s</text>')
-    return _svg(left + width + 16, height + 30, shapes, f"spectrogram, {frames} x {bins}")
-
-
-def mel_position(pitch: float) -> float:
-    """Where a frequency in Hz lies among the mel bins, from 0 (lowest) to 1."""
-    low, here, high = (math.log(1 + hertz / 700) for hertz in (LOWEST, pitch, HIGHEST))
-    return (here - low) / (high - low)
-
-
-def paint(spectrogram: Array, hidden: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(T, F) and hidden patches -> an image (F, T, 3), low frequencies at the bottom."""
-    low, high = np.percentile(spectrogram, [2, 99.5])
-    level = np.clip((spectrogram - low) / max(high - low, 1e-6), 0, 1)
-    places = np.linspace(0, 1, len(TONES))
-    image = np.stack([np.interp(level, places, tone) for tone in zip(*TONES, strict=True)], axis=2)
-    cells = np.kron(hidden, np.ones((PATCH, PATCH), dtype=bool))
-    image[cells[: len(image)]] = HIDDEN
-    return image.round().astype(np.uint8).transpose(1, 0, 2)[::-1]
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """An image (height, width, 3) as a PNG file."""
-    height, width, _ = image.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in image)  # 0: no filter
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
-    )
-
-
-# ---- results ----
-
-
-def _classes(evaluation: Evaluation) -> str:
-    """Every class with its score, weakest first, and what it was taken for."""
-    known = [row for row in evaluation.classes if row["clips"]]
-    known.sort(key=lambda row: row[evaluation.metric])
-    rows = [(row["label"], row["clips"], percent(row[evaluation.metric])) for row in known]
-    metric = "recall" if evaluation.metric == "accuracy" else evaluation.metric
-    parts = [table(("label", "test clips", metric), rows)]
-    if evaluation.confusion is not None and len(evaluation.classes) <= MOST_CLASSES:
-        names = [row["label"] for row in evaluation.classes]
-        parts.append(_confusion(names, evaluation.confusion))
-    return '<div class="two wide">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
-
-
-def _confusion(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
-    head = "".join(f'<th class="turned"><span>{text(name)}</span></th>' for name in names)
-    rows = []
-    for number, (name, counts) in enumerate(zip(names, matrix, strict=True)):
-        total = max(sum(counts), 1)
-        cells = "".join(
-            f'<td class="{"hit" if column == number else "miss"}" '
-            f'style="--share:{count / total:.2f}">{count or ""}</td>'
-            for column, count in enumerate(counts)
+    parts = [table(("", ""), [(name, said) for name, said in known if said is not None])]
+    settings = yaml.safe_dump(told.recipe, sort_keys=False, allow_unicode=True)
+    parts.append(f"<details><summary>Settings</summary><pre>{text(settings)}</pre></details>")
+    if told.trained:
+        names = [name for name in told.trained[-1] if name != "step"]
+        stride = max(1, len(told.trained) // 20)
+        rows = [*told.trained[:-1:stride], told.trained[-1]]
+        cells = [
+            [f"{row['step']:.0f}", *(short(row[n]) if n in row else "" for n in names)]
+            for row in rows
+        ]
+        columns = ["step", *(name.replace("_", " ") for name in names)]
+        parts.append(
+            f"<details><summary>Logged numbers, {len(rows)} of {len(told.trained)} lines</summary>"
+            f"{table(columns, cells)}</details>"
         )
-        rows.append(f"<tr><th>{text(name)}</th>{cells}</tr>")
-    return (
-        f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        "<p class=note>Rows: what it is. Columns: what the model says.</p>"
-    )
-
-
-def _guess(guess: Guess) -> str:
-    rows = []
-    for label, score in guess.scores:
-        rows.append(
-            f'<tr><td>{text(label)}</td><td class="bar"><span style="--share:{score:.3f}"></span>'
-            f"</td><td>{percent(score)}</td></tr>"
-        )
-    sound = ""
-    if len(guess.wav) < MOST_AUDIO:
-        encoded = base64.b64encode(guess.wav).decode()
-        sound = f'<audio controls src="data:audio/wav;base64,{encoded}"></audio>'
-    return (
-        f"<p>{text(guess.path)}, which is {text(guess.truth)}:</p>{sound}"
-        f'<table class="guess"><tbody>{"".join(rows)}</tbody></table>'
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{
-  color-scheme: light dark;
-  --ink: #22262b; --soft: #666d76; --paper: #fcfcfa; --rule: #dcdfe2;
-  --first: 31, 111, 128; --second: 214, 140, 60; --third: 140, 147, 156;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --ink: #dfe3e6; --soft: #98a0a8; --paper: #16191d; --rule: #343a40;
-    --first: 86, 182, 194; --second: 226, 163, 92; --third: 118, 126, 135;
-  }}
-}}
-body {{
-  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem;
-  font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-}}
-h1 {{ font-size: 1.7rem; line-height: 1.25; margin: 0 0 .6rem; }}
-h2 {{ font-size: 1.15rem; margin: 2.6rem 0 .6rem; }}
-p {{ max-width: 44rem; }}
-.lead {{ font-size: 1.08rem; }}
-.note, figcaption {{ color: var(--soft); font-size: .88rem; }}
-figure {{ margin: .8rem 0; }}
-svg {{ width: 100%; height: auto; font-size: 13px; display: block; }}
-svg text {{ fill: var(--soft); }}
-svg .end {{ text-anchor: end; }} svg .mid {{ text-anchor: middle; }}
-svg image {{ image-rendering: pixelated; }}
-.grid {{ stroke: var(--rule); }}
-.rail {{ fill: var(--rule); opacity: .35; }}
-.line {{ fill: none !important; stroke-width: 2; }}
-.c0 {{ fill: rgb(var(--first)); stroke: rgb(var(--first)); }}
-.c1 {{ fill: rgb(var(--second)); stroke: rgb(var(--second)); }}
-.c2 {{ fill: rgb(var(--third)); stroke: rgb(var(--third)); }}
-rect {{ stroke: none !important; }}
-.two {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.5rem; }}
-table {{ border-collapse: collapse; font-size: .92rem; margin: .6rem 0 1.2rem; }}
-th, td {{ text-align: left; padding: .22rem .9rem .22rem 0; font-variant-numeric: tabular-nums; }}
-thead th {{ color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--rule); }}
-.scroll {{ overflow-x: auto; }}
-.confusion {{ font-size: .8rem; }}
-.confusion th {{ font-weight: 400; border: 0; white-space: nowrap; }}
-.confusion td {{ min-width: 1.7rem; height: 1.7rem; padding: 0; text-align: center; }}
-.confusion td.hit {{ background: rgba(var(--first), var(--share)); }}
-.confusion td.miss {{ background: rgba(var(--second), var(--share)); }}
-.confusion td {{ outline: 1px solid var(--rule); }}
-.turned {{ vertical-align: bottom; padding: 0 0 .4rem; }}
-.turned span {{ writing-mode: vertical-rl; transform: rotate(180deg); }}
-.guess .bar {{ width: 14rem; }}
-.guess .bar span {{
-  display: block; height: .8rem; width: calc(var(--share) * 100%);
-  background: rgb(var(--first)); min-width: 1px;
-}}
-audio {{ width: 100%; max-width: 26rem; }}
-pre {{
-  font: .85rem/1.5 ui-monospace, monospace; overflow-x: auto; padding: .8rem 1rem;
-  border: 1px solid var(--rule); border-radius: 6px;
-}}
-summary {{ cursor: pointer; margin: .3rem 0; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    return parts

@@ -82,7 +82,7 @@ class Batch:
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
-    host_lengths: Tensor | None = None
+    host_lengths: Tensor = field(default=None)  # type: ignore[assignment]  # see __post_init__
     """`lengths`, but always on the CPU: whoever needs the numbers need not wait for a device."""
 
     def __post_init__(self) -> None:

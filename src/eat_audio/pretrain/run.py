@@ -3,13 +3,14 @@
 Puts together what the other files make: clips, features, objective, optimiser, loop, checkpoint.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches, whole_patches
@@ -17,12 +18,13 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
 from eat_audio.models import save
-from eat_audio.models.eat import SIZES, EATConfig
+from eat_audio.models.eat import SIZES, EATConfig, EATModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.eat import EATMethod, EATPretraining
+from eat_audio.pretrain.monitor import Monitor, MonitorSettings
 from eat_audio.recipe import Settings
 from eat_audio.train.checkpoint import Run, claim
-from eat_audio.train.distributed import Team, join, share
+from eat_audio.train.distributed import Team, join, share, whole
 from eat_audio.train.log import TrainingLog
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, parameter_groups
@@ -65,6 +67,7 @@ class EATRun(Training, EATMethod):
     encoder: EncoderSettings = EncoderSettings()
     clips: ClipSettings = ClipSettings()
     optim: Optim = Optim()
+    monitor: MonitorSettings = MonitorSettings()
 
     @model_validator(mode="after")
     def _decoder_and_targets_fit(self) -> Self:
@@ -144,6 +147,13 @@ def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
         start = here.begin(resume=resume)
         with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
             guard = CollapseGuard(settings, log)
+            look = looking(settings, objective, log)
+            look(start)
+
+            def tick(done: int) -> None:
+                log.tick(done)
+                look(done)
+
             fit(
                 objective,
                 watched(steps, settings, start, log),
@@ -154,7 +164,7 @@ def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
                 team=team,
                 log=guard.write,
                 say=log.say,
-                tick=log.tick,
+                tick=tick,
                 save=here.save,
             )
         here.finish()
@@ -172,6 +182,35 @@ def training_log(settings: Training, out: Path, title: str, start: int, team: Te
         recipe=settings.model_dump(mode="json"),
         writes=team.leads,
     )
+
+
+def looking(settings: EATRun, objective: EATPretraining, log: TrainingLog) -> Callable[[int], None]:
+    """What looks at the student after a step, if it is time to, and tells the log."""
+    if settings.monitor.data is None:
+        return lambda step: None
+    features, clips = objective.features, settings.clips
+    monitor = Monitor(settings.monitor, features, clips=clips, steps=settings.steps)
+    for sentence in monitor.unreadable:
+        log.skip(sentence)
+
+    def look(step: int) -> None:
+        if not log.looked:
+            log.add(0, monitor(0, objective.student))
+        if monitor.due(step):
+            numbers = monitor(step, in_full(objective.student))
+            log.add(step, numbers)
+            log.say(monitor.sentence(step, numbers))
+
+    return look
+
+
+def in_full(encoder: EATModel) -> EATModel:
+    """An encoder whose weights are whole: itself, or a copy where they are sliced."""
+    if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
+        return encoder
+    copy = EATModel(encoder.config)
+    copy.load_state_dict({name: whole(tensor) for name, tensor in encoder.state_dict().items()})
+    return copy
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -201,9 +240,8 @@ def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:
 def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
     """The batches of a run; the log hears of clips that cannot be read."""
     accumulate = settings.accumulate
-    for batch in training_batches(
-        steps, start=start * accumulate, stop=settings.steps * accumulate
-    ):
+    batches = training_batches(steps, start=start * accumulate, stop=settings.steps * accumulate)
+    for batch in log.waiting(batches):
         for sentence in batch.unreadable:
             log.skip(sentence)
         yield batch
@@ -219,7 +257,7 @@ class CollapseGuard:
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Take the numbers of a step."""
-        self.log.write(step, numbers)
+        self.log.write(step, numbers | {"tau": self.settings.tau.at(step)})
         share = self.settings.utterance_weight * numbers["utterance"] / numbers["loss"]
         spread = numbers["target_spread"]
         if step > self.settings.optim.warmup and spread < COLLAPSED:

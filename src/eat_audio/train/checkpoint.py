@@ -45,9 +45,9 @@ MAY_CHANGE = {
     "clips.workers",
     "device",
     "keep",
-    "log.tensorboard",
-    "log.wandb",
+    "log",
     "log_every",
+    "monitor",
     "parallel",
     "patience",
     "save_every",
@@ -148,7 +148,9 @@ class Run:
         """Refuse to go on with other settings or other data than a run began with."""
         told = self._told()
         then, now = _flat(record.get("recipe", {})), _flat(told["recipe"])
-        for name in sorted((then.keys() | now.keys()) - MAY_CHANGE):
+        for name in sorted(then.keys() | now.keys()):
+            if MAY_CHANGE & {name, name.partition(".")[0]}:
+                continue
             if then.get(name) != now.get(name):
                 raise CheckpointError(
                     f"{self.out}: was begun with {name}={then.get(name)}, "

@@ -60,7 +60,7 @@ class TensorBoard:
     def __init__(self, out: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(
             str(out / "tensorboard"), purge_step=start + 1 if start else None
         )
 
