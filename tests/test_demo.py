@@ -13,10 +13,10 @@ import torch
 
 from eat_audio import demo
 from eat_audio.data.corpora import open_corpus
-from eat_audio.demo_page import Findings
-from eat_audio.drawings import percent
 from eat_audio.errors import DataError, EatError
-from eat_audio.pictures import png
+from eat_audio.report.drawings import percent
+from eat_audio.report.of_demo import Findings
+from eat_audio.report.pictures import png
 
 PRETRAINING = [
     "device=cpu",

@@ -19,7 +19,6 @@ from conftest import ROOT
 from eat_audio import cli
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.drawings import Line, chart, levels, percent, running_mean, short, thinned
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluate import Evaluation
 from eat_audio.finetune import FinetuneRun
@@ -27,6 +26,7 @@ from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.run import EATRun
 from eat_audio.report import read_run, write_report
+from eat_audio.report.drawings import Line, chart, levels, percent, running_mean, short, thinned
 
 PAGE = (ROOT / "docs" / "monitoring.md").read_text()
 EVIL = "<script>alert(1)</script>"

@@ -31,18 +31,18 @@ from eat_audio.data.containers import sound_of
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.manifest import write_csv
-from eat_audio.demo_page import Findings, Guess, render, verdict
-from eat_audio.drawings import percent, with_error
 from eat_audio.errors import AudioError, DataError, EatError
-from eat_audio.exhibits import label_of, masked_clips, readable
 from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
 from eat_audio.masking import hash_id
 from eat_audio.models.eat import EATModel
-from eat_audio.pictures import Example
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrained import find_model
+from eat_audio.report.drawings import percent, with_error
+from eat_audio.report.exhibits import label_of, masked_clips, readable
+from eat_audio.report.of_demo import Findings, Guess, render, verdict
+from eat_audio.report.pictures import Example
 from eat_audio.train.checkpoint import read_json, write_json
 from eat_audio.train.log import read_log
 from eat_audio.vectors import linear_score

@@ -175,7 +175,7 @@ def test_a_process_that_does_not_lead_writes_and_says_nothing(
         told.write(1, {"loss": 1.0})
         told.add(0, {"rank_mean": 1.0})
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
-    assert told.skipped and told.clips_per_second > 0
+    assert told.skipped and told.looked and told.clips_per_second > 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("tensorboard", True), ("wandb", "project")])

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from eat_audio import logmel
@@ -148,7 +148,7 @@ def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
         with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
             guard = CollapseGuard(settings, log)
             look = looking(settings, objective, log)
-            look(start)
+            look(0)
 
             def tick(done: int) -> None:
                 log.tick(done)
@@ -186,7 +186,8 @@ def training_log(settings: Training, out: Path, title: str, start: int, team: Te
 
 def looking(settings: EATRun, objective: EATPretraining, log: TrainingLog) -> Callable[[int], None]:
     """What looks at the student after a step, if it is time to, and tells the log."""
-    if settings.monitor.data is None:
+    in_slices = settings.parallel == "fsdp"  # then all processes have to help
+    if settings.monitor.data is None or not (log.writes or in_slices):
         return lambda step: None
     features, clips = objective.features, settings.clips
     monitor = Monitor(settings.monitor, features, clips=clips, steps=settings.steps)
@@ -208,8 +209,10 @@ def in_full(encoder: EATModel) -> EATModel:
     """An encoder whose weights are whole: itself, or a copy where they are sliced."""
     if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
         return encoder
-    copy = EATModel(encoder.config)
+    with torch.random.fork_rng():  # a look must not change what training draws
+        copy = EATModel(encoder.config)
     copy.load_state_dict({name: whole(tensor) for name, tensor in encoder.state_dict().items()})
+    nn.Module.to(copy, next(encoder.parameters()).device)
     return copy
 
 

@@ -173,8 +173,8 @@ class TrainingLog:
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """A line of its own: what was found out about the model at a step."""
+        self._looked = self._looked or step == 0
         if self.writes:
-            self._looked = self._looked or step == 0
             self._tell(step, numbers)
 
     def skip(self, sentence: str) -> None:

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eat_audio.curves import Log, points
-from eat_audio.drawings import (
+from eat_audio.evaluate import Evaluation
+from eat_audio.probe import Probe
+from eat_audio.report.curves import Log, points
+from eat_audio.report.drawings import (
     Line,
     bars,
     chart,
@@ -15,10 +17,8 @@ from eat_audio.drawings import (
     text,
     with_error,
 )
-from eat_audio.evaluate import Evaluation
-from eat_audio.exhibits import by_class
-from eat_audio.pictures import Example, data_url, masked
-from eat_audio.probe import Probe
+from eat_audio.report.exhibits import by_class
+from eat_audio.report.pictures import Example, data_url, masked
 
 MOST_AUDIO = 1_000_000
 """Bytes of sound that are put into the page."""

@@ -16,11 +16,18 @@ import yaml
 from pydantic import ValidationError
 
 from eat_audio import logmel
-from eat_audio.curves import monitor_charts, points, training_charts
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.rounds import sample
-from eat_audio.drawings import (
+from eat_audio.errors import CheckpointError, EatError
+from eat_audio.evaluate import Evaluation
+from eat_audio.models.eat import EATModel
+from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrained import find_model, load_features
+from eat_audio.probe import labelled
+from eat_audio.report.curves import monitor_charts, points, training_charts
+from eat_audio.report.drawings import (
     missing,
     page,
     percent,
@@ -30,15 +37,8 @@ from eat_audio.drawings import (
     tiles,
     with_error,
 )
-from eat_audio.errors import CheckpointError, EatError
-from eat_audio.evaluate import Evaluation
-from eat_audio.exhibits import by_class, masked_clips, neighbours
-from eat_audio.models.eat import EATModel
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pictures import masked
-from eat_audio.pretrain.run import EATRun
-from eat_audio.pretrained import find_model, load_features
-from eat_audio.probe import labelled
+from eat_audio.report.exhibits import by_class, masked_clips, neighbours
+from eat_audio.report.pictures import masked
 from eat_audio.train.checkpoint import checkpoints, read_json
 from eat_audio.train.log import read_log
 

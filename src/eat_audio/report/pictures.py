@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eat_audio.drawings import figure, percent, svg
 from eat_audio.logmel import HIGHEST, LOWEST
+from eat_audio.report.drawings import figure, percent, svg
 
 PATCH = 16
 SHADES = 63

@@ -8,15 +8,15 @@ from torch import Tensor
 from eat_audio import logmel
 from eat_audio.data.batches import ClipReader, ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.drawings import bars, confusion, percent, text
 from eat_audio.errors import AudioError, EatError
 from eat_audio.evaluate import Evaluation
 from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
 from eat_audio.models.eat import EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pictures import Array, Example, thumbnail
 from eat_audio.pretrain.run import EATRun
 from eat_audio.probe import encode
+from eat_audio.report.drawings import bars, confusion, percent, text
+from eat_audio.report.pictures import Array, Example, thumbnail
 from eat_audio.vectors import directions, nearest
 
 ASKED, ANSWERS = 6, 5

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eat_audio.drawings import SMOOTHED, Line, Points, chart, missing
+from eat_audio.report.drawings import SMOOTHED, Line, Points, chart, missing
 
 Log = Sequence[dict[str, float]]
 """What `read_log` gives."""
