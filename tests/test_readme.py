@@ -5,7 +5,6 @@ Only the length of training is cut, so that the page is tested and not somebody'
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import soundfile
 
 from conftest import ROOT
+from eat_audio import cli
 from eat_audio.data.synthetic import write_corpus
 
 README = (ROOT / "README.md").read_text()
@@ -41,34 +41,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(words: list[str], place: Path) -> str:
-    words = [*words, *shlex.split(EXTRA.get(words[0], ""))]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
-    return done.stdout
-
-
-def test_the_pages_commands_run_in_the_order_of_the_work(place: Path) -> None:
+def test_the_pages_commands_run_in_the_order_of_the_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pre-training first, then what uses its result; on the page the use comes first."""
+    monkeypatch.chdir(place)
     order = ["data", "recipes", "pretrain", "embed", "finetune", "evaluate", "predict"]
     there = commands()
     assert {words[1] for words in there} <= set(order)
     for kind in order:
         for words in there:
             if words[1] == kind:
-                extra = shlex.split(EXTRA.get(kind, ""))
-                said = run(["-m", "eat_audio", *words[1:], *extra], place)
-                assert said.strip(), words
+                monkeypatch.setattr(sys, "argv", [*words, *shlex.split(EXTRA.get(kind, ""))])
+                with pytest.raises(SystemExit) as ended:
+                    cli.main()
+                said = capsys.readouterr()
+                assert ended.value.code == 0, f"{' '.join(words)}\n{said.err}"
+                assert said.out.strip(), words
     assert (place / "vectors.parquet").is_file()
     (python,) = blocks("python")
-    assert "torch.Size" not in run(["-c", python], place)
+    exec(python, {})
+    assert "torch.Size" not in capsys.readouterr().out
     for module in ("runs/tiny/model.safetensors", "runs/mine/evaluation.json"):
         assert (place / module).is_file()
 

@@ -338,15 +338,18 @@ def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
 
     folder = lru_cache(maxsize=4_096)(Path)  # halves the time that a path takes
 
-    def place(n: int) -> Path | str:
-        text = paths[path[n]]
+    def place(number: int) -> Path | str:
+        text = paths[number]
         above, slash, name = text.rpartition("/")
         return text if "://" in text else folder(above or slash) / name
+
+    if len(named["path"].dictionary) * 4 < len(columns):  # shards, of which each holds many clips
+        place = lru_cache(maxsize=None)(place)
 
     def row(n: int) -> Clip:
         return Clip(
             ids[n],
-            place(n),
+            place(path[n]),
             tuple(values[first[n] : first[n + 1]]),
             splits[split[n]],
             start[n],
