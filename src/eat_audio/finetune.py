@@ -128,9 +128,10 @@ class Classification(nn.Module):
         assert labels is not None
         keys = clip_keys(self.settings.seed, batch.epochs, batch.clips, 1)[:, 0]
         if told.roll:
-            shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * batch.lengths).long()
+            lengths = batch.lengths.to(waveforms.device, non_blocking=True)
+            shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
             gain = augment.beta_gain(len(labels), generator)
-            waveforms = augment.roll_and_gain(waveforms, batch.lengths, shift, gain) / 32_768
+            waveforms = augment.roll_and_gain(waveforms, lengths, shift, gain) / 32_768
         spectrogram, frames = self.features.spectrogram(
             waveforms, batch.lengths, frames=self.frames
         )

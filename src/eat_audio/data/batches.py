@@ -71,7 +71,7 @@ class Batch:
     waveforms: Tensor
     """(B, S) int16, mono, 16 kHz; zeros behind the shorter ones."""
     lengths: Tensor
-    """(B,) true samples."""
+    """(B,) true samples, always on the CPU: whoever needs them need not wait for a device."""
     clips: Tensor
     """(B,) int64, a stable number for every clip id."""
     epochs: Tensor
@@ -82,15 +82,9 @@ class Batch:
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
-    host_lengths: Tensor = field(default=None)  # type: ignore[assignment]  # see __post_init__
-    """`lengths`, but always on the CPU: whoever needs the numbers need not wait for a device."""
-
-    def __post_init__(self) -> None:
-        if self.host_lengths is None:
-            self.host_lengths = self.lengths.cpu()
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors, but for `lengths`, on `device`."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -101,7 +95,6 @@ class Batch:
         return replace(
             self,
             waveforms=move(self.waveforms),
-            lengths=move(self.lengths),
             clips=move(self.clips),
             epochs=move(self.epochs),
             labels=None if self.labels is None else move(self.labels),
