@@ -35,6 +35,7 @@ from eat_audio.errors import AudioError, DataError, EatError
 from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
 from eat_audio.masking import hash_id
+from eat_audio.models.base import AudioEncoder
 from eat_audio.models.eat import EATModel
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.run import EATRun
@@ -365,11 +366,12 @@ def _steps(usual: EATRun | FinetuneRun, seconds: float) -> str:
 
 def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) -> probe.Probe:
     """The linear probe of an encoder in a folder, or of what pre-training starts from."""
+    encoder: AudioEncoder
     if place is None:
         torch.manual_seed(settings.seed)
         encoder = EATModel(settings.encoder.config())
     else:
-        encoder = find_model(place, EATModel)
+        encoder = find_model(place, AudioEncoder)
     encoder.to(settings.on())  # type: ignore[arg-type]
     features = pretrain.extractor(train, settings.clips)
     return probe.linear_probe(encoder, features, train, test, settings.clips)

@@ -22,8 +22,8 @@ from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import DataError
-from eat_audio.models.eat import EATForAudioClassification, EATPreTrainedModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.progress import track
 
 Array = NDArray[np.float64]
@@ -71,8 +71,8 @@ class Evaluation:
 
 @torch.inference_mode()
 def listen(
-    model: EATPreTrainedModel,
-    features: EATFeatureExtractor,
+    model: AudioModel,
+    features: AudioFeatureExtractor,
     corpus: Corpus,
     clips: ClipSettings,
     *,
@@ -103,8 +103,8 @@ def listen(
 
 
 def score(
-    model: EATForAudioClassification,
-    features: EATFeatureExtractor,
+    model: AudioClassifier,
+    features: AudioFeatureExtractor,
     corpus: Corpus,
     clips: ClipSettings,
     *,

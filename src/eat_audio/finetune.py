@@ -10,7 +10,7 @@ and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,10 @@ from eat_audio.errors import RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
-from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.base import AudioClassifier, AudioEncoder
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.pretrain.run import EncoderSettings, extractor, part, training_log, watched
-from eat_audio.pretrained import find_model, load_features
+from eat_audio.pretrained import family_of, find_model, load_features
 from eat_audio.recipe import Settings
 from eat_audio.train.checkpoint import Run, claim, fingerprint, write_json
 from eat_audio.train.distributed import Team, join, share
@@ -99,8 +99,8 @@ class Classification(nn.Module):
 
     def __init__(
         self,
-        model: EATForAudioClassification,
-        features: EATFeatureExtractor,
+        model: AudioClassifier,
+        features: AudioFeatureExtractor,
         settings: FinetuneRun,
     ) -> None:
         super().__init__()
@@ -181,28 +181,19 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, 
 
 def start_from(
     place: str | Path | None, settings: FinetuneRun, corpus: Corpus
-) -> tuple[EATForAudioClassification, EATFeatureExtractor]:
+) -> tuple[AudioClassifier, AudioFeatureExtractor]:
     """A classifier for a corpus on a pre-trained encoder, or on a fresh one if `place` is None."""
-    names = dict(enumerate(corpus.label_names))
-    head: dict[str, Any] = {
-        "id2label": names,
-        "label2id": {name: number for number, name in names.items()},
-        "num_classes": len(names),
-        "end_drop_path_rate": settings.drop_path,
-        "pooling": settings.encoder.pooling,
-        "head_norm_eps": 1e-6,
-        "model_variant": "finetune",
-        "problem_type": "multi_label_classification"
-        if corpus.multi_label
-        else "single_label_classification",
-    }
-    if place is None:
-        config = settings.encoder.config()
-        config.update(head)
-        return EATForAudioClassification(config), extractor(corpus, settings.clips)
-    encoder = find_model(place, EATModel)
-    config = EATConfig(**{**encoder.config.to_dict(), **head})
-    model = EATForAudioClassification(config)
+    encoder = None if place is None else find_model(place, AudioEncoder)
+    config = settings.encoder.config() if encoder is None else encoder.config
+    config = config.for_labels(
+        corpus.label_names,
+        several=corpus.multi_label,
+        drop_path=settings.drop_path,
+        pooling=settings.encoder.pooling,
+    )
+    model = family_of(config).classifier(config)
+    if place is None or encoder is None:
+        return model, extractor(corpus, settings.clips)
     model.model.load_state_dict(encoder.model.state_dict(), strict=False)
     features = load_features(place)
     if settings.clips.statistics is not None or features is None:
@@ -300,7 +291,7 @@ def _finetune(
             return Finetuned(out, None)
         if team.ranks > 1:  # what is in memory may be a slice
             team.wait()
-            model = find_model(out, EATForAudioClassification)
+            model = find_model(out, AudioClassifier)
             nn.Module.to(model, settings.on())
         scores = score(model, features, test, settings.clips)
         evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
@@ -347,7 +338,7 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     return corpus.select(*train), corpus.select(*test) if test else None
 
 
-def freeze(model: EATForAudioClassification, blocks: int) -> None:
+def freeze(model: AudioClassifier, blocks: int) -> None:
     """Keep the first blocks, and all that comes before them, as they are."""
     if not blocks:
         return
@@ -365,7 +356,7 @@ LORA_SCALE = 2.0
 """What the additions are multiplied by (peft's lora_alpha / r)."""
 
 
-def adapt(model: EATForAudioClassification, rank: int) -> None:
+def adapt(model: AudioClassifier, rank: int) -> None:
     """Let additions of low rank learn instead of the encoder; the head learns as ever.
 
     Raises:

@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig
 
 from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio, to_int16
 from eat_audio.data.batches import ClipSettings
@@ -25,9 +26,9 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.logmel import FRAME, HOP, INT16_SCALE, PATCH_FRAMES
-from eat_audio.models.eat import EATConfig, EATForAudioClassification
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrained import Model, find_model, load_features, on_disk
+from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
+from eat_audio.pretrained import find_model, front_end, on_disk
 from eat_audio.progress import track
 from eat_audio.train.loop import Training
 
@@ -39,7 +40,6 @@ __all__ = [
     "evaluate_model",
     "find_model",
     "load",
-    "load_features",
     "predict_files",
 ]
 
@@ -48,6 +48,7 @@ Sound = str | Path | Tensor | NDArray[Any]
 """A file, or a mono waveform (samples,) at 16 kHz: floats in [-1, 1], or int16."""
 Level = Literal["clip", "frame", "patch"]
 T = TypeVar("T")
+M = TypeVar("M", bound=AudioModel)
 
 COLUMN_SAMPLES = PATCH_FRAMES * HOP
 COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
@@ -84,15 +85,16 @@ class Prediction:
 def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Listener":
     """A model ready to hear: see `find_model` for places and errors.
 
-    Without a front end beside the weights (released files have none) it is that of AudioSet.
+    Without a front end beside the weights (released files have none) it is the method's own for
+    AudioSet.
     """
     here = on_disk(place)
-    features = load_features(here) or EATFeatureExtractor()
-    return Listener(_moved(find_model(here), device), features, overlap=overlap)
+    model = find_model(here)
+    return Listener(_moved(model, device), front_end(here, model), overlap=overlap)
 
 
-def _moved(model: Model, device: str) -> Model:
-    model.to(Training(device=device).on())  # type: ignore[arg-type]
+def _moved(model: M, device: str) -> M:
+    nn.Module.to(model, Training(device=device).on())
     return model
 
 
@@ -113,8 +115,8 @@ class Listener:
 
     def __init__(
         self,
-        model: Model,
-        features: EATFeatureExtractor,
+        model: AudioModel,
+        features: AudioFeatureExtractor,
         *,
         window: float = WINDOW_SECONDS,
         overlap: float = 0.0,
@@ -180,7 +182,7 @@ class Listener:
         self, sounds: Iterable[Sound], top_k: int = 12, *, batch: int = 8
     ) -> Iterator[list[Prediction] | AudioError]:
         """The likeliest labels of many sounds, in order, or what is wrong with them."""
-        if not isinstance(self.model, EATForAudioClassification):
+        if not isinstance(self.model, AudioClassifier):
             raise CheckpointError(
                 "the model is an encoder without a classifier; eat finetune teaches it labels"
             )
@@ -306,8 +308,8 @@ def evaluate_model(
         EatError: The model is no classifier, or the clips have no labels, or others.
     """
     here = on_disk(place)
-    model = find_model(here, EATForAudioClassification)
-    features = load_features(here) or EATFeatureExtractor()
+    model = find_model(here, AudioClassifier)
+    features = front_end(here, model)
     listener = Listener(_moved(model, device), features)
 
     corpus = open_corpus(data)
@@ -356,7 +358,7 @@ def middles(columns: int) -> Array:
     return (np.arange(columns, dtype=np.float32) + np.float32(0.5)) * np.float32(COLUMN_SECONDS)
 
 
-def several_labels(config: EATConfig) -> bool:
+def several_labels(config: PreTrainedConfig) -> bool:
     """Whether a classifier gives several labels per clip; if it does not say: those of AudioSet."""
     if config.problem_type is None:
         return config.num_labels == AUDIOSET_CLASSES
@@ -389,14 +391,12 @@ Hear = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
 """(model, spectrogram, mask) -> what is wanted of it, a row per window."""
 
 
-def _clip_and_patches(model: Model, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+def _clip_and_patches(model: AudioModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
     heard = model.features(x, mask)
     return heard.clip, heard.patches
 
 
-def _probabilities(
-    model: EATForAudioClassification, x: Tensor, mask: Tensor | None
-) -> tuple[Tensor, ...]:
+def _probabilities(model: AudioClassifier, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
     logits = model(x, mask).logits.float()
     return (logits.sigmoid() if several_labels(model.config) else logits.softmax(dim=1),)
 

@@ -9,22 +9,22 @@ import inspect
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from eat_audio.errors import CheckpointError, DataError
 from eat_audio.logmel import Statistics
-from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models import Family, families
+from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.train.checkpoint import model_folder, read_json
 from eat_audio.weights import load_fairseq
 
-Model = EATModel | EATForAudioClassification
-Kind = type[EATModel] | type[EATForAudioClassification]
-M = TypeVar("M", EATModel, EATForAudioClassification)
+M = TypeVar("M", AudioEncoder, AudioClassifier)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 HUB_FILES = [
@@ -33,11 +33,8 @@ HUB_FILES = [
     "model*.safetensors",
     "model.safetensors.index.json",
 ]
-SETTINGS = {
-    *inspect.signature(EATConfig).parameters,
-    *("architectures", "problem_type", "num_labels", "id2label", "label2id", "max_length"),
-}
-"""What is taken from a `config.json`."""
+ALWAYS = {"architectures", "problem_type", "num_labels", "id2label", "label2id", "max_length"}
+"""What is taken from any `config.json`, beside the settings that its method knows."""
 LARGEST = 100_000
 """No number that describes a model is larger."""
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
@@ -46,10 +43,12 @@ WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 @overload
 def find_model(place: str | Path, kind: type[M]) -> M: ...
 @overload
-def find_model(place: str | Path, kind: None = None) -> Model: ...
+def find_model(place: str | Path, kind: None = None) -> AudioEncoder | AudioClassifier: ...
 
 
-def find_model(place: str | Path, kind: type[Any] | None = None) -> Model:
+def find_model(
+    place: str | Path, kind: type[AudioModel] | None = None
+) -> AudioEncoder | AudioClassifier:
     """Load a model, strictly and without running anything that lies beside its weights.
 
     Args:
@@ -70,19 +69,45 @@ def find_model(place: str | Path, kind: type[Any] | None = None) -> Model:
             released = load_fairseq(here)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{here}: is no released EAT file ({_line(error)})") from error
-        return _fill(here, kind or type(released), released.config, released.state_dict())
+        classifies = isinstance(released, AudioClassifier)
+        return _fill(
+            here, _wanted(kind, released.config, classifies), released.config, released.state_dict()
+        )
 
     folder, files = _weight_files(here)
     shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
     config = _config(folder)
-    if kind is None:
-        told = "EATForAudioClassification" in str(config.architectures)
-        kind = EATForAudioClassification if told or "model.head.weight" in shapes else EATModel
-    _fill(here, kind, config, {name: torch.empty(s, device="meta") for name, s in shapes.items()})
-    return _fill(here, kind, config, _tensors(files))
+    classifies = family_of(config).classifier.__name__ in str(config.architectures)
+    wanted = _wanted(kind, config, classifies or "model.head.weight" in shapes)
+    hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    _fill(here, wanted, config, hollow)
+    return _fill(here, wanted, config, _tensors(files))
 
 
-def load_features(place: str | Path) -> EATFeatureExtractor | None:
+def family_of(config: PreTrainedConfig) -> Family:
+    """The classes of the method that a configuration belongs to."""
+    return families()[config.model_type]
+
+
+def _wanted(
+    kind: type[AudioModel] | None, config: PreTrainedConfig, classifies: bool
+) -> type[AudioEncoder] | type[AudioClassifier]:
+    """The method's own class for the kind that is wanted, or that is there."""
+    classifier = classifies if kind is None else issubclass(kind, AudioClassifier)
+    family = family_of(config)
+    return family.classifier if classifier else family.encoder
+
+
+def front_end(place: str | Path, model: AudioModel) -> AudioFeatureExtractor:
+    """The front end that lies beside a model, or its method's own for AudioSet.
+
+    Raises:
+        CheckpointError: It cannot be read, or belongs to another kind of model.
+    """
+    return load_features(place) or family_of(model.config).features()
+
+
+def load_features(place: str | Path) -> AudioFeatureExtractor | None:
     """The front end that lies beside a model; None where there is none, as in `.pt` files.
 
     Raises:
@@ -93,15 +118,17 @@ def load_features(place: str | Path) -> EATFeatureExtractor | None:
         if here.suffix != ".safetensors":
             return None
         here = here.parent
-    path = model_folder(here) / "preprocessor_config.json"
+    folder = model_folder(here)
+    path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
     told = read_json(path)
-    kind = EATFeatureExtractor.__name__
-    if not isinstance(told, dict) or told.get("feature_extractor_type", kind) != kind:
-        raise CheckpointError(f"{path}: describes another front end; expected {kind}")
+    kind = family_of(_config(folder)).features
+    found = told.get("feature_extractor_type") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or found not in (None, kind.__name__):
+        raise CheckpointError(f"{path}: describes another front end; expected {kind.__name__}")
     try:
-        features: EATFeatureExtractor = EATFeatureExtractor.from_dict(told)  # type: ignore[assignment]
+        features: AudioFeatureExtractor = kind.from_dict(told)  # type: ignore[assignment]
         Statistics(features.mean, features.std)
     except (TypeError, ValueError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be used ({_line(error)})") from error
@@ -163,31 +190,39 @@ def _tensors(files: list[Path]) -> dict[str, Tensor]:
     return state
 
 
-def _config(folder: Path) -> EATConfig:
+def _config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     told = read_json(path)
     found = told.get("model_type") if isinstance(told, dict) else None
-    if found != EATConfig.model_type:
-        raise CheckpointError(f"{path}: model_type is {found!r}; expected {EATConfig.model_type!r}")
+    if not isinstance(found, str) or found not in families():
+        methods = " or ".join(repr(name) for name in families())
+        raise CheckpointError(f"{path}: model_type is {found!r}; expected {methods}")
     # Nothing else of it counts: other settings of transformers may name code to be fetched.
-    known = {name: value for name, value in told.items() if name in SETTINGS}
+    kind = families()[found].config
+    settings = ALWAYS | set(inspect.signature(kind).parameters)
+    known = {name: value for name, value in told.items() if name in settings}
     if max((n for n in known.values() if isinstance(n, int)), default=0) > LARGEST:
-        raise CheckpointError(f"{path}: describes no EAT model (a number beyond {LARGEST})")
+        raise CheckpointError(f"{path}: describes no model (a number beyond {LARGEST})")
     try:
-        return EATConfig(**known)
+        return kind(**known)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(f"{path}: describes no EAT model ({_line(error)})") from error
+        raise CheckpointError(f"{path}: describes no {found} model ({_line(error)})") from error
 
 
-def _fill(place: Path, kind: Kind, config: EATConfig, state: dict[str, Tensor]) -> Model:
+def _fill(
+    place: Path,
+    kind: type[AudioEncoder] | type[AudioClassifier],
+    config: PreTrainedConfig,
+    state: dict[str, Tensor],
+) -> AudioEncoder | AudioClassifier:
     """A model of exactly these tensors, copied; a dry run if they are on the meta device."""
     try:
-        if config.depth > len(state):
-            raise ValueError(f"{config.depth} blocks of {len(state)} tensors")
+        if config.num_hidden_layers > len(state):
+            raise ValueError(f"{config.num_hidden_layers} blocks of {len(state)} tensors")
         with torch.device("meta"):
             model = kind(config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{place}: describes no EAT model ({_line(error)})") from error
+        raise CheckpointError(f"{place}: describes no such model ({_line(error)})") from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     ignored = re.compile("|".join(kind._keys_to_ignore_on_load_unexpected or ["$^"]))
     state = {n: tensor for n, tensor in state.items() if n in expected or not ignored.search(n)}

@@ -21,10 +21,10 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.rounds import Rounds, rounds, sample
 from eat_audio.errors import DataError
 from eat_audio.evaluate import listen
-from eat_audio.models.eat import EATModel, EATPreTrainedModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.base import AudioEncoder, AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.models.layers import masked_mean
-from eat_audio.pretrained import find_model, load_features, on_disk
+from eat_audio.pretrained import find_model, front_end, on_disk
 from eat_audio.vectors import (
     Array,
     chance,
@@ -63,8 +63,8 @@ class Vectors:
 
 
 def clip_vectors(
-    model: EATPreTrainedModel,
-    features: EATFeatureExtractor,
+    model: AudioModel,
+    features: AudioFeatureExtractor,
     corpus: Corpus,
     clips: ClipSettings,
     *,
@@ -81,8 +81,8 @@ def clip_vectors(
 
 @torch.inference_mode()
 def _hear(
-    models: Sequence[EATPreTrainedModel],
-    features: EATFeatureExtractor,
+    models: Sequence[AudioModel],
+    features: AudioFeatureExtractor,
     corpus: Corpus,
     clips: ClipSettings,
     *,
@@ -115,12 +115,11 @@ def _hear(
     return found, _array(pooled)
 
 
-def encode(
-    model: EATPreTrainedModel, spectrogram: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def encode(model: AudioModel, spectrogram: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """CLS (B, D) and the mean of the real patches (B, D), float32."""
-    token, patches, _, real = model.encode(spectrogram, mask)
-    return token.float(), masked_mean(patches, real).float()
+    heard = model.encode(spectrogram, mask)
+    assert heard.cls is not None
+    return heard.cls.float(), masked_mean(heard.patches, heard.real).float()
 
 
 def log_mel_statistics(
@@ -164,8 +163,8 @@ class Probe:
 
 
 def linear_probe(
-    model: EATPreTrainedModel,
-    features: EATFeatureExtractor,
+    model: AudioModel,
+    features: AudioFeatureExtractor,
     train: Corpus,
     test: Corpus,
     clips: ClipSettings,
@@ -251,8 +250,8 @@ def compare(
     corpus = labelled(data)
     corpus = corpus if most is None else sample(corpus, most)
     here = on_disk(place)
-    features = load_features(here) or EATFeatureExtractor()
-    models = [find_model(here, EATModel)]
+    models = [find_model(here, AudioEncoder)]
+    features = front_end(here, models[0])
     models += [random_like(models[0], seed) for seed in range(seeds)]
     heard, pooled = _hear(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
@@ -302,11 +301,11 @@ def labelled(data: str | Path) -> Corpus:
     return corpus
 
 
-def random_like(model: EATModel, seed: int) -> EATModel:
+def random_like(model: AudioEncoder, seed: int) -> AudioEncoder:
     """An encoder of the same shape with fresh random weights; torch's own draws go on as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EATModel(model.config).eval()
+        return type(model)(model.config).eval()
 
 
 def _scores(

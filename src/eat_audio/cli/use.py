@@ -115,12 +115,15 @@ def inspect(
 
 def _inspected(place: str) -> dict[str, Any]:
     """What a place says about its model, by name; groups are mappings, what is absent is None."""
-    from eat_audio.models.eat import SIZES, EATForAudioClassification, EATModel
+    from eat_audio.models.base import AudioClassifier, AudioEncoder
+    from eat_audio.models.eat import SIZES
     from eat_audio.pretrained import find_model, load_features, on_disk
     from eat_audio.train.checkpoint import checkpoints, fingerprint, model_folder
 
     model, features = find_model(place), load_features(place)
-    encoder = find_model(place, EATModel)  # without a classifier: comparable with where it began
+    encoder = find_model(
+        place, AudioEncoder
+    )  # comparable with where it began
     here = on_disk(place)
     folder = here.parent if here.is_file() else model_folder(here)
     record = _record(folder)
@@ -128,7 +131,7 @@ def _inspected(place: str) -> dict[str, Any]:
         record |= {"step": _record(saved[-1]).get("step")}
     origin = record.get("origin")
     shape = {name: getattr(model.config, name) for name in ("embed_dim", "depth", "num_heads")}
-    classifies = isinstance(model, EATForAudioClassification)
+    classifies = isinstance(model, AudioClassifier)
     return {
         "kind": "classifier" if classifies else "encoder",
         "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",

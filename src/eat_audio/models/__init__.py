@@ -1,11 +1,37 @@
 """What survives pre-training: encoders, classifiers and feature extractors, Hugging Face native."""
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
+    from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+
+    from eat_audio.models.base import AudioClassifier, AudioEncoder
+    from eat_audio.models.features import AudioFeatureExtractor
+
+
+@dataclass(frozen=True)
+class Family:
+    """The four classes of a method, as transformers wants them."""
+
+    config: "type[PreTrainedConfig]"
+    encoder: "type[AudioEncoder]"
+    classifier: "type[AudioClassifier]"
+    features: "type[AudioFeatureExtractor]"
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every method's classes by its `model_type`."""
+    from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
+    from eat_audio.models.features import EATFeatureExtractor
+
+    return {
+        "eat": Family(EATConfig, EATModel, EATForAudioClassification, EATFeatureExtractor),
+    }
 
 
 def register() -> None:
@@ -17,13 +43,11 @@ def register() -> None:
         AutoModelForAudioClassification,
     )
 
-    from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-    from eat_audio.models.features import EATFeatureExtractor
-
-    AutoConfig.register("eat", EATConfig, exist_ok=True)
-    AutoModel.register(EATConfig, EATModel, exist_ok=True)
-    AutoModelForAudioClassification.register(EATConfig, EATForAudioClassification, exist_ok=True)
-    AutoFeatureExtractor.register(EATConfig, EATFeatureExtractor, exist_ok=True)
+    for name, family in families().items():
+        AutoConfig.register(name, family.config, exist_ok=True)
+        AutoModel.register(family.config, family.encoder, exist_ok=True)
+        AutoModelForAudioClassification.register(family.config, family.classifier, exist_ok=True)
+        AutoFeatureExtractor.register(family.config, family.features, exist_ok=True)
 
 
 def save(

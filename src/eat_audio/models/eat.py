@@ -9,17 +9,17 @@ What survives pre-training. Parameters carry the names of the released checkpoin
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
+from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel, Encoded
 from eat_audio.models.layers import (
     MLP,
     Attention,
@@ -141,26 +141,27 @@ class EATConfig(PreTrainedConfig):
         if self.in_chans != 1 or self.stride != self.patch_size:
             raise ValueError("only one channel and patches side by side (stride = patch_size)")
 
+    def for_labels(
+        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
+    ) -> "EATConfig":
+        """The same encoder with a classifier of these labels, `several` or one of them a clip."""
+        kind = "multi_label" if several else "single_label"
+        head = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "num_classes": len(names),
+            "end_drop_path_rate": drop_path,
+            "pooling": pooling,
+            "head_norm_eps": 1e-6,
+            "model_variant": "finetune",
+            "problem_type": f"{kind}_classification",
+        }
+        return type(self)(**{**self.to_dict(), **head})
+
     @classmethod
     def named(cls, size: str, **changes: Any) -> "EATConfig":
         """One of the usual sizes: tiny, small, base or large."""
         return cls(**{**SIZES[size], **changes})
-
-
-@dataclass(frozen=True)
-class Features:
-    """What an encoder hears in a batch of clips, by level."""
-
-    clip: Tensor
-    """(B, D): one vector per clip."""
-    frames: Tensor
-    """(B, T', D): one vector per 160 ms, the mean over frequency."""
-    patches: Tensor
-    """(B, T', F', D): one vector per 160 ms and 16 mel bins."""
-    real: Tensor
-    """(B, T'): False where a clip has ended and its batch goes on."""
-    seconds: Tensor
-    """(T',): the middle of every column, from the start of the clip."""
 
 
 class Block(GradientCheckpointingLayer):
@@ -272,10 +273,6 @@ class EATClassifier(EATEncoder):
         self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
 
-    def classify(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
-        """Logits (B, classes)."""
-        return self.head(self.fc_norm(self.pool(cls, patches, real)))
-
 
 def patch_mask(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
     """Which frames are real (B, T) -> which patches are (B, N): those that begin before the end."""
@@ -285,16 +282,11 @@ def patch_mask(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor |
     return real.repeat_interleave(rows, dim=1)
 
 
-class EATPreTrainedModel(PreTrainedModel):
-    """What all EAT models share with Hugging Face: how to initialise, what to ignore."""
+class EATPreTrainedModel(AudioModel):
+    """What all EAT models share: how to initialise, what to ignore, how to encode."""
 
     config_class = EATConfig
     config: EATConfig
-    base_model_prefix = "model"
-    main_input_name = "input_values"
-    input_modalities = ["audio"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = ["Block"]
     _keys_to_ignore_on_load_unexpected = [r"fixed_positional_encoder\.positions"]
 
@@ -318,22 +310,15 @@ class EATPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def grid(self, input_values: Tensor) -> tuple[int, int]:
-        """How many columns (time) and rows (frequency) of patches an input has."""
-        side = self.config.patch_size
-        return input_values.shape[-2] // side, input_values.shape[-1] // side
-
-    def encode(
-        self, input_values: Tensor, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
-        """CLS (B, D), patches (B, N, D), all layers' tokens, and which patches are real (B, N)."""
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         encoder = cast(EATEncoder, self.model)
         real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
         cls, patches, states, _ = encoder(encoder.embed(input_values), real)
-        return cls, patches, states, real
+        return Encoded(encoder.pool(cls, patches, real), cls, patches, states, real)
 
 
-class EATModel(EATPreTrainedModel):
+class EATModel(EATPreTrainedModel, AudioEncoder):
     """The encoder: normalised log-mel in, one vector per clip and per patch out."""
 
     _keys_to_ignore_on_load_unexpected = [
@@ -346,42 +331,8 @@ class EATModel(EATPreTrainedModel):
         self.model = EATEncoder(config)
         self.post_init()
 
-    def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
-        """Encode a batch.
 
-        Args:
-            input_values: Normalised log-mel (B, T, 128), T a multiple of 16.
-            attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
-            output_hidden_states: Also return the tokens before every block and after the last.
-            return_dict: Whether to return an object (default) or a tuple.
-            **kwargs: Ignored, for callers that pass what other models need.
-
-        Returns:
-            `last_hidden_state` (B, 1 + N, D) with the CLS token first; `pooler_output` (B, D).
-        """
-        cls, patches, states, real = self.encode(input_values, attention_mask)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states[-1],
-            pooler_output=self.model.pool(cls, patches, real),
-            hidden_states=tuple(states) if output_hidden_states else None,
-        )
-        return output if return_dict is not False else output.to_tuple()
-
-    def features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
-        """The same batch by level: clip, frames (with their times) and patches."""
-        return features_of(self, *self.encode(input_values, attention_mask), input_values)
-
-
-class EATForAudioClassification(EATPreTrainedModel):
+class EATForAudioClassification(EATPreTrainedModel, AudioClassifier):
     """Encoder and classifier: normalised log-mel in, logits out."""
 
     def __init__(self, config: EATConfig) -> None:
@@ -389,72 +340,6 @@ class EATForAudioClassification(EATPreTrainedModel):
         self.model = EATClassifier(config)
         self.post_init()
 
-    def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Classify a batch.
-
-        Args:
-            input_values: Normalised log-mel (B, T, 128), T a multiple of 16.
-            attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
-            labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time.
-            output_hidden_states: Also return the tokens before every block and after the last.
-            return_dict: Whether to return an object (default) or a tuple.
-            **kwargs: Ignored, for callers that pass what other models need.
-
-        Returns:
-            `logits` (B, classes) and, with labels, `loss`.
-        """
-        cls, patches, states, real = self.encode(input_values, attention_mask)
-        logits = self.model.classify(cls, patches, real)
-        loss = None
-        if labels is not None:
-            several = labels.ndim == 2
-            loss = (
-                F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-                if several
-                else F.cross_entropy(logits, labels)
-            )
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        output = SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=tuple(states) if output_hidden_states else None,
-        )
-        return output if return_dict is not False else output.to_tuple()
-
-    def features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
-        """What the fine-tuned encoder hears, by level: clip, frames, patches."""
-        return features_of(self, *self.encode(input_values, attention_mask), input_values)
-
-
-def features_of(
-    model: EATPreTrainedModel,
-    cls: Tensor,
-    patches: Tensor,
-    states: list[Tensor],
-    real: Tensor | None,
-    input_values: Tensor,
-) -> Features:
-    """Lay encoded patches out on their grid and average them by level."""
-    columns, rows = model.grid(input_values)
-    grid = patches.unflatten(1, (columns, rows))
-    if real is None:
-        here = grid.new_ones(len(grid), columns, dtype=torch.bool)
-    else:
-        here = real.view(-1, columns, rows)[..., 0]
-    seconds = (torch.arange(columns, device=grid.device) + 0.5) * model.config.patch_size * 0.01
-    return Features(
-        clip=cast(EATEncoder, model.model).pool(cls, patches, real),
-        frames=grid.mean(dim=2),
-        patches=grid,
-        real=here,
-        seconds=seconds,
-    )
+    def logits(self, encoded: Encoded) -> Tensor:
+        """What the head says of encoded clips: (B, classes)."""
+        return self.model.head(self.model.fc_norm(encoded.clip))

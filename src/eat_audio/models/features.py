@@ -19,14 +19,14 @@ from eat_audio.errors import AudioError
 Waveform = np.ndarray | Tensor | Sequence[float]
 
 
-class EATFeatureExtractor(SequenceFeatureExtractor):
+class AudioFeatureExtractor(SequenceFeatureExtractor):
     """Normalised log-mel spectrograms, padded together, with a mask of what is real.
 
     Args:
-        mean: Mean of the corpus' log-mel values (AudioSet: -4.268).
-        std: Their standard deviation (AudioSet: 4.569); values become (x - mean) / (2 std).
-        released_padding: Pad before normalising, as the released code does (+0.467 with
-            AudioSet's statistics, and nobody is told); False pads with 0 after normalising.
+        mean: Mean of the corpus' log-mel values.
+        std: Their standard deviation; values become (x - mean) / (2 std).
+        released_padding: Treat padding as the method's released code does, so that a clip's result
+            depends on how much of it there is; False: padding changes nothing.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -51,23 +51,14 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
     ) -> tuple[Tensor, Tensor]:
         """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
 
-        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
-        decides, rounded up to whole patches.
+        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip decides;
+        T is a multiple of 16.
         """
-        return logmel.spectrogram(
-            waveforms,
-            lengths,
-            logmel.Statistics(self.mean, self.std),
-            frames=frames,
-            released_padding=self.released_padding,
-        )
+        raise NotImplementedError
 
     def mask(self, spectrogram: Tensor, frames: Tensor) -> Tensor | None:
-        """Which frames of (B, T, 128) the encoder may listen to: (B, T), or None for all.
-
-        With `released_padding` the released code listens to everything, padding included.
-        """
-        if self.released_padding or bool((frames >= spectrogram.shape[1]).all()):
+        """Which frames of (B, T, 128) the encoder may listen to: (B, T), or None for all."""
+        if bool((frames >= spectrogram.shape[1]).all()):
             return None
         return torch.arange(spectrogram.shape[1], device=frames.device) < frames[:, None]
 
@@ -115,6 +106,34 @@ class EATFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors == "np":
             return BatchFeature({name: value.numpy() for name, value in inputs.items()})
         return BatchFeature(inputs)
+
+
+class EATFeatureExtractor(AudioFeatureExtractor):
+    """The front end of EAT.
+
+    `released_padding` pads before normalising, as the released code does (+0.467 with AudioSet's
+    statistics, and nobody is told); otherwise it is 0, after normalising, and masked.
+    """
+
+    def spectrogram(
+        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
+
+        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
+        decides, rounded up to whole patches.
+        """
+        return logmel.spectrogram(
+            waveforms,
+            lengths,
+            logmel.Statistics(self.mean, self.std),
+            frames=frames,
+            released_padding=self.released_padding,
+        )
+
+    def mask(self, spectrogram: Tensor, frames: Tensor) -> Tensor | None:
+        """Which frames the encoder may listen to; with `released_padding` all, as released."""
+        return None if self.released_padding else super().mask(spectrogram, frames)
 
 
 def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from eat_audio.data.batches import ClipSettings, ordered_batches
 from eat_audio.data.rounds import rounds, sample
 from eat_audio.errors import DataError
-from eat_audio.models.eat import EATPreTrainedModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.base import AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.probe import encode, labelled
 from eat_audio.recipe import Settings
 from eat_audio.vectors import (
@@ -68,7 +68,7 @@ class Monitor:
     def __init__(
         self,
         settings: MonitorSettings,
-        features: EATFeatureExtractor,
+        features: AudioFeatureExtractor,
         *,
         clips: ClipSettings,
         steps: int,
@@ -102,7 +102,7 @@ class Monitor:
         """Whether to look after this step; at step 0 the caller knows whether it has been done."""
         return step > 0 and (step % self.settings.every == 0 or step == self.steps)
 
-    def __call__(self, step: int, encoder: EATPreTrainedModel) -> dict[str, float]:
+    def __call__(self, step: int, encoder: AudioModel) -> dict[str, float]:
         """Look at an encoder, on the device where it is.
 
         Args:

@@ -21,7 +21,7 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.data.rounds import sample
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluate import Evaluation
-from eat_audio.models.eat import EATModel
+from eat_audio.models.base import AudioEncoder
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrained import find_model, load_features
@@ -326,7 +326,7 @@ def _neighbours(told: Told) -> list[str]:
         return [missing("Not shown: the run does not say where its clips are.")]
     try:
         corpus = sample(labelled(place), MOST_EMBEDDED)
-        encoder = find_model(told.place, EATModel)
+        encoder = find_model(told.place, AudioEncoder)
         features = load_features(told.place) or _features(told)
         return neighbours(encoder, features, corpus, ClipSettings(seconds=seconds or 10.24))
     except EatError as error:

@@ -11,8 +11,8 @@ from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.errors import AudioError, EatError
 from eat_audio.evaluate import Evaluation
 from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
-from eat_audio.models.eat import EATModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.base import AudioModel
+from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.pretrain.run import EATRun
 from eat_audio.probe import encode
 from eat_audio.report.drawings import bars, confusion, percent, text
@@ -57,7 +57,7 @@ def by_class(evaluation: Evaluation) -> str:
 
 
 def masked_clips(
-    corpus: Corpus, settings: EATRun, features: EATFeatureExtractor
+    corpus: Corpus, settings: EATRun, features: AudioFeatureExtractor
 ) -> Iterator[Example]:
     """Clips that can be read, each with a mask."""
     for clip, waveform in readable(corpus, settings.clips.seconds):
@@ -80,7 +80,7 @@ def example(
     waveform: Tensor,
     corpus: Corpus,
     settings: EATRun,
-    features: EATFeatureExtractor,
+    features: AudioFeatureExtractor,
 ) -> Example:
     """A clip and the first mask that pre-training draws for it."""
     frames = whole_patches(settings.clips.seconds)
@@ -114,7 +114,7 @@ def label_of(clip: Clip, corpus: Corpus) -> str:
 
 
 def neighbours(
-    encoder: EATModel, features: EATFeatureExtractor, corpus: Corpus, heard: ClipSettings
+    encoder: AudioModel, features: AudioFeatureExtractor, corpus: Corpus, heard: ClipSettings
 ) -> list[str]:
     """A few labelled clips, each beside those that the encoder takes for most alike.
 
@@ -148,7 +148,7 @@ def neighbours(
 
 @torch.no_grad()
 def _embedded(
-    encoder: EATModel, features: EATFeatureExtractor, corpus: Corpus, heard: ClipSettings
+    encoder: AudioModel, features: AudioFeatureExtractor, corpus: Corpus, heard: ClipSettings
 ) -> tuple[list[Clip], list[Array], Array]:
     """The clips that can be read, their spectrograms (T, F), and their directions (clips, D)."""
     by_id = {clip.id: clip for clip in corpus.clips}
