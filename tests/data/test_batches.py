@@ -94,7 +94,7 @@ def test_ranks_share_a_step_without_overlap(corpus: Corpus) -> None:
 
 
 def test_a_clip_that_cannot_be_read_is_replaced_and_named(corpus: Corpus) -> None:
-    corpus.clips[2].path.write_bytes(b"not audio")
+    Path(corpus.clips[2].path).write_bytes(b"not audio")
     batches = take(corpus, stop=7)
     assert all(len(batch.ids) == 3 for batch in batches)
     named = [sentence for batch in batches for sentence in batch.unreadable]
@@ -103,13 +103,13 @@ def test_a_clip_that_cannot_be_read_is_replaced_and_named(corpus: Corpus) -> Non
 
 def test_a_corpus_without_a_readable_clip_ends_the_run_in_one_sentence(corpus: Corpus) -> None:
     for clip in corpus.clips:
-        clip.path.unlink()
+        Path(clip.path).unlink()
     with pytest.raises(DataError, match="not one of its clips can be read"):
         take(corpus)
 
 
 def test_testing_hears_every_clip_once_from_its_beginning(corpus: Corpus) -> None:
-    corpus.clips[0].path.unlink()
+    Path(corpus.clips[0].path).unlink()
     settings = ClipSettings(seconds=0.5, test_seconds=1.0)
     batches = list(ordered_batches(corpus, settings, batch=4))
     assert [name for batch in batches for name in batch.ids] == [c.id for c in corpus.clips[1:]]

@@ -99,14 +99,14 @@ def test_a_relative_root_starts_at_the_manifest_not_at_the_working_directory(tmp
     path = manifest(tmp_path / "lists", "../sounds\na.wav\t1\n")
     monkeypatch.chdir("/")
     (clip,) = read_tsv(path).clips
-    assert clip.path.resolve() == tmp_path / "sounds" / "a.wav"
+    assert Path(clip.path).resolve() == tmp_path / "sounds" / "a.wav"
 
 
 def test_an_absolute_root_is_taken_as_it_is(tmp_path):
     path = manifest(tmp_path / "lists", f"{tmp_path}\nx/a.wav\t1\n{tmp_path}/x/b.wav\t1\n")
     assert [clip.path for clip in read_tsv(path).clips] == [
-        tmp_path / "x" / "a.wav",
-        tmp_path / "x" / "b.wav",
+        str(tmp_path / "x" / "a.wav"),
+        str(tmp_path / "x" / "b.wav"),
     ]
 
 

@@ -379,4 +379,4 @@ def _clips(root: Path, matched: Iterable[tuple[Row, str]]) -> Iterator[Clip]:
         start, seconds = 0.0, None
         if row.segment and not starts:
             start, seconds = row.segment[0], row.segment[1] - row.segment[0]
-        yield Clip(clip_id, root / name, row.labels, row.split, start, seconds)
+        yield Clip(clip_id, str(root / name), row.labels, row.split, start, seconds)

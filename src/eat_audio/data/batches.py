@@ -193,7 +193,7 @@ class Steps(Dataset[Batch]):
         epoch, place = divmod(position, self.epoch_clips)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.order(epoch).numpy())
-        return self.corpus.clips[int(self._epoch[1][place])]
+        return self.corpus.clips[self._epoch[1].item(place)]
 
     def order(self, epoch: int) -> Tensor:
         """The numbers of the clips of an epoch, in their order: (epoch_clips,), int64."""

@@ -120,7 +120,7 @@ def esc50(root: str | Path) -> Corpus:
         if inside is None:
             raise DataError(f"{table_path} line {line}: {row['filename']!r} is not below audio/")
         path = Path(root) / "audio" / inside
-        clips.append(Clip(inside, path, (numbers[int(row["target"])],), row["fold"].strip()))
+        clips.append(Clip(inside, str(path), (numbers[int(row["target"])],), row["fold"].strip()))
     return Corpus(
         name=f"esc{len(categories)}",
         clips=named_by_stem(clips),
@@ -211,7 +211,7 @@ def unlabelled(place: str | Path) -> Corpus:
     """
     place = Path(place)
     if os.path.isfile(place):
-        return Corpus(place.stem, (Clip(place.stem, place),))
+        return Corpus(place.stem, (Clip(place.stem, str(place)),))
     paths = audio_below(place)
     if not paths:
         raise DataError(f"{place}: no audio files ({_suffixes()}) in this folder or below")
@@ -335,7 +335,8 @@ def _clips(root: Path, paths: list[PurePath]) -> list[Clip]:
     depth = _class_depth(paths)
     splits = (path.parts[0] if depth else "train" for path in paths)
     return [
-        Clip(str(path), root / path, split=split) for path, split in zip(paths, splits, strict=True)
+        Clip(str(path), str(root / path), split=split)
+        for path, split in zip(paths, splits, strict=True)
     ]
 
 

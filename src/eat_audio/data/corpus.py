@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -53,8 +52,9 @@ class Clip:
 
     id: str
     """Unique in its corpus, and the same wherever the corpus lies: randomness is keyed by it."""
-    path: Path | str
-    """The file; the URL, as text, of one that is not on this machine."""
+    path: str
+    """The file, or the URL of one that is not on this machine; kept as text, since a
+    `Path` would be the dearest part of a clip."""
     labels: tuple[int, ...] = ()
     """Numbers of `Corpus.label_names`."""
     split: str = "train"
@@ -65,6 +65,10 @@ class Clip:
     inside: Span | str | None = None
     """Where in the file the recording is, if the file is a container: bytes (a tar shard, a zip),
     or the name of a dataset (HDF5)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            object.__setattr__(self, "path", os.fspath(self.path))
 
 
 class Clips(Sequence[Clip]):
@@ -85,7 +89,7 @@ class Clips(Sequence[Clip]):
         names = [clip.inside if isinstance(clip.inside, str) else None for clip in rows]
         return cls.in_columns(
             id=texts([clip.id for clip in rows]),
-            path=texts([os.fspath(clip.path) for clip in rows]).dictionary_encode(),
+            path=texts([clip.path for clip in rows]).dictionary_encode(),
             labels=pa.array([clip.labels for clip in rows], pa.list_(pa.int32())),
             split=texts([clip.split for clip in rows]).dictionary_encode(),
             start=[clip.start for clip in rows],
@@ -319,7 +323,10 @@ def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
     """Number -> clip, for clips of which there is at least one."""
     named = dict(zip(COLUMNS.names, columns.columns, strict=True))
     ids, datasets = _Words(named["id"]), _Words(named["dataset"])
-    paths, path = _Words(named["path"].dictionary), _numbers(named["path"].indices)
+    paths: Any = _Words(named["path"].dictionary)
+    path = _numbers(named["path"].indices)
+    if len(named["path"].dictionary) * 4 < len(columns):  # shards, of which each holds many clips
+        paths = [paths[number] for number in range(len(named["path"].dictionary))]
     splits = [_text(word) for word in named["split"].dictionary]
     split = _numbers(named["split"].indices)
     values = memoryview(named["labels"].values.to_numpy())
@@ -334,22 +341,12 @@ def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
     def inside(n: int) -> Span | str | None:
         if (where := offset(n)) is None:
             return datasets[n] or None
-        return Span(where, size(n), crc32(n))
-
-    folder = lru_cache(maxsize=4_096)(Path)  # halves the time that a path takes
-
-    def place(number: int) -> Path | str:
-        text = paths[number]
-        above, slash, name = text.rpartition("/")
-        return text if "://" in text else folder(above or slash) / name
-
-    if len(named["path"].dictionary) * 4 < len(columns):  # shards, of which each holds many clips
-        place = lru_cache(maxsize=None)(place)
+        return Span._make((where, size(n), crc32(n)))
 
     def row(n: int) -> Clip:
         return Clip(
             ids[n],
-            place(path[n]),
+            paths[path[n]],
             tuple(values[first[n] : first[n + 1]]),
             splits[split[n]],
             start[n],

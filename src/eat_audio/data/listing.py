@@ -93,7 +93,7 @@ def _with_files(corpus: Corpus, root: Path, lists: list[str]) -> Listing:
             if other is None:
                 missing.append(name)
                 continue
-            clip, name = replace(clip, path=root / other), other
+            clip, name = replace(clip, path=str(root / other)), other
         used.add(name)
         clips.append(clip)
     labels = tuple(label.strip() for label in corpus.label_names)  # as a manifest keeps them

@@ -173,7 +173,12 @@ def _csv_clip(row: dict[str, str], path: Path, line: int) -> Clip:
                 raise DataError(f"{path} line {line}: {name} {cell!r} is not a time in seconds")
     split = row.get("split", "").strip() or "train"
     return Clip(
-        clip_id, path.parent / row["path"], (), split, times.get("start", 0.0), times.get("seconds")
+        clip_id,
+        str(path.parent / row["path"]),
+        (),
+        split,
+        times.get("start", 0.0),
+        times.get("seconds"),
     )
 
 

@@ -201,7 +201,7 @@ def prepare(
         raise DataError(f"{kind}: its lists lie in the root; only audioset takes others")
     _make_room(out)
     listing = audioset_listing(root, lists) if kind == "audioset" else LAYOUTS[kind](root)
-    files = Files.of([os.fspath(clip.path) for clip in listing.corpus.clips])
+    files = Files.of([clip.path for clip in listing.corpus.clips])
     files.read(quick=quick, jobs=jobs or os.cpu_count() or 1)
     corpus, seconds = _settled(listing.corpus, files)
     kept = ~files.wrong & (seconds >= least)
@@ -290,7 +290,7 @@ def _same_bytes(corpus: Corpus, digests: NDArray[np.bytes_]) -> list[list[Copy]]
     def copy(number: int) -> Copy:
         clip = corpus.clips[number]
         return Copy(
-            os.fspath(clip.path), clip.split, [corpus.label_names[label] for label in clip.labels]
+            clip.path, clip.split, [corpus.label_names[label] for label in clip.labels]
         )
 
     return [[copy(int(n)) for n in group] for group in sorted(groups, key=lambda g: int(g[0]))]
@@ -396,7 +396,7 @@ def _folders(corpus: Corpus) -> dict[str, dict[str, str]]:
 def _write_manifests(corpus: Corpus, samples: NDArray[np.int64], folder: Path) -> list[Path]:
     """The `.tsv` of the released code for AudioSet, where it can say it all; else a table."""
     stretches = any(clip.seconds is not None for clip in corpus.clips)
-    odd = any(mark in os.fspath(clip.path) for clip in corpus.clips for mark in "\t\r\n")
+    odd = any(mark in clip.path for clip in corpus.clips for mark in "\t\r\n")
     if corpus.statistics != "audioset" or stretches or odd:
         clips = (replace(clip, id=_kept_whole(clip.id)) for clip in corpus.clips)
         write_csv(replace(corpus, clips=gathered(clips)), folder / TABLE)
