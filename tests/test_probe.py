@@ -16,8 +16,9 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.logmel import log_mel
+from eat_audio.models.beats import BEATsConfig, BEATsModel
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.features import BEATsFeatureExtractor, EATFeatureExtractor
 from eat_audio.probe import (
     clip_vectors,
     compare,
@@ -116,6 +117,21 @@ def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compar
         assert row.linear.spread >= 0 and row.effective_rank >= 1
     assert compared.chance == pytest.approx(0.1) and compared.classes == 10
     assert compared.spread == "resampled tested clips" and "tested on" in compared.rounds
+
+
+def test_an_encoder_without_a_cls_token_is_probed_by_the_mean_of_its_patches(
+    corpus: Corpus, listing: Path, tmp_path: Path
+) -> None:
+    config = BEATsConfig.named("tiny", encoder_layers=1, encoder_embed_dim=48, conv_pos=16)
+    beats, features = BEATsModel(config), BEATsFeatureExtractor()
+    parts = (corpus.select("train"), corpus.select("test"))
+    found = linear_probe(beats, features, *parts, ClipSettings(seconds=1.0))
+    assert found.cls is None and found.both is None and found.best == found.mean
+    beats.save_pretrained(tmp_path)
+    features.save_pretrained(tmp_path)
+    rows = compare(tmp_path, listing, seconds=1.0, seeds=1).rows
+    assert [row.features for row in rows] == ["mean of patches"] * 2 + ["log-mel statistics"]
+    assert rows[0].linear.mean == found.mean
 
 
 def test_a_split_corpus_is_scored_as_the_plain_probe_scores_it(

@@ -18,6 +18,7 @@ from eat_audio.vectors import (
     linear_score,
     nearest,
     value,
+    views,
 )
 
 
@@ -28,6 +29,16 @@ def clouds(seed: int, clips: int = 60, classes: int = 3, apart: float = 1.0) -> 
     labels = np.arange(clips) % classes
     vectors = (middles[labels] + draw.normal(size=(clips, 8))).astype(np.float32)
     return vectors, np.eye(classes, dtype=np.float32)[labels]
+
+
+def test_without_a_cls_token_the_mean_is_the_only_view() -> None:
+    mean, cls = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    assert list(views(None, mean)) == ["mean"]
+    assert {name: view.shape for name, view in views(cls, mean).items()} == {
+        "cls": (2, 3),
+        "mean": (2, 3),
+        "both": (2, 6),
+    }
 
 
 def test_the_linear_score_is_that_of_logistic_regression() -> None:

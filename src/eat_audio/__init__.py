@@ -21,10 +21,28 @@ if TYPE_CHECKING:
     from eat_audio.audio import load_audio
     from eat_audio.errors import EatError
     from eat_audio.inference import load
+    from eat_audio.models.audiomae import (
+        AudioMAEConfig,
+        AudioMAEForAudioClassification,
+        AudioMAEModel,
+    )
+    from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification, BEATsModel
     from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-    from eat_audio.models.features import EATFeatureExtractor
+    from eat_audio.models.features import (
+        AudioMAEFeatureExtractor,
+        BEATsFeatureExtractor,
+        EATFeatureExtractor,
+    )
 
 __all__ = [
+    "AudioMAEConfig",
+    "AudioMAEFeatureExtractor",
+    "AudioMAEForAudioClassification",
+    "AudioMAEModel",
+    "BEATsConfig",
+    "BEATsFeatureExtractor",
+    "BEATsForAudioClassification",
+    "BEATsModel",
     "EATConfig",
     "EATFeatureExtractor",
     "EATForAudioClassification",
@@ -37,6 +55,14 @@ __all__ = [
 __version__ = version("eat-audio")
 
 _HOMES = {
+    "AudioMAEConfig": "models.audiomae",
+    "AudioMAEFeatureExtractor": "models.features",
+    "AudioMAEForAudioClassification": "models.audiomae",
+    "AudioMAEModel": "models.audiomae",
+    "BEATsConfig": "models.beats",
+    "BEATsFeatureExtractor": "models.features",
+    "BEATsForAudioClassification": "models.beats",
+    "BEATsModel": "models.beats",
     "EATConfig": "models.eat",
     "EATFeatureExtractor": "models.features",
     "EATForAudioClassification": "models.eat",

@@ -431,6 +431,7 @@ class Stages:
 
 
 def _probe_line(found: probe.Probe) -> str:
+    assert found.cls is not None and found.both is not None
     return (
         f"{found.metric} on the CLS token {percent(found.cls)}, on the mean of the patches "
         f"{percent(found.mean)}, on both {percent(found.both)}"

@@ -9,7 +9,8 @@ alone: not on the other rows of its batch, not on what a row holds beyond the cl
     out   <- (log(max(E, floor)) - mean) / (2 std)           with the corpus' statistics
 
 Source: EAT (arXiv 2401.03497) and its released front end, that is Kaldi's `compute-fbank-feats`
-with a Hann window, no dither and samples in [-1, 1].
+with a Hann window, no dither and samples in [-1, 1]. BEATs (arXiv 2212.09058) hears a little
+differently: see `FrontEnd`.
 
 Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
 """
@@ -18,7 +19,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,23 @@ PATCH_FRAMES = 16
 
 
 @dataclass(frozen=True)
+class FrontEnd:
+    """What methods do differently between samples and energies."""
+
+    window: Literal["hann", "povey"]
+    """Kaldi's default, Povey's, is a symmetric Hann window to the power of 0.85."""
+    scale: int
+    """Samples in [-1, 1] are multiplied by this; the floor of energies stays where it is."""
+    centred: bool
+    """Whether the mean of the clip's true samples is taken away first."""
+
+
+EAT = FrontEnd("hann", scale=1, centred=True)
+BEATS = FrontEnd("povey", scale=INT16_SCALE, centred=False)
+"""Kaldi's defaults, without dither."""
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation over all cells of a corpus' log-mel spectrograms."""
 
@@ -65,6 +83,8 @@ ESC50 = Statistics(-6.627, 5.359)
 SPEECH_COMMANDS = Statistics(-6.846, 5.565)
 STATISTICS = {"audioset": AUDIOSET, "esc50": ESC50, "speech_commands": SPEECH_COMMANDS}
 """The released numbers (EAT README), by the names that recipes use."""
+BEATS_AUDIOSET = Statistics(15.41663, 6.55582)
+"""Those of the released BEATs code, which are of its own front end."""
 
 
 def n_frames(samples: int) -> int:
@@ -78,6 +98,11 @@ def n_frames(samples: int) -> int:
     return 1 + max(samples - FRAME, 0) // HOP
 
 
+def samples_under(frames: int) -> int:
+    """Samples that so many frames cover."""
+    return (frames - 1) * HOP + FRAME
+
+
 @torch.no_grad()
 def spectrogram(
     waveforms: Tensor,
@@ -86,6 +111,7 @@ def spectrogram(
     *,
     frames: int | None = None,
     released_padding: bool = False,
+    front_end: FrontEnd = EAT,
 ) -> tuple[Tensor, Tensor]:
     """What the models see of a batch of clips.
 
@@ -98,6 +124,7 @@ def spectrogram(
             rounded up to a multiple of 16.
         released_padding: Pad before normalising, as the released code does, so that padding is
             -mean / (2 std), +0.467 for AudioSet, and not 0.
+        front_end: Of the method.
 
     Returns:
         Spectrograms (B, T, F), float32, and the true frames of each (B,), int64, both on the
@@ -127,7 +154,7 @@ def spectrogram(
     # Small tensors stay in a CPU's cache; an accelerator would rather have one large one.
     fill = _fill_clip_by_clip if device.type == "cpu" else _fill_at_once
     out = torch.empty(len(true), frames, N_MELS, dtype=torch.float32, device=device)
-    fill(out, waveforms, samples, true)
+    fill(out, waveforms, samples, true, front_end)
     out.sub_(statistics.mean).div_(2 * statistics.std)
 
     count = torch.tensor(true, dtype=torch.int64).to(device)
@@ -137,12 +164,13 @@ def spectrogram(
 
 
 @torch.no_grad()
-def log_mel(waveforms: Tensor) -> Tensor:
+def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
     """Kaldi's log-mel of whole rows, neither centred nor normalised.
 
     Args:
         waveforms: (B, S) or (S,), 16 kHz mono: floats in [-1, 1], or int16, which are divided by
             32_768. Rows shorter than a window are zero-padded to one.
+        front_end: Of the method.
 
     Returns:
         (B, T, F) or (T, F), float32, with T = n_frames(S); no gradient flows through it.
@@ -152,7 +180,7 @@ def log_mel(waveforms: Tensor) -> Tensor:
     """
     _check(waveforms)
     if waveforms.dim() == 1:
-        return log_mel(waveforms[None])[0]
+        return log_mel(waveforms[None], front_end)[0]
     if waveforms.dim() != 2:
         raise ValueError(f"waveforms of shape {tuple(waveforms.shape)}; (B, S) or (S,) is expected")
     frames = n_frames(waveforms.shape[1])
@@ -170,7 +198,7 @@ def log_mel(waveforms: Tensor) -> Tensor:
             for frame in range(0, frames, stretch):
                 last = min(frame + stretch, frames) - 1
                 part = waveforms[row : row + clips, frame * HOP : last * HOP + FRAME]
-                out[row : row + clips, frame : last + 1] = _log_mel(_as_float(part))
+                out[row : row + clips, frame : last + 1] = _log_mel(_as_float(part), front_end)
     return out
 
 
@@ -228,36 +256,46 @@ class RunningStatistics:
 
 
 def _fill_clip_by_clip(
-    out: Tensor, waveforms: Tensor, samples: Sequence[int], true: Sequence[int]
+    out: Tensor,
+    waveforms: Tensor,
+    samples: Sequence[int],
+    true: Sequence[int],
+    front_end: FrontEnd,
 ) -> None:
     """Write each clip's log-mel into the first `true` frames of its row of `out` (B, T, F)."""
     for row, waveform, length, frames in zip(out, waveforms, samples, true, strict=True):
         clip = _as_float(waveform[:length])
-        row[:frames] = log_mel((clip - clip.mean())[: _samples_under(frames)])
+        clip = clip - clip.mean() if front_end.centred else clip
+        row[:frames] = log_mel(clip[: samples_under(frames)], front_end)
 
 
 def _fill_at_once(
-    out: Tensor, waveforms: Tensor, samples: Sequence[int], true: Sequence[int]
+    out: Tensor,
+    waveforms: Tensor,
+    samples: Sequence[int],
+    true: Sequence[int],
+    front_end: FrontEnd,
 ) -> None:
     """The same for all clips together; what it leaves beyond `true` means nothing."""
     device = waveforms.device
     length = torch.tensor(samples).to(device)[:, None]  # (B, 1)
     beyond = torch.arange(waveforms.shape[1], device=device) >= length  # (B, S)
     clips = _as_float(waveforms).masked_fill(beyond, 0)
-    clips = (clips - clips.sum(dim=1, keepdim=True) / length).masked_fill_(beyond, 0)
+    if front_end.centred:
+        clips = (clips - clips.sum(dim=1, keepdim=True) / length).masked_fill_(beyond, 0)
 
     frames = max(true, default=1)
-    out[:, :frames] = log_mel(clips[:, : _samples_under(frames)])
+    out[:, :frames] = log_mel(clips[:, : samples_under(frames)], front_end)
 
 
-def _log_mel(waveforms: Tensor) -> Tensor:
+def _log_mel(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     """The formula: (B, S) float32 of at least one window -> (B, T, F)."""
-    kaldi = _constants(waveforms.device)
+    kaldi = _constants(waveforms.device, front_end)
     frames = waveforms.unfold(1, FRAME, HOP)  # (B, T, 400), a view
     frames = frames - frames.mean(dim=2, keepdim=True)
 
     windows = waveforms.new_zeros(*frames.shape[:2], FFT)
-    # Each sample minus most of the one before; the first has none, but its weight in Hann is 0.
+    # Each sample minus most of the one before; the first has none, but its weight is 0.
     torch.sub(frames[..., 1:], frames[..., :-1], alpha=PREEMPHASIS, out=windows[..., 1:FRAME])
     windows[..., :FRAME] *= kaldi.window
 
@@ -275,16 +313,19 @@ def _log_mel(waveforms: Tensor) -> Tensor:
 
 class _Constants(NamedTuple):
     window: Tensor
-    """(400,)"""
+    """(400,), times the scale of the samples: nothing before it is any but linear."""
     bands: tuple[tuple[int, Tensor, Tensor], ...]
     """The n-th frequency bin of every mel triangle that has so many: the first such triangle, then
     the bin and its weight for this and all later triangles."""
 
 
 @functools.lru_cache
-def _constants(device: torch.device) -> _Constants:
+def _constants(device: torch.device, front_end: FrontEnd) -> _Constants:
     """Window and mel triangles, computed in float64, as float32 on a device."""
     window = torch.hann_window(FRAME, periodic=False, dtype=torch.float64, device="cpu")
+    if front_end.window == "povey":
+        window = window.pow(0.85)
+    window = window * front_end.scale
 
     def mel(hertz: Tensor) -> Tensor:
         return 1_127 * torch.log1p(hertz / 700)
@@ -318,8 +359,3 @@ def _as_float(waveforms: Tensor) -> Tensor:
     if waveforms.dtype == torch.int16:
         return waveforms.float() / INT16_SCALE
     return waveforms.float()
-
-
-def _samples_under(frames: int) -> int:
-    """Samples that so many frames cover."""
-    return (frames - 1) * HOP + FRAME

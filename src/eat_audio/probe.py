@@ -1,9 +1,9 @@
 """A frozen encoder and labelled clips -> how much simple classifiers find in its features.
 
-The quickest honest look at an encoder. The CLS token, the mean of the patches, and both are always
-shown side by side: which one is best changes with the length of pre-training. Beside them: encoders
-of the same shape with random weights, which are better than they sound, and log-mel statistics
-without any encoder.
+The quickest honest look at an encoder. The CLS token (of methods that have one), the mean of the
+patches, and both are always shown side by side: which one is best changes with the length of
+pre-training. Beside them: encoders of the same shape with random weights, which are better than
+they sound, and log-mel statistics without any encoder.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +38,8 @@ from eat_audio.vectors import (
 
 RESAMPLED = 20
 """Times that tested clips are drawn anew, for the standard error of a score."""
+TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
+"""What people are told of a view."""
 
 
 # ---- clips -> vectors ----
@@ -48,8 +50,8 @@ class Vectors:
     """What an encoder makes of the clips that can be read."""
 
     ids: list[str]
-    cls: Array
-    """(clips, D)"""
+    cls: Array | None
+    """(clips, D); None from encoders without a CLS token."""
     mean: Array
     """(clips, D): the mean of the patches."""
     labels: Array
@@ -92,7 +94,7 @@ def _hear(
     ids: list[str] = []
     unreadable: list[str] = []
     labels, pooled = [], []
-    heard: list[list[tuple[Tensor, Tensor]]] = [[] for _ in models]
+    heard: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
     for group, spectrogram, mask in listen(
         models[0], features, corpus, clips, batch=batch, title="listen"
     ):
@@ -108,18 +110,24 @@ def _hear(
     if not ids:
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
     truth = _array(labels)
-    found = [
-        Vectors(ids, _array(p[0] for p in kept), _array(p[1] for p in kept), truth, unreadable)
-        for kept in heard
-    ]
+    found = [Vectors(ids, *side_by_side(kept), truth, unreadable) for kept in heard]
     return found, _array(pooled)
 
 
-def encode(model: AudioModel, spectrogram: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """CLS (B, D) and the mean of the real patches (B, D), float32."""
+def encode(
+    model: AudioModel, spectrogram: Tensor, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """CLS (B, D), if there is one, and the mean of the real patches (B, D), float32."""
     heard = model.encode(spectrogram, mask)
-    assert heard.cls is not None
-    return heard.cls.float(), masked_mean(heard.patches, heard.real).float()
+    cls = None if heard.cls is None else heard.cls.float()
+    return cls, masked_mean(heard.patches, heard.real).float()
+
+
+def side_by_side(heard: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:
+    """What `encode` gave of many batches, as one array each."""
+    tokens, means = zip(*heard, strict=True)
+    there = [cls for cls in tokens if cls is not None]
+    return _array(there) if there else None, _array(means)
 
 
 def log_mel_statistics(
@@ -152,14 +160,15 @@ class Probe:
 
     metric: str
     """"accuracy" or "mAP"."""
-    cls: float
     mean: float
-    both: float
+    cls: float | None = None
+    both: float | None = None
+    """With the CLS token, where the method has one."""
 
     @property
     def best(self) -> float:
-        """The best of the three."""
-        return max(self.cls, self.mean, self.both)
+        """The best of what there is."""
+        return max(score for score in (self.cls, self.mean, self.both) if score is not None)
 
 
 def linear_probe(
@@ -266,8 +275,8 @@ def compare(
         return linear, knn
 
     rows = []
-    for name, title in (("cls", "CLS token"), ("mean", "mean of patches"), ("both", "both")):
-        vectors = heard[0].views[name]
+    for name, vectors in heard[0].views.items():
+        title = TITLES[name]
         rows.append(Row(title, "this one", *judged(vectors), effective_rank(vectors)))
         others = [one.views[name] for one in heard[1:]]
         if others:

@@ -22,8 +22,10 @@ Array = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 
-def views(cls: Array, mean: Array) -> dict[str, Array]:
-    """The CLS token, the mean of the patches, and both side by side."""
+def views(cls: Array | None, mean: Array) -> dict[str, Array]:
+    """The CLS token, the mean of the patches, and both side by side; the mean if it is alone."""
+    if cls is None:
+        return {"mean": mean}
     return {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
 
 

@@ -14,7 +14,7 @@ from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.models.layers import sincos_positions
 from eat_audio.pretrain.eat import Decoder, DecoderSettings
-from eat_audio.weights import encoder_names
+from eat_audio.weights.eat import encoder_names
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 4}
 INITS = golden_sets("init_stats_*.json")

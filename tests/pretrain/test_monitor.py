@@ -12,8 +12,9 @@ from eat_audio.data.batches import ClipSettings, Steps, training_batches, whole_
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
+from eat_audio.models.beats import BEATsConfig, BEATsModel
 from eat_audio.models.eat import EATConfig, EATModel
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.features import BEATsFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretrain.eat import EATPretraining
 from eat_audio.pretrain.monitor import Monitor, MonitorSettings
 from eat_audio.pretrain.run import EATRun
@@ -107,6 +108,24 @@ def test_all_views_are_told_and_are_shares(listing: Path) -> None:
     assert set(numbers) == names | more | {"monitor_seconds"}
     assert all(0 <= numbers[name] <= 1 for name in names)
     assert all(1 <= numbers[f"effective_rank_{view}"] <= 32 for view in VIEWS[:2])
+
+
+def test_an_encoder_without_a_cls_token_is_looked_at_by_the_mean_of_its_patches(
+    listing: Path,
+) -> None:
+    config = BEATsConfig.named("tiny", encoder_layers=1, encoder_embed_dim=48, conv_pos=16)
+    settings = MonitorSettings(data=str(listing), clips=20)
+    look = Monitor(settings, BEATsFeatureExtractor(), clips=CLIPS, steps=6)
+    for step in (0, 6):
+        numbers = look(step, BEATsModel(config))
+        assert set(numbers) == {
+            "linear_accuracy_mean",
+            "knn_accuracy_mean",
+            "effective_rank_mean",
+            "variance_mean",
+            "monitor_seconds",
+        }
+        assert "(mean)" in look.sentence(step, numbers)
 
 
 def test_step_0_is_a_random_encoder_whatever_has_been_learnt(listing: Path) -> None:

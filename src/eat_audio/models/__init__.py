@@ -26,10 +26,26 @@ class Family:
 @cache
 def families() -> dict[str, Family]:
     """Every method's classes by its `model_type`."""
+    from eat_audio.models.audiomae import (
+        AudioMAEConfig,
+        AudioMAEForAudioClassification,
+        AudioMAEModel,
+    )
+    from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification, BEATsModel
     from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-    from eat_audio.models.features import EATFeatureExtractor
+    from eat_audio.models.features import (
+        AudioMAEFeatureExtractor,
+        BEATsFeatureExtractor,
+        EATFeatureExtractor,
+    )
 
     return {
+        "audiomae": Family(
+            AudioMAEConfig, AudioMAEModel, AudioMAEForAudioClassification, AudioMAEFeatureExtractor
+        ),
+        "beats": Family(
+            BEATsConfig, BEATsModel, BEATsForAudioClassification, BEATsFeatureExtractor
+        ),
         "eat": Family(EATConfig, EATModel, EATForAudioClassification, EATFeatureExtractor),
     }
 

@@ -27,6 +27,7 @@ from eat_audio.models.layers import (
     drop_path,
     linear_softmax,
     masked_mean,
+    patch_mask,
     sincos_positions,
 )
 
@@ -230,8 +231,9 @@ class EATEncoder(nn.Module):
                 f"a spectrogram of {frames} frames x {bins} bins does not fit; "
                 f"expected a multiple of {side} frames x {self.config.mel_bins} bins"
             )
-        patches = self.local_encoder(spectrogram)
-        return patches + self.positions(frames // side, bins // side, patches)
+        dtype = self.extra_tokens.dtype  # of the weights: models can be loaded in half precision
+        patches = self.local_encoder(spectrogram.to(dtype))
+        return patches + self.positions(frames // side, bins // side, patches).to(dtype)
 
     def forward(
         self, patches: Tensor, real: Tensor | None = None
@@ -272,14 +274,6 @@ class EATClassifier(EATEncoder):
         super().__init__(config)
         self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
-
-
-def patch_mask(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
-    """Which frames are real (B, T) -> which patches are (B, N): those that begin before the end."""
-    if attention_mask is None:
-        return None
-    real = attention_mask.bool()[:, ::patch]
-    return real.repeat_interleave(rows, dim=1)
 
 
 class EATPreTrainedModel(AudioModel):

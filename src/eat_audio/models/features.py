@@ -136,6 +136,106 @@ class EATFeatureExtractor(AudioFeatureExtractor):
         return None if self.released_padding else super().mask(spectrogram, frames)
 
 
+class AudioMAEFeatureExtractor(EATFeatureExtractor):
+    """The front end of Audio-MAE: that of EAT, with more digits of AudioSet's statistics.
+
+    `released_padding` as in EAT: the released code pads before normalising and tells nobody.
+    """
+
+    def __init__(
+        self,
+        feature_size: int = logmel.N_MELS,
+        sampling_rate: int = SAMPLE_RATE,
+        padding_value: float = 0.0,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        released_padding: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            feature_size, sampling_rate, padding_value, mean, std, released_padding, **kwargs
+        )
+
+
+class BEATsFeatureExtractor(AudioFeatureExtractor):
+    """The front end of BEATs: Kaldi's defaults, and nothing but whole patches.
+
+    Frames at the end that do not fill a patch are dropped, as released. A clip shorter than one
+    patch, at which the released code fails, is zero-padded to one.
+
+    `released_padding` hears padding as the released code does: silence, of which a mask that is
+    computed on samples, not on windows, lets a little through, depending on how much there is.
+    """
+
+    def __init__(
+        self,
+        feature_size: int = logmel.N_MELS,
+        sampling_rate: int = SAMPLE_RATE,
+        padding_value: float = 0.0,
+        mean: float = logmel.BEATS_AUDIOSET.mean,
+        std: float = logmel.BEATS_AUDIOSET.std,
+        released_padding: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            feature_size, sampling_rate, padding_value, mean, std, released_padding, **kwargs
+        )
+
+    def spectrogram(
+        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
+
+        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip decides;
+        either is rounded down to whole patches. So are true frames, unless `released_padding`.
+        """
+        patch = logmel.PATCH_FRAMES
+        samples: list[int] = lengths.tolist()
+        known = [logmel.n_frames(length) for length in samples]
+        wanted = max(known, default=1) if frames is None else frames
+        total = max(wanted // patch, 1) * patch
+
+        if self.released_padding:
+            size = max(samples, default=1) if frames is None else logmel.samples_under(total)
+            return self._with_padding(waveforms, samples, size, total)
+        # What a clip has beyond its last whole patch is not looked at.
+        whole = [
+            min(length, logmel.samples_under(count // patch * patch)) if count >= patch else length
+            for length, count in zip(samples, known, strict=True)
+        ]
+        values, true = self._log_mel(waveforms, whole, total)
+        return values, true.clamp_min(patch)
+
+    def _with_padding(
+        self, waveforms: Tensor, samples: list[int], size: int, total: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows padded with silence to `size` samples, `total` frames of them, and what is real.
+
+        Samples are divided evenly among all frames that there are, and these among all patches:
+        one is real if any of its share is. Real frames are told as two for every real patch,
+        which is the share that the encoder gives a patch of the whole ones.
+        """
+        rows = waveforms.new_zeros(len(samples), size)
+        for row, waveform, length in zip(rows, waveforms, samples, strict=True):
+            row[:length] = waveform[: min(length, size)]
+        values, _ = self._log_mel(rows, [size] * len(samples), total)
+
+        frames, patches = logmel.n_frames(size), total // 2
+        of_frame, of_patch = size // frames, max(frames // patches, 1)
+        real = [min(-(-length // of_frame), frames) for length in samples]
+        true = [2 * min(-(-count // of_patch), patches) for count in real]
+        return values, torch.tensor(true, device=values.device)
+
+    def _log_mel(self, waveforms: Tensor, samples: list[int], frames: int) -> tuple[Tensor, Tensor]:
+        return logmel.spectrogram(
+            waveforms,
+            torch.tensor(samples, dtype=torch.int64),
+            logmel.Statistics(self.mean, self.std),
+            frames=frames,
+            front_end=logmel.BEATS,
+        )
+
+
 def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:
     """One waveform or many, of any kind -> a list of float tensors (samples,)."""
     one = isinstance(raw, (np.ndarray, Tensor)) and raw.ndim == 1

@@ -8,6 +8,8 @@ Source: the released `models/modules.py` and `models/images.py`, as observed; Vi
 (arXiv 2010.11929) for the patch embedding, stochastic depth from arXiv 1603.09382.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,11 @@ SHORT = 128
 class PatchEmbedding(nn.Module):
     """Log-mel (B, T, F) -> patches (B, T'F', D), by one linear map of every 16 x 16 square."""
 
-    def __init__(self, width: int, patch: int = 16) -> None:
+    def __init__(self, width: int, patch: int = 16, *, bias: bool = True) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = nn.Conv2d(1, width, patch, patch)  # holds the weights under their known name
+        # holds the weights under their known name
+        self.proj = nn.Conv2d(1, width, patch, patch, bias=bias)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         rows, frames, bins = spectrogram.shape
@@ -53,7 +56,10 @@ def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Exact attention over (R, H, N, d); `mask` (R, 1, 1, N) is True where a key is real."""
+    """Exact attention over (R, H, N, d).
+
+    `mask` (R, 1, 1, N) is True where a key is real; or it is a bias (R, H, N, N) of scores.
+    """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] < SHORT:
         return plain_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -64,7 +70,9 @@ def plain_attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, written out; the softmax is in float32."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
+    if mask is not None and mask.is_floating_point():
+        scores = scores + mask
+    elif mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.float().softmax(dim=-1).to(v.dtype)
     return F.dropout(weights, dropout) @ v
@@ -84,26 +92,41 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.mix(*self.split(x), mask)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (R, N, D) -> queries, keys and values, each (R, H, N, d)."""
         rows, tokens, width = x.shape
         qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (R, H, N, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What every query takes from the values, projected: (R, N, D)."""
         dropout = self.dropout if self.training else 0.0
         eager = self.config._attn_implementation == "eager"
         mixed = (plain_attention if eager else attend)(q, k, v, mask, dropout).transpose(1, 2)
-        return self.proj(mixed.reshape(rows, tokens, width))
+        return self.proj(mixed.flatten(2))
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact (erf) GELU between them."""
+    """Two linear maps with an exact (erf) GELU, or something else, between them."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        dropout: float = 0.0,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training))
+        return self.fc2(F.dropout(self.activation(self.fc1(x)), self.dropout, self.training))
 
 
 def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
@@ -112,6 +135,14 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
         return x
     keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= share
     return x * keep / (1 - share)
+
+
+def patch_mask(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
+    """Which frames are real (B, T) -> which patches are (B, N): those that begin before the end."""
+    if attention_mask is None:
+        return None
+    real = attention_mask.bool()[:, ::patch]
+    return real.repeat_interleave(rows, dim=1)
 
 
 def masked_mean(tokens: Tensor, real: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from eat_audio.data.rounds import rounds, sample
 from eat_audio.errors import DataError
 from eat_audio.models.base import AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.probe import encode, labelled
+from eat_audio.probe import TITLES, encode, labelled, side_by_side
 from eat_audio.recipe import Settings
 from eat_audio.vectors import (
     NEIGHBOURS,
@@ -113,7 +113,8 @@ class Monitor:
         Returns:
             `linear_accuracy_*` and `knn_accuracy_*` (`..._map_*` for several labels per clip) of
             the views `cls`, `mean` and `both`; `effective_rank_*` and `variance_*` (mean over
-            channels of the variance over clips) of `cls` and `mean`; and `monitor_seconds`.
+            channels of the variance over clips) of `cls` and `mean`; and `monitor_seconds`. Of
+            encoders without a CLS token `mean` alone.
         """
         start = time.perf_counter()
         device = next(encoder.parameters()).device
@@ -126,18 +127,18 @@ class Monitor:
                 encode(encoder, spectrogram.to(device), None if mask is None else mask.to(device))
                 for spectrogram, mask in self.heard
             ]
-        cls, mean = (torch.cat(side).cpu().numpy() for side in zip(*pairs, strict=True))
-        numbers = self._scores(cls, mean)
-        for name, vectors in (("cls", cls), ("mean", mean)):
-            numbers[f"effective_rank_{name}"] = effective_rank(vectors)
-            numbers[f"variance_{name}"] = float(vectors.var(axis=0).mean())
+        seen = views(*side_by_side(pairs))
+        numbers = self._scores(seen)
+        for name in (view for view in seen if view != "both"):
+            numbers[f"effective_rank_{name}"] = effective_rank(seen[name])
+            numbers[f"variance_{name}"] = float(seen[name].var(axis=0).mean())
         return numbers | {"monitor_seconds": round(time.perf_counter() - start, 3)}
 
-    def _scores(self, cls: Array, mean: Array) -> dict[str, float]:
+    def _scores(self, seen: dict[str, Array]) -> dict[str, float]:
         metric = "map" if self.multi_label else "accuracy"
         numbers: dict[str, list[float]] = {}
         for known, unknown in self.rounds.parts:
-            for view, vectors in views(cls, mean).items():
+            for view, vectors in seen.items():
                 given = vectors[known], self.labels[known], vectors[unknown], self.labels[unknown]
                 linear = linear_score(*given, multi_label=self.multi_label)
                 knn = knn_score(
@@ -152,8 +153,10 @@ class Monitor:
         metric = "map" if self.multi_label else "accuracy"
         shown = "mAP" if self.multi_label else "accuracy"
         who = "random encoder" if step == 0 else f"step {step}"
-        best = max(("cls", "mean", "both"), key=lambda view: numbers[f"linear_{metric}_{view}"])
-        linear, knn = numbers[f"linear_{metric}_{best}"], numbers[f"knn_{metric}_{best}"]
+        names = {view: f"linear_{metric}_{view}" for view in TITLES}
+        scores = {view: numbers[name] for view, name in names.items() if name in numbers}
+        best = max(scores, key=lambda view: scores[view])
+        linear, knn = scores[best], numbers[f"knn_{metric}_{best}"]
         return (
             f"{who}: linear probe {shown} {linear:.1%}, k-NN {knn:.1%} ({best}), "
             f"effective rank {numbers['effective_rank_mean']:.1f}"

@@ -167,6 +167,8 @@ def headline(found: Findings) -> str:
 def probe_bars(found: Findings) -> list[str]:
     """The probe on every kind of feature before and after, beside chance and pooled log-mel."""
     before, after = found.before, found.after
+    assert before.cls is not None and before.both is not None
+    assert after.cls is not None and after.both is not None
     views = (
         ("mean of patches", before.mean, after.mean),
         ("CLS token", before.cls, after.cls),

@@ -1,0 +1,205 @@
+"""Every method is at home in transformers: Auto classes, pipeline, Trainer, PEFT, compile, bf16."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from eat_audio.models import Family, families
+from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.pretrained import find_model
+
+LABELS = ["bark", "meow", "silence"]
+
+
+@pytest.fixture(params=sorted(families()))
+def family(request: pytest.FixtureRequest) -> Family:
+    return families()[request.param]
+
+
+def encoder(family: Family) -> AudioModel:
+    torch.manual_seed(0)
+    return family.encoder(family.config.named("tiny")).eval()
+
+
+def classifier(family: Family) -> AudioClassifier:
+    torch.manual_seed(0)
+    config = family.config.named("tiny")
+    told = config.for_labels(LABELS, several=False, drop_path=0.0, pooling="mean")
+    return family.classifier(told).eval()
+
+
+def heard(family: Family, *seconds: float) -> dict[str, Tensor]:
+    """Noise clips through the method's front end."""
+    noise = np.random.default_rng(0)
+    clips = [noise.normal(0, 0.1, round(16_000 * s)).astype(np.float32) for s in seconds]
+    return dict(family.features()(clips, sampling_rate=16_000))
+
+
+def test_the_auto_classes_give_back_what_was_saved(family: Family, tmp_path: Path) -> None:
+    for kind, auto in ((encoder, AutoModel), (classifier, AutoModelForAudioClassification)):
+        model = kind(family)
+        model.save_pretrained(tmp_path)
+        again = auto.from_pretrained(tmp_path)
+        assert type(again) is type(model)
+        inputs = heard(family, 1.0, 0.4)
+        assert torch.equal(again(**inputs)[0], model(**inputs)[0])
+    family.features(mean=-1.5).save_pretrained(tmp_path)
+    assert AutoFeatureExtractor.from_pretrained(tmp_path).mean == -1.5
+    assert type(AutoConfig.from_pretrained(tmp_path)) is family.config
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_an_encoder_comes_out_of_a_classifier_with_the_same_weights(
+    family: Family, tmp_path: Path
+) -> None:
+    model = classifier(family)
+    model.save_pretrained(tmp_path)
+    inputs = heard(family, 1.0)
+    alone = find_model(tmp_path, family.encoder)
+    assert (
+        torch.equal(alone.encode(**inputs).patches, model.encode(**inputs).patches)
+        or family.config.model_type == "audiomae"
+    )  # whose classifier has no norm after its blocks
+
+
+def test_the_pipeline_of_transformers_tags_arrays(family: Family, tmp_path: Path) -> None:
+    classifier(family).save_pretrained(tmp_path)
+    family.features().save_pretrained(tmp_path)
+    tag = pipeline("audio-classification", model=str(tmp_path), device="cpu")
+    answers = tag(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), top_k=2)
+    assert len(answers) == 2 and answers[0]["label"] in LABELS
+    assert answers[0]["score"] >= answers[1]["score"]
+
+
+def test_hidden_states_are_those_before_every_block_and_after_the_last(family: Family) -> None:
+    model = encoder(family)
+    outputs = model(**heard(family, 1.0), output_hidden_states=True)
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    assert model(**heard(family, 1.0)).hidden_states is None
+
+
+def gradients(model: AudioModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    model(**inputs, labels=torch.tensor([0, 2])).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_does_not_change_gradients(family: Family) -> None:
+    model, inputs = classifier(family).train(), heard(family, 1.0, 0.5)
+    plain = gradients(model, inputs)
+    switch = getattr(model, "activation_checkpointing_enable", None)
+    (switch or model.gradient_checkpointing_enable)()
+    for name, gradient in gradients(model, inputs).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_weights_hear_nearly_the_same(family: Family, tmp_path: Path) -> None:
+    model, inputs = encoder(family), heard(family, 1.0, 0.5)
+    exact = model(**inputs).pooler_output
+    model.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    inputs["input_values"] = inputs["input_values"].bfloat16()
+    rough = half(**inputs).pooler_output
+    assert rough.dtype == torch.bfloat16
+    assert torch.cosine_similarity(exact, rough.float()).min() > 0.999
+
+
+@pytest.mark.slow
+def test_a_compiled_model_says_the_same(family: Family) -> None:
+    model, inputs = encoder(family), heard(family, 1.0, 0.5)
+    exact = model(**inputs).pooler_output
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what compilers say about this machine
+        compiled = torch.compile(model, fullgraph=True)(**inputs).pooler_output
+    torch.testing.assert_close(compiled, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft asks by its old name
+def test_lora_of_peft_trains_merges_and_comes_back(family: Family, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    inputs = heard(family, 1.0, 0.5)
+    linear = {name.rpartition(".")[2] for name in linear_maps_of_blocks(classifier(family))}
+    told = peft.LoraConfig(r=2, target_modules=sorted(linear), modules_to_save=["head"])
+    model = peft.get_peft_model(classifier(family), told).train()
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = model(**inputs, labels=torch.tensor([0, 2])).loss
+        losses.append(loss.item())
+        loss.backward()
+        adam.step()
+        adam.zero_grad()
+    assert losses[-1] < losses[0]
+    model.eval()
+    model.save_pretrained(tmp_path / "lora")
+    again = peft.PeftModel.from_pretrained(classifier(family), tmp_path / "lora").eval()
+    exact = model(**inputs).logits
+    torch.testing.assert_close(again(**inputs).logits, exact)
+    merged = again.merge_and_unload()
+    torch.testing.assert_close(merged(**inputs).logits, exact, rtol=1e-4, atol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    plain = find_model(tmp_path / "merged")
+    torch.testing.assert_close(plain(**inputs).logits, exact, rtol=1e-4, atol=1e-5)
+
+
+def linear_maps_of_blocks(model: AudioModel) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".blocks." in name:
+            yield name
+
+
+class Clips(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Noise of three loudnesses, a label each."""
+
+    def __init__(self, family: Family) -> None:
+        noise = np.random.default_rng(0)
+        clips = [noise.normal(0, 10.0 ** -(n % 3), 8_000).astype(np.float32) for n in range(12)]
+        self.inputs = family.features()(clips, sampling_rate=16_000)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = {name: values[number] for name, values in self.inputs.items()}
+        return row | {"labels": torch.tensor(number % 3)}
+
+
+def test_the_trainer_of_transformers_fine_tunes(family: Family, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    clips = Clips(family)
+    told = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=6,
+        per_device_train_batch_size=6,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        seed=0,
+    )
+    trainer = Trainer(classifier(family), told, train_dataset=clips)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    trainer.save_model(str(tmp_path / "model"))
+    assert isinstance(find_model(tmp_path / "model"), family.classifier)
