@@ -1,0 +1,35 @@
+"""Commands that give a model to others: share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+app = typer.Typer()
+
+
+@app.command()
+def share(
+    model: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
+    name: Annotated[str, Argument(help="What it is to be called on the Hub: OWNER/NAME.")],
+    *,
+    licence: Annotated[
+        str, Option("--licence", "--license", help="Of the weights: mit, cc-by-4.0, other, ...")
+    ],
+    private: Annotated[bool, Option("--private", help="Only you may see it.")] = False,
+    to: Annotated[
+        Path | None, Option(help="Write what would be shared into this folder; upload nothing.")
+    ] = None,
+) -> None:
+    """Put a model on the Hugging Face Hub, with a card that says what it is and how good.
+
+    Example: eat share runs/esc50 me/eat-esc50 --licence cc-by-4.0 --to shared/
+    """
+    from eat_audio.share import prepare, upload
+
+    if to is not None:
+        folder = prepare(model, to, name=name, licence=licence)
+        print(f"{folder}: read its README.md, then run the same without --to")
+    else:
+        print(upload(model, name, licence=licence, private=private))
