@@ -11,8 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(os.environ.get("EAT_GOLDEN") or Path(__file__).parent / "golden")
 DATA = Path(os.environ.get("EAT_DATA") or ROOT / ".." / "shared" / "data").resolve()
+RECORDED = [
+    *(Path(told) for told in [os.environ.get("EAT_GOLDEN")] if told),
+    Path(__file__).parent / "golden",
+    DATA.parent / "golden",
+]
+"""Where recorded sets are looked for: the first place that has some is taken."""
 
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no real audio at {DATA} (set EAT_DATA to where it is)"
@@ -20,8 +25,13 @@ needs_data = pytest.mark.skipif(
 
 
 def golden_sets(pattern: str) -> list[Path]:
-    """All recorded sets whose file name matches `pattern`, e.g. "fbank_*.json"."""
-    return sorted(GOLDEN.glob(pattern))
+    """All recorded sets whose file name matches `pattern`, e.g. "fbank_*.json".
+
+    Those in EAT_GOLDEN or any folder in it; where it has none, those of the repository; where that
+    has none either, those beside the real recordings. Tests of no set at all are skipped.
+    """
+    found = (sorted(place.rglob(pattern)) for place in RECORDED)
+    return next((sets for sets in found if sets), [])
 
 
 def sidecar(path: Path) -> dict[str, Any]:

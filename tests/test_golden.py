@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import conftest
+from conftest import golden_sets
+
 HERE = Path(__file__).parent / "golden"
 FAMILIES = (
     "augment",
@@ -29,3 +32,35 @@ def test_every_family_of_recorded_sets_is_here(family: str) -> None:
 def test_copies_stay_small() -> None:
     sizes = [path.stat().st_size for path in HERE.rglob("*") if path.is_file()]
     assert sum(sizes) <= 6 * 2**20
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Three folders in which recorded sets are looked for, one after the other."""
+    found = [tmp_path / name for name in ("told", "own", "shared")]
+    monkeypatch.setattr(conftest, "RECORDED", found)
+    return found
+
+
+def put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_the_first_place_that_has_some_is_taken(places: list[Path]) -> None:
+    shared = put(places[2] / "fbank_a.json")
+    assert golden_sets("fbank_*.json") == [shared]
+    own = [put(places[1] / f"fbank_{name}.json") for name in "ab"]
+    assert golden_sets("fbank_*.json") == own
+    told = put(places[0] / "fbank_c.json")
+    assert golden_sets("fbank_*.json") == [told]
+
+
+def test_sets_may_lie_in_folders_of_their_own(places: list[Path]) -> None:
+    set_ = put(places[0] / "eat" / "checkpoints" / "a_pretrain.pt")
+    assert golden_sets("*_pretrain.pt") == [set_]
+
+
+def test_without_any_set_there_is_nothing_to_go_through(places: list[Path]) -> None:
+    assert golden_sets("fbank_*.json") == []

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import GOLDEN
+from conftest import golden_sets
 from eat_audio import cli, recipe
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.finetune import FinetuneRun
 from eat_audio.finetune import run as finetune
+from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.pretrain.run import EATRun
 from eat_audio.pretrain.run import run as pretrain
+from eat_audio.weights import read_pickled
 
 TINY = [
     *("encoder.embed_dim=32", "encoder.depth=1", "encoder.num_heads=2", "clips.seconds=1.6"),
@@ -95,11 +97,47 @@ def test_the_recipe_of_a_run_can_be_run_again(
     assert again.data == str(runs / "clips" / "clips.csv")
 
 
-def test_a_released_file_is_told_although_nobody_wrote_down_how_it_was_made(inspect: Any) -> None:
-    (place,) = sorted((GOLDEN / "checkpoints").glob("*_pretrain.pt"))[:1]
-    found = told(inspect, place)
-    assert (found["kind"], found["held_by"]) == ("encoder", "model")
-    assert found["recipe"] is None and found["front_end"] is None and found["parameters"] > 0
+@pytest.fixture(scope="module")
+def released() -> Path:
+    """A pre-training checkpoint of the released trainer: student, teacher, decoder, positions."""
+    return golden_sets("fp16_pretrain.pt")[0]
+
+
+def test_a_released_file_is_told_although_nobody_wrote_down_how_it_was_made(
+    released: Path, inspect: Any
+) -> None:
+    found = told(inspect, released)
+    assert (found["kind"], found["method"], found["held_by"]) == ("encoder", "eat", "model")
+    assert (found["recipe"], found["step"], found["size"]) == (None, None, None)
+    assert (found["embed_dim"], found["parameters"]) == (48, 97_296)
+    assert found["front_end"] == {"mean": -4.268, "std": 4.569, "released_padding": False}
+
+
+def test_of_a_released_file_every_tensor_is_accounted_for(released: Path, inspect: Any) -> None:
+    held = told(inspect, released)["file"]
+    state = read_pickled(released)["model"]
+    assert held["dtype"] == "float32"
+    assert held["tensors"] == len(state) - 1 + len(state["_ema"])
+    assert held["tensors"] == held["used"] + sum(held["not_used"].values())
+    assert held["not_used"] == {
+        "teacher of pre-training": len(state["_ema"]),
+        "decoder of pre-training": 6,
+        "positions, which are computed": 1,
+    }
+
+
+def test_weights_of_half_precision_are_said_to_be_so(tmp_path: Path, inspect: Any) -> None:
+    model = EATModel(EATConfig(embed_dim=16, depth=1, num_heads=2))
+    model.half().save_pretrained(tmp_path)
+    assert told(inspect, tmp_path)["file"]["dtype"] == "float16"
+
+
+def test_the_configuration_and_the_usual_size_are_told(tmp_path: Path, inspect: Any) -> None:
+    EATModel(EATConfig.named("tiny", pooling="mean")).save_pretrained(tmp_path)
+    found = told(inspect, tmp_path)
+    assert (found["size"], found["pooling"]) == ("tiny", "mean")
+    assert found["configuration"]["norm_eps"] == 1e-6
+    assert found["front_end"] is None  # the folder says nothing of one
 
 
 def test_the_table_says_the_same_without_what_is_not_known(runs: Path, inspect: Any) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import DATA, GOLDEN, needs_data
+from conftest import DATA, golden_sets, needs_data
 from eat_audio.errors import CheckpointError
+from eat_audio.models.beats import BEATsModel
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrained import HUB_FILES, find_model, load_features
+from eat_audio.pretrained import HUB_FILES, find_model, find_with_front_end, load_features
 
 MARKER = Path("/tmp/pwned_eat")
 TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_labels": 3}
@@ -269,11 +270,18 @@ def test_a_local_folder_comes_before_the_hub(
     assert find_model("classifier").config.num_labels == 3
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "checkpoints").glob("*pretrain.pt")), ids=str)
-def test_a_released_file_is_an_encoder_without_a_front_end(path: Path) -> None:
-    assert type(find_model(path)) is EATModel
-    assert load_features(path) is None
+@pytest.mark.parametrize("path", golden_sets("*_pretrain.pt"), ids=lambda path: path.stem)
+def test_a_released_file_is_an_encoder_with_the_released_front_end(path: Path) -> None:
+    model, features = find_with_front_end(path)
+    assert type(model) is EATModel and type(features) is EATFeatureExtractor
+    assert (features.mean, features.std) == (-4.268, 4.569)
+    told = load_features(path)
+    assert told is not None and told.to_dict() == features.to_dict()
     refused(path, EATForAudioClassification)
+
+
+def test_another_method_than_the_one_that_is_wanted_is_refused(encoder: Path) -> None:
+    assert "holds EATModel; expected BEATsModel" in refused(encoder, BEATsModel)
 
 
 def test_the_front_end_comes_with_the_model(encoder: Path) -> None:

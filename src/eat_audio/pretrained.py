@@ -22,7 +22,7 @@ from eat_audio.models import Family, families
 from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.train.checkpoint import model_folder, read_json
-from eat_audio.weights import load_fairseq
+from eat_audio.weights import Foreign, read
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
 
@@ -52,9 +52,10 @@ def find_model(
     """Load a model, strictly and without running anything that lies beside its weights.
 
     Args:
-        place: A run's folder, a model folder, its `.safetensors` file, a released fairseq `.pt`
-            file, or, where nothing of that name is here, a Hub id.
-        kind: What is wanted; by default a classifier if there is one, else an encoder.
+        place: A run's folder, a model folder, its `.safetensors` file, a released `.pt`, `.pth`
+            or `.bin` file, or, where nothing of that name is here, a Hub id.
+        kind: What is wanted, of any method or of one; by default a classifier if there is one,
+            else an encoder.
 
     Returns:
         The model: in evaluation mode, float32, on the CPU.
@@ -63,39 +64,47 @@ def find_model(
         CheckpointError: There is nothing, it cannot be read safely, or its tensors are not
             exactly those of such a model (an encoder may be taken out of a classifier).
     """
-    here = on_disk(place)
-    if os.path.isfile(here) and here.suffix != ".safetensors":
-        try:
-            released = load_fairseq(here)
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{here}: is no released EAT file ({_line(error)})") from error
-        classifies = isinstance(released, AudioClassifier)
-        return _fill(
-            here, _wanted(kind, released.config, classifies), released.config, released.state_dict()
-        )
+    return find_with_front_end(place, kind)[0]
 
-    folder, files = _weight_files(here)
-    shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
-    config = _config(folder)
-    classifies = family_of(config).classifier.__name__ in str(config.architectures)
-    wanted = _wanted(kind, config, classifies or "model.head.weight" in shapes)
-    hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    _fill(here, wanted, config, hollow)
-    return _fill(here, wanted, config, _tensors(files))
+
+def find_with_front_end(
+    place: str | Path, kind: type[AudioModel] | None = None, *, teacher: bool = False
+) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]:
+    """What `find_model` finds, and its front end: the one beside it, or its method's own.
+
+    Args:
+        place: See `find_model`.
+        kind: See `find_model`.
+        teacher: See `contents`.
+    """
+    here = on_disk(place)
+    if not _pickled(here):  # sizes are compared before memory is taken
+        _fill(here, _folder(here, hollow=True), kind)
+    held = contents(here, teacher=teacher)
+    return _fill(here, held, kind), held.features
+
+
+def contents(place: str | Path, *, teacher: bool = False) -> Foreign:
+    """All that a place holds, not yet compared with what its model needs.
+
+    Args:
+        place: See `find_model`.
+        teacher: Of a pre-trained EAT `.pt` file, take the teacher instead of the student.
+
+    Raises:
+        CheckpointError: There is nothing, or it cannot be read safely.
+    """
+    here = on_disk(place)
+    if _pickled(here):
+        return read(here, teacher=teacher)
+    if teacher:
+        raise CheckpointError(f"{place}: holds no teacher; only pre-trained EAT .pt files do")
+    return _folder(here)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The classes of the method that a configuration belongs to."""
     return families()[config.model_type]
-
-
-def _wanted(
-    kind: type[AudioModel] | None, config: PreTrainedConfig, classifies: bool
-) -> type[AudioEncoder] | type[AudioClassifier]:
-    """The method's own class for the kind that is wanted, or that is there."""
-    classifier = classifies if kind is None else issubclass(kind, AudioClassifier)
-    family = family_of(config)
-    return family.classifier if classifier else family.encoder
 
 
 def front_end(place: str | Path, model: AudioModel) -> AudioFeatureExtractor:
@@ -108,17 +117,18 @@ def front_end(place: str | Path, model: AudioModel) -> AudioFeatureExtractor:
 
 
 def load_features(place: str | Path) -> AudioFeatureExtractor | None:
-    """The front end that lies beside a model; None where there is none, as in `.pt` files.
+    """The front end that lies beside a model, or that of the released code for a `.pt` file.
+
+    Returns:
+        None where a folder tells of none.
 
     Raises:
         CheckpointError: It cannot be read, or belongs to another kind of model.
     """
     here = on_disk(place)
-    if os.path.isfile(here):
-        if here.suffix != ".safetensors":
-            return None
-        here = here.parent
-    folder = model_folder(here)
+    if _pickled(here):
+        return read(here).features
+    folder = here.parent if os.path.isfile(here) else model_folder(here)
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
@@ -151,6 +161,28 @@ def on_disk(place: str | Path) -> Path:
             f"{place}: no such folder here, and not to be had from the Hugging Face Hub "
             f"({_line(error)})"
         ) from error
+
+
+def _pickled(here: Path) -> bool:
+    """Whether this is a torch file (.pt, .pth, .bin), which `weights` reads."""
+    return os.path.isfile(here) and here.suffix != ".safetensors"
+
+
+def _folder(here: Path, *, hollow: bool = False) -> Foreign:
+    """A folder's model; `hollow`: shapes on the meta device instead of tensors."""
+    folder, files = _weight_files(here)
+    shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
+    config = _config(folder)
+    family = family_of(config)
+    if hollow:
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    else:
+        tensors = _tensors(files)
+    told = family.classifier.__name__ in str(config.architectures)
+    features = None if hollow else load_features(here)
+    return Foreign(
+        config, tensors, told or "model.head.weight" in tensors, features or family.features(), {}
+    )
 
 
 def _weight_files(here: Path) -> tuple[Path, list[Path]]:
@@ -210,38 +242,50 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 
 def _fill(
-    place: Path,
-    kind: type[AudioEncoder] | type[AudioClassifier],
-    config: PreTrainedConfig,
-    state: dict[str, Tensor],
+    place: Path, held: Foreign, kind: type[AudioModel] | None
 ) -> AudioEncoder | AudioClassifier:
-    """A model of exactly these tensors, copied; a dry run if they are on the meta device."""
+    """A model of exactly what is held, copied; a dry run if that is on the meta device."""
+    family, state = family_of(held.config), held.tensors
+    classifies = held.classifier if kind is None else issubclass(kind, AudioClassifier)
+    ours = family.classifier if classifies else family.encoder
+    if kind is not None and not issubclass(ours, kind):
+        raise CheckpointError(f"{place}: holds {ours.__name__}; expected {kind.__name__}")
     try:
-        if config.num_hidden_layers > len(state):
-            raise ValueError(f"{config.num_hidden_layers} blocks of {len(state)} tensors")
+        if held.config.num_hidden_layers > len(state):
+            raise ValueError(f"{held.config.num_hidden_layers} blocks of {len(state)} tensors")
         with torch.device("meta"):
-            model = kind(config)
+            model = ours(held.config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{place}: describes no such model ({_line(error)})") from error
+    state = _exactly(place, model, state)
+    copies = {name: t.to(torch.float32, copy=True) for name, t in state.items()}
+    model.load_state_dict(copies, assign=True)
+    return model.eval()
+
+
+def _exactly(place: Path, model: AudioModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model and no others; what its class knows to be of no use is left out."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    ignored = re.compile("|".join(kind._keys_to_ignore_on_load_unexpected or ["$^"]))
+    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["$^"]))
     state = {n: tensor for n, tensor in state.items() if n in expected or not ignored.search(n)}
-    wrong = [f"no {name}" for name in expected if name not in state]
-    wrong += [f"an unknown {name}" for name in state if name not in expected]
-    wrong += [
+    names = [f"no {name}" for name in expected if name not in state]
+    names += [f"an unknown {name}" for name in state if name not in expected]
+    shapes = [
         f"{name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name])}"
         for name, tensor in state.items()
         if name in expected and tensor.shape != expected[name]
     ]
-    wrong += [f"{n} of {x.dtype}" for n, x in state.items() if not x.is_floating_point()]
-    if wrong:
+    kinds = [f"{n} of {x.dtype}" for n, x in state.items() if not x.is_floating_point()]
+    if wrong := names + shapes + kinds:
+        told = "does not hold exactly the tensors of"
+        if expected.keys().isdisjoint(state):
+            told = "holds none of the tensors of"
+        elif len(shapes) > len(expected) // 2:
+            told, wrong = "holds tensors of another size than the settings of", shapes + names
+        parts = "".join(c if c.isprintable() else "?" for c in ", ".join(wrong[:3]))
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(
-            f"{place}: does not hold exactly an {kind.__name__}: {', '.join(wrong[:3])}{more}"
-        )
-    copies = {name: t.to(torch.float32, copy=True) for name, t in state.items()}
-    model.load_state_dict(copies, assign=True)
-    return model.eval()
+        raise CheckpointError(f"{place}: {told} {type(model).__name__}: {parts}{more}")
+    return state
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Commands that use a model: evaluate, predict, embed, inspect."""
+"""Commands that use a model: evaluate, predict, embed, convert, inspect."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.words import AsJSON, Device, ModelPlace, Places, show_table
+from eat_audio.cli.words import AsJSON, Device, ModelPlace, Places, end_of_job, show_table
 from eat_audio.errors import EatError
 
 app = typer.Typer()
@@ -69,7 +69,7 @@ def predict(
             show_table(heard.path, ("label", "score"), rows, heading=True)
         if heard.error is not None:
             failed.append(heard.error)
-    _end_of_job(failed)
+    end_of_job(failed)
 
 
 @app.command()
@@ -79,8 +79,9 @@ def embed(
     model: ModelPlace,
     out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
     level: Annotated[
-        str, Option(help="clip: one vector; frame: one per 160 ms; patch: and per 16 mel bins.")
+        str, Option(help="clip: one vector; frame: one per --hop; patch: and per 16 mel bins.")
     ] = "clip",
+    hop: Annotated[int, Option(help="Milliseconds from frame to frame: 160, 80 or 40.")] = 160,
     device: Device = "auto",
 ) -> None:
     """Turn files into vectors; what is already in --out is not done again.
@@ -90,10 +91,41 @@ def embed(
     from eat_audio.embed import embed_files
     from eat_audio.inference import load
 
-    done = embed_files(places, load(model, device=device), out, level=cast(Any, level))
+    listener = load(model, device=device)
+    done = embed_files(places, listener, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
     print(f"{out}: {done.done} files embedded{already}")
-    _end_of_job(done.failed)
+    end_of_job(done.failed)
+
+
+@app.command()
+def convert(
+    place: Annotated[str, Argument(help="A released file, a model folder, a run or a Hub id.")],
+    out: Annotated[Path, Argument(help="Where to: a new folder; with --to released a new file.")],
+    *,
+    to: Annotated[
+        str,
+        Option(
+            help="eat-audio: a folder as here; released: a .pt as the authors' own code has it "
+            "(fairseq, too, means this); released-hf: a folder as EAT's on the Hub, without code."
+        ),
+    ] = "eat-audio",
+    teacher: Annotated[
+        bool, Option("--teacher", help="The teacher of pre-training instead of the student.")
+    ] = False,
+) -> None:
+    """Write a model in another layout, bit by bit the same, without running anything in a file.
+
+    Example: eat convert EAT-base_epoch30_pt.pt models/eat_base
+    """
+    from eat_audio.pretrained import find_with_front_end
+    from eat_audio.weights import write
+
+    model, features = find_with_front_end(place, teacher=teacher)
+    lost = write(model, features, out, layout="released" if to == "fairseq" else to)
+    print(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
+    for what in lost:
+        print(f"{out}: this layout has no place for {what}", file=sys.stderr)
 
 
 @app.command()
@@ -103,6 +135,8 @@ def inspect(
     as_json: AsJSON = False,
 ) -> None:
     """Tell what a model is: its shape, front end and labels, how it was trained, a fingerprint.
+
+    Released files are told, too: what of them is used, and why the rest is not.
 
     Example: eat inspect runs/mine
     """
@@ -116,34 +150,35 @@ def inspect(
 def _inspected(place: str) -> dict[str, Any]:
     """What a place says about its model, by name; groups are mappings, what is absent is None."""
     from eat_audio.models.base import AudioClassifier, AudioEncoder
-    from eat_audio.models.eat import SIZES
     from eat_audio.pretrained import find_model, load_features, on_disk
     from eat_audio.train.checkpoint import checkpoints, fingerprint, model_folder
 
     model, features = find_model(place), load_features(place)
-    encoder = find_model(
-        place, AudioEncoder
-    )  # comparable with where it began
+    encoder = find_model(place, AudioEncoder)  # comparable with where it began
     here = on_disk(place)
     folder = here.parent if here.is_file() else model_folder(here)
     record = _record(folder)
     if saved := checkpoints(folder):  # a finished run: its last checkpoint tells the step
         record |= {"step": _record(saved[-1]).get("step")}
     origin = record.get("origin")
-    shape = {name: getattr(model.config, name) for name in ("embed_dim", "depth", "num_heads")}
+    config = model.config
+    shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     classifies = isinstance(model, AudioClassifier)
     return {
         "kind": "classifier" if classifies else "encoder",
+        "method": config.model_type,
         "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",
-        "size": next((name for name, known in SIZES.items() if known == shape), None),
-        **shape,
-        "pooling": model.config.pooling,
+        "size": _size(config),
+        **dict(zip(("embed_dim", "depth", "num_heads"), shape, strict=True)),
+        "pooling": getattr(config, "pooling", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "labels": model.config.num_labels if classifies else None,
+        "labels": config.num_labels if classifies else None,
         "front_end": features
         and {name: getattr(features, name) for name in ("mean", "std", "released_padding")},
         "fingerprint": fingerprint(model.state_dict()),
         "encoder_fingerprint": fingerprint(encoder.model.state_dict()),
+        "file": _coverage(place, model),
+        "configuration": _settings(config),
         "started_from": origin.get("encoder") if isinstance(origin, dict) else None,
         "step": record.get("step"),
         "processes": record.get("processes"),
@@ -153,6 +188,45 @@ def _inspected(place: str) -> dict[str, Any]:
         },
         "recipe": record.get("recipe"),
     }
+
+
+def _coverage(place: str, model: Any) -> dict[str, Any]:
+    """How a place's tensors are stored, how many there are, are used, are not and why."""
+    from collections import Counter
+
+    from eat_audio.pretrained import contents
+
+    held, needed = contents(place), model.state_dict()
+    unused = Counter(held.ignored.values())
+    unused["positions, which are computed"] += sum(name not in needed for name in held.tensors)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in held.tensors.values()}
+    return {
+        "dtype": " and ".join(sorted(kinds)),
+        "tensors": len(held.tensors) + len(held.ignored),
+        "used": len(needed),
+        "not_used": {why: count for why, count in unused.items() if count},
+    }
+
+
+def _size(config: Any) -> str | None:
+    """The usual name of an encoder of this shape, if it has one."""
+    shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    for name in ("tiny", "small", "base", "large"):
+        try:
+            usual = type(config).named(name)
+        except KeyError:  # a size that this method does not have
+            continue
+        if (usual.hidden_size, usual.num_hidden_layers, usual.num_attention_heads) == shape:
+            return name
+    return None
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What a method's configuration says, without what any model of transformers has."""
+    from inspect import signature
+
+    names = [name for name in signature(type(config)).parameters if name != "kwargs"]
+    return {name: getattr(config, name) for name in names}
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -173,14 +247,6 @@ def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _rows(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, value if isinstance(value, str) else json.dumps(value)
-
-
-def _end_of_job(failed: list[str]) -> None:
-    """List what could not be read; the job went on without it, and says so by exit code 2."""
-    for sentence in failed:
-        print(f"skipped: {sentence}", file=sys.stderr)
-    if failed:
-        raise EatError(f"{len(failed)} of the files could not be read; all others are done")
 
 
 def show_evaluation(evaluation: Any) -> None:

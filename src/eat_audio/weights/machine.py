@@ -1,0 +1,261 @@
+"""A pickle -> what it describes: the stack machine that pickles are programs for, made harmless.
+
+A usual machine imports what a pickle names and calls what it is told to. This one has no
+instruction that could: a name stays a name, and what would be called or built becomes an inert
+object that keeps what it was given. Tensors are described, not made: `unpickle` does that. The
+work is linear in the length of the program.
+"""
+
+import pickletools
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eat_audio.errors import CheckpointError
+
+DIMENSIONS = 8
+VALUES = {
+    *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+"""Instructions that bring their value along."""
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+LARGEST_KEY = 2**60
+"""Beyond it, different numbers may be made to share a place in a dict, many of them at a time."""
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "builtins.dict"}
+PLAIN = {
+    *("argparse", "collections", "copyreg", "datetime", "enum", "pathlib", "types", "typing"),
+    *("uuid", "_codecs"),
+}
+"""Modules of Python's own whose objects are found in settings."""
+PLAIN_BUILTINS = {
+    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int"),
+    *("list", "long", "object", "range", "set", "slice", "str", "tuple", "type", "unicode"),
+    "xrange",
+}
+OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
+"""What torch calls modules of Python's, since it writes pickles that Python 2 could read."""
+PLAIN_OF_TORCH = {"_rebuild_tensor_v2", "_rebuild_parameter", "Size", "device", *STORAGES} | {
+    str(dtype).removeprefix("torch.") for dtype in STORAGES.values()
+}
+
+
+def run(program: bytes) -> Any:
+    """What a pickle describes, as dicts, lists, tuples, views and inert objects."""
+    machine = _Machine()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's own, about odd escapes in a text
+        for code, argument, _ in pickletools.genops(program):
+            if code.name == "STOP":
+                return machine.stack.pop()
+            machine.step(code.name, argument)
+    raise CheckpointError("ends in the middle")
+
+
+@dataclass(frozen=True)
+class Name:
+    """Something that a pickle names: "posix.system". It is never looked up."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class Object:
+    """What a pickle wants made: the call that would make it, and the state it would be given."""
+
+    of: object
+    arguments: object
+    state: object = None
+
+    def kept(self) -> object:
+        """Its settings: the attributes, of omegaconf's nodes the value, else what it is made of."""
+        state = self.state
+        if isinstance(state, tuple) and len(state) == 2:  # an object with slots
+            state = state[0] or state[1]
+        if isinstance(state, dict):
+            for name in ("_content", "_val"):
+                if name in state:
+                    return state[name]
+            return state
+        if isinstance(self.arguments, tuple) and len(self.arguments) == 1:
+            return self.arguments[0]
+        return self.arguments if state is None else state
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A stretch of memory that a pickle refers to."""
+
+    key: str
+    dtype: torch.dtype
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A tensor: how it lies in its storage."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Machine:
+    """A stack machine that can only put data together."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, code: str, argument: Any) -> None:
+        """One instruction, by the name that `pickletools` gives it."""
+        if code in VALUES:
+            self.stack.append(argument)
+        elif code in CONSTANTS:
+            self.stack.append(CONSTANTS[code])
+        elif code in EMPTY:
+            self.stack.append(EMPTY[code]())
+        elif code in TUPLES:
+            reverse = [self.stack.pop() for _ in range(TUPLES[code])]
+            self.stack.append(tuple(reverse[::-1]))
+        elif code in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif code in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        else:
+            self._step_of_objects(code, argument)
+
+    def _step_of_objects(self, code: str, argument: Any) -> None:
+        stack = self.stack
+        match code:
+            case "PROTO" | "FRAME":
+                pass
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "POP":
+                stack.pop()
+            case "MARK":
+                self.marked.append(stack)
+                self.stack = []
+            case "POP_MARK":
+                self._since_mark()
+            case "TUPLE":
+                items = self._since_mark()
+                self.stack.append(tuple(items))
+            case "LIST" | "FROZENSET":
+                items = self._since_mark()
+                self.stack.append(items)
+            case "DICT":
+                items = self._since_mark()
+                self.stack.append(_entered({}, items))
+            case "APPEND":
+                added = stack.pop()
+                _extended(stack[-1], [added])
+            case "APPENDS" | "ADDITEMS":
+                items = self._since_mark()
+                _extended(self.stack[-1], items)
+            case "SETITEM":
+                value, name = stack.pop(), stack.pop()
+                _entered(stack[-1], [name, value])
+            case "SETITEMS":
+                items = self._since_mark()
+                _entered(self.stack[-1], items)
+            case "GLOBAL":
+                stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_named(module, name))
+            case "REDUCE" | "NEWOBJ":
+                arguments, of = stack.pop(), stack.pop()
+                stack.append(_made(of, arguments))
+            case "NEWOBJ_EX":
+                named, arguments, of = stack.pop(), stack.pop(), stack.pop()
+                stack.append(Object(of, arguments, named))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Object):  # a dict's attributes are none of our settings
+                    stack[-1].state = state
+            case "BINPERSID":
+                stack.append(_stored(stack.pop()))
+            case _:
+                raise CheckpointError(f"is not written as torch writes ({code})")
+
+    def _since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+
+def _extended(collection: Any, items: list[Any]) -> None:
+    """Put items into a list; those of a foreign collection are not kept."""
+    if isinstance(collection, list):
+        collection.extend(items)
+
+
+def _entered(mapping: Any, items: list[Any]) -> Any:
+    """Put [name, value, name, value, ...] into a dict; those of a foreign one are not kept."""
+    if isinstance(mapping, dict):
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            # other keys might take long to compare, and no settings have them
+            if isinstance(name, str) or (isinstance(name, int) and abs(name) < LARGEST_KEY):
+                mapping[name] = value
+    return mapping
+
+
+def _named(module: str, name: str) -> Name:
+    """A name, if it may be that of settings: of other packages, all are (they stay names)."""
+    module = OLD_NAMES.get(module, module)
+    known = module.partition(".")[0]
+    harmless = {"builtins": name in PLAIN_BUILTINS, "torch": name in PLAIN_OF_TORCH}
+    allowed = harmless.get(known, known in PLAIN or known not in sys.stdlib_module_names)
+    if not allowed:
+        raise CheckpointError(f"refused, since it asks for code to be run ({module}.{name})")
+    return Name(f"{module}.{name}")
+
+
+def _made(of: Any, arguments: Any) -> Any:
+    """What calling or instantiating something gives: a tensor, a dict, else an inert object."""
+    told = of.text if isinstance(of, Name) else ""
+    if told in MAPPINGS and (not arguments or told == "collections.defaultdict"):
+        return {}
+    if told == "torch.Size":
+        return tuple(arguments[0])
+    if told.startswith("torch._utils._rebuild_parameter"):
+        return arguments[0]
+    if told.startswith("torch._utils._rebuild_tensor"):
+        storage, offset, size, stride = arguments[:4]
+        if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > DIMENSIONS:
+            raise CheckpointError("has a tensor that is none")
+        if not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
+            raise CheckpointError(f"has a tensor {size} of strides {stride}")
+        return View(storage, offset, tuple(size), tuple(stride))
+    return Object(of, arguments)
+
+
+def _stored(told: Any) -> Storage:
+    """("storage", torch.FloatStorage, "12", "cuda:0", 768) -> where a tensor lies."""
+    kind, of, key, _, count = told
+    dtype = STORAGES.get(of.text.rpartition(".")[2])
+    if kind != "storage" or dtype is None or not isinstance(key, str) or not isinstance(count, int):
+        raise CheckpointError(f"holds memory of an unknown kind ({of.text})")
+    return Storage(key, dtype, count)

@@ -1,0 +1,101 @@
+"""`eat convert`: a released file becomes a folder of ours, and that a released file again."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import golden_sets
+from eat_audio import cli
+from eat_audio.models import save
+from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification
+from eat_audio.models.eat import EATConfig, EATForAudioClassification
+from eat_audio.models.features import BEATsFeatureExtractor, EATFeatureExtractor
+from eat_audio.pretrained import find_model, find_with_front_end
+
+
+@pytest.fixture
+def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def convert(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eat", "convert", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, said.out, said.err
+
+    return convert
+
+
+@pytest.fixture
+def released() -> Path:
+    """A pre-training checkpoint of the released trainer."""
+    return golden_sets("fp16_pretrain.pt")[0]
+
+
+def same(one: Path, other: Path) -> bool:
+    mine, theirs = find_model(one).state_dict(), find_model(other).state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_a_released_file_becomes_a_folder(convert: Any, released: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "eat"
+    assert convert(released, out) == (0, f"{out}: EATModel, 41 tensors\n", "")
+    files = {path.name for path in out.iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert same(out, released)
+
+
+@pytest.mark.parametrize("layout", ["released", "fairseq", "released-hf"])
+def test_a_model_is_written_as_its_authors_have_it(
+    layout: str, convert: Any, released: Path, tmp_path: Path
+) -> None:
+    code, _, err = convert(released, tmp_path / "out", "--to", layout)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out").is_dir() == (layout == "released-hf")
+    assert same(tmp_path / "out", released)
+
+
+def test_the_teacher_is_taken_on_request(convert: Any, released: Path, tmp_path: Path) -> None:
+    convert(released, tmp_path / "student")
+    assert convert(released, tmp_path / "teacher", "--teacher")[0] == 0
+    assert not same(tmp_path / "student", tmp_path / "teacher")
+    code, _, err = convert(tmp_path / "student", tmp_path / "again", "--teacher")
+    assert code == 2 and "holds no teacher" in err
+
+
+def test_a_beats_file_hears_with_the_statistics_of_beats(convert: Any, tmp_path: Path) -> None:
+    config = BEATsConfig.named(
+        "tiny", encoder_layers=1, encoder_embed_dim=32, encoder_attention_heads=2, embed_dim=16
+    )
+    model = BEATsForAudioClassification(config)
+    save(model, BEATsFeatureExtractor(), tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "beats.pt", "--to", "released")[0] == 0
+    assert {"cfg", "model"} <= torch.load(tmp_path / "beats.pt", weights_only=True).keys()
+    features = find_with_front_end(tmp_path / "beats.pt")[1]
+    assert type(features) is BEATsFeatureExtractor
+    assert features.mean == BEATsFeatureExtractor().mean and same(
+        tmp_path / "ours", tmp_path / "beats.pt"
+    )
+    code, _, err = convert(tmp_path / "ours", tmp_path / "hf", "--to", "released-hf")
+    assert code == 2 and "of beats no Hugging Face folder was released" in err
+
+
+def test_what_is_lost_is_said(convert: Any, tmp_path: Path) -> None:
+    config = EATConfig(embed_dim=16, depth=1, num_heads=2, id2label={0: "cat", 1: "dog"})
+    save(EATForAudioClassification(config), EATFeatureExtractor(), tmp_path / "ours")
+    code, _, err = convert(tmp_path / "ours", tmp_path / "a.pt", "--to", "released")
+    assert code == 0
+    assert err == f"{tmp_path / 'a.pt'}: this layout has no place for the names of its labels\n"
+
+
+def test_nothing_is_overwritten_and_no_layout_made_up(
+    convert: Any, released: Path, tmp_path: Path
+) -> None:
+    code, _, err = convert(released, tmp_path)
+    assert code == 2 and err == f"eat: {tmp_path}: is there already; expected a new name\n"
+    code, _, err = convert(released, tmp_path / "a", "--to", "onnx")
+    assert code == 2
+    assert err == "eat: --to onnx: expected one of eat-audio, released, released-hf\n"
