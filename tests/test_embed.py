@@ -93,6 +93,34 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
         np.testing.assert_allclose(row["embedding"], whole.patches[column, row["row"]], atol=1e-5)
 
 
+def test_finer_frames_come_with_their_times(listener: Listener, clips: Path, out: Path) -> None:
+    clip = clips / "c" / "long.wav"
+    whole = listener.embed(clip, hop_ms=40)
+    embed_files([clip], listener, out, level="frame", hop_ms=40)
+    if out.is_dir():
+        (seconds,) = map(np.load, out.glob("long-*.seconds.npy"))
+    else:
+        seconds = pq.read_table(out)["seconds"].to_numpy()
+    np.testing.assert_allclose(seconds, whole.seconds)
+    np.testing.assert_allclose(read(out)[str(clip)], whole.frames, atol=1e-5)
+    with pytest.raises(DataError, match="another hop_ms"):
+        embed_files([clip], listener, out, level="frame")
+
+
+def test_times_that_were_taken_away_are_made_again(
+    listener: Listener, clips: Path, tmp_path: Path
+) -> None:
+    embed_files([clips / "a"], listener, tmp_path / "out", level="frame")
+    next((tmp_path / "out").glob("*.seconds.npy")).unlink()
+    assert embed_files([clips / "a"], listener, tmp_path / "out", level="frame").done == 1
+
+
+def test_a_clips_one_vector_has_no_steps(listener: Listener, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a clip has one vector"):
+        embed_files([clips], listener, tmp_path / "out", hop_ms=40)
+    assert not (tmp_path / "out").exists()
+
+
 def test_many_rows_are_written_in_several_groups(
     listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from eat_audio.models.features import EATFeatureExtractor
 
 RATE = 16_000
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
+SMALL = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=CLASSES)
 
 
 def tiny(**changes: Any) -> EATConfig:
@@ -170,6 +171,84 @@ def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: fl
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(RecipeError, match="clip, frame, patch"):
         next(listener().embed_each([sound(1)], "song"))  # type: ignore[arg-type]
+
+
+# ---- finer steps
+
+
+@pytest.mark.parametrize("hop_ms", [80, 40])
+@pytest.mark.parametrize("samples", [16, 1_039, 1_040, 3_003, 200_001])
+def test_finer_frames_are_regular_whatever_the_length(hop_ms: int, samples: int) -> None:
+    waveform = sound(samples / RATE)
+    heard = listener(SMALL).embed(waveform, hop_ms=hop_ms)
+    # as many as begin with a whole frame of the spectrogram
+    assert len(heard.frames) == -(-n_frames(samples) * 10 // hop_ms)
+    close(heard.seconds, 0.08 + np.arange(len(heard.frames)) * hop_ms / 1000)
+    assert np.abs(heard.patches).sum(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("told", [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}], ids=str)
+def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
+    ear, waveform = listener(**told), sound(3.33)
+    whole = ear.embed(waveform, hop_ms=40)
+    for shift in range(4):
+        later = ear.embed(waveform[shift * 640 :])
+        close(whole.patches[shift::4], later.patches)
+    close(whole.clip, ear.embed(waveform).clip)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 2.56])
+@pytest.mark.parametrize("seconds", [10.3, 10.4, 18.01])
+def test_finer_frames_of_a_file_are_those_of_its_waveform(
+    tmp_path: Path, overlap: float, seconds: float
+) -> None:
+    ear = listener(SMALL, overlap=overlap)
+    path = write(tmp_path / "a.wav", sound(seconds))
+    close(ear.embed(path, hop_ms=40).frames, ear.embed(load_audio(path), hop_ms=40).frames)
+    (frames,) = ear.embed_each([path], "frame", hop_ms=40, batch=3)
+    close(frames, ear.embed(path, hop_ms=40).frames)
+
+
+def test_steps_that_passes_cannot_make_are_refused() -> None:
+    with pytest.raises(RecipeError, match="160, 80, 40 ms"):
+        listener().embed(sound(1), hop_ms=50)
+    with pytest.raises(RecipeError, match="a clip has one vector"):
+        next(listener().embed_each([sound(1)], "clip", hop_ms=40))
+
+
+# ---- labels over time
+
+
+def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
+    ear, waveform = listener(), sound(4)
+    steps = np.concatenate(list(ear.over_time(waveform, window=0.96, hop=0.16, batch=3)))
+    assert steps.shape == (25, 3)
+    size = 96 * 160 + 240  # just enough samples for 96 frames
+    for number in (0, 1, 7, 24):
+        first = number * 2560 - (size - 2560) // 2
+        alone = {
+            row.label: row.score for row in ear.predict(waveform[max(first, 0) : first + size])
+        }
+        close(steps[number], [alone[label] for label in ear.labels])
+
+
+@pytest.mark.parametrize(("window", "hop"), [(0.16, 0.16), (0.96, 0.07), (2.4, 1.0)])
+def test_steps_do_not_depend_on_how_the_sound_arrives(
+    tmp_path: Path, window: float, hop: float
+) -> None:
+    ear, waveform = listener(SMALL), sound(3.01)
+    whole = np.concatenate(list(ear.over_time(waveform, window=window, hop=hop)))
+    assert len(whole) == -(-len(waveform) // round(hop * RATE))
+    arrivals = [iter(waveform.split(some)) for some in (999, 30_000)]
+    for arriving in [write(tmp_path / "a.wav", waveform), *arrivals]:
+        close(np.concatenate(list(ear.over_time(arriving, window=window, hop=hop))), whole)
+
+
+def test_steps_wider_than_the_window_are_refused() -> None:
+    with pytest.raises(RecipeError, match="hop=1"):
+        next(listener().over_time(sound(1), window=0.96, hop=1.0))
+    with pytest.raises(CheckpointError, match="without a classifier"):
+        next(Listener(EATModel(tiny()), EATFeatureExtractor()).over_time(sound(1)))
 
 
 # ---- labels

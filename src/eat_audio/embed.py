@@ -60,6 +60,7 @@ def embed_files(
     *,
     level: Level = "clip",
     batch: int = 8,
+    hop_ms: int = 160,
 ) -> Summary:
     """Write the vectors of files, and of all recordings in folders.
 
@@ -69,23 +70,25 @@ def embed_files(
         out: A `.parquet` file with a row per vector: `path`, for frames and patches `seconds`
             (the middle of their 160 ms), for patches `row` (0 to 7, low frequencies first),
             and `embedding`. Or a folder, which gets one `.npy` file (float32) per recording with
-            all of its vectors, and `index.csv`: `path`, `file`, `shape`.
+            all of its vectors, for frames and patches `.seconds.npy` (T',) beside it, and
+            `index.csv`: `path`, `file`, `shape`.
         level: clip (D), frame (T', D) or patch (T', F', D).
         batch: Windows of 10.24 s heard at once.
+        hop_ms: Milliseconds from one frame to the next: 160, 80 or 40.
 
     Raises:
         EatError: A place does not exist; or `out` cannot be written, or holds something else.
     """
     out = Path(out)
     paths = find_audio(places)
-    made_by = _made_by(listener, known(level))
+    made_by = _made_by(listener, known(level, hop_ms), hop_ms)
     kind: type[_Table] | type[_Folder] = _Table if out.suffix.lower() == ".parquet" else _Folder
     try:
         with kind(out, made_by) as store:
             todo = [path for path in paths if as_text(path) not in store.done]
             failed = []
-            heard = track(listener.embed_each(todo, level, batch=batch), "embed", len(todo))
-            for path, vectors in zip(todo, heard, strict=True):
+            heard = listener.embed_each(todo, level, batch=batch, hop_ms=hop_ms)
+            for path, vectors in zip(todo, track(heard, "embed", len(todo)), strict=True):
                 if isinstance(vectors, AudioError):
                     failed.append(as_text(vectors))
                 else:
@@ -95,7 +98,7 @@ def embed_files(
     return Summary(len(todo) - len(failed), len(paths) - len(todo), failed)
 
 
-def _made_by(listener: Listener, level: Level) -> dict[str, Any]:
+def _made_by(listener: Listener, level: Level, hop_ms: int) -> dict[str, Any]:
     """All that decides what the vectors of a file are: vectors of two models never mix."""
     digest = hashlib.sha256()
     for name, tensor in listener.model.state_dict().items():
@@ -105,11 +108,12 @@ def _made_by(listener: Listener, level: Level) -> dict[str, Any]:
     return {
         "level": level,
         "weights": digest.hexdigest()[:16],
-        "pooling": listener.model.config.pooling,
+        "pooling": getattr(listener.model.config, "pooling", None),
         "statistics": [heard.mean, heard.std],
         "released_padding": heard.released_padding,
         "window": listener.samples,
         "hop": listener.hop,
+        "hop_ms": hop_ms,
     }
 
 
@@ -127,6 +131,7 @@ class _Table(AbstractContextManager["_Table"]):
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
         self.out = out
         self.parts = out.with_name(f".{out.name}.parts")
+        self.hop_ms: int = made_by["hop_ms"]
         level = made_by["level"]
         columns = [("path", pa.string())]
         columns += [("seconds", pa.float32())] if level != "clip" else []
@@ -159,7 +164,7 @@ class _Table(AbstractContextManager["_Table"]):
 
     def add(self, path: str, vectors: Array) -> None:
         """Take the vectors of a file: (D,), (T', D) or (T', F', D)."""
-        self.waiting += _rows(path, vectors, self.schema)
+        self.waiting += _rows(path, vectors, self.schema, self.hop_ms)
         old = time.monotonic() - self.since > PART_SECONDS
         if old or sum(rows.nbytes for rows in self.waiting) > PART_BYTES:
             self._flush()
@@ -199,7 +204,7 @@ class _Table(AbstractContextManager["_Table"]):
             shutil.rmtree(self.parts, ignore_errors=True)
 
 
-def _rows(path: str, vectors: Array, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _rows(path: str, vectors: Array, schema: pa.Schema, hop_ms: int) -> Iterator[pa.RecordBatch]:
     """One row per vector, a few thousand at a time."""
     width = vectors.shape[-1]
     flat = vectors.reshape(-1, width)
@@ -207,7 +212,7 @@ def _rows(path: str, vectors: Array, schema: pa.Schema) -> Iterator[pa.RecordBat
     for first in range(0, len(flat), SLICE):
         some = flat[first : first + SLICE]
         number = np.arange(first, first + len(some))
-        seconds = middles(len(flat) // rows_per_column)[number // rows_per_column]
+        seconds = middles(len(flat) // rows_per_column, hop_ms)[number // rows_per_column]
         ends = pa.array(np.arange(len(some) + 1, dtype=np.int32) * width)
         cells = {
             "path": pa.repeat(pa.scalar(path, pa.string()), len(some)),
@@ -235,7 +240,8 @@ class _Folder(AbstractContextManager["_Folder"]):
         if record.exists() or self.index.exists():
             _refuse_others(out, _read_json(record), made_by)
         write_json(record, made_by)
-        rows = [row for row in _read_index(self.index) if (out / row[1]).is_file()]
+        self.hop_ms: int | None = None if made_by["level"] == "clip" else made_by["hop_ms"]
+        rows = [row for row in _read_index(self.index) if self._is_there(out / row[1])]
         self.done = {path for path, _, _ in rows}
         aside = out / ".index.csv.incomplete"  # the last line may be half of one
         with aside.open("w", newline="", encoding="utf-8") as file:
@@ -246,12 +252,20 @@ class _Folder(AbstractContextManager["_Folder"]):
     def add(self, path: str, vectors: Array) -> None:
         """Write the vectors of a file, then say in the index that they are there."""
         name = _file_name(path)
-        aside = self.out / f".{name}.incomplete"
-        with aside.open("wb") as file:
-            np.save(file, vectors)
-        aside.replace(self.out / name)
+        if self.hop_ms is not None:
+            self._save(_times(self.out / name), middles(len(vectors), self.hop_ms))
+        self._save(self.out / name, vectors)
         csv.writer(self.file).writerow([path, name, "x".join(map(str, vectors.shape))])
         self.file.flush()
+
+    def _is_there(self, file: Path) -> bool:
+        return file.is_file() and (self.hop_ms is None or _times(file).is_file())
+
+    def _save(self, path: Path, array: Array) -> None:
+        aside = path.with_name(f".{path.name}.incomplete")
+        with aside.open("wb") as file:
+            np.save(file, array)
+        aside.replace(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
@@ -259,10 +273,24 @@ class _Folder(AbstractContextManager["_Folder"]):
         self.file.close()
 
 
-def _file_name(path: str) -> str:
-    """The stem of a file, as plain ASCII of a sane length, and what sets it apart from others."""
+def plain_stem(path: str) -> str:
+    """The stem of a file, as plain ASCII of a sane length."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_-")[:LONGEST_STEM]
-    return f"{stem or 'sound'}-{hashlib.sha256(path.encode()).hexdigest()[:12]}.npy"
+    return stem or "sound"
+
+
+def distinct_stem(path: str) -> str:
+    """The same, and what sets it apart from those of other files."""
+    return f"{plain_stem(path)}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+
+
+def _file_name(path: str) -> str:
+    return f"{distinct_stem(path)}.npy"
+
+
+def _times(file: Path) -> Path:
+    """Where the times of the vectors in a .npy file are."""
+    return file.with_suffix(".seconds.npy")
 
 
 def _read_index(index: Path) -> list[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -53,6 +54,8 @@ M = TypeVar("M", bound=AudioModel)
 COLUMN_SAMPLES = PATCH_FRAMES * HOP
 COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
 """One column of patches, 160 ms."""
+HOPS_MS = (160, 80, 40)
+"""Milliseconds from one frame vector to the next that can be asked for."""
 WINDOW_SECONDS = 10.24
 """The 1024 frames that released models know."""
 LONGEST_TESTED = 60.0
@@ -67,11 +70,11 @@ class Embedding:
     clip: Array
     """(D,): one vector for all of it."""
     frames: Array
-    """(T', D): one per 160 ms, the mean over frequency."""
+    """(T', D): one per 160 ms, or as often as was asked for; the mean over frequency."""
     patches: Array
-    """(T', F', D): one per 160 ms and 16 mel bins, low ones first."""
+    """(T', F', D): one per frame and 16 mel bins, low ones first."""
     seconds: Array
-    """(T',): the middle of every column, from the start of the sound."""
+    """(T',): the middle of the 160 ms of every frame, from the start of the sound."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Listener:
 
     Sound that is longer than a window is heard window by window, each as a clip of its own. The
     vector of the whole, and its scores, are the means over windows, weighted by their length;
-    columns of patches that several windows hear are averaged.
+    columns of patches that several windows hear are averaged. Frames that are closer than 160 ms
+    are those of several passes: every pass hears the sound from a little later on.
 
     Args:
         model: Encoder or classifier.
@@ -141,16 +145,23 @@ class Listener:
         names = self.model.config.id2label or {}
         return tuple(names.get(n, f"LABEL_{n}") for n in range(self.model.config.num_labels))
 
-    def embed(self, sound: Sound) -> Embedding:
+    def embed(self, sound: Sound, *, hop_ms: int = 160) -> Embedding:
         """The vectors of one sound (an hour's patches take 0.5 GB with a base model).
+
+        Args:
+            sound: A file or a waveform.
+            hop_ms: Milliseconds from one frame to the next: 160, or 80 or 40 by two or four
+                passes, which take as many times as long. The vector of the clip stays the same.
 
         Raises:
             AudioError: It cannot be heard.
         """
-        parts = _or_raise(next(self._listen([sound], _clip_and_patches, batch=8)))
-        patches = _side_by_side(parts, level=1)
-        seconds = middles(len(patches))
-        return Embedding(_mean(parts), patches.mean(axis=1), patches, seconds)
+        passes = _passes(hop_ms)
+        parts = _or_raise(next(self._listen([sound], _clip_and_patches, batch=8, passes=passes)))
+        patches = _side_by_side(parts, level=1, passes=passes)
+        seconds = middles(len(patches), hop_ms)
+        clip = _mean([part for part in parts if part.window.shift == 0])
+        return Embedding(clip, patches.mean(axis=1), patches, seconds)
 
     def predict(self, sound: Sound, top_k: int = 12) -> list[Prediction]:
         """The likeliest labels of one sound, likeliest first.
@@ -165,7 +176,7 @@ class Listener:
         return _or_raise(next(self.predict_each([sound], top_k)))
 
     def embed_each(
-        self, sounds: Iterable[Sound], level: Level, *, batch: int = 8
+        self, sounds: Iterable[Sound], level: Level, *, batch: int = 8, hop_ms: int = 160
     ) -> Iterator[Array | AudioError]:
         """The vectors of many sounds, in order: (D,), (T', D) or (T', F', D), or what is wrong.
 
@@ -173,19 +184,20 @@ class Listener:
             sounds: Files or waveforms; read as they are needed, `batch` windows ahead.
             level: clip, frame or patch.
             batch: Windows heard at once.
+            hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
         """
-        join = _mean if level == "clip" else _side_by_side
-        for parts in self._listen(sounds, HEAR[known(level)], batch=batch):
-            yield parts if isinstance(parts, AudioError) else join(parts)
+        hear, passes = HEAR[known(level, hop_ms)], _passes(hop_ms)
+        for parts in self._listen(sounds, hear, batch=batch, passes=passes):
+            if isinstance(parts, AudioError):
+                yield parts
+            else:
+                yield _mean(parts) if level == "clip" else _side_by_side(parts, passes=passes)
 
     def predict_each(
         self, sounds: Iterable[Sound], top_k: int = 12, *, batch: int = 8
     ) -> Iterator[list[Prediction] | AudioError]:
         """The likeliest labels of many sounds, in order, or what is wrong with them."""
-        if not isinstance(self.model, AudioClassifier):
-            raise CheckpointError(
-                "the model is an encoder without a classifier; eat finetune teaches it labels"
-            )
+        self._must_classify()
         names = self.labels
         for parts in self._listen(sounds, _probabilities, batch=batch):
             if isinstance(parts, AudioError):
@@ -195,12 +207,55 @@ class Listener:
             best = np.argsort(-scores, kind="stable")[:top_k]
             yield [Prediction(names[number], float(scores[number])) for number in best]
 
+    def over_time(
+        self,
+        sound: Sound | Iterator[Tensor],
+        *,
+        window: float = 1.92,
+        hop: float = 0.16,
+        batch: int = 32,
+    ) -> Iterator[Array]:
+        """The probabilities of all classes, again and again: (`batch` steps, classes) at a time.
+
+        A step is `hop` seconds of the sound. Its probabilities are what the classifier says of the
+        `window` seconds around its middle, as of a clip of their own; at both ends of the sound the
+        window is shorter. Memory does not grow with the sound.
+
+        Args:
+            sound: A file, a waveform, or one stretch of a waveform after the other.
+            window: Seconds heard for one step: a multiple of 0.16.
+            hop: Seconds from one step to the next, not more than `window`.
+            batch: Windows heard at once.
+
+        Raises:
+            AudioError: It cannot be heard, when the steps get there.
+            CheckpointError: The model is an encoder without a classifier.
+        """
+        self._must_classify()
+        ear = Listener(self.model, self.features, window=window)
+        step = round(hop * SAMPLE_RATE)
+        if not 0 < step <= ear.hop:
+            raise RecipeError(f"hop={hop:g}: expected more than 0 s and not more than {window:g}")
+        if not isinstance(sound, Iterator):
+            sound = stretches(sound, ear.frames * HOP)
+        # A window is just long enough for all of its frames, so that none has to be padded.
+        windows = _around(sound, ear.frames * HOP + FRAME - HOP, step)
+        while group := list(islice(windows, batch)):
+            parts = ear._together([_Window(0, waveform) for waveform in group], _probabilities)
+            yield np.stack([part.levels[0] for part in parts])
+
+    def _must_classify(self) -> None:
+        if not isinstance(self.model, AudioClassifier):
+            raise CheckpointError(
+                "the model is an encoder without a classifier; eat finetune teaches it labels"
+            )
+
     def _listen(
-        self, sounds: Iterable[Sound], hear: "Hear", *, batch: int
+        self, sounds: Iterable[Sound], hear: "Hear", *, batch: int, passes: int = 1
     ) -> Iterator["list[_Part] | AudioError"]:
         """What is heard in the windows of every sound; `batch` windows, of any, at a time."""
         parts: list[_Part] = []
-        for group in _groups(self._windows(sounds), batch):
+        for group in _groups(self._windows(sounds, passes), batch):
             heard = iter(
                 self._together([item for item in group if isinstance(item, _Window)], hear)
             )
@@ -211,20 +266,22 @@ class Listener:
                     yield item.error or parts
                     parts = []
 
-    def _windows(self, sounds: Iterable[Sound]) -> Iterator["_Window | _End"]:
+    def _windows(self, sounds: Iterable[Sound], passes: int) -> Iterator["_Window | _End"]:
+        later = COLUMN_SAMPLES // passes  # a pass begins so much after the one before
+        size, repeated = self.samples + (passes - 1) * later, self.samples - self.hop
         for sound in sounds:
             error = None
             try:
-                if isinstance(sound, (str, Path)):
-                    seconds, hop = self.samples / SAMPLE_RATE, self.hop / SAMPLE_RATE
-                    for start, waveform in stream_audio(sound, seconds=seconds, hop=hop):
-                        yield _Window(round(start / COLUMN_SECONDS), waveform)
-                else:
-                    waveform = _waveform(sound)
-                    repeated = self.samples - self.hop
-                    for first in range(0, max(len(waveform) - repeated, 1), self.hop):
-                        window = waveform[first : first + self.samples]
-                        yield _Window(first // COLUMN_SAMPLES, window)
+                for (start, stretch), last in with_last(_overlapping(sound, size, self.hop)):
+                    column = round(start / COLUMN_SECONDS)
+                    for shift in range(passes):
+                        heard = stretch[shift * later :]
+                        if shift and len(heard) < FRAME:
+                            break  # what it holds is the end of the last frame
+                        end = max(len(heard) - repeated, 1) if last else 1
+                        for first in range(0, end, self.hop):
+                            here = heard[first : first + self.samples]
+                            yield _Window(column + first // COLUMN_SAMPLES, here, shift)
             except AudioError as told:
                 error = told
             yield _End(error)
@@ -244,7 +301,7 @@ class Listener:
         heard = hear(self.model, spectrogram, self.features.mask(spectrogram, frames))
         levels = [level.float().cpu().numpy() for level in heard]
         return [
-            _Part(window.column, -(-count // PATCH_FRAMES), tuple(level[row] for level in levels))
+            _Part(window, -(-count // PATCH_FRAMES), tuple(level[row] for level in levels))
             for row, (window, count) in enumerate(zip(windows, frames.tolist(), strict=True))
         ]
 
@@ -345,17 +402,26 @@ def as_text(said: object) -> str:
     return str(said).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def known(level: str) -> Level:
-    """The same level, if there is such a one."""
+def known(level: str, hop_ms: int = 160) -> Level:
+    """The same level, if there is such a one, and if it can be had every `hop_ms`."""
     for one in HEAR:
         if one == level:
+            if one == "clip" and hop_ms != HOPS_MS[0]:
+                raise RecipeError(f"hop={hop_ms}: a clip has one vector; expected level=frame")
             return one
     raise RecipeError(f"level={level}: expected one of {', '.join(HEAR)}")
 
 
-def middles(columns: int) -> Array:
-    """The middle of every column of patches, in seconds from the start of the sound: (T',)."""
-    return (np.arange(columns, dtype=np.float32) + np.float32(0.5)) * np.float32(COLUMN_SECONDS)
+def _passes(hop_ms: int) -> int:
+    """How often a sound is heard for a frame every `hop_ms` milliseconds."""
+    if hop_ms not in HOPS_MS:
+        raise RecipeError(f"hop={hop_ms}: expected one of {', '.join(map(str, HOPS_MS))} ms")
+    return HOPS_MS[0] // hop_ms
+
+
+def middles(frames: int, hop_ms: int = 160) -> Array:
+    """The middle of the 160 ms of every frame, in seconds from the start of the sound: (T',)."""
+    return (COLUMN_SECONDS / 2 + np.arange(frames) * (hop_ms / 1000)).astype(np.float32)
 
 
 def several_labels(config: PreTrainedConfig) -> bool:
@@ -369,6 +435,7 @@ def several_labels(config: PreTrainedConfig) -> bool:
 class _Window:
     column: int  # where it begins
     waveform: Tensor
+    shift: int = 0  # the pass it belongs to
 
 
 @dataclass(frozen=True)
@@ -382,7 +449,7 @@ class _End:
 class _Part:
     """What was heard in one window."""
 
-    column: int
+    window: _Window
     columns: int  # that are real
     levels: tuple[Array, ...]
 
@@ -415,17 +482,56 @@ def _mean(parts: list[_Part], level: int = 0) -> Array:
     return mean.astype(np.float32)
 
 
-def _side_by_side(parts: list[_Part], level: int = 0) -> Array:
-    """The columns of all windows on one grid; the mean where windows overlap."""
-    columns = max(part.column + part.columns for part in parts)
-    total = np.zeros((columns, *parts[0].levels[level].shape[1:]), np.float32)
-    times = np.zeros(columns, np.float32)
-    for part in parts:
-        here = slice(part.column, part.column + part.columns)
+def _side_by_side(parts: list[_Part], level: int = 0, *, passes: int = 1) -> Array:
+    """The columns of all windows and passes on one grid; the mean where windows overlap."""
+    first = [part.window.column * passes + part.window.shift for part in parts]
+    ends = [at + part.columns * passes for at, part in zip(first, parts, strict=True)]
+    shape = parts[0].levels[level].shape[1:]
+    total = np.zeros((max(ends) - passes + 1, *shape), np.float32)
+    times = np.zeros(len(total), np.float32)
+    for part, at, end in zip(parts, first, ends, strict=True):
+        here = slice(at, end, passes)
         total[here] += part.levels[level][: part.columns]
         times[here] += 1
     total /= times.reshape(-1, *[1] * (total.ndim - 1))
     return total
+
+
+def _overlapping(sound: Sound, size: int, hop: int) -> Iterator[tuple[float, Tensor]]:
+    """Where stretches begin, in seconds, and their samples: `size` of a file, all of a waveform."""
+    if isinstance(sound, (str, Path)):
+        return stream_audio(sound, seconds=size / SAMPLE_RATE, hop=hop / SAMPLE_RATE)
+    return iter([(0.0, _waveform(sound))])
+
+
+def stretches(sound: Sound, samples: int) -> Iterator[Tensor]:
+    """A sound as one stretch of so many samples after the other, the last one perhaps shorter."""
+    for _, some in _overlapping(sound, samples, samples):
+        yield from some.split(samples)
+
+
+def _around(parts: Iterable[Tensor], size: int, step: int) -> Iterator[Tensor]:
+    """For every `step` samples of a sound, the `size` samples around their middle."""
+    before = (size - step) // 2
+    held, gone, at = torch.zeros(0), 0, 0  # samples in hand, how many came before, the step's first
+    for part, last in with_last(parts):
+        held = torch.cat([held, part])
+        end = gone + len(held)
+        while at < end if last else at - before + size <= end:
+            yield held[max(at - before, 0) - gone : at - before + size - gone]
+            at += step
+        held, gone = held[max(at - before - gone, 0) :], max(at - before, gone)
+
+
+def with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """The same items, each with whether it is the last one."""
+    waiting: list[T] = []
+    for item in items:
+        if waiting:
+            yield waiting.pop(), False
+        waiting.append(item)
+    if waiting:
+        yield waiting.pop(), True
 
 
 def _groups(items: Iterator[_Window | _End], batch: int) -> Iterator[list[_Window | _End]]:

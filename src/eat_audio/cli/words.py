@@ -1,5 +1,6 @@
 """What the commands share: their usual words, and how a table is printed."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
+
+from eat_audio.errors import EatError
 
 RecipeName = Annotated[str, Argument(help="A name from `eat recipes`, or a YAML file.")]
 Changes = Annotated[
@@ -40,6 +43,14 @@ def show_table(
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
+
+
+def end_of_job(failed: list[str]) -> None:
+    """List what could not be read; the job went on without it, and says so by exit code 2."""
+    for sentence in failed:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    if failed:
+        raise EatError(f"{len(failed)} of the files could not be read; all others are done")
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,95 @@
+"""How well does `eat detect` find what is heard when, and by how long a window?
+
+    python -m benchmarks.detect runs/esc10
+
+Scenes are made of ESC-10 clips, cut to where they sound, with 0.5 to 2 s of silence after each;
+every fold's are heard by the tagger that `make esc10` fine-tuned without that fold. So what sounds
+when is known to the 10 ms, and those are what is counted: F1 over pairs of 10 ms and label. The
+taggers are weak (that is what `make esc10` says), so the rows are to be compared with each other.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eat_audio.audio import SAMPLE_RATE, load_audio
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Corpus
+from eat_audio.detect import Rules, detect
+from eat_audio.inference import Array, Listener, load
+
+CELL = SAMPLE_RATE // 100
+"""Samples that are right or wrong together."""
+SOUNDS = 1e-3
+"""Root mean square of a cell (-60 dBFS) from which on a clip is said to sound."""
+SILENCE = (0.5, 2.0)
+"""Seconds between two clips, at least and at most."""
+VARIANTS = {f"window {seconds} s": {"window": seconds} for seconds in (0.48, 0.96, 1.92, 2.88)}
+VARIANTS |= {f"median {seconds} s": {"median": seconds} for seconds in (0.0, 0.48)}
+VARIANTS |= {"quiet -300 dBFS": {"quiet": -300.0}}
+"""What is tried instead of the defaults."""
+
+
+def scene(corpus: Corpus, clips: int, seed: int) -> tuple[Array, NDArray[np.int64]]:
+    """Clips and silence: samples, and of every cell the label's number, or -1."""
+    draw = np.random.default_rng(seed)
+    sound, truth = [], []
+    for number in draw.permutation(len(corpus))[:clips]:
+        clip = corpus.clips[number]
+        waveform = load_audio(clip.path).numpy()
+        cells = waveform[: len(waveform) // CELL * CELL].reshape(-1, CELL)
+        loud = np.flatnonzero(np.sqrt(np.square(cells).mean(axis=1)) > SOUNDS)
+        heard = cells[loud[0] : loud[-1] + 1]
+        silence = np.zeros((round(draw.uniform(*SILENCE) * 100), CELL), np.float32)
+        sound += [heard, silence]
+        truth += [np.full(len(heard), clip.labels[0]), np.full(len(silence), -1)]
+    return np.concatenate(sound).ravel(), np.concatenate(truth)
+
+
+def counts(
+    listener: Listener, sound: Array, truth: NDArray[np.int64], rules: Rules
+) -> NDArray[np.int64]:
+    """Cells and labels that are found and true, that are found, that are true; events."""
+    names, events = listener.labels, detect(sound, listener, rules).events
+    found = np.zeros((len(truth), len(names)), bool)
+    for event in events:
+        first, end = round(event.onset * 100), round(event.offset * 100)
+        found[first:end, names.index(event.label)] = True
+    true = truth[:, None] == np.arange(len(names))
+    return np.array([(found & true).sum(), found.sum(), true.sum(), len(events)])
+
+
+def main() -> None:
+    """Print a table: a row for every variant, over all folds together."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    place = Path(os.environ.get("EAT_DATA", "../shared/data")) / "esc10"
+    parser.add_argument("runs", type=Path, help="the folder that `make esc10` keeps its runs in")
+    parser.add_argument("--data", default=str(place), help="the corpus (%(default)s)")
+    parser.add_argument("--folds", nargs="+", default=["1", "2"], help="(1 and 2)")
+    parser.add_argument("--clips", type=int, default=20, help="in every scene (%(default)s)")
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    corpus = open_corpus(told.data)
+    total = {name: np.zeros(4, np.int64) for name in VARIANTS}
+    for fold in told.folds:
+        listener = load(told.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
+        heard = corpus.select(fold).with_labels(listener.labels)
+        sound, truth = scene(heard, told.clips, seed=int(fold))
+        for name, changes in VARIANTS.items():
+            total[name] += counts(listener, sound, truth, replace(Rules(), **changes))
+    usual = [name for name, changes in VARIANTS.items() if replace(Rules(), **changes) == Rules()]
+    print("| | F1, % | of what is found, true, % | of what is true, found, % | events |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, (both, found, true, events) in total.items():
+        shares = (2 * both / (found + true), both / max(found, 1), both / true)
+        told = f"{name} (default)" if name in usual else name
+        print(f"| {told} | " + " | ".join(f"{100 * x:.1f}" for x in shares) + f" | {events} |")
+
+
+if __name__ == "__main__":
+    main()
