@@ -225,20 +225,21 @@ class BEATsConfig(PreTrainedConfig):
 class ConvolvedPositions(nn.Module):
     """What tokens (R, N, D) learn from their neighbours in the sequence: gelu(conv(x)).
 
-    The weight of every tap is a direction and a length: weight = g * v / |v|.
+    The weight of every tap is a direction v and a length g: weight = g * v / |v|.
     """
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
         width, self.groups = config.encoder_embed_dim, config.conv_pos_groups
         self.taps = config.conv_pos
-        self.weight_g = nn.Parameter(torch.empty(1, 1, self.taps))
-        self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
+        # transformers 5.2 renames what is called weight_g and weight_v, as files have it
+        self.length = nn.Parameter(torch.empty(1, 1, self.taps))
+        self.direction = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        lengths = torch.linalg.vector_norm(self.weight_v, dim=(0, 1), keepdim=True)
-        weight = self.weight_v * (self.weight_g / lengths)
+        lengths = torch.linalg.vector_norm(self.direction, dim=(0, 1), keepdim=True)
+        weight = self.direction * (self.length / lengths)
         half = self.taps // 2
         mixed = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=half, groups=self.groups)
         # an even number of taps gives one token too many
@@ -478,10 +479,10 @@ class BEATsPreTrainedModel(AudioModel):
         elif isinstance(module, nn.Conv2d):
             _as_torch_does(module)
         elif isinstance(module, ConvolvedPositions):
-            width, _, taps = module.weight_v.shape
-            init.normal_(module.weight_v, std=2 / (taps * width) ** 0.5)
-            lengths = torch.linalg.vector_norm(module.weight_v, dim=(0, 1), keepdim=True)
-            init.copy_(module.weight_g, lengths)
+            width, _, taps = module.direction.shape
+            init.normal_(module.direction, std=2 / (taps * width) ** 0.5)
+            lengths = torch.linalg.vector_norm(module.direction, dim=(0, 1), keepdim=True)
+            init.copy_(module.length, lengths)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02)

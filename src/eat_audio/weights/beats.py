@@ -67,6 +67,7 @@ OUTSIDE = {
     "norm": "encoder.layer_norm",
     "head": "predictor",
 }
+OF_TAPS = {"length": "weight_g", "direction": "weight_v"}
 IN_BLOCK = {
     "attn.proj": "self_attn.out_proj",
     "attn.gate": "self_attn.grep_linear",
@@ -187,7 +188,7 @@ def _released(name: str, config: BEATsConfig) -> list[str]:
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if block is None:
         part, _, kind = name.rpartition(".")
-        return [f"{OUTSIDE[part]}.{kind}"]
+        return [f"{OUTSIDE[part]}.{OF_TAPS.get(kind, kind)}"]
     layer, inside = layers[int(block[1])], block[2]
     if inside == "attn.gate_scale":
         return [f"{layer}self_attn.grep_a"]
