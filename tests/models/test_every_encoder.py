@@ -1,0 +1,41 @@
+"""What holds for the encoder of every method, on real sound where it can be heard."""
+
+import numpy as np
+import pytest
+import torch
+
+from eat_audio.models import families
+from eat_audio.models.base import Features
+from eat_audio.models.features import AudioFeatureExtractor
+
+SECONDS = (0.2, 1.0, 5.0, 10.0, 30.0)
+
+
+def noise(seconds: float) -> np.ndarray:
+    rng = np.random.default_rng(round(10 * seconds))
+    return rng.normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", sorted(families()))
+def test_clips_of_any_length_sound_the_same_alone_and_together(method: str, attention: str) -> None:
+    family = families()[method]
+    torch.manual_seed(0)
+    config = family.config.named("tiny", attn_implementation=attention)
+    config.num_hidden_layers = 2
+    encoder, features = family.encoder(config).eval(), family.features()
+
+    def heard(clips: list[np.ndarray], features: AudioFeatureExtractor = features) -> Features:
+        with torch.inference_mode():
+            return encoder.features(**features(clips, sampling_rate=16_000))
+
+    clips = [noise(seconds) for seconds in SECONDS]
+    together = heard(clips)
+    for number, clip in enumerate(clips):
+        alone = heard([clip])
+        columns = int(alone.real.sum())
+        assert int(together.real[number].sum()) == columns
+        torch.testing.assert_close(alone.clip[0], together.clip[number], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            alone.patches[0, :columns], together.patches[number, :columns], rtol=0, atol=1e-5
+        )
