@@ -1,7 +1,7 @@
-"""Commands that give a model to others: share."""
+"""Commands that give a model to others: share, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -33,3 +33,29 @@ def share(
         print(f"{folder}: read its README.md, then run the same without --to")
     else:
         print(upload(model, name, licence=licence, private=private))
+
+
+@app.command()
+def export(
+    model: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
+    out: Annotated[Path, Argument(help="A .onnx file, or a .pt2 file for torch.export.load.")],
+    *,
+    takes: Annotated[
+        Literal["waveform", "logmel"], Option("--input", help="What goes in.")
+    ] = "waveform",
+    gives: Annotated[
+        Literal["embed", "classify"],
+        Option("--what", help="embed: vectors of clips and frames; classify: scores."),
+    ] = "embed",
+) -> None:
+    """Write a model as one file that runs without this package, and compare it with the model.
+
+    Example: eat export runs/esc50 esc50.onnx --what classify
+    """
+    from eat_audio.wrappers.onnx import export
+
+    done = export(model, out, takes=takes, gives=gives)
+    print(
+        f"{done.path}: {done.input} -> {', '.join(done.outputs)}; differs from the model by at "
+        f"most {done.difference:.1e} ({done.batches} batches tried, {done.tolerance:g} allowed)"
+    )

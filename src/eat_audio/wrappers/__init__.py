@@ -1,0 +1,1 @@
+"""Trained models in the shapes that others ask for: benchmarks, ONNX, int8."""
