@@ -20,7 +20,7 @@ from eat_audio.errors import EatError
 from eat_audio.models import save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrained import find_model, front_end
+from eat_audio.pretrained import find_model, find_with_front_end
 
 LABELS = ["dog", "pipe|and `ticks`"]
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -185,10 +185,10 @@ class LoopbackHub(BaseHTTPRequestHandler):
 PUSH = """
 import sys
 import eat_audio as eat
-from eat_audio.pretrained import find_model, front_end
-model = find_model(sys.argv[1])
+from eat_audio.pretrained import find_with_front_end
+model, features = find_with_front_end(sys.argv[1])
 model.push_to_hub("me/dogs", token="hf_loopback")
-front_end(sys.argv[1], model).push_to_hub("me/dogs", token="hf_loopback")
+features.push_to_hub("me/dogs", token="hf_loopback")
 """
 
 
@@ -208,9 +208,9 @@ def test_push_to_hub_of_transformers_sends_what_loads_again(run: Path, tmp_path:
     sent.mkdir()
     for name, content in LoopbackHub.files.items():
         (sent / name).write_bytes(content)
-    again, model = find_model(sent), find_model(run)
+    (again, features), model = find_with_front_end(sent), find_model(run)
     assert torch.equal(again.model.head.weight, model.model.head.weight)
-    assert front_end(sent, again).mean == -6.5
+    assert features.mean == -6.5
 
 
 @pytest.mark.parametrize("licence", ["", "My Licence", "MIT", "a/b"])

@@ -29,7 +29,7 @@ from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.logmel import FRAME, HOP, INT16_SCALE, PATCH_FRAMES
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrained import find_model, front_end, on_disk
+from eat_audio.pretrained import find_model, find_with_front_end
 from eat_audio.progress import track
 from eat_audio.train.loop import Training
 
@@ -91,9 +91,8 @@ def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "L
     Without a front end beside the weights (released files have none) it is the method's own for
     AudioSet.
     """
-    here = on_disk(place)
-    model = find_model(here)
-    return Listener(_moved(model, device), front_end(here, model), overlap=overlap)
+    model, features = find_with_front_end(place)
+    return Listener(_moved(model, device), features, overlap=overlap)
 
 
 def _moved(model: M, device: str) -> M:
@@ -364,9 +363,7 @@ def evaluate_model(
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.
     """
-    here = on_disk(place)
-    model = find_model(here, AudioClassifier)
-    features = front_end(here, model)
+    model, features = find_with_front_end(place, AudioClassifier)
     listener = Listener(_moved(model, device), features)
 
     corpus = open_corpus(data)

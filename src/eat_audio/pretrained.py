@@ -64,7 +64,17 @@ def find_model(
         CheckpointError: There is nothing, it cannot be read safely, or its tensors are not
             exactly those of such a model (an encoder may be taken out of a classifier).
     """
-    return find_with_front_end(place, kind)[0]
+    return _find(place, kind, teacher=False)[0]
+
+
+@overload
+def find_with_front_end(
+    place: str | Path, kind: type[M], *, teacher: bool = False
+) -> tuple[M, AudioFeatureExtractor]: ...
+@overload
+def find_with_front_end(
+    place: str | Path, kind: None = None, *, teacher: bool = False
+) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]: ...
 
 
 def find_with_front_end(
@@ -77,6 +87,12 @@ def find_with_front_end(
         kind: See `find_model`.
         teacher: See `contents`.
     """
+    return _find(place, kind, teacher=teacher)
+
+
+def _find(
+    place: str | Path, kind: type[AudioModel] | None, *, teacher: bool
+) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]:
     here = on_disk(place)
     if not _pickled(here):  # sizes are compared before memory is taken
         _fill(here, _folder(here, hollow=True), kind)
@@ -105,15 +121,6 @@ def contents(place: str | Path, *, teacher: bool = False) -> Foreign:
 def family_of(config: PreTrainedConfig) -> Family:
     """The classes of the method that a configuration belongs to."""
     return families()[config.model_type]
-
-
-def front_end(place: str | Path, model: AudioModel) -> AudioFeatureExtractor:
-    """The front end that lies beside a model, or its method's own for AudioSet.
-
-    Raises:
-        CheckpointError: It cannot be read, or belongs to another kind of model.
-    """
-    return load_features(place) or family_of(model.config).features()
 
 
 def load_features(place: str | Path) -> AudioFeatureExtractor | None:

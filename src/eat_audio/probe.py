@@ -24,7 +24,7 @@ from eat_audio.evaluate import listen
 from eat_audio.models.base import AudioEncoder, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.models.layers import masked_mean
-from eat_audio.pretrained import find_model, front_end, on_disk
+from eat_audio.pretrained import find_with_front_end
 from eat_audio.vectors import (
     Array,
     chance,
@@ -258,10 +258,8 @@ def compare(
     """
     corpus = labelled(data)
     corpus = corpus if most is None else sample(corpus, most)
-    here = on_disk(place)
-    models = [find_model(here, AudioEncoder)]
-    features = front_end(here, models[0])
-    models += [random_like(models[0], seed) for seed in range(seeds)]
+    encoder, features = find_with_front_end(place, AudioEncoder)
+    models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     heard, pooled = _hear(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
     divided = rounds([by_id[clip_id] for clip_id in heard[0].ids])

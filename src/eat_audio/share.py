@@ -21,7 +21,7 @@ from eat_audio.inference import several_labels
 from eat_audio.models import save
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrained import find_model, front_end, on_disk
+from eat_audio.pretrained import find_with_front_end, on_disk
 from eat_audio.train.checkpoint import model_folder, read_json
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
@@ -52,8 +52,7 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
     if out.exists():
         raise EatError(f"{out}: is there already; expected the name of a new folder")
     here = on_disk(place)
-    model = find_model(here)
-    features = front_end(here, model)
+    model, features = find_with_front_end(here)
     save(model, features, out)
     folder = here.parent if here.is_file() else model_folder(here)
     scores = folder / "evaluation.json"

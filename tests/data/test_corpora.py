@@ -40,7 +40,8 @@ def ids(corpus: Corpus) -> list[str]:
 
 def labels_agree_with(corpus: Corpus, folder_of: int) -> bool:
     return all(
-        Path(clip.path).parts[folder_of] == corpus.label_names[clip.labels[0]] for clip in corpus.clips
+        Path(clip.path).parts[folder_of] == corpus.label_names[clip.labels[0]]
+        for clip in corpus.clips
     )
 
 

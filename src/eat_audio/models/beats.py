@@ -274,8 +274,8 @@ class RelativeBias(nn.Module):
         """Biases (1, H, N, N) of sequences of N tokens: row by query, column by key."""
         reach = self._of_distances(tokens)
         biases = self.table(reach).t()  # (H, 2N - 1)
-        # the windows of N, from the last to the first: that of query i begins at distance -i
-        return biases.unfold(1, tokens, 1).flip(1)[None]
+        place = torch.arange(tokens, device=biases.device)
+        return biases[:, place - place[:, None] + tokens - 1][None]
 
     def _of_distances(self, tokens: int) -> Tensor:
         """The buckets of distances from 1 - tokens to tokens - 1."""
