@@ -46,7 +46,7 @@ def test_the_pages_commands_run_in_the_order_of_the_work(
 ) -> None:
     """Pre-training first, then what uses its result; on the page the use comes first."""
     monkeypatch.chdir(place)
-    order = ["data", "recipes", "pretrain", "embed", "finetune", "evaluate", "predict"]
+    order = ["data", "recipes", "pretrain", "embed", "finetune", "evaluate", "predict", "detect"]
     there = commands()
     assert {words[1] for words in there} <= set(order)
     for kind in order:
