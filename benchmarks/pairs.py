@@ -23,7 +23,7 @@ from typing import Any
 from eat_audio import recipe
 from eat_audio.data.corpora import open_corpus
 from eat_audio.finetune import FinetuneRun
-from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrain.eat import EATRun
 from eat_audio.train.checkpoint import MAY_CHANGE
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,7 @@ from conftest import DATA, needs_data
 from eat_audio import recipe
 from eat_audio.data.corpora import open_corpus
 from eat_audio.finetune import FinetuneRun, split
-from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrain.eat import EATRun
 
 BENCHMARKS = [ESC10, FSDD, AUDIOSET_MINI]
 SMALL = Benchmark(
@@ -237,8 +237,9 @@ def test_the_two_sides_differ_in_nothing_but_the_rates_of_the_blocks(benchmark: 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda one: one.name)
 def test_both_sides_have_the_encoder_that_is_pretrained(benchmark: Benchmark) -> None:
-    encoder = recipe.load(EATRun, benchmark.pretraining, []).encoder
-    assert recipe.load(FinetuneRun, benchmark.finetuning, []).encoder == encoder
+    encoder = recipe.load(EATRun, benchmark.pretraining, []).config().to_dict()
+    tuned = recipe.load(FinetuneRun, benchmark.finetuning, []).encoder.config()
+    assert tuned.to_dict() == encoder
 
 
 @needs_data

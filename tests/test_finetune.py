@@ -23,20 +23,21 @@ from eat_audio.finetune import (
     Augmentation,
     Classification,
     FinetuneRun,
+    FreshEncoder,
     adapt,
     classification_loss,
     cross_validate,
+    freeze,
     run,
     split,
     start_from,
 )
-from eat_audio.models import save
+from eat_audio.models import families, save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.run import EncoderSettings
 from eat_audio.pretrained import load_features
 from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
-from eat_audio.weights import encoder_names
+from eat_audio.weights.eat import encoder_names
 
 SETS = golden_sets("finetune_tiny_*.json")
 each = pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
@@ -180,7 +181,7 @@ SHORT: dict[str, Any] = {
     "log_every": 2,
     "clips": ClipSettings(seconds=1.0),
 }
-SMALL = EncoderSettings(size="tiny", embed_dim=32, depth=2, num_heads=2, pooling="mean")
+SMALL = FreshEncoder(size="tiny", embed_dim=32, depth=2, num_heads=2, pooling="mean")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, **told: Any) -> FinetuneRun:
-    return FinetuneRun(data=str(data), encoder=SMALL, **(SHORT | told))
+    return FinetuneRun(**({"data": str(data), "encoder": SMALL} | SHORT | told))
+
+
+def of(method: str, **told: Any) -> FreshEncoder:
+    """The small encoder of a method."""
+    return SMALL.model_copy(update={"method": method} | told)
+
+
+each_method = pytest.mark.parametrize("method", families())
 
 
 def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
@@ -384,7 +393,8 @@ def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
         for name in after
         if re.search(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.weight", name)
     }
-    assert all(name in inside or name.startswith(("head", "fc_norm")) for name in changed)
+    behind = {name for name in after if name.startswith(("model.head.", "model.fc_norm."))}
+    assert changed - inside == behind, "the classifier learns as ever"
     for name in inside:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
     test = split(open_corpus(made), told)[1]
@@ -402,3 +412,109 @@ def test_low_rank_additions_ask_for_the_package_they_need(
     model, _ = start_from(None, settings(made), open_corpus(made))
     with pytest.raises(RecipeError, match=r"lora=4: the package peft is not installed"):
         adapt(model, 4)
+
+
+# ---- any method ----
+
+
+@each_method
+def test_an_encoder_of_any_method_is_fine_tuned_from_a_folder_and_from_nothing(
+    made: Path, tmp_path: Path, method: str
+) -> None:
+    family = families()[method]
+    encoder = family.encoder(of(method).config())
+    save(encoder, family.features(mean=-1.0, std=3.0), tmp_path / "encoder")
+    told = settings(made, encoder=SMALL, steps=1, optim=Optim(lr=1e-9))
+    done = run(told, out=tmp_path / "out", start=tmp_path / "encoder")
+    assert done.evaluation is not None and done.evaluation.clips == 10
+    tuned = family.classifier.from_pretrained(tmp_path / "out")
+    kept = tuned.model.state_dict()
+    for name, tensor in encoder.model.state_dict().items():
+        if name in kept:  # the norm after the last block of Audio-MAE is not
+            torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-6)
+    features = load_features(tmp_path / "out")
+    assert type(features) is family.features and features.std == 3.0
+    fresh, its_own = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
+    assert type(fresh) is family.classifier and type(its_own) is family.features
+    assert its_own.std == family.features().std
+
+
+@each_method
+def test_what_is_frozen_is_the_first_blocks_and_all_before_them(made: Path, method: str) -> None:
+    model, _ = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
+    freeze(model, 1)
+    learns = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert learns - {"fc_norm"} == {"blocks", "head"}
+    for number, block in enumerate(model.model.blocks):
+        assert all(p.requires_grad == (number == 1) for p in block.parameters())
+    with pytest.raises(RecipeError, match="freeze=3: the encoder has 2 blocks"):
+        freeze(model, 3)
+
+
+@each_method
+def test_low_rank_additions_to_all_linear_maps_of_all_blocks_learn_and_so_does_the_head(
+    made: Path, method: str
+) -> None:
+    pytest.importorskip("peft")
+    model, _ = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
+    adapt(model, 2)
+    added = {n.partition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
+    maps = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert added == {f"model.blocks.{n}.{name}" for n in range(2) for name in maps}
+    learns = {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    assert {n.split(".")[1] for n in learns} - {"fc_norm"} == {"head"}
+
+
+def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) -> None:
+    told = settings(made, encoder=of("audiomae"), hidden_columns=0.5, hidden_rows=0.25)
+    model, _ = start_from(None, told, open_corpus(made))
+    x = torch.randn(2, 64, 128)
+    model.train()
+    assert model.encode(x).patches.shape[1] == 2 * 6  # of 4 columns and 8 rows
+    model.eval()
+    assert model.encode(x).patches.shape[1] == 4 * 8
+
+
+@pytest.mark.parametrize("method", [name for name in families() if name != "audiomae"])
+def test_other_encoders_cannot_leave_patches_out(made: Path, method: str) -> None:
+    told = settings(made, encoder=of(method), hidden_rows=0.2)
+    with pytest.raises(RecipeError, match=f"hidden_rows=0.2: an encoder of {method} hears all"):
+        start_from(None, told, open_corpus(made))
+
+
+def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path: Path) -> None:
+    family = families()["beats"]
+    save(family.encoder(of("beats").config()), family.features(), tmp_path)
+    told = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
+    with pytest.raises(RecipeError, match=r"encoder.pooling=cls: expected one of mean, linear"):
+        start_from(tmp_path, told, open_corpus(made))
+
+
+@each_method
+def test_pooling_is_that_of_the_encoder_unless_another_is_wanted(
+    made: Path, tmp_path: Path, method: str
+) -> None:
+    family, corpus = families()[method], open_corpus(made)
+    save(family.encoder(of(method).config()), family.features(), tmp_path)
+    assert SMALL.pooling == "mean"
+    told = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
+    assert start_from(tmp_path, told, corpus)[0].config.pooling == "mean"
+    usual = start_from(None, settings(made, encoder=of(method, pooling=None)), corpus)[0]
+    assert usual.config.pooling == ("cls" if method == "eat" else "mean")
+
+
+def test_binary_cross_entropies_differ_by_what_they_are_divided_by() -> None:
+    logits, labels = torch.randn(6, 5), (torch.rand(6, 5) < 0.4).float()
+    per_clip, per_label, mean = (
+        classification_loss(logits, labels, kind)["loss"]
+        for kind in ("bce_per_clip", "bce_per_label", "bce_mean")
+    )
+    torch.testing.assert_close(per_clip, 5 * mean)
+    torch.testing.assert_close(per_label * labels.sum(), 30 * mean)
+
+
+def test_stripes_in_frequency_may_be_of_another_share(made: Path) -> None:
+    plain = prepared(*learner(made))[0]
+    told = Augmentation(mask=0.0, mask_frequency=0.9)
+    changed = (prepared(*learner(made, augment=told))[0] != plain)[:, :96]  # where there is sound
+    assert changed.any() and torch.equal(changed.any(dim=1), changed.all(dim=1))

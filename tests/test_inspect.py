@@ -15,7 +15,7 @@ from eat_audio.data.synthetic import write_corpus
 from eat_audio.finetune import FinetuneRun
 from eat_audio.finetune import run as finetune
 from eat_audio.models.eat import EATConfig, EATModel
-from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrain.eat import EATRun
 from eat_audio.pretrain.run import run as pretrain
 from eat_audio.weights import read_pickled
 

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import GOLDEN, ROOT
+from conftest import ROOT, golden_sets
 from eat_audio import cli, recipe
 from eat_audio.finetune import FinetuneRun
-from eat_audio.pretrain.run import EATRun
+from eat_audio.models.audiomae import AudioMAEConfig
+from eat_audio.pretrain.audiomae import AudioMAERun
+from eat_audio.pretrain.eat import EATRun
+from eat_audio.pretrain.run import schema as schema_of
 from eat_audio.recipe import RECIPES, Settings
 
 NAMES = [name for name, _ in recipe.names()]
@@ -33,11 +36,20 @@ PUBLISHED = {
     "eat_esc50_finetune": (4_000, 400, 5e-5, 48, 120, 1_600),
     "eat_speech_commands_finetune": (40_000, 4_000, 2e-4, 256, 121, 84_843),
 }
+PUBLISHED_AUDIOMAE = {
+    # the same, with epochs of warm-up; the released scripts, else the paper's table 3
+    "audiomae_base": (33, 3, 4e-4, 512, 2_000_000),
+    "audiomae_as2m_finetune": (100, 10, 2e-4, 256, 200_000),
+    "audiomae_as20k_finetune": (60, 4, 1.25e-4, 32, 20_550),
+    "audiomae_esc50_finetune": (60, 4, 2.5e-4, 64, 1_600),
+    "audiomae_speech_commands_finetune": (60, 4, 1e-3, 256, 84_843),
+}
 
 
 @cache
 def schema(name: str) -> type[Settings]:
-    return EATRun if "method" in recipe.read(name) else FinetuneRun
+    tree = recipe.read(name)
+    return schema_of(tree) if "method" in tree else FinetuneRun
 
 
 @cache
@@ -66,7 +78,8 @@ def own(name: str) -> dict[str, Any]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
+    (path,) = golden_sets(f"{name}.json")
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -141,10 +154,88 @@ def test_the_epochs_of_a_recipe_are_its_steps_times_its_clips(name: str) -> None
 def test_a_published_recipe_has_the_published_schedule(name: str, form: str) -> None:
     steps, warmup, lr, per_step, epochs, clips = PUBLISHED[name]
     run, words = resolved(name + form), recipe.about(name + form).command.split()
-    gpus = int(words[words.index("--nproc-per-node") + 1]) if "torchrun" in words else 1
     assert (run.steps, run.optim.warmup, run.optim.lr) == (steps, warmup, lr)
-    assert run.batch * run.accumulate * gpus == per_step
+    assert run.batch * run.accumulate * gpus(words) == per_step
     assert round(steps * per_step / clips) == epochs
+
+
+def gpus(words: list[str]) -> int:
+    """How many processes a command starts."""
+    told = [int(words[words.index(w) + 1]) for w in ("--nnodes", "--nproc-per-node") if w in words]
+    return math.prod(told)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_AUDIOMAE)
+def test_a_published_recipe_of_audio_mae_has_the_published_schedule(name: str) -> None:
+    epochs, warmup, lr, per_step, clips = PUBLISHED_AUDIOMAE[name]
+    run, words = resolved(name), recipe.about(name).command.split()
+    assert run.optim.lr == lr and run.batch * run.accumulate * gpus(words) == per_step
+    assert run.steps * per_step / clips == pytest.approx(epochs, rel=2e-3)
+    assert run.optim.warmup * per_step / clips == pytest.approx(warmup, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("audiomae_base", "pretrain"),
+        ("audiomae_as2m_finetune", "ft_as2m"),
+        ("audiomae_as20k_finetune", "ft_as20k"),
+    ],
+)
+def test_rates_of_audio_mae_are_the_released_ones(name: str, schedule: str) -> None:
+    run, told = resolved(name), golden("lr_schedules")["schedules"][schedule]
+    assert (run.optim.lr, run.optim.min_lr) == (told["lr"], told["min_lr"])
+    share = told["warmup_epochs"] / told["epochs"]
+    assert run.optim.warmup / run.steps == pytest.approx(share, rel=2e-3)
+
+
+def test_pre_training_of_audio_mae_is_the_published_objective() -> None:
+    run, usual = resolved("audiomae_base"), AudioMAERun()
+    for name in ("decoder", "masking", "hidden_ratio", "normalised", "positions"):
+        assert getattr(run, name) == getattr(usual, name)
+    assert run.config().to_dict() == AudioMAEConfig.named("base").to_dict()
+
+
+def test_fine_tuning_of_audio_mae_is_what_its_scripts_and_table_3_say() -> None:
+    shared = {
+        "encoder.method": "audiomae",
+        "encoder.pooling": "mean",
+        "optim.layer_decay": 0.75,
+        "optim.stem_decay": True,
+        "optim.clip": 0.0,
+        "optim.min_lr": 1e-6,
+        "drop_path": 0.1,
+        "augment.roll": True,
+    }
+    each = {  # frames, longest stripes in frames and bins, shares that are hidden
+        "audiomae_as2m_finetune": ("bce_mean", 5e-4, 1_024, 192, 48, 0.2, 0.5, False),
+        "audiomae_as20k_finetune": ("bce_mean", 5e-4, 1_024, 192, 48, 0.2, 0.5, False),
+        "audiomae_esc50_finetune": ("cross_entropy", 1e-4, 512, 96, 24, 0.0, 0.0, False),
+        "audiomae_speech_commands_finetune": ("bce_mean", 1e-4, 128, 48, 48, 0.0, 0.5, True),
+    }
+    for name, values in each.items():
+        run = flat(resolved(name).model_dump())
+        loss, decay, frames, time, frequency, hidden, mixed, noise = values
+        assert {setting: run[setting] for setting in shared} == shared, name
+        assert (run["loss"], run["optim.weight_decay"]) == (loss, decay)
+        assert run["clips.seconds"] * 100 == pytest.approx(frames)
+        stripes = run["augment.mask"] * frames, run["augment.mask_frequency"] * 128
+        assert stripes == (time, frequency)
+        assert (run["hidden_columns"], run["hidden_rows"]) == (hidden, hidden)
+        assert (run["augment.mixup_share"] if run["augment.mixup"] else 0.0) == mixed
+        assert run["augment.noise"] is noise
+
+
+def test_the_tiny_recipes_of_methods_hear_the_same_sound_as_often() -> None:
+    differ = differences_of_shared("audiomae_tiny", "eat_tiny")
+    assert differ == {"method": "audiomae"}
+
+
+def differences_of_shared(one: str, other: str) -> dict[str, Any]:
+    """`differences` of what two methods both have, but for their decoders."""
+    mine, theirs = flat(resolved(one).model_dump()), flat(resolved(other).model_dump())
+    both = [name for name in mine if name in theirs and not name.startswith("decoder.")]
+    return {name: mine[name] for name in both if mine[name] != theirs[name]}
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -301,6 +392,7 @@ def test_a_recipe_is_shown_with_the_comment_on_top_of_it(eat: Any) -> None:
     [
         (["pretrain", "eat_tiny", "data=x", "clips.statistics=[-5, 4e0]", "splits=[1, a]"], EATRun),
         (["pretrain", "eat_large_as2m", "optim.lr=3e-5", "encoder.depth=20"], EATRun),
+        (["pretrain", "audiomae_tiny", "hidden_ratio=0.7"], AudioMAERun),
         (["finetune", "eat_tiny_finetune", "test_splits=[5]", "freeze=2"], FinetuneRun),
         (["finetune", "eat_as2m_finetune", "--from", "nowhere", "--cross-validate"], FinetuneRun),
     ],

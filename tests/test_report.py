@@ -24,7 +24,7 @@ from eat_audio.evaluate import Evaluation
 from eat_audio.finetune import FinetuneRun
 from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrain.eat import EATRun
 from eat_audio.report import read_run, write_report
 from eat_audio.report.drawings import Line, chart, levels, percent, running_mean, short, thinned
 

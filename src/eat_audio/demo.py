@@ -36,10 +36,9 @@ from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
 from eat_audio.masking import hash_id
 from eat_audio.models.base import AudioEncoder
-from eat_audio.models.eat import EATModel
 from eat_audio.pretrain import run as pretrain
-from eat_audio.pretrain.run import EATRun
-from eat_audio.pretrained import find_model
+from eat_audio.pretrain.eat import EATRun
+from eat_audio.pretrained import family_of, find_model
 from eat_audio.report.drawings import percent, with_error
 from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
@@ -369,17 +368,19 @@ def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) ->
     encoder: AudioEncoder
     if place is None:
         torch.manual_seed(settings.seed)
-        encoder = EATModel(settings.encoder.config())
+        config = settings.config()
+        encoder = family_of(config).encoder(config)
     else:
         encoder = find_model(place, AudioEncoder)
     encoder.to(settings.on())  # type: ignore[arg-type]
-    features = pretrain.extractor(train, settings.clips)
+    features = pretrain.extractor(train, settings.clips, method=settings.method)
     return probe.linear_probe(encoder, features, train, test, settings.clips)
 
 
 def _example(test: Corpus, settings: EATRun) -> Example:
     """The first clip that can be read, and a mask that pre-training would draw for it."""
-    return next(masked_clips(test, settings, pretrain.extractor(test, settings.clips)))
+    features = pretrain.extractor(test, settings.clips, method=settings.method)
+    return next(masked_clips(test, settings, features))
 
 
 def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:

@@ -10,12 +10,13 @@ and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from eat_audio.data import augment
 from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
@@ -27,13 +28,14 @@ from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
 from eat_audio.models.base import AudioClassifier, AudioEncoder
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrain.run import EncoderSettings, extractor, part, training_log, watched
+from eat_audio.pretrain.method import EncoderSettings
+from eat_audio.pretrain.run import extractor, part, training_log, watched
 from eat_audio.pretrained import family_of, find_model, load_features
 from eat_audio.recipe import Settings
 from eat_audio.train.checkpoint import Run, claim, fingerprint, write_json
 from eat_audio.train.distributed import Team, join, share
 from eat_audio.train.loop import Training, fit
-from eat_audio.train.optim import Optim, adamw, parameter_groups
+from eat_audio.train.optim import Optim, adamw, block_of, parameter_groups
 
 ROLL, NOISE = 1, 2
 """Purposes of random draws."""
@@ -52,7 +54,24 @@ class Augmentation(Settings):
     """Share of batches that are mixed."""
     mask: float = Field(0.0, ge=0, lt=1)
     """Longest stripe silenced in time and in frequency, as a share of each (SpecAugment)."""
+    mask_frequency: float | None = Field(None, ge=0, lt=1)
+    """The same in frequency, where it is another share than in time."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class FreshEncoder(EncoderSettings):
+    """What training starts from if no encoder is given; `pooling` counts in any case."""
+
+    method: Literal["audiomae", "beats", "eat"] = "eat"
+
+    def config(self) -> PreTrainedConfig:
+        """The Hugging Face configuration of that encoder."""
+        return self.of(self.method)
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        self.config()  # says which numbers do not go together
+        return self
 
 
 class FinetuneRun(Training):
@@ -65,11 +84,19 @@ class FinetuneRun(Training):
     """Splits to learn from; by default "train", or all folds but the tested one."""
     test_splits: tuple[str, ...] = ()
     """Splits to be tested on; by default "test" or "eval", a fold, or a fifth held out."""
-    loss: Literal["cross_entropy", "bce_per_clip", "bce_per_label"] = "cross_entropy"
+    loss: Literal["cross_entropy", "bce_per_clip", "bce_per_label", "bce_mean"] = "cross_entropy"
     """cross_entropy (ESC-50); binary cross-entropies summed over classes and divided by the clips
-    (Speech Commands) or by the labels of the batch (AudioSet)."""
-    encoder: EncoderSettings = EncoderSettings()
+    (EAT on Speech Commands) or by the labels of the batch (EAT on AudioSet); or their mean over
+    clips and classes (Audio-MAE)."""
+    encoder: FreshEncoder = FreshEncoder()
     """The shape, if training starts from nothing; `encoder.pooling` counts in any case."""
+    hidden_columns: float = Field(0.0, ge=0, lt=1)
+    """Share of the columns of patches that an Audio-MAE encoder does not hear while it learns."""
+    hidden_rows: float = Field(0.0, ge=0, lt=1)
+    """Share of the rows of patches that it does not hear."""
+    gradient_decay: float = Field(1.0, gt=0, le=1)
+    """The gradient becomes so much of itself at the input of every block of a BEATs encoder, as in
+    its released code; not `optim.layer_decay`, for AdamW takes hardly any notice of it."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; earlier ones proportionally less."""
     freeze: NonNegativeInt = 0
@@ -151,13 +178,14 @@ class Classification(nn.Module):
             share = augment.beta(1, told.mixup, generator)
             spectrogram, labels = augment.mixup(spectrogram, share), augment.mixup(labels, share)
             mask = None if mask is None else mask | mask.flip(0)
-        if told.mask:
+        frequency = told.mask if told.mask_frequency is None else told.mask_frequency
+        if told.mask or frequency:
             draws = torch.rand(4, len(labels), generator=generator, device=spectrogram.device)
             spectrogram = augment.spec_augment(
                 spectrogram,
                 draws,
                 longest_time=spectrogram.shape[1] * told.mask,
-                longest_frequency=spectrogram.shape[2] * told.mask,
+                longest_frequency=spectrogram.shape[2] * frequency,
             )
         return spectrogram, mask, labels
 
@@ -173,6 +201,8 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, 
     if kind == "cross_entropy":
         return {"loss": F.cross_entropy(logits, labels)}
     total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    if kind == "bce_mean":
+        return {"loss": total / labels.numel()}
     if kind == "bce_per_clip":
         return {"loss": total / len(labels)}
     count = labels.sum().clamp(min=1.0)
@@ -182,24 +212,54 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, 
 def start_from(
     place: str | Path | None, settings: FinetuneRun, corpus: Corpus
 ) -> tuple[AudioClassifier, AudioFeatureExtractor]:
-    """A classifier for a corpus on a pre-trained encoder, or on a fresh one if `place` is None."""
+    """A classifier for a corpus on a pre-trained encoder, or on a fresh one if `place` is None.
+
+    Raises:
+        RecipeError: The encoder's method does not know a setting.
+        CheckpointError: There is no encoder.
+    """
     encoder = None if place is None else find_model(place, AudioEncoder)
     config = settings.encoder.config() if encoder is None else encoder.config
-    config = config.for_labels(
-        corpus.label_names,
-        several=corpus.multi_label,
-        drop_path=settings.drop_path,
-        pooling=settings.encoder.pooling,
-    )
+    config = labelled(config, settings, corpus)
     model = family_of(config).classifier(config)
     if place is None or encoder is None:
-        return model, extractor(corpus, settings.clips)
+        return model, extractor(corpus, settings.clips, method=config.model_type)
     model.model.load_state_dict(encoder.model.state_dict(), strict=False)
     features = load_features(place)
     if settings.clips.statistics is not None or features is None:
-        features = extractor(corpus, settings.clips)
+        features = extractor(corpus, settings.clips, method=config.model_type)
     features.released_padding = settings.clips.released_padding
     return model, features
+
+
+def labelled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
+    """An encoder's configuration as that of a classifier of a corpus' labels."""
+    method = config.model_type
+    try:
+        config = config.for_labels(
+            corpus.label_names,
+            several=corpus.multi_label,
+            drop_path=settings.drop_path,
+            pooling=settings.encoder.pooling or config.pooling,
+        )
+    except ValueError as error:
+        raise RecipeError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
+    hidden = {"mask_t_prob": settings.hidden_columns, "mask_f_prob": settings.hidden_rows}
+    if any(hidden.values()) and not hasattr(config, "mask_t_prob"):
+        raise RecipeError(
+            f"hidden_columns={settings.hidden_columns:g}, hidden_rows={settings.hidden_rows:g}: "
+            f"an encoder of {method} hears all patches; expected 0"
+        )
+    if hasattr(config, "mask_t_prob"):
+        config.update(hidden)
+    if hasattr(config, "layer_wise_gradient_decay_ratio"):
+        config.layer_wise_gradient_decay_ratio = settings.gradient_decay
+    elif settings.gradient_decay != 1:
+        raise RecipeError(
+            f"gradient_decay={settings.gradient_decay:g}: an encoder of {method} has none; "
+            "expected 1, and perhaps optim.layer_decay"
+        )
+    return config
 
 
 @dataclass(frozen=True)
@@ -253,7 +313,7 @@ def _finetune(
     freeze(model, settings.freeze)
     adapt(model, settings.lora)
     share(objective, team, how=settings.parallel)
-    depth = model.config.depth
+    depth = model.config.num_hidden_layers
     groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
     optimiser = adamw(groups, settings.optim)
 
@@ -314,7 +374,7 @@ def open_labelled(settings: FinetuneRun) -> Corpus:
     if corpus.multi_label and settings.loss == "cross_entropy":
         raise RecipeError(
             f"data={settings.data}: its clips have several labels, for which loss=cross_entropy "
-            "is no loss; expected bce_per_clip or bce_per_label"
+            "is no loss; expected bce_per_clip, bce_per_label or bce_mean"
         )
     return corpus
 
@@ -342,12 +402,12 @@ def freeze(model: AudioClassifier, blocks: int) -> None:
     """Keep the first blocks, and all that comes before them, as they are."""
     if not blocks:
         return
-    if blocks > model.config.depth:
-        raise RecipeError(f"freeze={blocks}: the encoder has {model.config.depth} blocks")
-    encoder = model.model
-    for layer in (encoder.local_encoder, encoder.pre_norm, *encoder.blocks[:blocks]):
-        layer.requires_grad_(False)
-    encoder.extra_tokens.requires_grad_(False)
+    depth = model.config.num_hidden_layers
+    if blocks > depth:
+        raise RecipeError(f"freeze={blocks}: the encoder has {depth} blocks")
+    for name, parameter in model.named_parameters():
+        if block_of(name, depth) < blocks:
+            parameter.requires_grad_(False)
 
 
 ADAPTED = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
@@ -375,6 +435,10 @@ def adapt(model: AudioClassifier, rank: int) -> None:
         ) from None
     config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=ADAPTED)
     inject_adapter_in_model(config, model.model)
+    depth = model.config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        if block_of(name, depth) == depth:  # peft has frozen the head, too
+            parameter.requires_grad_(True)
 
 
 def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ how it is used, what it costs, what to expect and where its numbers come from; `
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import takewhile
@@ -118,11 +118,15 @@ class Option(NamedTuple):
     meaning: str
 
 
-def load(schema: type[S], name_or_path: str | Path, overrides: Sequence[str] = ()) -> S:
+def load(
+    schema: type[S] | Callable[[Tree], type[S]],
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+) -> S:
     """Read a recipe, apply the overrides and check the result.
 
     Args:
-        schema: Which settings there are.
+        schema: Which settings there are, or what tells that from a recipe (its method decides).
         name_or_path: A name from `names()`, or a YAML file.
         overrides: "optim.lr=1e-4", ... in the order in which they count; values are YAML.
 
@@ -131,10 +135,12 @@ def load(schema: type[S], name_or_path: str | Path, overrides: Sequence[str] = (
     """
     changes, mistakes = _parse_overrides(overrides)
     layers = _layers(str(name_or_path)) + changes
+    tree = _merged(layers)
+    kind: type[S] = schema if isinstance(schema, type) else schema(tree)
     try:
-        settings = schema.model_validate(_merged(layers))
+        settings = kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("\n".join(mistakes + _explain(error, schema, layers))) from None
+        raise RecipeError("\n".join(mistakes + _explain(error, kind, layers))) from None
     if mistakes:
         raise RecipeError("\n".join(mistakes))
     return settings

@@ -12,11 +12,11 @@ from eat_audio.data.batches import Batch
 from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 from eat_audio.models.eat import EATConfig
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.eat import DecoderSettings, EATMethod, EATPretraining, Tau
-from eat_audio.pretrain.run import CollapseGuard, EATRun
-from eat_audio.train.log import TrainingLog
+from eat_audio.pretrain.eat import DecoderSettings, EATMethod, EATPretraining, EATRun, Tau
+from eat_audio.pretrain.run import CollapseGuard
+from eat_audio.train.log import TrainingLog, read_log
 from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
-from eat_audio.weights import decoder_names, encoder_names
+from eat_audio.weights.eat import decoder_names, encoder_names
 
 IO = golden_sets("pretrain_tiny_*_io.json")
 STEPS = golden_sets("pretrain_tiny_*_train.json")
@@ -353,35 +353,24 @@ def test_a_batch_of_short_clips_hears_only_the_clips() -> None:
     assert torch.equal(first, second)
 
 
-def masks_of(ours: EATPretraining, batch: Batch) -> Tensor:
-    """Which patches of a batch are hidden (B, K, N)."""
-    found: list[Masks] = []
-    ours.losses = lambda x, masks, **told: found.append(masks) or {}  # type: ignore[method-assign]
-    ours(batch, torch.Generator())
-    return found[0].hidden
+def test_masks_of_one_clip_differ_when_it_is_seen_several_times() -> None:
+    keys = clip_keys(1, 0, torch.tensor([5]), 3)
+    hidden = EATMethod().draw(keys, (16, 8), None).hidden[0]
+    assert not torch.equal(hidden[0], hidden[1])
 
 
-def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch() -> None:
-    ours = small()
-    together = masks_of(ours, noise_batch([1, 2, 3]))
-    assert torch.equal(masks_of(ours, noise_batch([3, 1]))[1], together[0])
-    assert not torch.equal(together[0], together[1])
-    assert not torch.equal(masks_of(ours, noise_batch([1], epoch=1))[0], together[0])
-    assert not torch.equal(together[0, 0], together[0, 1])
-
-
-def test_a_collapse_is_told_once(tmp_path: Path) -> None:
+def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) -> None:
     said: list[str] = []
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
     log.say = said.append  # type: ignore[method-assign]
-    guard = CollapseGuard(EATRun(steps=9, utterance_weight=2.0), log)
-    healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "guess_spread": 0.5}
-    guard.write(1, healthy | {"target_spread": 1.0})
+    guard = CollapseGuard(small(utterance_weight=2.0), log, after=0)
+    healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "target_spread": 1.0}
+    guard.write(1, healthy)
     assert not said
     for step in (2, 3):
-        guard.write(step, healthy | {"target_spread": 0.01})
-    guard.write(4, healthy | {"target_spread": 1.0, "utterance": 0.48})
-    assert len(said) == 2 and "collapsed" in said[0] and "utterance loss is 96%" in said[1]
+        guard.write(step, healthy | {"utterance": 0.48})
+    assert len(said) == 1 and "utterance loss is 96%" in said[0]
+    assert read_log(tmp_path)[0]["tau"] == EATMethod().tau.at(1)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from eat_audio.errors import DataError
 from eat_audio.models.beats import BEATsConfig, BEATsModel
 from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.models.features import BEATsFeatureExtractor, EATFeatureExtractor
-from eat_audio.pretrain.eat import EATPretraining
+from eat_audio.pretrain.eat import EATPretraining, EATRun
 from eat_audio.pretrain.monitor import Monitor, MonitorSettings
-from eat_audio.pretrain.run import EATRun
 from eat_audio.train.loop import fit
 from eat_audio.train.optim import adamw, parameter_groups
 

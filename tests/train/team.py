@@ -36,7 +36,7 @@ def work(job: dict[str, Any]) -> None:
             cut_back(Path(job["of"]), out)
         team.wait()
     elif job["kind"] == "pretrain":
-        pretrain.run(load(pretrain.EATRun, *job["recipe"]), out=out, resume=resume)
+        pretrain.run(load(pretrain.schema, *job["recipe"]), out=out, resume=resume)
     else:
         settings = load(finetune.FinetuneRun, *job["recipe"])
         finetune.run(settings, out=out, start=job.get("start"), resume=resume)

@@ -37,6 +37,11 @@ SMALL = [
     "device=cpu",
 ]
 PRETRAIN = ["masks=2", "block=[2,2]", "decoder.groups=4", *SMALL]
+AUDIOMAE = ["decoder.width=32", "decoder.depth=2", "decoder.heads=4", "encoder.num_heads=4", *SMALL]
+BEATS = ["dropout=0.1", "predictor_layers=1", "random.codes=32", *SMALL]
+TOKENIZER = ["dropout=0.1", "estimator_layers=1", "codes=8", "code_width=8", *SMALL]
+ALSO = ["audiomae", "beats", "beats_tokenizer"]
+"""Methods beside EAT that are trained here, their runs named after them."""
 FINETUNE = ["loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL]
 
 
@@ -78,10 +83,17 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def job(kind: str, name: str, *more: str, **told: Any) -> dict[str, Any]:
         recipe, settings = {
             "pretrain": ("eat_tiny", [*PRETRAIN, "splits=[train]"]),
+            "audiomae": ("audiomae_tiny", [*AUDIOMAE, "splits=[train]"]),
+            "beats": ("beats_tiny_iter1", [*BEATS, "splits=[train]"]),
+            "beats_tokenizer": (
+                "beats_tiny_tokenizer",
+                [*TOKENIZER, "splits=[train]", f"teacher={home / 'beats-one'}"],
+            ),
             "finetune": ("eat_tiny_finetune", FINETUNE),
         }[kind]
         words = [*settings, f"data={corpus}", *more]
-        return {"kind": kind, "recipe": [recipe, words], "out": str(home / name), **told}
+        task = kind if kind == "finetune" else "pretrain"
+        return {"kind": task, "recipe": [recipe, words], "out": str(home / name), **told}
 
     def resumed(kind: str, name: str, of: str, *more: str, **told: Any) -> list[dict[str, Any]]:
         copy = {"kind": "copy", "of": str(home / of), "out": str(home / name)}
@@ -100,6 +112,16 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("finetune", "tuned-one", "accumulate=2", **start),
         *resumed("finetune", "tuned-one-one", "tuned-one", "accumulate=2", **start),
     )
+    # Dropout draws by the step and the process, so that one process alone would draw others.
+    without = {"audiomae": "decoder.bias_dropout=0"}
+    for method in ALSO:
+        still = without.get(method, "dropout=0")
+        one = f"{method}-one"
+        alone(
+            job(method, one, still, "accumulate=2"),
+            job(method, f"{one}-drops", "accumulate=2"),
+            *resumed(method, f"{one}-one", f"{one}-drops", "accumulate=2"),
+        )
     together = [
         job("pretrain", "ddp"),
         job("pretrain", "fsdp", "parallel=fsdp"),
@@ -113,6 +135,14 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("finetune", "tuned-fsdp", "parallel=fsdp", **start),
         *resumed("finetune", "tuned-ddp-ddp", "tuned-ddp", **start),
     ]
+    for method in ALSO:
+        still = without.get(method, "dropout=0")
+        together += [
+            job(method, f"{method}-ddp", still),
+            job(method, f"{method}-fsdp", still, "parallel=fsdp"),
+            job(method, f"{method}-ddp-workers", still, "clips.workers=2", "clips.memory_mb=0"),
+            *resumed(method, f"{method}-ddp-ddp", f"{method}-ddp", still),
+        ]
     (home / "jobs.json").write_text(json.dumps(together))
     done = subprocess.run(
         torchrun(str(Path(__file__).with_name("team.py")), str(home / "jobs.json")),
@@ -141,9 +171,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return learnt | load_file(last / "optimiser.safetensors")
 
 
+METHODS = ["", *(f"{method}-" for method in ALSO)]
+"""How the names of a method's runs begin; EAT's have nothing before them."""
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("other", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_of_one_that_accumulates_two(runs: Path, other: str) -> None:
-    torch.testing.assert_close(losses(runs / other), losses(runs / "one"), rtol=2e-6, atol=0)
+def test_two_processes_have_the_losses_of_one_that_accumulates_two(
+    runs: Path, method: str, other: str
+) -> None:
+    ours, theirs = runs / f"{method}{other}", runs / f"{method}one"
+    torch.testing.assert_close(losses(ours), losses(theirs), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("other", ["tuned-ddp", "tuned-fsdp"])
@@ -169,6 +207,12 @@ def test_slices_and_whole_models_learn_the_same(runs: Path) -> None:
         ("fsdp-fsdp", "fsdp"),
         ("tuned-one-one", "tuned-one"),
         ("tuned-ddp-ddp", "tuned-ddp"),
+        ("audiomae-ddp-ddp", "audiomae-ddp"),
+        ("audiomae-one-one", "audiomae-one-drops"),
+        ("beats-ddp-ddp", "beats-ddp"),
+        ("beats-one-one", "beats-one-drops"),
+        ("beats_tokenizer-ddp-ddp", "beats_tokenizer-ddp"),
+        ("beats_tokenizer-one-one", "beats_tokenizer-one-drops"),
     ],
 )
 def test_a_resumed_run_ends_at_the_same_bits(runs: Path, resumed: str, whole: str) -> None:
@@ -183,12 +227,16 @@ def test_a_run_may_go_on_with_other_processes_or_another_way(runs: Path, resumed
     torch.testing.assert_close(losses(runs / resumed), losses(runs / "one"), rtol=2e-6, atol=0)
 
 
-def test_who_decodes_the_clips_changes_nothing(runs: Path) -> None:
-    assert torch.equal(losses(runs / "ddp-workers"), losses(runs / "ddp"))
+@pytest.mark.parametrize("method", METHODS)
+def test_who_decodes_the_clips_changes_nothing(runs: Path, method: str) -> None:
+    assert torch.equal(losses(runs / f"{method}ddp-workers"), losses(runs / f"{method}ddp"))
 
 
-def test_the_finished_model_is_whole(runs: Path) -> None:
-    ours, theirs = (load_file(runs / name / "model.safetensors") for name in ("fsdp", "one"))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_finished_model_is_whole(runs: Path, method: str) -> None:
+    ours, theirs = (
+        load_file(runs / f"{method}{name}" / "model.safetensors") for name in ("fsdp", "one")
+    )
     assert ours.keys() == theirs.keys()
     assert all(ours[name].shape == theirs[name].shape for name in ours)
 

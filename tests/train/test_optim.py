@@ -84,6 +84,12 @@ def test_biases_norms_and_the_cls_token_are_spared_from_decay_unless_asked() -> 
     assert spared == expected
 
 
+def test_a_linear_schedule_falls_along_a_line_to_its_lowest_rate() -> None:
+    told = {"peak": 5.0, "min_lr": 1.0, "warmup": 4, "steps": 12, "schedule": "linear"}
+    rates = [learning_rate(step, **told) for step in range(13)]
+    assert rates == pytest.approx([1, 2, 3, 4, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1])
+
+
 def test_an_optimiser_step_is_the_written_formula() -> None:
     """p -= lr wd p;  p -= lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)"""
     optim = Optim(lr=1e-2, warmup=0, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1, decay_all=True)

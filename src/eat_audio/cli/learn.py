@@ -42,28 +42,24 @@ def pretrain(
 
     Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
     """
-    from eat_audio.pretrain.run import EATRun, run
+    from eat_audio.pretrain.run import run, schema
     from eat_audio.train.log import read_log
 
-    asked = recipes.load(EATRun, recipe, settings or [])
+    asked = recipes.load(schema, recipe, settings or [])
     if print_config:
         print(recipes.dump(asked), end="")
         return
     out = _told(out)
     run(asked, out=out, resume=resume)
     lines = [row for row in read_log(out) if "loss" in row]
-    rows = (
-        []
-        if not lines
-        else [
-            (name, f"{lines[0][name]:.4g}", f"{lines[-1][name]:.4g}")
-            for name in ("loss", "frame", "utterance", "target_spread", "guess_spread")
-        ]
-    )
     if lines:
-        steps = f"step {lines[0]['step']:.0f}", f"step {lines[-1]['step']:.0f}"
+        first, last = lines[0], lines[-1]
+        names = list(last)  # what the objective tells stands before what the loop adds
+        names = names[names.index("loss") : names.index("gradient_norm")]
+        rows = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in names]
+        steps = f"step {first['step']:.0f}", f"step {last['step']:.0f}"
         show_table("Pre-training", ("", *steps), rows)
-    print(f"encoder: {out}\nnext: eat finetune eat_tiny_finetune --from {out} data=... --out ...")
+    print(f"encoder: {out}\nnext: {asked.then(str(out))}")
 
 
 @app.command()
@@ -145,11 +141,11 @@ def _told(out: Path | None) -> Path:
 def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
     """Which settings a recipe has: those of pre-training or of fine-tuning."""
     if "method" in tree:
-        from eat_audio.pretrain.run import EATRun
+        from eat_audio.pretrain.run import schema
 
-        return EATRun
+        return schema(tree)
     if tree.get("task") == "finetune":
         from eat_audio.finetune import FinetuneRun
 
         return FinetuneRun
-    raise RecipeError("the recipe says neither method: eat nor task: finetune")
+    raise RecipeError("the recipe says neither method: NAME nor task: finetune")

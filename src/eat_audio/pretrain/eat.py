@@ -17,7 +17,7 @@ Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer
 """
 
 import copy
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,14 @@ from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.models.features import EATFeatureExtractor
 from eat_audio.models.layers import masked_mean
+from eat_audio.pretrain.method import Pretraining, PretrainRun, alike
+from eat_audio.pretrain.patches import (
+    hidden_patches,
+    real_columns,
+    real_patches,
+    select,
+    spread,
+)
 from eat_audio.recipe import Settings
 
 
@@ -79,6 +87,41 @@ class EATMethod(Settings):
     """How many of the teacher's last layers make the target; all if not set."""
     tau: Tau = Tau()
 
+    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+        """What the student sees of clips, by their keys (B, K); `columns` (B,) of each are real."""
+        return inverse_block_masks(
+            keys,
+            grid,
+            hidden_ratio=self.hidden_ratio,
+            block=self.block,
+            adjust=self.adjust,
+            valid_columns=columns,
+        )
+
+
+class EATRun(EATMethod, PretrainRun):
+    """All that decides an EAT pre-training run."""
+
+    about_masks: ClassVar[str] = (
+        "The teacher hears the whole clip. The student hears a few blocks of it and has to "
+        "predict what the teacher makes of all the rest."
+    )
+
+    method: Literal["eat"] = "eat"
+
+    @model_validator(mode="after")
+    def _decoder_and_targets_fit(self) -> Self:
+        config = self.config()
+        if config.embed_dim % self.decoder.groups:
+            raise ValueError(
+                f"decoder.groups={self.decoder.groups} does not divide the width {config.embed_dim}"
+            )
+        if self.average_layers and self.average_layers > config.depth:
+            raise ValueError(
+                f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
+            )
+        return self
+
 
 class Decoder(nn.Module):
     """Visible tokens among noise, on the grid -> a guess for every patch.
@@ -118,7 +161,7 @@ class Decoder(nn.Module):
         return self.proj(select(x.reshape(rows, patches, width), wanted))
 
 
-class EATPretraining(nn.Module):
+class EATPretraining(Pretraining):
     """Teaches `student` to predict, from a fifth of the patches, what its average self heard."""
 
     def __init__(
@@ -151,18 +194,10 @@ class EATPretraining(nn.Module):
             spectrogram, frames = self.features.spectrogram(
                 batch.waveforms, batch.lengths, frames=self.frames
             )
-            columns = None
-            if self.features.mask(spectrogram, frames) is not None:
-                columns = -(-frames // self.student.config.patch_size)
+            mask = self.features.mask(spectrogram, frames)
+            columns = real_columns(mask, frames, self.student.config.patch_size)
             keys = clip_keys(self.seed, batch.epochs, batch.clips, self.method.masks)
-            masks = inverse_block_masks(
-                keys,
-                self.student.grid(spectrogram),
-                hidden_ratio=self.method.hidden_ratio,
-                block=self.method.block,
-                adjust=self.method.adjust,
-                valid_columns=columns,
-            )
+            masks = self.method.draw(keys, self.student.grid(spectrogram), columns)
         return self.losses(spectrogram, masks, columns=columns, generator=generator)
 
     def losses(
@@ -251,31 +286,23 @@ class EATPretraining(nn.Module):
         new = list(self.student.model.parameters())
         torch._foreach_lerp_(old, new, 1 - self.method.tau.at(step))
 
+    def at(self, step: int) -> dict[str, float]:
+        """The teacher's pace."""
+        return {"tau": self.method.tau.at(step)}
 
-def select(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Rows (R, N, D) and token numbers (R, M) -> those tokens (R, M, D)."""
-    rows, count, width = tokens.shape
-    offset = torch.arange(rows, device=tokens.device)[:, None] * count
-    return tokens.reshape(-1, width).index_select(0, (ids + offset).flatten()).view(rows, -1, width)
-
-
-def real_patches(columns: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-    """How many columns of each clip are real (B,) -> which patches are (B, N)."""
-    if columns is None:
-        return None
-    here = torch.arange(grid[0], device=columns.device) < columns[:, None]
-    return here.repeat_interleave(grid[1], dim=1)
-
-
-def hidden_patches(masks: Masks) -> tuple[Tensor, Tensor]:
-    """The numbers of the hidden patches (R, H), ascending, and their weight: 1, or 0 for padding.
-
-    H is the same for all rows and known beforehand, so no device has to be waited for.
-    """
-    hidden = masks.hidden.flatten(0, 1)
-    count = hidden.shape[1] - masks.visible.shape[2]
-    order = hidden.to(torch.uint8).sort(dim=1, descending=True, stable=True)
-    return order.indices[:, :count], order.values[:, :count].float()
+    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
+        """Targets that are all alike, or a loss that is about whole clips alone."""
+        if collapsed := alike("targets", numbers["target_spread"]):
+            return collapsed
+        weight = self.method.utterance_weight
+        share = weight * numbers["utterance"] / numbers["loss"]
+        if share <= 0.9:
+            return {}
+        sentence = (
+            f"the utterance loss is {share:.0%} of the loss; in short or small runs "
+            f"utterance_weight={weight:g} makes encoders collapse, about 1 does not"
+        )
+        return {"utterance": sentence}
 
 
 def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -286,17 +313,3 @@ def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Ten
         mean = masked_mean(tokens, real)[:, None]
         variance = masked_mean((tokens - mean).square(), real)[:, None]
     return (tokens - mean) * torch.rsqrt(variance + eps)
-
-
-@torch.no_grad()
-def spread(tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean over channels of the standard deviation over patches; near 0 means collapse.
-
-    The first 4,096 patches say enough.
-    """
-    rows = tokens.reshape(-1, tokens.shape[-1])[:4_096]
-    share = weights.flatten()[:4_096, None]
-    share = share / share.sum()
-    mean = (rows * share).sum(dim=0)
-    variance = ((rows - mean).square() * share).sum(dim=0)
-    return (variance + 1e-6).sqrt().mean()

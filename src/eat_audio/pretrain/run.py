@@ -4,11 +4,11 @@ Puts together what the other files make: clips, features, objective, optimiser, 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -17,81 +17,53 @@ from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches,
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
-from eat_audio.models import save
-from eat_audio.models.eat import SIZES, EATConfig, EATModel
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.eat import EATMethod, EATPretraining
-from eat_audio.pretrain.monitor import Monitor, MonitorSettings
-from eat_audio.recipe import Settings
+from eat_audio.models import families, save
+from eat_audio.models.base import AudioEncoder
+from eat_audio.models.features import AudioFeatureExtractor, EATFeatureExtractor
+from eat_audio.pretrain.audiomae import AudioMAEPretraining, AudioMAERun
+from eat_audio.pretrain.beats import BEATsPretraining, BEATsRun
+from eat_audio.pretrain.eat import EATPretraining, EATRun
+from eat_audio.pretrain.method import Pretraining, PretrainRun
+from eat_audio.pretrain.monitor import Monitor
+from eat_audio.pretrain.tokenizer import TokenizerPretraining, TokenizerRun
 from eat_audio.train.checkpoint import Run, claim
 from eat_audio.train.distributed import Team, join, share, whole
 from eat_audio.train.log import TrainingLog
 from eat_audio.train.loop import Training, fit
-from eat_audio.train.optim import Optim, adamw, parameter_groups
-
-COLLAPSED = 0.1
-"""Spread of the targets (about 1 when healthy) below which a run is worth nothing."""
+from eat_audio.train.optim import adamw, parameter_groups
 
 
-class EncoderSettings(Settings):
-    """The shape of the encoder: a usual size, and what shall differ from it."""
+@dataclass(frozen=True)
+class Method:
+    """What a method brings; its encoder and its front end are in `models.families`."""
 
-    size: Literal["tiny", "small", "base", "large"] = "base"
-    embed_dim: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
-    mlp_ratio: PositiveFloat = 4.0
-    pooling: Literal["cls", "mean", "linear_softmax"] = "cls"
-    """What stands for a whole clip when the encoder is used."""
-
-    def config(self) -> EATConfig:
-        """The Hugging Face configuration of that encoder."""
-        told = {name: getattr(self, name) for name in SIZES[self.size]}
-        changes = {name: value for name, value in told.items() if value is not None}
-        return EATConfig.named(self.size, mlp_ratio=self.mlp_ratio, pooling=self.pooling, **changes)
-
-    @model_validator(mode="after")
-    def _can_be_built(self) -> Self:
-        self.config()  # says which numbers do not go together
-        return self
+    settings: type[PretrainRun]
+    objective: type[Pretraining]
 
 
-class EATRun(Training, EATMethod):
-    """All that decides an EAT pre-training run."""
-
-    method: Literal["eat"] = "eat"
-    data: str | None = None
-    """A manifest (.tsv, .csv), or a folder in one of the known layouts."""
-    splits: tuple[str, ...] = ()
-    """Which splits or folds of the data to hear; all if empty."""
-    encoder: EncoderSettings = EncoderSettings()
-    clips: ClipSettings = ClipSettings()
-    optim: Optim = Optim()
-    monitor: MonitorSettings = MonitorSettings()
-
-    @model_validator(mode="after")
-    def _decoder_and_targets_fit(self) -> Self:
-        config = self.encoder.config()
-        if config.embed_dim % self.decoder.groups:
-            raise ValueError(
-                f"decoder.groups={self.decoder.groups} does not divide the width {config.embed_dim}"
-            )
-        if self.average_layers and self.average_layers > config.depth:
-            raise ValueError(
-                f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> Self:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(
-                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
-            )
-        return self
+METHODS = {
+    "audiomae": Method(AudioMAERun, AudioMAEPretraining),
+    "beats": Method(BEATsRun, BEATsPretraining),
+    "beats_tokenizer": Method(TokenizerRun, TokenizerPretraining),
+    "eat": Method(EATRun, EATPretraining),
+}
+"""Methods by the name that a recipe calls them."""
 
 
-def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
+def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
+    """The settings of the method that a recipe names; EAT if it names none.
+
+    Raises:
+        RecipeError: There is no such method.
+    """
+    name = recipe.get("method", "eat")
+    if not isinstance(name, str) or name not in METHODS:
+        known = " or ".join(f"'{known}'" for known in METHODS)
+        raise RecipeError(f"method={name}: {known} is expected")
+    return METHODS[name].settings
+
+
+def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
     """Pre-train an encoder.
 
     Args:
@@ -112,7 +84,7 @@ def run(settings: EATRun, *, out: Path, resume: bool = False) -> Path:
     return out
 
 
-def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
+def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> None:
     if settings.data is None:
         raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER")
     corpus = open_corpus(settings.data)
@@ -120,13 +92,15 @@ def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
         corpus = corpus.select(*settings.splits)
 
     torch.manual_seed(settings.seed)
-    features = extractor(corpus, settings.clips)
     frames = whole_patches(settings.clips.seconds)
-    config = settings.encoder.config()
-    objective = EATPretraining(config, settings, features, frames=frames, seed=settings.seed)
+    config, make = settings.config(), METHODS[settings.method].objective
+    features = extractor(corpus, settings.clips, method=config.model_type)
+    objective = make(config, settings, features, frames=frames, seed=settings.seed)
     objective.to(settings.on()).train()
     share(objective, team, how=settings.parallel)
-    groups = parameter_groups(objective.named_parameters(), settings.optim, depth=config.depth)
+    groups = parameter_groups(
+        objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
+    )
     optimiser = adamw(groups, settings.optim)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
@@ -146,7 +120,7 @@ def _pretrain(settings: EATRun, out: Path, resume: bool, team: Team) -> None:
     with claim(out, team):
         start = here.begin(resume=resume)
         with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
-            guard = CollapseGuard(settings, log)
+            guard = CollapseGuard(objective, log, after=settings.optim.warmup)
             look = looking(settings, objective, log)
             look(0)
 
@@ -184,7 +158,9 @@ def training_log(settings: Training, out: Path, title: str, start: int, team: Te
     )
 
 
-def looking(settings: EATRun, objective: EATPretraining, log: TrainingLog) -> Callable[[int], None]:
+def looking(
+    settings: PretrainRun, objective: Pretraining, log: TrainingLog
+) -> Callable[[int], None]:
     """What looks at the student after a step, if it is time to, and tells the log."""
     in_slices = settings.parallel == "fsdp"  # then all processes have to help
     if settings.monitor.data is None or not (log.writes or in_slices):
@@ -205,12 +181,12 @@ def looking(settings: EATRun, objective: EATPretraining, log: TrainingLog) -> Ca
     return look
 
 
-def in_full(encoder: EATModel) -> EATModel:
+def in_full(encoder: AudioEncoder) -> AudioEncoder:
     """An encoder whose weights are whole: itself, or a copy where they are sliced."""
     if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
         return encoder
     with torch.random.fork_rng():  # a look must not change what training draws
-        copy = EATModel(encoder.config)
+        copy = type(encoder)(encoder.config)
     copy.load_state_dict({name: whole(tensor) for name, tensor in encoder.state_dict().items()})
     nn.Module.to(copy, next(encoder.parameters()).device)
     return copy
@@ -225,19 +201,26 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def extractor(corpus: Corpus, clips: ClipSettings) -> EATFeatureExtractor:
-    """The front end for a corpus: its statistics, unless the recipe says others."""
-    told = clips.statistics or corpus.statistics or "audioset"
+def extractor(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatureExtractor:
+    """A method's front end for a corpus: its statistics, unless the recipe says others.
+
+    Published statistics, and those that lie beside a corpus, are of the log-mel that EAT hears. A
+    front end with another log-mel knows AudioSet's only; others are told as two numbers.
+    """
+    kind = families()[method].features
+    same = issubclass(kind, EATFeatureExtractor)
+    told = clips.statistics or (corpus.statistics if same else None) or "audioset"
+    if told == "audioset":
+        return kind(released_padding=clips.released_padding)
     if isinstance(told, str):
-        if told not in logmel.STATISTICS:
-            known = ", ".join(logmel.STATISTICS)
+        published = logmel.STATISTICS if same else {}
+        if told not in published:
+            known = ", ".join({"audioset": None, **published})
             raise RecipeError(f"clips.statistics={told}: expected two numbers or one of {known}")
-        statistics = logmel.STATISTICS[told]
+        statistics = published[told]
     else:
         statistics = logmel.Statistics(*told)
-    return EATFeatureExtractor(
-        mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding
-    )
+    return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
 
 
 def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
@@ -251,29 +234,25 @@ def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> I
 
 
 class CollapseGuard:
-    """Logs every step's numbers, and says so when a run stops learning anything."""
+    """Logs every step's numbers, and says so when a run stops learning anything.
 
-    def __init__(self, settings: EATRun, log: TrainingLog) -> None:
-        self.settings = settings
+    Args:
+        objective: Knows which numbers are bad.
+        log: Where to.
+        after: Steps of warm-up, in which nothing is said.
+    """
+
+    def __init__(self, objective: Pretraining, log: TrainingLog, *, after: int) -> None:
+        self.objective = objective
         self.log = log
+        self.after = after
         self.told: set[str] = set()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Take the numbers of a step."""
-        self.log.write(step, numbers | {"tau": self.settings.tau.at(step)})
-        share = self.settings.utterance_weight * numbers["utterance"] / numbers["loss"]
-        spread = numbers["target_spread"]
-        if step > self.settings.optim.warmup and spread < COLLAPSED:
-            self._tell("collapse", f"step {step}: collapsed, targets are all alike ({spread:.3g})")
-        elif step > self.settings.optim.warmup and share > 0.9:
-            self._tell(
-                "utterance",
-                f"step {step}: the utterance loss is {share:.0%} of the loss; in short or small "
-                f"runs utterance_weight={self.settings.utterance_weight:g} makes encoders "
-                "collapse, about 1 does not",
-            )
-
-    def _tell(self, what: str, sentence: str) -> None:
-        if what not in self.told:
-            self.told.add(what)
-            self.log.say(f"warning: {sentence}")
+        self.log.write(step, numbers | self.objective.at(step))
+        doubts = self.objective.doubts(numbers) if step > self.after else {}
+        for name, sentence in doubts.items():
+            if name not in self.told:
+                self.told.add(name)
+                self.log.say(f"warning: step {step}: {sentence}")

@@ -15,15 +15,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from eat_audio import logmel
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.rounds import sample
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluate import Evaluation
+from eat_audio.models import families
 from eat_audio.models.base import AudioEncoder
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrain.run import EATRun
+from eat_audio.models.features import AudioFeatureExtractor
+from eat_audio.pretrain.run import METHODS
 from eat_audio.pretrained import find_model, load_features
 from eat_audio.probe import labelled
 from eat_audio.report.curves import monitor_charts, points, training_charts
@@ -295,11 +295,12 @@ def _result(told: Told) -> list[str]:
 
 
 def _masks(told: Told) -> list[str]:
-    """A few clips as the teacher and the student hear them."""
-    if told.recipe["method"] != "eat":
-        return [missing(f"Masks are drawn here for eat only, not for {told.recipe['method']}.")]
+    """A few clips, and what of them the student hears."""
+    method = told.recipe["method"]
+    if method not in METHODS:
+        return [missing(f"Masks are drawn here for {', '.join(METHODS)} only, not for {method}.")]
     try:
-        settings = EATRun.model_validate(told.recipe)
+        settings = METHODS[method].settings.model_validate(told.recipe)
     except ValidationError:
         return [missing("Not shown: the recipe of this run is one of another version.")]
     try:
@@ -312,9 +313,7 @@ def _masks(told: Told) -> list[str]:
         return [missing(f"Not shown, as the clips are not where they were: {error}.")]
     if not pictures:
         return [missing(f"Not shown: not one clip of {settings.data} can be read.")]
-    said = "The teacher hears the whole clip. The student hears a few blocks of it and has to "
-    said += "predict what the teacher makes of all the rest."
-    return [f"<p>{said}</p>", *pictures]
+    return [f"<p>{text(settings.about_masks)}</p>", *pictures]
 
 
 def _neighbours(told: Told) -> list[str]:
@@ -333,14 +332,13 @@ def _neighbours(told: Told) -> list[str]:
         return [missing(f"Not shown: {error}. --data CORPUS looks among other labelled clips.")]
 
 
-def _features(told: Told) -> EATFeatureExtractor:
+def _features(told: Told) -> AudioFeatureExtractor:
     """The front end of the run, from its record."""
     known = told.record.get("origin", {}).get("features") or {}
-    return EATFeatureExtractor(
-        mean=known.get("mean", logmel.AUDIOSET.mean),
-        std=known.get("std", logmel.AUDIOSET.std),
-        released_padding=bool(known.get("released_padding")),
-    )
+    of_kind = {family.features.__name__: family for family in families().values()}
+    family = of_kind.get(str(known.get("feature_extractor_type")), families()["eat"])
+    numbers = {name: known[name] for name in ("mean", "std") if name in known}
+    return family.features(**numbers, released_padding=bool(known.get("released_padding")))
 
 
 # ---- what ran ----

@@ -28,9 +28,11 @@ def training_charts(rows: Log, *, pretraining: bool) -> list[str]:
     names = dict.fromkeys(name for row in steps for name in row)
     left = [name for name in names if name not in UNDRAWN and not name.startswith(LOOKS)]
     about_loss = "On the training clips."
-    if pretraining:
+    if "tau" in names:
         about_loss = "The target moves with the teacher: it may rise while the encoder improves."
-    spread = "Standard deviation over patches; targets near 0 would be a collapse."
+    elif pretraining:
+        about_loss = "Over the patches that are guessed."
+    spread = "Standard deviation over patches; near 0 would be a collapse."
 
     def draw(title: str, told: dict[str, str], *, shares: bool = False, note: str = "") -> str:
         """A chart of numbers and what they are called there, of those that are left."""

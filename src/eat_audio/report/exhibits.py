@@ -10,10 +10,11 @@ from eat_audio.data.batches import ClipReader, ClipSettings, ordered_batches, wh
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.errors import AudioError, EatError
 from eat_audio.evaluate import Evaluation
-from eat_audio.masking import clip_keys, hash_id, inverse_block_masks
+from eat_audio.masking import clip_keys, hash_id
 from eat_audio.models.base import AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrain.run import EATRun
+from eat_audio.pretrain.method import PretrainRun
+from eat_audio.pretrain.patches import real_columns
 from eat_audio.probe import encode
 from eat_audio.report.drawings import bars, confusion, percent, text
 from eat_audio.report.pictures import Array, Example, thumbnail
@@ -57,7 +58,7 @@ def by_class(evaluation: Evaluation) -> str:
 
 
 def masked_clips(
-    corpus: Corpus, settings: EATRun, features: AudioFeatureExtractor
+    corpus: Corpus, settings: PretrainRun, features: AudioFeatureExtractor
 ) -> Iterator[Example]:
     """Clips that can be read, each with a mask."""
     for clip, waveform in readable(corpus, settings.clips.seconds):
@@ -79,7 +80,7 @@ def example(
     clip: Clip,
     waveform: Tensor,
     corpus: Corpus,
-    settings: EATRun,
+    settings: PretrainRun,
     features: AudioFeatureExtractor,
 ) -> Example:
     """A clip and the first mask that pre-training draws for it."""
@@ -88,16 +89,9 @@ def example(
         waveform[None], torch.tensor([len(waveform)]), frames=frames
     )
     grid = frames // 16, logmel.N_MELS // 16
-    keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), settings.masks)
-    columns = None if features.mask(values, real) is None else -(-real // 16)
-    masks = inverse_block_masks(
-        keys,
-        grid,
-        hidden_ratio=settings.hidden_ratio,
-        block=settings.block,
-        adjust=settings.adjust,
-        valid_columns=columns,
-    )
+    keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), 1)
+    columns = real_columns(features.mask(values, real), real, 16)
+    masks = settings.draw(keys, grid, columns)
     heard = min(int(real[0]), frames)
     hidden = masks.hidden[0, 0].view(grid)[: -(-heard // 16)]
     return Example(label_of(clip, corpus), values[0, :heard].numpy(), hidden.numpy())

@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Example:
-    """A clip as the teacher hears it, and which of it one mask hides from the student."""
+    """A clip, and which of it one mask hides from the student."""
 
     label: str
     spectrogram: Array
@@ -39,15 +39,15 @@ class Example:
 
 
 def masked(example: Example) -> str:
-    """What the teacher hears beside what the student sees."""
+    """A whole clip beside what the student sees of it."""
     everything = np.zeros_like(example.hidden)
     share = example.hidden.mean()
     return (
         '<div class="two">'
-        + figure(_spectrogram(example, everything), f"The teacher's view: {example.label}")
+        + figure(_spectrogram(example, everything), f"The whole clip: {example.label}")
         + figure(
             _spectrogram(example, example.hidden),
-            f"The student's view: {percent(share)} of the patches (16 x 16 cells) are hidden",
+            f"What the student sees: {percent(share)} of the patches (16 x 16 cells) are hidden",
         )
         + "</div>"
     )

@@ -154,7 +154,7 @@ def tokenizer(content: dict[str, Any]) -> dict[str, Tensor]:
     started = state.get("quantize.embedding.initted")
     if not all(isinstance(part, Tensor) for part in (*parts.values(), started)):
         raise CheckpointError("holds no tokenizer (no quantize_layer, or no codebook)")
-    return parts | {"codebook.started": started.bool().all()}
+    return parts | {"codebook.started": started.float().min()}
 
 
 def scattered(tensors: dict[str, Tensor], config: BEATsConfig) -> dict[str, Tensor]:
