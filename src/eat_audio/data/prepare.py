@@ -289,9 +289,7 @@ def _same_bytes(corpus: Corpus, digests: NDArray[np.bytes_]) -> list[list[Copy]]
 
     def copy(number: int) -> Copy:
         clip = corpus.clips[number]
-        return Copy(
-            clip.path, clip.split, [corpus.label_names[label] for label in clip.labels]
-        )
+        return Copy(clip.path, clip.split, [corpus.label_names[label] for label in clip.labels])
 
     return [[copy(int(n)) for n in group] for group in sorted(groups, key=lambda g: int(g[0]))]
 
