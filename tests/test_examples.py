@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from examples import streaming
+from examples import streaming, three_ways
 
 import eat_audio as eat
 from wrappers.small_models import LABELS, write_model
@@ -56,3 +56,12 @@ def test_mteb_judges_ones_own_clips(model: Path, tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", words)
     mteb_own_clips.main()
     assert "me/mine: accuracy" in capsys.readouterr().out
+
+
+def test_a_recording_is_heard_in_three_ways(model: Path, data: Path, monkeypatch, capsys):
+    clip = data / "esc10" / "audio" / "1-100032-A-0.ogg"
+    monkeypatch.setattr(sys, "argv", ["three_ways.py", str(model), str(clip)])
+    three_ways.main()
+    first, hear, xares, tags = capsys.readouterr().out.splitlines()
+    assert first.endswith("5.00 s") and "(1, 125, 48) from 80 to 5040 ms" in hear
+    assert "(1, 32, 48), 160 ms" in xares and sum(label in tags for label in LABELS) >= 2
