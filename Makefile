@@ -17,7 +17,7 @@ demo: $(VENV)/eat.stamp  ## the whole way on synthetic sound, on the CPU: pre-tr
 
 test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
 	@echo "pytest, $(WORKERS) workers"
-	@$(TEST) -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(TEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
 slow: $(VENV)/dev.stamp  ## the tests that take longer
 	@$(TEST) -m slow $(ARGS)

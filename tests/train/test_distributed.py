@@ -23,8 +23,6 @@ from eat_audio.errors import CheckpointError
 from eat_audio.train.checkpoint import checkpoints
 from eat_audio.train.log import read_log
 
-pytestmark = pytest.mark.xdist_group("team")  # they share runs that take a while to make
-
 SMALL = [
     "batch=2",
     "log_every=1",
