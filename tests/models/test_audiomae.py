@@ -114,6 +114,7 @@ def test_training_on_a_part_of_the_grid_gives_the_recorded_logits(
     draws = [record["masked_noise_t"], record["masked_noise_f"]]
     monkeypatch.setattr(torch, "rand", lambda *shape, device: draws.pop(0).view(shape))
     close(model.train()(source).logits, record["logits_masked"])
+    assert not draws
 
 
 @each(GRIDS)
@@ -270,6 +271,7 @@ def test_a_short_clip_is_trained_on_alike_in_any_company(monkeypatch: pytest.Mon
         draws = [noise[0][:, : frames // 16], noise[1]]
         monkeypatch.setattr(torch, "rand", lambda *_, d=draws, **__: d.pop(0))
         logits.append(model(x[:, :frames], mask[:, :frames]).logits)
+        assert not draws  # something was left out
     close(logits[0], logits[1], atol=1e-5)
 
 

@@ -178,9 +178,11 @@ def test_micro_batches_move_the_codes_as_one_batch_does() -> None:
     for parts in ([given], given.split(2)):
         book = Codebook(6, 8).train()
         book.start(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
+        begun = book.codes.clone()
         for part in parts:
             book(part)
         book.follow()
+        assert not torch.equal(book.codes, begun)
         books.append(book.state_dict())
     for name, tensor in books[0].items():
         close(tensor.float(), books[1][name].float())
@@ -199,8 +201,10 @@ def test_padding_and_what_is_not_finite_move_no_code() -> None:
     counts[0, 0] = False
     alone(given[counts][None])
     beside(spoilt, real)
+    begun = alone.codes.clone()
     for book in (alone, beside):
         book.follow()
+    assert not torch.equal(alone.codes, begun)
     close(alone.codes, beside.codes)
 
 

@@ -12,23 +12,23 @@ Letters: B clips, R rows (a clip or some of its patches), N = T' x F' patches (t
 Huang et al., "Masked Autoencoders that Listen" (2207.06405).
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel, Encoded
+from eat_audio.models.base import AudioClassifier, AudioConfig, AudioEncoder, AudioModel, Encoded
 from eat_audio.models.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    begin_patches,
     drop_path,
+    fitting,
     masked_mean,
     patch_mask,
 )
@@ -44,7 +44,7 @@ POOLINGS = ("cls", "mean")
 LAYOUTS = ("released", "correct")
 
 
-class AudioMAEConfig(PreTrainedConfig):
+class AudioMAEConfig(AudioConfig):
     """The shape of an Audio-MAE encoder.
 
     Args:
@@ -67,6 +67,7 @@ class AudioMAEConfig(PreTrainedConfig):
         mask_f_prob: Share of rows that it does not hear.
     """
 
+    sizes = SIZES
     model_type = "audiomae"
     attribute_map = {
         "hidden_size": "embed_dim",
@@ -100,7 +101,6 @@ class AudioMAEConfig(PreTrainedConfig):
         self.num_heads = num_heads
         self.patch_size = patch_size
         self.mel_bins = mel_bins
-        self.num_classes = num_classes
         self.mlp_ratio = mlp_ratio
         self.norm_eps = norm_eps
         self.final_norm = final_norm
@@ -112,12 +112,7 @@ class AudioMAEConfig(PreTrainedConfig):
         self.end_drop_path_rate = end_drop_path_rate
         self.mask_t_prob = mask_t_prob
         self.mask_f_prob = mask_f_prob
-        self._refuse_what_cannot_be()
-        if "num_labels" not in kwargs and "id2label" not in kwargs:
-            kwargs["num_labels"] = num_classes
-        super().__init__(**kwargs)
-        # transformers does not save two labels without names, so the number is kept here, too
-        self.num_classes = self.num_labels or num_classes
+        super().__init__(num_classes, **kwargs)
 
     def _refuse_what_cannot_be(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -144,26 +139,8 @@ class AudioMAEConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")
 
-    def for_labels(
-        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
-    ) -> "AudioMAEConfig":
-        """The same encoder with a classifier of these labels, `several` or one of them a clip."""
-        kind = "multi_label" if several else "single_label"
-        head = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-            "num_classes": len(names),
-            "end_drop_path_rate": drop_path,
-            "pooling": pooling,
-            "final_norm": False,
-            "problem_type": f"{kind}_classification",
-        }
-        return type(self)(**{**self.to_dict(), **head})
-
-    @classmethod
-    def named(cls, size: str, **changes: Any) -> "AudioMAEConfig":
-        """One of the usual sizes: tiny, small or base."""
-        return cls(**{**SIZES[size], **changes})
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        return {"end_drop_path_rate": drop_path, "final_norm": False}
 
 
 def positions(tokens: int, width: int, *, period: int) -> Tensor:
@@ -236,15 +213,7 @@ class AudioMAEEncoder(nn.Module):
 
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
-        if spectrogram.ndim == 4:
-            spectrogram = spectrogram.squeeze(1)
-        frames, bins = spectrogram.shape[1:]
-        side = self.config.patch_size
-        if frames % side or bins != self.config.mel_bins or not frames:
-            raise ValueError(
-                f"a spectrogram of {frames} frames x {bins} bins does not fit; "
-                f"expected a multiple of {side} frames x {self.config.mel_bins} bins"
-            )
+        spectrogram = fitting(spectrogram, patch=self.config.patch_size, bins=self.config.mel_bins)
         dtype = self.cls_token.dtype  # of the weights: models can be loaded in half precision
         patches = self.patch_embed(spectrogram.to(dtype))
         return patches + self.positions(patches.shape[1], patches).to(dtype)
@@ -330,12 +299,8 @@ class AudioMAEPreTrainedModel(AudioModel):
             init.normal_(module.cls_token, std=0.02)
             if isinstance(module, AudioMAEClassifier):
                 init.trunc_normal_(module.head.weight, std=2e-5)
-        elif isinstance(module, nn.Conv2d):  # the patch embedding: xavier on the (width, 256) view
-            inside = module.weight[0].numel()
-            bound = (6 / (inside + module.out_channels)) ** 0.5
-            init.uniform_(module.weight, -bound, bound)
-            assert module.bias is not None
-            init.uniform_(module.bias, -(inside**-0.5), inside**-0.5)
+        elif isinstance(module, nn.Conv2d):
+            begin_patches(module)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)

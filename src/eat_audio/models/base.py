@@ -8,15 +8,57 @@ Shapes: B clips, T frames of 10 ms, N = T' x F' patches (time-major), D width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from eat_audio.models.layers import masked_mean
+
+
+class AudioConfig(PreTrainedConfig):
+    """The shape of an encoder: what the configurations of all methods share."""
+
+    sizes: ClassVar[dict[str, dict[str, int]]]
+    """The usual ones by name."""
+
+    def __init__(self, num_classes: int = 527, **kwargs: Any) -> None:
+        """Called last, when a method's own settings are set."""
+        self._refuse_what_cannot_be()
+        if "num_labels" not in kwargs and "id2label" not in kwargs:
+            kwargs["num_labels"] = num_classes
+        super().__init__(**kwargs)
+        # transformers does not save two labels without names, so the number is kept here, too
+        self.num_classes = self.num_labels or num_classes
+
+    def _refuse_what_cannot_be(self) -> None:
+        """Raise ValueError where settings do not go together."""
+
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        """What is different in a classifier that drops blocks of `drop_path` of the clips."""
+        raise NotImplementedError
+
+    def for_labels(
+        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
+    ) -> Self:
+        """The same encoder with a classifier of these labels, `several` or one of them a clip."""
+        kind = "multi_label" if several else "single_label"
+        head = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "num_classes": len(names),
+            "pooling": pooling,
+            "problem_type": f"{kind}_classification",
+        }
+        return type(self)(**{**self.to_dict(), **self._classifying(drop_path), **head})
+
+    @classmethod
+    def named(cls, size: str, **changes: Any) -> Self:
+        """One of the usual sizes, and what shall differ from it."""
+        return cls(**{**cls.sizes[size], **changes})
 
 
 @dataclass(frozen=True)

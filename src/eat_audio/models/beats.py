@@ -14,21 +14,21 @@ Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058); 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel, Encoded
+from eat_audio.models.base import AudioClassifier, AudioConfig, AudioEncoder, AudioModel, Encoded
 from eat_audio.models.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    fitting,
     linear_softmax,
     masked_mean,
 )
@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 POOLINGS = ("mean", "linear_softmax")
 
 
-class BEATsConfig(PreTrainedConfig):
+class BEATsConfig(AudioConfig):
     """The shape of a BEATs encoder; field names are those of the released `cfg`.
 
     Args:
@@ -81,6 +81,7 @@ class BEATsConfig(PreTrainedConfig):
             released), or "linear_softmax" over them.
     """
 
+    sizes = SIZES
     model_type = "beats"
     attribute_map = {
         "hidden_size": "encoder_embed_dim",
@@ -144,13 +145,7 @@ class BEATsConfig(PreTrainedConfig):
         self.predictor_dropout = predictor_dropout
         self.pooling = pooling
         self.mel_bins = mel_bins
-        self.num_classes = num_classes
-        self._refuse_what_cannot_be()
-        if "num_labels" not in kwargs and "id2label" not in kwargs:
-            kwargs["num_labels"] = num_classes
-        super().__init__(**kwargs)
-        # transformers does not save two labels without names, so the number is kept here, too
-        self.num_classes = self.num_labels or num_classes
+        super().__init__(num_classes, **kwargs)
 
     def _refuse_what_cannot_be(self) -> None:
         width, side = self.encoder_embed_dim, self.input_patch_size
@@ -183,30 +178,11 @@ class BEATsConfig(PreTrainedConfig):
                 "multiple of 4, and more than a quarter of it"
             )
 
-    def for_labels(
-        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
-    ) -> "BEATsConfig":
-        """The same encoder with a classifier of these labels, `several` or one of them a clip.
-
-        As in the released fine-tuned models nothing is dropped but blocks, by `drop_path`.
-        """
-        kind = "multi_label" if several else "single_label"
-        head = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-            "num_classes": len(names),
-            "encoder_layerdrop": drop_path,
-            "pooling": pooling,
-            "problem_type": f"{kind}_classification",
-        }
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        """As in the released fine-tuned models nothing is dropped but blocks."""
         dropouts = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
         none = dict.fromkeys((*dropouts, "predictor_dropout"), 0.0)
-        return type(self)(**{**self.to_dict(), **none, **head})
-
-    @classmethod
-    def named(cls, size: str, **changes: Any) -> "BEATsConfig":
-        """One of the usual sizes: tiny, small or base."""
-        return cls(**{**SIZES[size], **changes})
+        return none | {"encoder_layerdrop": drop_path}
 
     @property
     def residual_scale(self) -> float:
@@ -383,15 +359,8 @@ class BEATsEncoder(nn.Module):
 
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches (B, N, D), without positions."""
-        if spectrogram.ndim == 4:
-            spectrogram = spectrogram.squeeze(1)
-        frames, bins = spectrogram.shape[1:]
         side = self.config.input_patch_size
-        if frames % side or bins != self.config.mel_bins or not frames:
-            raise ValueError(
-                f"a spectrogram of {frames} frames x {bins} bins does not fit; "
-                f"expected a multiple of {side} frames x {self.config.mel_bins} bins"
-            )
+        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
         patches = self.patch_proj(self.patch_norm(self.local_encoder(spectrogram)))
         return F.dropout(patches, self.config.dropout_input, self.training)
 

@@ -9,22 +9,22 @@ What survives pre-training. Parameters carry the names of the released checkpoin
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from eat_audio.models.base import AudioClassifier, AudioEncoder, AudioModel, Encoded
+from eat_audio.models.base import AudioClassifier, AudioConfig, AudioEncoder, AudioModel, Encoded
 from eat_audio.models.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    begin_patches,
     drop_path,
+    fitting,
     linear_softmax,
     masked_mean,
     patch_mask,
@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, int]] = {
 POOLINGS = ("cls", "mean", "linear_softmax")
 
 
-class EATConfig(PreTrainedConfig):
+class EATConfig(AudioConfig):
     """The shape of an EAT encoder; field names are those of the released `config.json`.
 
     Args:
@@ -57,6 +57,7 @@ class EATConfig(PreTrainedConfig):
             Face models, 1e-6 in the released fine-tuning code.
     """
 
+    sizes = SIZES
     model_type = "eat"
     attribute_map = {
         "hidden_size": "embed_dim",
@@ -99,7 +100,6 @@ class EATConfig(PreTrainedConfig):
         self.stride = stride
         self.in_chans = in_chans
         self.mel_bins = mel_bins
-        self.num_classes = num_classes
         self.model_variant = model_variant
         self.mlp_ratio = mlp_ratio
         self.qkv_bias = qkv_bias
@@ -117,12 +117,7 @@ class EATConfig(PreTrainedConfig):
         self.pos_length = kwargs.pop("max_length", pos_length)
         self.pooling = pooling
         self.head_norm_eps = head_norm_eps
-        self._refuse_what_cannot_be()
-        if "num_labels" not in kwargs and "id2label" not in kwargs:
-            kwargs["num_labels"] = num_classes
-        super().__init__(**kwargs)
-        # transformers does not save two labels without names, so the number is kept here, too
-        self.num_classes = self.num_labels or num_classes
+        super().__init__(num_classes, **kwargs)
 
     def _refuse_what_cannot_be(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -142,27 +137,8 @@ class EATConfig(PreTrainedConfig):
         if self.in_chans != 1 or self.stride != self.patch_size:
             raise ValueError("only one channel and patches side by side (stride = patch_size)")
 
-    def for_labels(
-        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
-    ) -> "EATConfig":
-        """The same encoder with a classifier of these labels, `several` or one of them a clip."""
-        kind = "multi_label" if several else "single_label"
-        head = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-            "num_classes": len(names),
-            "end_drop_path_rate": drop_path,
-            "pooling": pooling,
-            "head_norm_eps": 1e-6,
-            "model_variant": "finetune",
-            "problem_type": f"{kind}_classification",
-        }
-        return type(self)(**{**self.to_dict(), **head})
-
-    @classmethod
-    def named(cls, size: str, **changes: Any) -> "EATConfig":
-        """One of the usual sizes: tiny, small, base or large."""
-        return cls(**{**SIZES[size], **changes})
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        return {"end_drop_path_rate": drop_path, "head_norm_eps": 1e-6, "model_variant": "finetune"}
 
 
 class Block(GradientCheckpointingLayer):
@@ -222,15 +198,9 @@ class EATEncoder(nn.Module):
 
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
-        if spectrogram.ndim == 4:
-            spectrogram = spectrogram.squeeze(1)
-        frames, bins = spectrogram.shape[1:]
         side = self.config.patch_size
-        if frames % side or bins != self.config.mel_bins or not frames:
-            raise ValueError(
-                f"a spectrogram of {frames} frames x {bins} bins does not fit; "
-                f"expected a multiple of {side} frames x {self.config.mel_bins} bins"
-            )
+        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        frames, bins = spectrogram.shape[1:]
         dtype = self.extra_tokens.dtype  # of the weights: models can be loaded in half precision
         patches = self.local_encoder(spectrogram.to(dtype))
         return patches + self.positions(frames // side, bins // side, patches).to(dtype)
@@ -290,12 +260,8 @@ class EATPreTrainedModel(AudioModel):
         if isinstance(module, EATEncoder):
             init.normal_(module.extra_tokens)
             module._positions = None
-        elif isinstance(module, nn.Conv2d):  # the patch embedding: xavier on the (width, 256) view
-            inside = module.weight[0].numel()
-            bound = (6 / (inside + module.out_channels)) ** 0.5
-            init.uniform_(module.weight, -bound, bound)
-            assert module.bias is not None
-            init.uniform_(module.bias, -(inside**-0.5), inside**-0.5)
+        elif isinstance(module, nn.Conv2d):
+            begin_patches(module)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.02)
             if module.bias is not None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 
 SHORT = 128
 """Below so many tokens, a plain matrix product beats fused attention on a CPU in bfloat16."""
@@ -35,6 +36,35 @@ class PatchEmbedding(nn.Module):
         squares = spectrogram.reshape(rows, frames // side, side, bins // side, side)
         squares = squares.transpose(2, 3).reshape(rows, -1, side * side)
         return F.linear(squares, self.proj.weight.flatten(1), self.proj.bias)
+
+
+@torch.no_grad()
+def begin_patches(proj: nn.Conv2d) -> None:
+    """First values of a patch embedding: Xavier's on its (width, patch^2) view, torch's for its
+    bias, as EAT and Audio-MAE were released.
+    """
+    inside = proj.weight[0].numel()
+    bound = (6 / (inside + proj.out_channels)) ** 0.5
+    init.uniform_(proj.weight, -bound, bound)
+    if proj.bias is not None:
+        init.uniform_(proj.bias, -(inside**-0.5), inside**-0.5)
+
+
+def fitting(spectrogram: Tensor, *, patch: int, bins: int) -> Tensor:
+    """Log-mel (B, T, F), or (B, 1, T, F), as (B, T, F).
+
+    Raises:
+        ValueError: It cannot be cut into patches, or has another number of bins.
+    """
+    if spectrogram.ndim == 4:
+        spectrogram = spectrogram.squeeze(1)
+    frames, found = spectrogram.shape[1:]
+    if frames % patch or found != bins or not frames:
+        raise ValueError(
+            f"a spectrogram of {frames} frames x {found} bins does not fit; "
+            f"expected a multiple of {patch} frames x {bins} bins"
+        )
+    return spectrogram
 
 
 def sincos_positions(columns: int, rows: int, width: int) -> Tensor:

@@ -35,6 +35,7 @@ from eat_audio.models.layers import MLP
 from eat_audio.pretrain.method import Pretraining, PretrainRun, alike
 from eat_audio.pretrain.patches import (
     hidden_patches,
+    over_hidden,
     real_columns,
     real_patches,
     select,
@@ -368,7 +369,7 @@ class AudioMAEPretraining(Pretraining):
         guess = self.decoder(cls, seen, masks, grid, wanted, real).float()  # (B, H, 256)
         y = select(self.targets(spectrogram), wanted)
         error = (guess - y).square().mean(dim=2)
-        loss = ((error * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
+        loss = over_hidden(error, weights)
         return {
             "loss": loss,
             "target_spread": spread(y, weights),

@@ -34,7 +34,7 @@ from eat_audio.models.layers import masked_mean
 from eat_audio.pretrain.estimator import Estimator
 from eat_audio.pretrain.labels import StoredLabels
 from eat_audio.pretrain.method import Pretraining
-from eat_audio.pretrain.patches import hidden_patches, select
+from eat_audio.pretrain.patches import hidden_patches, over_hidden, select
 from eat_audio.pretrain.quantiser import census, distances
 from eat_audio.pretrain.tokenizer import (
     BEATsPretrainRun,
@@ -260,7 +260,7 @@ class BEATsPretraining(Pretraining):
             reduction="none",
             label_smoothing=self.method.label_smoothing,
         )
-        loss = ((error * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
+        loss = over_hidden(error, weights)
         with torch.no_grad():
             answers = guess.argmax(dim=2)
             said = census(answers, weights, self.count)

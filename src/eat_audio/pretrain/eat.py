@@ -32,6 +32,7 @@ from eat_audio.models.layers import masked_mean
 from eat_audio.pretrain.method import Pretraining, PretrainRun, alike
 from eat_audio.pretrain.patches import (
     hidden_patches,
+    over_hidden,
     real_columns,
     real_patches,
     select,
@@ -233,7 +234,7 @@ class EATPretraining(Pretraining):
         scale = y.shape[-1] ** -0.5
         hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]
         error = (guess - hidden_y.view_as(guess)).square().sum(dim=2) * scale
-        frame = ((error * weights).sum(dim=1) / weights.sum(dim=1)).mean()
+        frame = over_hidden(error, weights)
         whole_y = masked_mean(y, real)[clip]
         utterance = ((cls.float() - whole_y).square().sum(dim=1) * scale).mean()
         return {

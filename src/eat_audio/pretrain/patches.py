@@ -47,6 +47,14 @@ def hidden_patches(masks: Masks) -> tuple[Tensor, Tensor]:
     return order.indices[:, :count], order.values[:, :count].float()
 
 
+def over_hidden(error: Tensor, weights: Tensor) -> Tensor:
+    """The error of hidden patches (R, H), a mean over a row's and then over rows: a loss.
+
+    So it means the same whatever the batch. A row that hides nothing adds 0.
+    """
+    return ((error * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
+
+
 @torch.no_grad()
 def spread(tokens: Tensor, weights: Tensor) -> Tensor:
     """Mean over channels of the standard deviation over patches; near 0 means collapse.
