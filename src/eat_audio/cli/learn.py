@@ -38,28 +38,42 @@ def pretrain(
     resume: Resume = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Learn an encoder from unlabelled audio.
+    """Learn an encoder from unlabelled audio, in one run or in the stages that the recipe tells.
 
     Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
     """
-    from eat_audio.pretrain.run import run, schema
-    from eat_audio.train.log import read_log
+    from eat_audio import chain
+    from eat_audio.pretrain.method import PretrainRun
 
-    asked = recipes.load(schema, recipe, settings or [])
+    stages = chain.stages_of(recipe, settings or [])
     if print_config:
-        print(recipes.dump(asked), end="")
+        print(
+            "---\n".join(recipes.dump(stage.settings(Path(out or "OUT"))) for stage in stages),
+            end="",
+        )
         return
     out = _told(out)
-    run(asked, out=out, resume=resume)
-    lines = [row for row in read_log(out) if "loss" in row]
+    asked = [stage.settings(out) for stage in stages]
+    chain.run(stages, out=out, resume=resume, say=print)
+    for stage in stages:
+        _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.place(out))
+    print(f"encoder: {out}")
+    if isinstance(asked[-1], PretrainRun):
+        print(f"next: {asked[-1].then(str(out))}")
+
+
+def _show_pretraining(title: str, place: Path) -> None:
+    """The first and the last numbers of a run."""
+    from eat_audio.train.log import read_log
+
+    lines = [row for row in read_log(place) if "loss" in row]
     if lines:
         first, last = lines[0], lines[-1]
         names = list(last)  # what the objective tells stands before what the loop adds
         names = names[names.index("loss") : names.index("gradient_norm")]
         rows = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in names]
         steps = f"step {first['step']:.0f}", f"step {last['step']:.0f}"
-        show_table("Pre-training", ("", *steps), rows)
-    print(f"encoder: {out}\nnext: {asked.then(str(out))}")
+        show_table(title, ("", *steps), rows)
 
 
 @app.command()
@@ -122,7 +136,11 @@ def list_recipes(
         known = [(name, recipes.about(name)) for name, _ in recipes.names()]
         show_table("Recipes", columns, [(n, a.title, a.cost, a.expect) for n, a in known])
         return
-    schema = _schema(recipes.read(name, settings or []))
+    tree = recipes.read(name, settings or [])
+    if "stages" in tree:
+        print(recipes.head(name) + "".join(f"- {stage}\n" for stage in tree["stages"]), end="")
+        return
+    schema = _schema(tree)
     if options:
         rows = [tuple(option) for option in recipes.options(schema)]
         show_table(f"Settings of {name}", ("setting", "default", "meaning"), rows)

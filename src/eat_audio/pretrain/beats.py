@@ -105,6 +105,7 @@ class BEATsRun(BEATsMethod, BEATsPretrainRun):
         "The student hears some patches of a clip and has to guess how a tokenizer, which hears it "
         "whole, calls all the others."
     )
+    follows: ClassVar[str | None] = "tokenizer"
 
     method: Literal["beats"] = "beats"
 

@@ -71,6 +71,8 @@ class PretrainRun(Training):
 
     about_masks: ClassVar[str]
     """What a picture of a masked clip shows, in a sentence or two."""
+    follows: ClassVar[str | None] = None
+    """The setting that takes the run before, if such a run may follow another."""
 
     method: str
     data: str | None = None

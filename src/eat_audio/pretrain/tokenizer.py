@@ -108,6 +108,7 @@ class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
     about_masks: ClassVar[str] = (
         "A tokenizer hears whole clips: nothing is hidden, every patch gets a code."
     )
+    follows: ClassVar[str | None] = "teacher"
 
     method: Literal["beats_tokenizer"] = "beats_tokenizer"
 
