@@ -30,7 +30,7 @@ from eat_audio.pretrain.beats import (
     RandomTokenizer,
     RandomTokenizerSettings,
 )
-from eat_audio.pretrain.labels import StoredLabels, Tokenized, tokenize
+from eat_audio.pretrain.labels import StoredLabels, Tokenized, tokenize, usage
 from eat_audio.pretrain.quantiser import Codebook, census
 from eat_audio.pretrain.run import schema
 from eat_audio.pretrain.tokenizer import Heard, Tokenizer, find_tokenizer, hear, projection
@@ -479,6 +479,12 @@ def test_the_command_writes_labels_and_names_what_it_cannot_read(
     assert code == 2 and f"{out}: labels of 6 clips, 0 were there already" in said
     assert f"skipped: {spoilt}" in err and "1 of the files could not be read" in err
     assert len(StoredLabels(out)) == 6
+    written = np.load(out / "part-00000.npy")
+    counts = np.unique(written, return_counts=True)[1] / written.size
+    found = usage(out)
+    assert found.used == len(counts) and found.majority == pytest.approx(counts.max())
+    assert found.perplexity == pytest.approx(np.exp(-(counts * np.log(counts)).sum()))
+    assert f"{found.used} of {found.codes} codes are used" in said
     code, _, err = eat(*words[:3], str(tmp_path / "nothing"), "-o", str(out))
     assert code == 2 and "holds no tokenizer" in err
 

@@ -46,4 +46,9 @@ def tokenize(
         device=Training(device=device).on(),
     )
     print(f"{out}: labels of {told.done} clips, {told.skipped} were there already")
+    found = labels.usage(out)
+    print(
+        f"{found.used} of {found.codes} codes are used ({found.used / found.codes:.0%}), the "
+        f"commonest by {found.majority:.1%} of patches; perplexity {found.perplexity:.1f}"
+    )
     end_of_job(told.failed)

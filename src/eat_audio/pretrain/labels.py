@@ -43,6 +43,33 @@ class Tokenized:
     """One sentence for each that cannot be read."""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How the labels in a folder are spread over the codes that there are."""
+
+    codes: int
+    used: int
+    perplexity: float
+    """As many equally common codes would be as hard to guess."""
+    majority: float
+    """Share of the commonest one."""
+
+
+def usage(folder: str | Path) -> Usage:
+    """Count the labels in a folder that `tokenize` has written.
+
+    Raises:
+        DataError: It holds none.
+    """
+    stored = StoredLabels(folder)
+    counts = np.zeros(stored.count, dtype=np.int64)
+    for labels in stored.parts:
+        counts += np.bincount(labels.clip(0, stored.count - 1), minlength=stored.count)
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    even = float(np.exp(-(share * np.log(share)).sum()))
+    return Usage(stored.count, share.size, even, float(share.max(initial=0.0)))
+
+
 def tokenize(
     corpus: Corpus,
     tokenizer: Tokenizer,
