@@ -1,0 +1,77 @@
+"""What docs/methods.md draws and counts: the masks of the three methods, and the cost of a clip.
+
+    python -m benchmarks.methods          (nothing is trained or measured)
+
+Both are computed by the package itself and stand between marks in the page.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from eat_audio import recipe
+from eat_audio.flops import PARTS, pretraining
+from eat_audio.masking import clip_keys
+from eat_audio.pretrain.run import schema
+
+PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+DRAWN = {"EAT": ("eat_base", 64), "Audio-MAE": ("audiomae_base", 64), "BEATs": ("beats_iter1", 62)}
+"""Recipes whose masks are drawn, and columns of their grids: those of a clip of 10 seconds."""
+COUNTED = {
+    "EAT": ("eat_base",),
+    "Audio-MAE": ("audiomae_base",),
+    "BEATs, iteration 1": ("beats_iter1",),
+    "BEATs, later": ("beats_iter2", "tokenizer=RUN"),
+    "BEATs' tokenizer": ("beats_tokenizer_iter2",),
+}
+SECONDS = 10.0
+
+
+def picture() -> str:
+    """One mask of each method: # is seen, everything else is not; low frequencies at the bottom."""
+    lines = []
+    for title, (name, columns) in DRAWN.items():
+        settings = recipe.load(schema, name)
+        masks = settings.draw(clip_keys(0, 0, torch.tensor([1]), 1), (columns, 8), None)
+        seen = (~masks.hidden[0, 0]).view(columns, 8).T.flip(0)  # (rows, columns), high ones first
+        lines += ["", f"{title}: {int(seen.sum())} of {seen.numel()} patches"]
+        lines += ["".join("#" if here else "." for here in row) for row in seen.tolist()]
+    return "\n".join(["```text", *lines[1:], "```"]) + "\n"
+
+
+def table() -> str:
+    """GFLOP of one clip in one step, part by part."""
+    costs = {}
+    for title, (name, *changes) in COUNTED.items():
+        costs[title] = pretraining(recipe.load(schema, name, changes), seconds=SECONDS)
+    lines = [f"| GFLOP | {' | '.join(costs)} |", f"|{' --- |' * (len(costs) + 1)}"]
+    for part, meaning in PARTS.items():
+        cells = [
+            f"{cost.parts[part] / 1e9:,.2f}" if part in cost.parts else ""
+            for cost in costs.values()
+        ]
+        lines.append(f"| {part}: {meaning} | {' | '.join(cells)} |")
+    totals = [f"{cost.total / 1e9:,.1f}" for cost in costs.values()]
+    ahead = [f"{sum(cost.forward.values()) / 1e9:,.1f}" for cost in costs.values()]
+    lines.append(f"| **all of it** | {' | '.join(f'**{total}**' for total in totals)} |")
+    lines.append(f"| forward alone | {' | '.join(ahead)} |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(text: str) -> str:
+    """The page with what stands between its marks computed anew."""
+    for name, made in (("picture", picture()), ("table", table())):
+        mark = f"<!-- benchmarks.methods: {name} -->\n"
+        pattern = re.escape(mark) + r".*?<!-- end -->"
+        text, times = re.subn(pattern, lambda _: f"{mark}\n{made}\n<!-- end -->", text, flags=re.S)  # noqa: B023
+        assert times == 1, f"{PAGE.name} has no place for the {name}"
+    return text
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
