@@ -7,7 +7,7 @@ INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c 
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow esc10 fsdd audioset_mini lint clean
+.PHONY: help demo test slow esc10 fsdd audioset_mini compare cost lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -30,6 +30,13 @@ fsdd: $(VENV)/eat.stamp  ## the same on spoken digits, in the form of Speech Com
 
 audioset_mini: $(VENV)/eat.stamp  ## the same on clips with several labels, in the form of AudioSet-20K
 	@$(VENV)/bin/python -m benchmarks.audioset_mini $(ARGS)
+
+cost: $(VENV)/eat.stamp  ## count what pre-training on AudioSet-2M takes, method by method; nothing is trained
+	@$(VENV)/bin/python -m benchmarks.cost
+	@$(VENV)/bin/python -m benchmarks.methods
+
+compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs with the same CPU time, on ESC-10
+	@$(VENV)/bin/python -m benchmarks.compare $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy only
 	@echo "ruff check, ruff format --check, mypy"

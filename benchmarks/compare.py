@@ -1,0 +1,65 @@
+"""EAT, Audio-MAE and BEATs with the same CPU time: which is worth more?
+
+    python -m benchmarks.compare          (`make compare`: ESC-10, three seeds)
+    python -m benchmarks.compare fsdd     spoken digits, one seed, probe only
+
+`eat compare` with the words that were agreed on; what it has finished is kept in --out. Copies the
+table, the figure and all numbers to `benchmarks/results/compare.{md,png,json}`, or
+`compare_fsdd...`. The encoders are 128-d with 4 layers, and fine-tuned by one and the same recipe.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+RECIPES = ("eat_esc10", "audiomae_esc10", "beats_esc10")
+REFERENCE = "beats_esc10"
+"""Whose score the others have to reach, as in the paper."""
+METHODS = ("eat", "audiomae", "beats")
+FINETUNING = "eat_esc10_finetune"
+"""Of all three: the encoder is the only difference."""
+TOLD = {
+    "esc10": [
+        *("--minutes", "6", "--seeds", "3", "--folds", "1", "--finetune-steps", "250"),
+        *(f"--finetune={method}={FINETUNING}" for method in METHODS),
+    ],
+    "fsdd": ["clips.seconds=1.28", "--minutes", "4", "--seeds", "1", "--no-finetune"],
+}
+"""What `eat compare` is told of a corpus beside the recipes; digits take less than a second."""
+NAMES = {"esc10": "compare", "fsdd": "compare_fsdd"}
+"""Of the files with the results."""
+
+
+def words(corpus: str, data: Path, out: Path, *, workers: int) -> list[str]:
+    """What `eat` is told."""
+    told = [f"data={data}", *TOLD[corpus], "--reference", REFERENCE]
+    return ["compare", *RECIPES, *told, "--out", str(out), "--workers", str(workers)]
+
+
+def main() -> None:
+    """Run what is missing, then copy what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("corpus", nargs="?", choices=tuple(TOLD), default="esc10", help="which (%(default)s)")
+    add("--data", type=Path, help="the corpus ($EAT_DATA/NAME)")
+    add("--out", type=Path, help="keeps all runs (runs/NAME)")
+    add("--workers", type=int, default=os.cpu_count(), help="runs at a time (%(default)s)")
+    told = parser.parse_args()
+    name = NAMES[told.corpus]
+    data = told.data or Path(os.environ.get("EAT_DATA", "../shared/data")) / told.corpus
+    out = told.out or Path("runs") / name
+    asked = words(told.corpus, data, out, workers=told.workers)
+    done = subprocess.run([sys.executable, "-m", "eat_audio", *asked], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    RESULTS.mkdir(exist_ok=True)
+    for kind in ("md", "png", "json"):
+        shutil.copy(out / f"compare.{kind}", RESULTS / f"{name}.{kind}")
+
+
+if __name__ == "__main__":
+    main()
