@@ -24,10 +24,10 @@ FINETUNING = "eat_esc10_finetune"
 """Of all three: the encoder is the only difference."""
 TOLD = {
     "esc10": [
-        *("--minutes", "6", "--seeds", "3", "--folds", "1", "--finetune-steps", "250"),
+        *("--minutes", "4.5", "--seeds", "3", "--folds", "1", "--finetune-steps", "250"),
         *(f"--finetune={method}={FINETUNING}" for method in METHODS),
     ],
-    "fsdd": ["clips.seconds=1.28", "--minutes", "4", "--seeds", "1", "--no-finetune"],
+    "fsdd": ["clips.seconds=1.28", "--minutes", "3", "--seeds", "1", "--no-finetune"],
 }
 """What `eat compare` is told of a corpus beside the recipes; digits take less than a second."""
 NAMES = {"esc10": "compare", "fsdd": "compare_fsdd"}

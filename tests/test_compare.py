@@ -114,12 +114,14 @@ def test_minutes_are_divided_by_what_a_step_takes(listing: Path, tmp_path: Path)
     assert plan.methods[0].legs[0].usual.device == "cpu"
 
 
-def test_a_step_costs_the_median_of_those_behind_the_warm_up(listing: Path, tmp_path: Path) -> None:
+def test_a_step_costs_the_median_of_those_behind_the_first_of_a_turn(
+    listing: Path, tmp_path: Path
+) -> None:
     plan = make_plan(asked(listing), tmp_path, never)
-    ticks = [0, 90, 90, 91, 91, 93, 93, 193]  # a warm-up of 90 s; then 1, 2 and 100 s
-    clock = map(float, ticks)
+    took = [90, 80, 80, 80] + [70, 1, 2, 100]  # seconds of two turns
+    ticks = iter([float(sum(took[:n])) for step in range(8) for n in (step, step + 1)])
     measured = meter.seconds_per_step(
-        plan.methods, plan.parts[0], clock=lambda: next(clock), warm=1, timed=3
+        plan.methods, plan.parts[0], clock=lambda: next(ticks), turns=2
     )
     assert measured == [[2.0]]
 

@@ -1,7 +1,10 @@
 """Methods -> what a step of each costs, in CPU seconds on one thread.
 
-The methods take turns, so that whatever else the machine does meets all of them alike; the first
-steps of each do not count, and of the others the median does. Start-up is not in it.
+The methods take turns of a few steps, so that whatever else the machine does meets all of them
+alike; the first step of a turn does not count, as it finds the processor's caches full of another
+method, and of the others the median does. Every step hears the same few clips: those that a run
+keeps in memory are decoded in its first epoch only, which would count for too much here. That
+epoch and start-up are not in it.
 """
 
 import time
@@ -17,15 +20,17 @@ from eat_audio.compare.parts import Part
 from eat_audio.compare.plan import Method, told
 from eat_audio.data.batches import Steps, training_batches, whole_patches
 from eat_audio.data.corpora import open_corpus
+from eat_audio.data.rounds import sample
 from eat_audio.pretrain import run as pretraining
 from eat_audio.pretrain.method import PretrainRun
 from eat_audio.train.loop import fit
 from eat_audio.train.optim import adamw, parameter_groups
 
-WARM = 2
-"""Steps that do not count: memory is taken, clips are decoded, codebooks are begun."""
-TIMED = 8
-"""Steps that do."""
+TURNS = 5
+"""How often it is each method's turn; the first turn does not count, for memory is taken in it,
+clips are decoded and codebooks begun."""
+TURN = 4
+"""Steps in a turn, of which the first does not count."""
 
 Clock = Callable[[], float]
 
@@ -35,8 +40,7 @@ def seconds_per_step(
     part: Part,
     *,
     clock: Clock = time.process_time,
-    warm: int = WARM,
-    timed: int = TIMED,
+    turns: int = TURNS,
 ) -> list[list[float]]:
     """CPU seconds of one step: of every method, stage by stage.
 
@@ -44,22 +48,26 @@ def seconds_per_step(
         methods: What is measured, each with its own batch.
         part: Which clips they hear.
         clock: What is read before and after a step.
-        warm: Steps of each that do not count.
-        timed: Steps that do.
+        turns: How often it is each one's turn.
     """
     with one_thread(), TemporaryDirectory() as place, torch.random.fork_rng(devices=[]):
         walks = [
-            [_walk(settings) for settings in _stages(method, part, Path(place), warm + timed)]
+            [_walk(settings) for settings in _stages(method, part, Path(place), turns * TURN)]
             for method in methods
         ]
         times: list[list[list[float]]] = [[[] for _ in stages] for stages in walks]
-        for _ in range(warm + timed):
+        for turn in range(turns):
             for stages, kept in zip(walks, times, strict=True):
                 for walk, seconds in zip(stages, kept, strict=True):
-                    before = clock()
-                    next(walk)
-                    seconds.append(clock() - before)
-    return [[median(seconds[warm:]) for seconds in stages] for stages in times]
+                    took = [_timed(walk, clock) for _ in range(TURN)]
+                    seconds += took[1:] if turn else []
+    return [[median(seconds) for seconds in stages] for stages in times]
+
+
+def _timed(walk: Iterator[None], clock: Clock) -> float:
+    before = clock()
+    next(walk)
+    return clock() - before
 
 
 @contextmanager
@@ -91,6 +99,7 @@ def _walk(settings: PretrainRun) -> Iterator[None]:
     """A run that stands still after every step."""
     assert settings.data is not None
     corpus = open_corpus(settings.data).select(*settings.splits)
+    few = sample(corpus, settings.batch * settings.accumulate)
     torch.manual_seed(settings.seed)
     config = settings.config()
     objective = pretraining.METHODS[settings.method].objective(
@@ -105,7 +114,7 @@ def _walk(settings: PretrainRun) -> Iterator[None]:
         objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
     )
     optimiser = adamw(groups, settings.optim)
-    steps = Steps(corpus, settings.clips, batch=settings.batch, seed=settings.seed)
+    steps = Steps(few, settings.clips, batch=settings.batch, seed=settings.seed)
     batches = training_batches(steps, start=0, stop=settings.steps * settings.accumulate)
     for step in range(settings.steps):
         until = settings.model_copy(update={"steps": step + 1})
