@@ -5,9 +5,10 @@ WORKERS ?= 2
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+BENCH := masks,logmel loader optimiser,kernels pretrain,finetune infer embed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow esc10 fsdd audioset_mini compare cost lint clean
+.PHONY: help demo test slow esc10 fsdd audioset_mini compare cost bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -34,6 +35,12 @@ audioset_mini: $(VENV)/eat.stamp  ## the same on clips with several labels, in t
 cost: $(VENV)/eat.stamp  ## count what pre-training on AudioSet-2M takes, method by method; nothing is trained
 	@$(VENV)/bin/python -m benchmarks.cost
 	@$(VENV)/bin/python -m benchmarks.methods
+
+bench: $(VENV)/dev.stamp  ## how fast everything is beside the plain way to do it; about half an hour of one core
+	@for what in $(BENCH); do \
+	  OMP_NUM_THREADS=1 $(VENV)/bin/eat bench $$(echo $$what | tr , ' ') --json benchmarks/results/bench_cpu_$${what%%,*}.json || exit; done
+	@OMP_NUM_THREADS=1 $(VENV)/bin/eat bench scaling --size small --json benchmarks/results/bench_cpu_scaling.json
+	@$(VENV)/bin/python -m benchmarks.tables
 
 compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs with the same CPU time, on ESC-10
 	@$(VENV)/bin/python -m benchmarks.compare $(ARGS)

@@ -32,7 +32,9 @@ from eat_audio.audio import (
     audio_seconds,
     find_audio,
     load_audio,
+    open_int16,
     stream_audio,
+    to_int16,
 )
 from eat_audio.errors import AudioError, EatError
 
@@ -73,6 +75,35 @@ def memory_below(limit: int) -> Iterator[None]:
 def assert_is_a_waveform(waveform: Tensor) -> None:
     assert waveform.dtype == torch.float32 and waveform.ndim == 1 and len(waveform) > 0
     assert waveform.isfinite().all()
+
+
+# ---- as training stores it
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, 32_000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("wav", "FLOAT"), ("ogg", None)]
+)
+def test_int16_is_that_of_what_is_heard(tmp_path, suffix, subtype, channels, rate):
+    told = {} if subtype is None else {"subtype": subtype}
+    path = write(tmp_path / f"a.{suffix}", noise(20 * rate, channels), rate, **told)
+    for stretch in ({}, {"start": 1.23, "seconds": 17.5}, {"start": 18.0, "seconds": 5.0}):
+        with open_int16(path) as sound:
+            assert sound.seconds == audio_seconds(path)
+            heard = sound.read(stretch.get("start", 0.0), stretch.get("seconds"))
+        assert torch.equal(heard, to_int16(load_audio(path, **stretch)))
+    with open_int16(path) as sound, pytest.raises(AudioError, match="no sound from 30 s on"):
+        sound.read(30.0, None)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_int16_of_a_file_that_was_cut_short_is_what_is_there(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", noise(5 * SAMPLE_RATE))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with open_int16(path) as sound:
+        assert torch.equal(sound.read(0.0, None), to_int16(load_audio(path)))
 
 
 # ---- files that a tool must survive

@@ -84,6 +84,23 @@ def test_a_clip_is_heard_alike_alone_and_beside_others(
         close(ours, theirs)
 
 
+def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = listener()
+    sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
+    alone = [next(ear.embed_each([one], "clip")) for one in sounds]
+    batches: list[list[int]] = []
+    hear = ear._together
+
+    def listening(windows: Any, what: Any) -> Any:
+        batches.append([len(window.waveform) // RATE for window in windows])
+        return hear(windows, what)
+
+    monkeypatch.setattr(ear, "_together", listening)
+    for ours, theirs in zip(ear.embed_each(sounds, "clip", batch=3), alone, strict=True):
+        close(ours, theirs)
+    assert batches == [[1, 1, 1], [3, 3]]
+
+
 def test_the_levels_are_those_of_the_model() -> None:
     ear, waveform = listener(), sound(3)
     inputs = ear.features(waveform)

@@ -13,6 +13,7 @@ from scipy.ndimage import label
 from torch import Tensor
 
 from conftest import golden_sets, sidecar, tensors
+from eat_audio import masking
 from eat_audio.errors import EatError
 from eat_audio.masking import (
     Masks,
@@ -288,6 +289,17 @@ def test_a_clip_too_short_for_a_block_shows_patches_at_random():
     share = (~drawn.hidden[..., :64]).flatten(0, 1).double().mean(0)
     p = 12 / 64
     assert (share - p).abs().max() < 5 * math.sqrt(p * (1 - p) / 4_000)
+
+
+@pytest.mark.parametrize("columns", [None, [64, 40, 3], [1, 63, 63]])
+@pytest.mark.parametrize("law", [inverse_block_masks, random_masks])
+def test_a_cpu_chooses_what_any_other_device_would(law, columns, monkeypatch):
+    told = {"hidden_ratio": 0.8, "valid_columns": columns and torch.tensor(columns)}
+    fast = law(keys(3, 30), GRID, **told)
+    monkeypatch.setattr(masking, "_best_on_cpu", masking._best)
+    slow = law(keys(3, 30), GRID, **told)
+    assert torch.equal(fast.visible, slow.visible)
+    assert torch.equal(fast.hidden, slow.hidden)
 
 
 # ---- the released law

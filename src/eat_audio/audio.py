@@ -53,6 +53,7 @@ CONTAINERS = (  # what libsndfile does not read: its mark, where that is, ffmpeg
 
 BLOCK = 2**16  # samples, of all channels together, decoded at a time,
 BLOCK_SECONDS = 4  # and no more than this, because low rates grow when they are resampled
+STORED_BLOCK = 2**18  # samples at a time of what is read as it is stored
 CONTEXT = 256  # samples at the lower of two rates: twice what a sample of soxr HQ depends on
 NO_SEEK = 2**21  # samples (47 s at 44.1 kHz): lossy files are decoded up to there, seeked beyond
 RUN_UP = 2**14  # samples after a seek until an MP3 decoder is itself again
@@ -108,6 +109,39 @@ def to_int16(waveform: Tensor) -> Tensor:
     Its rounding noise lies below the floor of the log-mel spectrogram.
     """
     return (waveform * 32_768).round().clamp(-32_768, 32_767).to(torch.int16)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A recording that is open to be read."""
+
+    seconds: float
+    """How long it says it is: wrong where the file lies or was cut."""
+    read: Callable[[float, float | None], Tensor]
+    """(start, seconds) -> `to_int16` of what `load_audio` reads there: (samples,), int16."""
+
+
+@contextmanager
+def open_int16(path: Source) -> Iterator[Opened]:
+    """Open a recording once, to see how long it is and then to read of it.
+
+    Sixteen bits, one channel and 16 kHz are what training stores, so they are taken as they are:
+    the same numbers in a fraction of the time.
+
+    Raises:
+        AudioError: As `load_audio`, here or in `read`.
+    """
+    with _opened(path) as recording:
+
+        def read(start: float, seconds: float | None) -> Tensor:
+            first = _samples("start", start, at_least=0)
+            length = None if seconds is None else _samples("seconds", seconds, at_least=1)
+            stored = recording.stored
+            if stored is not None and (parts := list(_slice(stored(first), 0, length))):
+                return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            return to_int16(load_audio(path, start=start, seconds=seconds))
+
+        yield Opened(recording.seconds, read)
 
 
 def stream_audio(
@@ -258,7 +292,9 @@ def _sound(path: Source, start: int, length: int | None) -> Blocks:
         raise AudioError(f"{path}: there is no sound {where}")
 
 
-def _slice(blocks: Blocks, start: int, length: int | None = None) -> Blocks:
+def _slice(
+    blocks: Iterator[NDArray[Any]], start: int, length: int | None = None
+) -> Iterator[NDArray[Any]]:
     """Samples `start` to `start + length` of the signal; nothing after them is asked for."""
     end = sys.maxsize if length is None else start + length
     position = 0
@@ -314,6 +350,7 @@ class _Recording:
     channels: int
     seconds: float  # by its header
     blocks: Callable[[int], Blocks]  # the signal from that sample on, channels averaged
+    stored: Callable[[int], Iterator[NDArray[np.int16]]] | None = None  # the same, if it is ours
 
 
 @contextmanager
@@ -370,22 +407,31 @@ def _by_libsndfile(path: Source, file: IO[bytes]) -> Iterator[_Recording]:
         size = max(1, min(BLOCK // sound.channels, BLOCK_SECONDS * sound.samplerate))
         exact = sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
-        def decoded(position: int) -> Blocks:
+        def read(position: int, size: int = size) -> Iterator[NDArray[Any]]:
             samples = np.empty((size, sound.channels), dtype)
             try:
-                sound.seek(min(position, sound.frames))
+                if position:
+                    sound.seek(min(position, sound.frames))
                 while len(block := sound.read(out=samples)):
-                    yield _mono(block.T, scale)
+                    yield block
                     position += len(block)
             except soundfile.SoundFileError:  # cut short: what comes before the cut is sound
-                yield _mono(samples[: max(0, sound.tell() - position)].T, scale)
+                yield samples[: max(0, sound.tell() - position)]
+
+        def decoded(position: int) -> Blocks:
+            return (_mono(block.T, scale) for block in read(position))
+
+        def stored(first: int) -> Iterator[NDArray[np.int16]]:
+            return (block[:, 0].copy() for block in read(first, STORED_BLOCK))
 
         def blocks(first: int) -> Blocks:
             position = first if exact else first - RUN_UP if first > NO_SEEK else 0
             return _slice(decoded(position), first - position)
 
         seconds = sound.frames / sound.samplerate
-        yield _Recording(sound.samplerate, sound.channels, seconds, blocks)
+        ours = (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, SAMPLE_RATE)
+        known = stored if ours else None
+        yield _Recording(sound.samplerate, sound.channels, seconds, blocks, known)
 
 
 @contextmanager

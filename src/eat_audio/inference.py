@@ -58,6 +58,8 @@ HOPS_MS = (160, 80, 40)
 """Milliseconds from one frame vector to the next that can be asked for."""
 WINDOW_SECONDS = 10.24
 """The 1024 frames that released models know."""
+AHEAD = 4
+"""Batches of windows that are read before one is heard, so that like lengths meet."""
 LONGEST_TESTED = 60.0
 """Seconds of a clip that are heard when a model is scored, unless told otherwise."""
 AUDIOSET_CLASSES = 527
@@ -180,7 +182,7 @@ class Listener:
         """The vectors of many sounds, in order: (D,), (T', D) or (T', F', D), or what is wrong.
 
         Args:
-            sounds: Files or waveforms; read as they are needed, `batch` windows ahead.
+            sounds: Files or waveforms; read as they are needed, four times `batch` windows ahead.
             level: clip, frame or patch.
             batch: Windows heard at once.
             hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
@@ -254,10 +256,9 @@ class Listener:
     ) -> Iterator["list[_Part] | AudioError"]:
         """What is heard in the windows of every sound; `batch` windows, of any, at a time."""
         parts: list[_Part] = []
-        for group in _groups(self._windows(sounds, passes), batch):
-            heard = iter(
-                self._together([item for item in group if isinstance(item, _Window)], hear)
-            )
+        for group in _groups(self._windows(sounds, passes), AHEAD * batch):
+            windows = [item for item in group if isinstance(item, _Window)]
+            heard = iter(self._by_length(windows, hear, batch))
             for item in group:
                 if isinstance(item, _Window):
                     parts.append(next(heard))
@@ -284,6 +285,16 @@ class Listener:
             except AudioError as told:
                 error = told
             yield _End(error)
+
+    def _by_length(self, windows: "list[_Window]", hear: "Hear", batch: int) -> "list[_Part]":
+        """What is heard in every window; `batch` of like length share one, to pad little."""
+        order = sorted(range(len(windows)), key=lambda number: len(windows[number].waveform))
+        parts: dict[int, _Part] = {}
+        for first in range(0, len(order), batch):
+            some = order[first : first + batch]
+            heard = self._together([windows[number] for number in some], hear)
+            parts.update(zip(some, heard, strict=True))
+        return [parts[number] for number in range(len(windows))]
 
     @torch.inference_mode()
     def _together(self, windows: "list[_Window]", hear: "Hear") -> "list[_Part]":

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from eat_audio.cli import compare, data, detect, give, learn, look, tokens, use
+from eat_audio.cli import bench, compare, data, detect, give, learn, look, tokens, use
 from eat_audio.errors import EatError, Interrupted, Preempted
 
 # What typer raises for words it cannot read; its place in typer has moved between versions.
@@ -29,6 +29,7 @@ app.add_typer(use.app)
 app.add_typer(detect.app)
 app.add_typer(look.app)
 app.add_typer(compare.app)
+app.add_typer(bench.app)
 app.add_typer(give.app)
 app.add_typer(data.app)
 

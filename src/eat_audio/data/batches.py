@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_audio, to_int16
+from eat_audio.audio import SAMPLE_RATE, open_int16
 from eat_audio.data.augment import one_hot
 from eat_audio.data.containers import sound_of
 from eat_audio.data.corpus import Clip, Corpus
@@ -121,13 +121,12 @@ class ClipReader:
         """
         if clip in self.kept:
             return cut(self.kept[clip], seconds, place)
-        sound = sound_of(clip)
-        long = clip.seconds or audio_seconds(sound) - clip.start
-        if seconds is not None and long > LONG:
-            wanted = min(seconds, long)
-            start = clip.start + place * (long - wanted)
-            return to_int16(load_audio(sound, start=start, seconds=wanted))
-        whole = to_int16(load_audio(sound, start=clip.start, seconds=clip.seconds))
+        with open_int16(sound_of(clip)) as sound:
+            long = clip.seconds or sound.seconds - clip.start
+            if seconds is not None and long > LONG:
+                wanted = min(seconds, long)
+                return sound.read(clip.start + place * (long - wanted), wanted)
+            whole = sound.read(clip.start, clip.seconds)
         if 2 * len(whole) <= self.room:
             self.room -= 2 * len(whole)
             self.kept[clip] = whole

@@ -308,9 +308,6 @@ class EATPretraining(Pretraining):
 
 def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Tensor:
     """Every channel of every clip to mean 0 and variance 1 over its real patches: (B, N, D)."""
-    if real is None:
-        variance, mean = torch.var_mean(tokens, dim=1, keepdim=True, correction=0)
-    else:
-        mean = masked_mean(tokens, real)[:, None]
-        variance = masked_mean((tokens - mean).square(), real)[:, None]
-    return (tokens - mean) * torch.rsqrt(variance + eps)
+    centred = tokens - masked_mean(tokens, real)[:, None]
+    variance = masked_mean(centred.square(), real)[:, None]
+    return centred * torch.rsqrt(variance + eps)
