@@ -5,18 +5,28 @@
 
 `eat compare` with the words that were agreed on; what it has finished is kept in --out. Copies the
 table, the figure and all numbers to `benchmarks/results/compare.{md,png,json}`, or
-`compare_fsdd...`. The encoders are 128-d with 4 layers, and fine-tuned by one and the same recipe.
+`compare_fsdd...`, and adds how the codes of BEATs' tokenizers are used over the whole corpus. The
+encoders are 128-d with 4 layers, and fine-tuned by one and the same recipe.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from eat_audio.data.corpora import open_corpus
+from eat_audio.pretrain.labels import tokenize, usage
+from eat_audio.pretrain.tokenizer import find_tokenizer
+
 RESULTS = Path(__file__).parent / "results"
-RECIPES = ("eat_esc10", "audiomae_esc10", "beats_esc10")
+RECIPES = {
+    "esc10": ("eat_esc10", "audiomae_esc10", "beats_esc10"),
+    "fsdd": ("eat_fsdd", "audiomae_esc10", "beats_esc10"),
+}
 REFERENCE = "beats_esc10"
 """Whose score the others have to reach, as in the paper."""
 METHODS = ("eat", "audiomae", "beats")
@@ -30,6 +40,8 @@ TOLD = {
     "fsdd": ["clips.seconds=1.28", "--minutes", "3", "--seeds", "1", "--no-finetune"],
 }
 """What `eat compare` is told of a corpus beside the recipes; digits take less than a second."""
+SECONDS = 5.0
+"""Of every clip that is tokenized."""
 NAMES = {"esc10": "compare", "fsdd": "compare_fsdd"}
 """Of the files with the results."""
 
@@ -37,7 +49,7 @@ NAMES = {"esc10": "compare", "fsdd": "compare_fsdd"}
 def words(corpus: str, data: Path, out: Path, *, workers: int) -> list[str]:
     """What `eat` is told."""
     told = [f"data={data}", *TOLD[corpus], "--reference", REFERENCE]
-    return ["compare", *RECIPES, *told, "--out", str(out), "--workers", str(workers)]
+    return ["compare", *RECIPES[corpus], *told, "--out", str(out), "--workers", str(workers)]
 
 
 def main() -> None:
@@ -57,8 +69,22 @@ def main() -> None:
     if done.returncode:
         raise SystemExit(done.returncode)
     RESULTS.mkdir(exist_ok=True)
-    for kind in ("md", "png", "json"):
+    for kind in ("md", "png"):
         shutil.copy(out / f"compare.{kind}", RESULTS / f"{name}.{kind}")
+    record = json.loads((out / "compare.json").read_text()) | {"codebooks": codebooks(data, out)}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:
+    """How the codes of every tokenizer are used over all clips of the corpus."""
+    used = {}
+    for place in sorted(out.glob("beats_esc10/*/*/2-beats_esc10_tokenizer")):
+        run = f"{place.parent.parent.name}/{place.parent.name}"
+        labels = out / "labels" / run
+        tokenize(open_corpus(data), find_tokenizer(place), labels, seconds=SECONDS)
+        used[run] = asdict(usage(labels))
+    return used
 
 
 if __name__ == "__main__":

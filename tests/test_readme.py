@@ -3,6 +3,7 @@
 Only the length of training is cut, so that the page is tested and not somebody's patience.
 """
 
+import json
 import re
 import shlex
 import sys
@@ -83,3 +84,9 @@ def test_every_committed_table_of_results_is_on_the_page_or_a_link_away() -> Non
     for table in (ROOT / "benchmarks" / "results").glob("*.md"):
         here = table.read_text().strip() in README
         assert here or f"({table.relative_to(ROOT)})" in README, table.name
+
+
+def test_the_verdict_of_the_comparison_is_told_as_it_was_found() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text())
+    for sentence in record["verdict"][:2]:
+        assert sentence in README
