@@ -53,7 +53,7 @@ CONTAINERS = (  # what libsndfile does not read: its mark, where that is, ffmpeg
 
 BLOCK = 2**16  # samples, of all channels together, decoded at a time,
 BLOCK_SECONDS = 4  # and no more than this, because low rates grow when they are resampled
-STORED_BLOCK = 2**18  # samples at a time of what is read as it is stored
+STORED_BLOCK = 2**20  # samples at a time of what is read as it is stored
 CONTEXT = 256  # samples at the lower of two rates: twice what a sample of soxr HQ depends on
 NO_SEEK = 2**21  # samples (47 s at 44.1 kHz): lossy files are decoded up to there, seeked beyond
 RUN_UP = 2**14  # samples after a seek until an MP3 decoder is itself again
@@ -137,7 +137,7 @@ def open_int16(path: Source) -> Iterator[Opened]:
             first = _samples("start", start, at_least=0)
             length = None if seconds is None else _samples("seconds", seconds, at_least=1)
             stored = recording.stored
-            if stored is not None and (parts := list(_slice(stored(first), 0, length))):
+            if stored and (parts := [part for part in stored(first, length) if len(part)]):
                 return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
             return to_int16(load_audio(path, start=start, seconds=seconds))
 
@@ -292,9 +292,7 @@ def _sound(path: Source, start: int, length: int | None) -> Blocks:
         raise AudioError(f"{path}: there is no sound {where}")
 
 
-def _slice(
-    blocks: Iterator[NDArray[Any]], start: int, length: int | None = None
-) -> Iterator[NDArray[Any]]:
+def _slice(blocks: Blocks, start: int, length: int | None = None) -> Blocks:
     """Samples `start` to `start + length` of the signal; nothing after them is asked for."""
     end = sys.maxsize if length is None else start + length
     position = 0
@@ -350,7 +348,8 @@ class _Recording:
     channels: int
     seconds: float  # by its header
     blocks: Callable[[int], Blocks]  # the signal from that sample on, channels averaged
-    stored: Callable[[int], Iterator[NDArray[np.int16]]] | None = None  # the same, if it is ours
+    # the same, (first, length) -> samples, if it is stored as we would
+    stored: Callable[[int, int | None], Iterator[NDArray[np.int16]]] | None = None
 
 
 @contextmanager
@@ -407,7 +406,7 @@ def _by_libsndfile(path: Source, file: IO[bytes]) -> Iterator[_Recording]:
         size = max(1, min(BLOCK // sound.channels, BLOCK_SECONDS * sound.samplerate))
         exact = sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
-        def read(position: int, size: int = size) -> Iterator[NDArray[Any]]:
+        def read(position: int) -> Iterator[NDArray[Any]]:
             samples = np.empty((size, sound.channels), dtype)
             try:
                 if position:
@@ -421,8 +420,20 @@ def _by_libsndfile(path: Source, file: IO[bytes]) -> Iterator[_Recording]:
         def decoded(position: int) -> Blocks:
             return (_mono(block.T, scale) for block in read(position))
 
-        def stored(first: int) -> Iterator[NDArray[np.int16]]:
-            return (block[:, 0].copy() for block in read(first, STORED_BLOCK))
+        def stored(first: int, length: int | None) -> Iterator[NDArray[np.int16]]:
+            left = max(0, sound.frames - first)
+            left = left if length is None else min(left, length)
+            samples = np.empty(0, np.int16)
+            try:
+                sound.seek(min(first, sound.frames))
+                while left:
+                    samples = np.empty(min(left, STORED_BLOCK), np.int16)
+                    block = sound.read(out=samples)
+                    yield block
+                    left = left - len(block) if len(block) else 0
+                    first += len(block)
+            except soundfile.SoundFileError:  # as above
+                yield samples[: max(0, sound.tell() - first)]
 
         def blocks(first: int) -> Blocks:
             position = first if exact else first - RUN_UP if first > NO_SEEK else 0

@@ -245,9 +245,10 @@ def collate(
     """Clips and their waveforms side by side."""
     lengths = torch.tensor([len(wave) for wave in waveforms])
     longest = int(lengths.max()) if len(lengths) else 0
-    side_by_side = torch.zeros(len(waveforms), longest, dtype=torch.int16)
+    side_by_side = torch.empty(len(waveforms), longest, dtype=torch.int16)
     for row, wave in zip(side_by_side, waveforms, strict=True):
         row[: len(wave)] = wave
+        row[len(wave) :] = 0
     return Batch(
         step=step,
         waveforms=side_by_side,
