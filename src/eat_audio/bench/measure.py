@@ -169,7 +169,8 @@ def shares(case: Case, *, most: int = 6) -> dict[str, float]:
         rows = pstats.Stats(profile).stats  # type: ignore[attr-defined]
         taken = {f"{Path(file).name}:{name}": row[2] for (file, _, name), row in rows.items()}
     else:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        # not by Kineto, which speaks on standard error
+        with torch.autograd.profiler.profile(use_kineto=False) as trace:
             case.ours()
         rows = trace.key_averages()
         taken = {row.key.removeprefix("aten::"): row.self_cpu_time_total for row in rows}
