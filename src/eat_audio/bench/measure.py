@@ -167,7 +167,7 @@ def shares(case: Case, *, most: int = 6) -> dict[str, float]:
         profile = cProfile.Profile()
         profile.runcall(case.ours)
         rows = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-        taken = {f"{Path(file).name}:{name}": row[2] for (file, _, name), row in rows.items()}
+        taken = {_function(file, name): row[2] for (file, _, name), row in rows.items()}
     else:
         # not by Kineto, which speaks on standard error
         with torch.autograd.profiler.profile(use_kineto=False) as trace:
@@ -177,6 +177,11 @@ def shares(case: Case, *, most: int = 6) -> dict[str, float]:
     whole = sum(taken.values())
     largest = sorted(taken, key=lambda name: -taken[name])[:most]
     return {name: taken[name] / whole for name in largest}
+
+
+def _function(file: str, name: str) -> str:
+    """A function as one would look for it; those that are built in have no file."""
+    return name.strip("<>") if file == "~" else f"{Path(file).name}:{name}"
 
 
 def relative(ours: torch.Tensor, plain: torch.Tensor) -> float:
