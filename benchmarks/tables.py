@@ -153,6 +153,9 @@ def draw(points: list[dict[str, Any]], place: Path) -> None:
         lower.plot(values, [p["memory_gb"] for p in here], "s-", color="#D55E00")
         for panel in (upper, lower):
             panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            middle = (low * high) ** 0.5  # a decade at least, so that noise looks like noise
+            panel.set_ylim(min(low, middle / 10**0.5), max(high, middle * 10**0.5))
             panel.grid(alpha=0.3)
             if numbers:
                 panel.set_xscale("log", base=2)
