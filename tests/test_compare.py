@@ -328,6 +328,14 @@ def test_an_encoder_that_has_learnt_nothing_is_not_praised() -> None:
     assert "eat is below log-mel statistics without any encoder (30.0 %)." in said
 
 
+def test_pre_training_that_does_not_help_fine_tuning_is_not_praised() -> None:
+    worse = replace(row("beats", 50), finetuned=Score(70.0, 1.0), scratch=Score(78.0, 2.0))
+    better = replace(row("eat", 40), finetuned=Score(70.0, 1.0), scratch=Score(60.0, 2.0))
+    said = verdict(summary(better, worse))
+    assert "beats, fine-tuned, is no better than the same from scratch (78.0 ± 2.0 %)." in said
+    assert not any(sentence.startswith("eat, fine-tuned") for sentence in said)
+
+
 def test_an_unknown_cost_is_shown_as_such_and_drawn_nowhere() -> None:
     lost = replace(row("eat", 50), curve=(Mark(math.nan, 1, Score(50)),), cpu_hours=math.nan)
     told = summary(lost, row("beats", 40))

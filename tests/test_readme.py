@@ -88,5 +88,7 @@ def test_every_committed_table_of_results_is_on_the_page_or_a_link_away() -> Non
 
 def test_the_verdict_of_the_comparison_is_told_as_it_was_found() -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text())
-    for sentence in record["verdict"][:2]:
+    told = [s for s in record["verdict"] if s.startswith("Best") or "scratch" in s]
+    assert len(told) >= 2
+    for sentence in told:
         assert sentence in README

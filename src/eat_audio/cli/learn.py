@@ -138,7 +138,8 @@ def list_recipes(
         return
     tree = recipes.read(name, settings or [])
     if "stages" in tree:
-        print(recipes.head(name) + "".join(f"- {stage}\n" for stage in tree["stages"]), end="")
+        lines = "".join(f"- {stage}\n" for stage in tree["stages"])
+        print(f"{recipes.head(name)}stages:\n{lines}", end="")
         return
     schema = _schema(tree)
     if options:

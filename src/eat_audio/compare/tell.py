@@ -224,6 +224,11 @@ def _nothing_learnt(summary: Summary) -> list[str]:
         for row in summary.rows
         if row.probe.mean <= row.random.mean
     ]
+    said += [
+        f"{row.method}, fine-tuned, is no better than the same from scratch ({row.scratch} %)."
+        for row in summary.rows
+        if row.finetuned and row.scratch and row.finetuned.mean <= row.scratch.mean
+    ]
     below = [row.method for row in summary.rows if row.probe.mean < summary.log_mel]
     if below:
         who = f"{', '.join(below)} {'is' if len(below) == 1 else 'are'}"
