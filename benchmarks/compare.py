@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare          (`make compare`: ESC-10, three seeds)
     python -m benchmarks.compare fsdd     spoken digits, one seed, probe only
+    python -m benchmarks.compare longer   BEATs on ESC-10 with twice the time, one seed, probe only
 
 `eat compare` with the words that were agreed on; what it has finished is kept in --out. Copies the
 table, the figure and all numbers to `benchmarks/results/compare.{md,png,json}`, or
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 RECIPES = {
     "esc10": ("eat_esc10", "audiomae_esc10", "beats_esc10"),
     "fsdd": ("eat_fsdd", "audiomae_esc10", "beats_esc10"),
+    "longer": ("beats_esc10",),
 }
 REFERENCE = "beats_esc10"
 """Whose score the others have to reach, as in the paper."""
@@ -38,12 +40,15 @@ TOLD = {
         *(f"--finetune={method}={FINETUNING}" for method in METHODS),
     ],
     "fsdd": ["clips.seconds=1.28", "--minutes", "3", "--seeds", "1", "--no-finetune"],
+    "longer": ["--minutes", "9", "--seeds", "1", "--folds", "1", "--no-finetune"],
 }
 """What `eat compare` is told of a corpus beside the recipes; digits take less than a second."""
 SECONDS = 5.0
 """Of every clip that is tokenized."""
-NAMES = {"esc10": "compare", "fsdd": "compare_fsdd"}
+NAMES = {"esc10": "compare", "fsdd": "compare_fsdd", "longer": "compare_longer"}
 """Of the files with the results."""
+DATA = {"longer": "esc10"}
+"""The folder of the corpus, where it is not called like the comparison."""
 
 
 def words(corpus: str, data: Path, out: Path, *, workers: int) -> list[str]:
@@ -62,7 +67,8 @@ def main() -> None:
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time (%(default)s)")
     told = parser.parse_args()
     name = NAMES[told.corpus]
-    data = told.data or Path(os.environ.get("EAT_DATA", "../shared/data")) / told.corpus
+    folder = DATA.get(told.corpus, told.corpus)
+    data = told.data or Path(os.environ.get("EAT_DATA", "../shared/data")) / folder
     out = told.out or Path("runs") / name
     asked = words(told.corpus, data, out, workers=told.workers)
     done = subprocess.run([sys.executable, "-m", "eat_audio", *asked], check=False)
