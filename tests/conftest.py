@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from eat_audio import cli
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("EAT_DATA") or ROOT / ".." / "shared" / "data").resolve()
@@ -55,3 +58,15 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real audio at {DATA} (set EAT_DATA to where it is)")
     return DATA
+
+
+def eat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, said.out, said.err

@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from conftest import DATA, needs_data
+from conftest import DATA, eat, needs_data
 from eat_audio import cli
 from eat_audio.errors import Interrupted
 from eat_audio.models.eat import EATConfig, EATForAudioClassification
@@ -49,18 +49,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     EATForAudioClassification(config).save_pretrained(folder)
     EATFeatureExtractor().save_pretrained(folder)
     return folder
-
-
-def eat(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    """Run a command in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, said.out, said.err
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from conftest import eat
 from eat_audio import cli, recipe
 from eat_audio import compare as comparison
 from eat_audio.compare import Asked, Budget, children, figure, meter
@@ -351,17 +351,6 @@ def test_the_drawing_has_a_line_and_marked_points_per_method() -> None:
 
 
 # ---- the command ----
-
-
-def eat(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, said.out, said.err
 
 
 def test_the_command_runs_processes_and_prints_the_verdict(

@@ -1,7 +1,6 @@
 """The probe: fixed, the same for every encoder, and beside what has to be beaten."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import needs_data
-from eat_audio import cli
+from conftest import eat, needs_data
 from eat_audio.data.batches import ClipSettings, ordered_batches
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
@@ -158,17 +156,6 @@ def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path)
     assert found.rounds == "3 folds, each tested once" and found.spread == "rounds"
     assert found.clips == 40 and len(found.rows) == 4
     assert all(row.knn is None for row in found.rows)
-
-
-def eat(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, said.out, said.err
 
 
 def test_the_command_prints_a_table_and_json_with_the_same_numbers(

@@ -212,7 +212,11 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """What a file says it holds; its sizes are checked against its length, nothing is loaded."""
     if not file.is_file():
         pickled = file.with_name("pytorch_model.bin").is_file()
-        hint = " (pytorch_model.bin is a pickle, which could run code)" if pickled else ""
+        hint = (
+            " (the pickle pytorch_model.bin beside it is read only if named itself)"
+            if pickled
+            else ""
+        )
         raise CheckpointError(f"{file}: no such file{hint}")
     try:
         with safe_open(file, "pt") as opened:

@@ -76,6 +76,7 @@ def compare(
 
     from eat_audio import compare as comparison
     from eat_audio.compare.tell import about, table, verdict
+    from eat_audio.models import families
 
     ((unit, amount),) = given.items()
     asked = comparison.Asked(
@@ -86,7 +87,7 @@ def compare(
         folds=folds,
         points=points,
         reference=reference,
-        finetune=None if no_finetune else _by_method(finetune or []),
+        finetune=None if no_finetune else _by_method(finetune or [], sorted(families())),
         finetune_steps=finetune_steps,
         workers=workers,
     )
@@ -96,14 +97,13 @@ def compare(
     print("\n".join([*verdict(summary), about(summary), f"figure, settings: {out}/compare.html"]))
 
 
-def _by_method(words: list[str]) -> dict[str, str]:
+def _by_method(words: list[str], methods: list[str]) -> dict[str, str]:
     """["eat=eat_esc10_finetune"] -> {"eat": "eat_esc10_finetune"}."""
     named = {}
     for word in words:
         method, equals, name = word.partition("=")
-        if not equals or not name or method not in ("audiomae", "beats", "eat"):
-            raise RecipeError(
-                f"--finetune {word}: expected METHOD=RECIPE, with audiomae, beats or eat"
-            )
+        if not equals or not name or method not in methods:
+            known = ", ".join(methods)
+            raise RecipeError(f"--finetune {word}: expected METHOD=RECIPE, with one of {known}")
         named[method] = name
     return named

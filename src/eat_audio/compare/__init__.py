@@ -50,6 +50,10 @@ def run(asked: Asked, *, out: Path, say: Callable[[str], None] = lambda sentence
         for method in plan.methods:
             steps = " + ".join(f"{leg.steps:,}" for leg in method.legs)
             say(f"{method.label}: {steps} steps, {method.clips:,} clips, {method.tflop:.3g} TFLOP")
+        if asked.budget.unit == "minutes":
+            whole = asked.budget.amount * len(plan.methods) * asked.seeds * len(plan.parts)
+            others = "" if asked.finetune is None else ", fine-tuning comes on top"
+            say(f"pre-training takes about {whole / asked.workers:.0f} minutes in all{others}")
         results = runs.run_all(plan, out, say=say, spawn=children.spawn)
     summary = summarise(plan, results)
     record = _record(plan, results, summary)

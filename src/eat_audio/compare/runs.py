@@ -285,8 +285,13 @@ def _in_turn(
     found: dict[tuple[str, int, str], Any] = {}
     clock = time.perf_counter()
     pool = ThreadPoolExecutor(workers)
+
+    def begin(key: tuple[str, int, str]) -> Any:
+        say(f"begins: {_name(key)}")
+        return jobs[key]()
+
     try:
-        waiting = {pool.submit(job): key for key, job in jobs.items()}
+        waiting = {pool.submit(begin, key): key for key in jobs}
         for done in as_completed(waiting):
             key = waiting[done]
             found[key] = done.result()
@@ -300,8 +305,7 @@ def _in_turn(
 
 
 def _sentence(key: tuple[str, int, str], found: Any, count: str, left: float) -> str:
-    label, seed, part = key
-    name = f"{count}: {label.partition('/')[0]}, seed {seed}, {part}"
+    name = f"{count}: {_name(key)}"
     if not isinstance(found, Run):
         told = f"fine-tuned from scratch {found:.1%}"
     else:
@@ -309,3 +313,8 @@ def _sentence(key: tuple[str, int, str], found: Any, count: str, left: float) ->
         told += "" if found.cpu_seconds is None else f" after {found.cpu_seconds:.0f} CPU s"
         told += "" if found.finetuned is None else f", fine-tuned {found.finetuned:.1%}"
     return f"{name}: {told}" + (f"; about {left / 60:.0f} min left" if left >= 30 else "")
+
+
+def _name(key: tuple[str, int, str]) -> str:
+    label, seed, part = key
+    return f"{label.partition('/')[0]}, seed {seed}, {part}"
