@@ -3,9 +3,27 @@
 Anything else that is raised is our own mistake and keeps its traceback.
 """
 
+from eat_audio.text import sentence
+
+MOST = 20
+"""Most sentences of one error that are shown."""
+
 
 class EatError(Exception):
-    """Something the user can mend: the message says where, what was found, what was expected."""
+    """Something the user can mend: the message says where, what was found, what was expected.
+
+    Each argument is one sentence. As text they are one line each, printable and bounded whatever
+    names and values from outside are in them.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*sentences)
+
+    def __str__(self) -> str:
+        lines = [sentence(text) for text in self.args[:MOST]]
+        if more := len(self.args) - MOST:
+            lines += [f"... and {more} more"] if more > 0 else []
+        return "\n".join(lines)
 
 
 class AudioError(EatError):
@@ -34,3 +52,7 @@ class Interrupted(EatError):
 
 class Preempted(Interrupted):
     """A scheduler asked to stop (SIGTERM); everything is saved, and all is well. Exit code 0."""
+
+
+class OutputError(EatError):
+    """A file that cannot be written: the disk is full or read-only, say."""

@@ -140,9 +140,9 @@ def load(
     try:
         settings = kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("\n".join(mistakes + _explain(error, kind, layers))) from None
+        raise RecipeError(*mistakes, *_explain(error, kind, layers)) from None
     if mistakes:
-        raise RecipeError("\n".join(mistakes))
+        raise RecipeError(*mistakes)
     return settings
 
 
@@ -157,7 +157,7 @@ def read(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     changes, mistakes = _parse_overrides(overrides)
     layers = _layers(str(name_or_path)) + changes
     if mistakes:
-        raise RecipeError("\n".join(mistakes))
+        raise RecipeError(*mistakes)
     return _merged(layers)
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.words import AsJSON, printable, show_table
+from eat_audio.cli.words import AsJSON, show_table
+from eat_audio.text import printable
 
 
 class Layout(StrEnum):

@@ -10,6 +10,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from eat_audio.errors import EatError
+from eat_audio.text import printable
 
 RecipeName = Annotated[str, Argument(help="A name from `eat recipes`, or a YAML file.")]
 Changes = Annotated[
@@ -48,11 +49,6 @@ def show_table(
 def end_of_job(failed: list[str]) -> None:
     """List what could not be read; the job went on without it, and says so by exit code 2."""
     for sentence in failed:
-        print(f"skipped: {sentence}", file=sys.stderr)
+        print(f"skipped: {printable(sentence)}", file=sys.stderr)
     if failed:
         raise EatError(f"{len(failed)} of the files could not be read; all others are done")
-
-
-def printable(text: str) -> str:
-    """One line, whatever is in a name."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")

@@ -1,0 +1,85 @@
+"""Text that is safe to show: on a terminal, in one sentence, in a spreadsheet.
+
+Names of files, labels and settings come from outside. They are printed through `printable`, shown
+in messages through `shortened`, and written into CSV cells through `csv_cell`.
+"""
+
+import reprlib
+from typing import Any
+
+SENTENCE = 480
+"""Most characters of one sentence of a message."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would run as a formula."""
+
+
+def printable(text: object) -> str:
+    r"""Return text on one line without control characters: "a\x1b" becomes r"a\x1b".
+
+    Everything that `str.isprintable` refuses is escaped, also undecodable bytes of file names, so
+    that the result can be printed on any terminal and written as UTF-8.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def sentence(text: object) -> str:
+    """Return printable text of at most `SENTENCE` characters; the middle gives way."""
+    text = str(text)
+    if len(text) > 2 * SENTENCE:  # escaping may lengthen it: cut before and after
+        text = text[:SENTENCE] + "..." + text[-SENTENCE:]
+    text = printable(text)
+    if len(text) <= SENTENCE:
+        return text
+    tail = SENTENCE // 3
+    return text[: SENTENCE - tail - 5] + " ... " + text[-tail:]
+
+
+def shortened(value: Any) -> str:
+    """Return the `repr` of a value, cut to a length and a depth, for use in a message.
+
+    Takes bounded time for any nesting of plain containers, shared parts included.
+    """
+    return printable(_REPR.repr(value))
+
+
+class _Bounded(reprlib.Repr):
+    """A `repr` that takes bounded time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # before Python 3.12 it takes no arguments
+        self.maxlevel = 3
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = 8
+        self.maxstring = self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length():,} bits"
+
+
+_REPR = _Bounded()
+
+
+def csv_cell(text: object) -> str:
+    """Return text for a CSV cell that no spreadsheet runs: "=1+1" becomes "'=1+1".
+
+    Numbers stay as they are. `from_csv_cell` is the way back.
+    """
+    text = str(text)
+    if not text.startswith(FORMULA) or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def from_csv_cell(text: str) -> str:
+    """Return the text that `csv_cell` was given."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
