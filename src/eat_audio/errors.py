@@ -56,3 +56,7 @@ class Preempted(Interrupted):
 
 class OutputError(EatError):
     """A file that cannot be written: the disk is full or read-only, say."""
+
+
+class EatWarning(UserWarning):
+    """Something that is used, but is not what it says of itself: one sentence."""
