@@ -7,7 +7,7 @@ Arrow columns, shared with the worker processes as they are, and a `Clip` is mad
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eat_audio.data.splits import named_split
 from eat_audio.errors import DataError
 
 COLUMNS = pa.schema(
@@ -114,12 +115,12 @@ class Clips(Sequence[Clip]):
             columns["split"] = same_for_all("train", count)
         columns.setdefault("start", np.zeros(count))
         arrays = []
-        for field in COLUMNS:
-            column = columns.get(field.name)
+        for entry in COLUMNS:
+            column = columns.get(entry.name)
             if column is None:
-                column = pa.nulls(count, field.type)
+                column = pa.nulls(count, entry.type)
             elif not isinstance(column, pa.Array):
-                column = pa.array(column, field.type)
+                column = pa.array(column, entry.type)
             arrays.append(column)
         return cls(pa.RecordBatch.from_arrays(arrays, schema=COLUMNS))
 
@@ -200,6 +201,8 @@ class Corpus:
     statistics: str | tuple[float, float] | None = None
     """The log-mel statistics that fit: published ones by their name in `logmel.STATISTICS`, or a
     mean and a standard deviation that were measured."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What lies beside the clips or is said of them and is not used, one sentence each."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clips", Clips.of(self.clips))
@@ -227,12 +230,13 @@ class Corpus:
         return tuple(sorted(names, key=int)) if numbered else ()
 
     def select(self, *splits: str) -> "Corpus":
-        """The part of the corpus that is in these splits.
+        """The part of the corpus that is in these splits ("Validation" is "valid").
 
         Raises:
             DataError: There is no such split.
         """
         there = self.splits
+        splits = tuple(named_split(split, there) for split in splits)
         for split in splits:
             if split not in there:
                 known = ", ".join(there)

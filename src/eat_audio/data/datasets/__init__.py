@@ -1,0 +1,1 @@
+"""Corpora as they are published: one file each."""

@@ -1,0 +1,206 @@
+"""Cells of a table -> the labels of every row, however several of them were written down.
+
+Understood: `dog;cat`, `dog|cat`, the lists of Python, pandas, numpy and JSON, and `dog,cat` where
+that cannot be one name. A label whose own name would be taken apart is written as a JSON list.
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from eat_audio.errors import DataError
+from eat_audio.text import csv_cell, from_csv_cell, shortened
+
+NOTHING = {"", "nan", "none", "na", "n/a", "null", "nil", "<na>", "#n/a", "nat"}
+"""What tools write where there is no label, in lower case."""
+CLASSES = Path(__file__).with_name("audioset_labels.csv")
+LONGEST_CELL = 100_000
+"""Characters of a cell that holds a list."""
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_ITEM = re.compile(rf"({_QUOTED}|[^\s,'\"\[\](){{}}]+)\s*,?\s*")
+
+
+def labels_of(cells: Sequence[tuple[int, str]], path: Path) -> list[list[str]]:
+    """Return the labels of every cell, given with its line.
+
+    Raises:
+        DataError: A list is malformed or has numbers for names, or it cannot be known whether a
+            comma is part of a name.
+    """
+    listed = [_of_list(from_csv_cell(text.strip()), line, path) for line, text in cells]
+    _refuse_hot(listed, cells, path)
+    split = [
+        labels if labels is not None else re.split(r"[;|]", from_csv_cell(text.strip()))
+        for labels, (_, text) in zip(listed, cells, strict=True)
+    ]
+    whole = [labels is not None for labels in listed]
+    names = [
+        [name.strip() for name in labels if not is_nothing(name) or sure]
+        for labels, sure in zip(split, whole, strict=True)
+    ]
+    names = [[name for name in labels if name] for labels in names]
+    comma = {name for labels, sure in zip(names, whole, strict=True) if not sure for name in labels}
+    comma = {name for name in comma if "," in name}
+    if comma:
+        parts = _without_commas(names, comma, cells, path)
+        names = [
+            [part for name in labels for part in (parts.get(name, [name]) if not sure else [name])]
+            for labels, sure in zip(names, whole, strict=True)
+        ]
+    return [list(dict.fromkeys(labels)) for labels in _as_whole_numbers(names)]
+
+
+def is_nothing(text: str) -> bool:
+    """Whether a cell says that there is no label."""
+    return text.strip().lower() in NOTHING
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names by the alphabet, or by their size where all are numbers: 1, 2, 10."""
+    names = set(names)
+    if names and all(_NUMBER.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (float(name), name))
+    return sorted(names)
+
+
+def label_cell(labels: Sequence[str]) -> str:
+    """Return the cell that `labels_of` reads these labels from."""
+    if any(_needs_list(name) for name in labels):
+        return json.dumps(list(labels), ensure_ascii=False)
+    return csv_cell(";".join(labels))
+
+
+_NUMBER = re.compile(r"[-+]?\d{1,300}(\.\d{1,300})?", re.ASCII)
+
+
+def _needs_list(name: str) -> bool:
+    odd = is_nothing(name) or any(mark in name for mark in ";|") or name[0] in "[({'"
+    return odd or ("," in name and name not in audioset_names())
+
+
+def _of_list(text: str, line: int, path: Path) -> list[str] | None:
+    """The names in a list, a tuple or a set that was printed; None if the cell is none."""
+    if len(text) < 2 or (text[0], text[-1]) not in (("[", "]"), ("(", ")"), ("{", "}")):
+        if re.match(r"[\[{(]\s*['\"]", text):
+            raise DataError(f"{path} line {line}: the list {shortened(text)} has no end")
+        return None
+    if len(text) > LONGEST_CELL:
+        raise DataError(f"{path} line {line}: a label of {len(text):,} characters")
+    inside = text[1:-1].strip().rstrip(",")
+    try:
+        items = json.loads(text)
+        if isinstance(items, list) and all(isinstance(i, str | int | float) for i in items):
+            return [str(item) for item in items if item == item]
+    except (ValueError, RecursionError):
+        pass
+    if not inside:
+        return []
+    quoted = re.search(r"['\"]", inside)
+    if text[0] != "[" and not quoted:  # "(noise)" is a name
+        return None
+    if not quoted and not re.search(r"[\[\](){}]", inside):
+        numbers = re.fullmatch(r"[-+.\d\s]+", inside)
+        parts = inside.split(",") if "," in inside else inside.split() if numbers else [inside]
+        return [part.strip() for part in parts if not is_nothing(part)]
+    items, end = [], 0
+    while end < len(inside):
+        match = _ITEM.match(inside, end)
+        if match is None:
+            raise DataError(
+                f"{path} line {line}: {shortened(text)} is not a list of names; expected "
+                '["dog", "cat"] or dog;cat'
+            )
+        items.append(match[1])
+        end = match.end()
+    return [_unquoted(item) for item in items if not is_nothing(item)]
+
+
+def _unquoted(item: str) -> str:
+    if item[0] not in "'\"":
+        return item
+    try:
+        return str(ast.literal_eval(item))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return item[1:-1]
+
+
+def _refuse_hot(
+    listed: Sequence[list[str] | None], cells: Sequence[tuple[int, str]], path: Path
+) -> None:
+    """Refuse vectors of 0 and 1, whose numbers are no names."""
+    full = [labels for labels in listed if labels]
+    lengths = {len(labels) for labels in full}
+    if len(lengths) != 1 or lengths == {1}:
+        return
+    if all(label in ("0", "1", "0.0", "1.0") for labels in full for label in labels):
+        line = next(line for (line, _), labels in zip(cells, listed, strict=True) if labels)
+        raise DataError(
+            f"{path} line {line}: {shortened(cells[0][1])} is a list of 0 and 1, and the names of "
+            "the labels are not known; expected names, or a column per label"
+        )
+
+
+def _without_commas(
+    names: Sequence[Sequence[str]], comma: set[str], cells: Sequence[tuple[int, str]], path: Path
+) -> dict[str, list[str]]:
+    """Name with a comma -> the labels in it: itself, or its parts.
+
+    AudioSet's own names stay whole. Others are taken apart where every part is a label elsewhere,
+    or where no comma of the table is followed by a space; they stay whole where none is.
+    """
+    known = audioset_names()
+    result = {name: pieces for name in comma if (pieces := _of_audioset(name, known))}
+    left = sorted(comma - result.keys())
+    plain = {name for labels in names for name in labels if name not in left}
+    plain |= {piece for pieces in result.values() for piece in pieces}
+    parts = {name: [p.strip() for p in name.split(",") if not is_nothing(p)] for name in left}
+    tight = all(", " not in name for name in left)
+    cells_with = Counter(part for name in left for part in set(parts[name]))
+    for name in left:
+        elsewhere = [part in plain or cells_with[part] > 1 for part in parts[name]]
+        if tight or all(elsewhere):
+            result[name] = parts[name]
+        elif not any(elsewhere):
+            result[name] = [name]
+        else:
+            line = next(line for (line, _), ls in zip(cells, names, strict=True) if name in ls)
+            raise DataError(
+                f"{path} line {line}: {shortened(name)} may be one label or several; expected "
+                f'several as {";".join(parts[name][:2])}, or one as ["NAME, WITH COMMA"]'
+            )
+    return result
+
+
+def _of_audioset(name: str, known: frozenset[str]) -> list[str] | None:
+    """The names of AudioSet, some of which have commas, that these words are; None if not all."""
+    words, found = name.split(","), []
+    while words:
+        for count in range(len(words), 0, -1):
+            if (one := ",".join(words[:count]).strip()) in known:
+                found.append(one)
+                words = words[count:]
+                break
+        else:
+            return None
+    return found
+
+
+@cache
+def audioset_names() -> frozenset[str]:
+    """The 527 display names of AudioSet."""
+    import csv
+
+    with CLASSES.open(encoding="utf-8", newline="") as file:
+        return frozenset(row[2] for row in csv.reader(file))
+
+
+def _as_whole_numbers(names: list[list[str]]) -> list[list[str]]:
+    """Take "1.0" for "1" where pandas has made all labels so."""
+    every = {name for labels in names for name in labels}
+    if not every or not all(re.fullmatch(r"-?\d+\.0", name, re.ASCII) for name in every):
+        return names
+    return [[name.removesuffix(".0") for name in labels] for labels in names]
