@@ -31,6 +31,7 @@ from eat_audio.data.containers import sound_of
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.manifest import write_csv
+from eat_audio.data.splits import Roles, train_and_test
 from eat_audio.errors import AudioError, DataError, EatError
 from eat_audio.finetune import FinetuneRun
 from eat_audio.inference import load
@@ -253,13 +254,13 @@ def usual_seconds(corpus: Corpus) -> float:
 def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """Clips to learn from and clips to be tested on, as splits "train" and "test"."""
     there = corpus.splits
-    tested = list(filter(there.__contains__, ("test", "eval")))[:1]
+    tested = list(Roles.of(there).tested) if len(there) > 1 else []
     if not tested and corpus.folds:
         tested = [there[-1]]
     if not tested:
         every = replace(corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips))
         corpus, tested = hold_out(every, SHARE_TESTED, seed=0), ["test"]
-    learnt = ["train"] if "train" in there else [n for n in corpus.splits if n not in tested]
+    learnt, _ = train_and_test(corpus.splits, test=tested)
     return (
         _named(sample(corpus.select(*learnt), MOST_TRAIN), "train"),
         _named(sample(corpus.select(*tested), MOST_TEST), "test"),

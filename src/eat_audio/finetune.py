@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
@@ -22,7 +23,8 @@ from eat_audio.data import augment
 from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.errors import RecipeError
+from eat_audio.data.splits import Roles, role_of, train_and_test
+from eat_audio.errors import DataError, RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
@@ -32,10 +34,11 @@ from eat_audio.pretrain.method import EncoderSettings
 from eat_audio.pretrain.run import extractor, part, training_log, watched
 from eat_audio.pretrained import family_of, find_model, load_features
 from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run, claim, fingerprint, write_json
+from eat_audio.train.checkpoint import Run, claim, fingerprint
 from eat_audio.train.distributed import Team, join, share
 from eat_audio.train.loop import Training, fit
 from eat_audio.train.optim import Optim, adamw, block_of, parameter_groups
+from eat_audio.writing import write_json
 
 ROLL, NOISE = 1, 2
 """Purposes of random draws."""
@@ -268,6 +271,8 @@ class Finetuned:
 
     out: Path
     evaluation: Evaluation | None
+    note: str = ""
+    """What was tested if the data do not say it, or that nothing was: one sentence."""
 
 
 def run(
@@ -347,8 +352,9 @@ def _finetune(
                 save=here.save,
             )
         here.finish()
+        note = tested_note(corpus, settings, test)
         if test is None:
-            return Finetuned(out, None)
+            return Finetuned(out, None, note)
         if team.ranks > 1:  # what is in memory may be a slice
             team.wait()
             model = find_model(out, AudioClassifier)
@@ -357,45 +363,79 @@ def _finetune(
         evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
         if team.leads:
             evaluation.write(out)
-        return Finetuned(out, evaluation)
+        return Finetuned(out, evaluation, note)
 
 
 def open_labelled(settings: FinetuneRun) -> Corpus:
     """The corpus a recipe names.
 
     Raises:
-        RecipeError: None is named, or its clips have no labels, or too many for the loss.
+        RecipeError: None is named, or its clips have no labels, or only one, or too many for the
+            loss.
     """
     if settings.data is None:
         raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
-    corpus = open_corpus(settings.data)
+    corpus = open_corpus(settings.data, several=settings.loss != "cross_entropy")
     if not corpus.label_names:
-        raise RecipeError(f"data={settings.data}: its clips have no labels to learn")
+        reason = "".join(f"; {note}" for note in corpus.notes)
+        raise RecipeError(f"data={settings.data}: its clips have no labels to learn{reason}")
     if corpus.multi_label and settings.loss == "cross_entropy":
         raise RecipeError(
             f"data={settings.data}: its clips have several labels, for which loss=cross_entropy "
             "is no loss; expected bce_per_clip, bce_per_label or bce_mean"
         )
+    _refuse_one_label(corpus, f"data={settings.data}")
     return corpus
 
 
+def _refuse_one_label(corpus: Corpus, place: str) -> None:
+    """Raise unless the clips differ in their labels."""
+    labels, first = corpus.table.labels()
+    names = [corpus.label_names[number] for number in np.unique(labels)]
+    if len(names) == 1 and bool((np.diff(first) == 1).all()):
+        raise RecipeError(f"{place}: one label only ({names[0]}); nothing to tell apart")
+
+
 def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]:
-    """Clips to learn from and clips to be tested on."""
+    """Clips to learn from and clips to be tested on.
+
+    Raises:
+        RecipeError: It is not known which to learn from, or they have one label only.
+    """
     there = corpus.splits
-    test = settings.test_splits or tuple(name for name in ("test", "eval") if name in there)[:1]
-    if not test and corpus.folds:
+    named = {*settings.train_splits, *settings.test_splits}
+    if corpus.folds and not settings.test_splits:
         raise RecipeError(
             f"{corpus.name}: has folds {', '.join(there)}; say test_splits=[{there[-1]}] "
             "or --cross-validate"
         )
-    if not test and len(there) == 1:
-        corpus = hold_out(corpus, 0.2, seed=settings.seed)
-        return corpus.select("train"), corpus.select("test")
-    left = tuple(name for name in there if name not in test)
-    train = settings.train_splits or (("train",) if "train" in there else left)
+    if len(there) == 1 and not named and role_of(there[0]) not in ("valid", "test"):
+        corpus = hold_out(corpus.as_split("train"), 0.2, seed=settings.seed)
+        there = corpus.splits
+    try:
+        train, test = train_and_test(there, train=settings.train_splits, test=settings.test_splits)
+    except DataError as error:
+        raise RecipeError(f"{corpus.name}: {error}") from None
     if set(train) & set(test):
         raise RecipeError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
-    return corpus.select(*train), corpus.select(*test) if test else None
+    learnt = corpus.select(*train)
+    _refuse_one_label(learnt, f"{corpus.name}, {', '.join(train)}")
+    return learnt, corpus.select(*test) if test else None
+
+
+def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> str:
+    """Return what was tested where the data do not name it, as one sentence; else nothing."""
+    if test is None:
+        valid = Roles.of(corpus.splits).valid
+        unused = (
+            f" ({', '.join(valid)}: not learnt from; test_splits=[{valid[0]}] tests it)"
+            if valid
+            else ""
+        )
+        return "no test split: nothing was tested" + unused
+    if len(corpus.splits) == 1 and not settings.test_splits:
+        return f"no test split: {len(test)} of {len(corpus)} clips were held out and tested"
+    return ""
 
 
 def freeze(model: AudioClassifier, blocks: int) -> None:
@@ -489,7 +529,8 @@ def cross_validate(
     tested = settings.test_splits or corpus.folds
     if len(tested) < 2:
         raise RecipeError(
-            f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds"
+            f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds "
+            "(a column fold, or folders fold1, fold2, ...)"
         )
     scores: dict[str, float] = {}
     metric = ""

@@ -24,6 +24,7 @@ from eat_audio.audio import SAMPLE_RATE, find_audio, stream_audio, to_int16
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.splits import Roles
 from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.logmel import FRAME, HOP, INT16_SCALE, PATCH_FRAMES
@@ -374,14 +375,16 @@ def evaluate_model(
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.
     """
-    model, features = find_with_front_end(place, AudioClassifier)
+    model, features = find_with_front_end(place)
     listener = Listener(_moved(model, device), features)
+    listener._must_classify()
+    assert isinstance(model, AudioClassifier)
 
-    corpus = open_corpus(data)
+    corpus = open_corpus(data, several=several_labels(model.config))
     if not corpus.label_names:
-        raise DataError(f"{data}: its clips have no labels to be scored against")
-    usual = [split for split in ("test", "eval") if split in corpus.splits][:1]
-    if chosen := tuple(splits) or tuple(usual):
+        reason = "".join(f"; {note}" for note in corpus.notes)
+        raise DataError(f"{data}: its clips have no labels to be scored against{reason}")
+    if chosen := tuple(splits) or Roles.of(corpus.splits).tested:
         corpus = corpus.select(*chosen)
     corpus = _with_labels_of(listener, corpus)
     multi_label = corpus.multi_label or several_labels(model.config)

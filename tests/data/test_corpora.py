@@ -256,7 +256,7 @@ def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
 
 
 def test_a_table_is_a_corpus(tmp_path):
-    (tmp_path / "clips.csv").write_text("path,label\na.wav,dog\n")
+    files(tmp_path, "a.wav").joinpath("clips.csv").write_text("path,label\na.wav,dog\n")
     assert open_corpus(tmp_path / "clips.csv").label_names == ("dog",)
 
 

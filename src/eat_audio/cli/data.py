@@ -4,13 +4,16 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from eat_audio.cli.words import AsJSON, show_table
 from eat_audio.text import printable
+
+if TYPE_CHECKING:
+    from eat_audio.data.corpus import Corpus
 
 
 class Layout(StrEnum):
@@ -52,7 +55,7 @@ def data_stats(
     print(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
     print(f"use them with clips.statistics=[{mean},{std}]")
     for sentence in found.unreadable:
-        print(f"skipped: {sentence}", file=sys.stderr)
+        print(printable(f"skipped: {sentence}"), file=sys.stderr)
 
 
 @app.command("prepare")
@@ -109,36 +112,95 @@ def data_manifest(
 
     corpus = open_corpus(place)
     for clip in missing_files(corpus):
-        print(f"missing: {clip.path}", file=sys.stderr)
+        print(printable(f"missing: {clip.path}"), file=sys.stderr)
     write_csv(corpus, out)
-    print(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
+    print(printable(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels"))
+
+
+MOST_MEASURED = 5_000
+"""Clips whose headers are read to show how long they are; of more, so many of them."""
+MOST_LABELS = 30
+"""Labels that are shown with their number of clips; of more, the most frequent."""
 
 
 @app.command("show")
 def data_show(
     place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
 ) -> None:
-    """Tell how a corpus is understood: clips, splits, labels, missing files."""
+    """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
     from collections import Counter
 
     from eat_audio.data.corpora import open_corpus
     from eat_audio.data.corpus import missing_files
 
-    corpus = open_corpus(place)
+    corpus = open_corpus(place, several=True)
     missing = missing_files(corpus)
     for clip in missing:
-        print(f"missing: {clip.path}", file=sys.stderr)
+        print(printable(f"missing: {clip.path}"), file=sys.stderr)
     splits = Counter(clip.split for clip in corpus.clips)
     times = Counter(label for clip in corpus.clips for label in clip.labels)
     rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
     rows += [(f"split {name}", str(count)) for name, count in splits.items()]
-    kind = "several per clip" if corpus.multi_label else "one per clip"
+    rows += _durations(corpus, {clip.path for clip in missing})
+    several = any(len(clip.labels) > 1 for clip in corpus.clips)
+    bare = sum(not clip.labels for clip in corpus.clips)
+    kind = "several per clip" if several or (bare and times) else "one per clip"
     rows += [("labels", f"{len(corpus.label_names)} ({kind}), {len(times)} of them with clips")]
-    told = corpus.statistics or "not known: eat data stats measures them"
-    if isinstance(told, tuple):
-        told = f"mean {told[0]:.4f}, standard deviation {told[1]:.4f}, measured"
-    rows += [("statistics", told)]
+    if bare and times:
+        rows += [("clips without a label", str(bare))]
+    shown = sorted(times) if len(times) <= MOST_LABELS else sorted(times, key=lambda n: -times[n])
+    rows += [(f"label {corpus.label_names[n]}", str(times[n])) for n in shown[:MOST_LABELS]]
+    if len(times) > MOST_LABELS:
+        rows += [("other labels", f"{len(times) - MOST_LABELS}, each with fewer clips")]
+    statistics = corpus.statistics or "not known: eat data stats measures them"
+    if isinstance(statistics, tuple):
+        mean, std = statistics
+        statistics = f"mean {mean:.4f}, standard deviation {std:.4f}, measured"
+    rows += [("statistics", statistics)]
+    rows += [("note", note) for note in corpus.notes]
     show_table("Corpus", ("corpus", corpus.name), rows)
+
+
+def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
+    """How long the clips are, as their headers say it; of many clips, a sample of them."""
+    from statistics import median
+
+    from eat_audio.audio import audio_seconds
+    from eat_audio.data.containers import sound_of
+    from eat_audio.data.rounds import sample
+    from eat_audio.errors import EatError
+
+    seconds: list[float] = []
+    unreadable = 0
+    lengths: dict[str, float] = {}
+    part = sample(corpus, MOST_MEASURED)
+    for clip in part.clips:
+        if clip.path in missing:
+            continue
+        try:
+            if clip.inside is None and clip.path in lengths:
+                total = lengths[clip.path]
+            else:
+                total = audio_seconds(sound_of(clip))
+                if clip.inside is None:
+                    lengths[clip.path] = total
+        except EatError:
+            unreadable += 1
+            continue
+        left = max(0.0, total - clip.start)
+        seconds.append(left if clip.seconds is None else min(clip.seconds, left))
+    rows = []
+    if seconds:
+        all_of_it = sum(seconds) * (len(corpus) / len(part))
+        about = "about " if len(part) < len(corpus) else ""
+        rows.append(("seconds in all", f"{about}{all_of_it:.2f} ({all_of_it / 3600:.2f} h)"))
+        spread = f"{min(seconds):.2f}, {median(seconds):.2f}, {max(seconds):.2f}"
+        rows.append(("shortest, median, longest", f"{spread} s"))
+        if empty := sum(one <= 0 for one in seconds):
+            rows.append(("clips that begin after the end of their file", str(empty)))
+    if unreadable:
+        rows.append(("unreadable files", str(unreadable)))
+    return rows
 
 
 @app.command("pack")

@@ -10,6 +10,7 @@ from eat_audio import recipe as recipes
 from eat_audio.cli.use import show_evaluation
 from eat_audio.cli.words import Changes, Out, PrintConfig, RecipeName, Resume, show_table
 from eat_audio.errors import RecipeError
+from eat_audio.text import printable
 
 app = typer.Typer()
 
@@ -116,6 +117,8 @@ def finetune(
     finished = steps.run(asked, out=out, start=start, resume=resume)
     if finished.evaluation is not None:
         show_evaluation(finished.evaluation)
+    if finished.note:
+        print(printable(finished.note))
     print(f"model: {out}\nnext: eat predict FILES --model {out}")
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.rounds import TESTED
-from eat_audio.errors import RecipeError
+from eat_audio.data.splits import Roles, train_and_test
+from eat_audio.errors import DataError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ def divide(corpus: Corpus, folds: int | None) -> list[Part]:
             Part(f"fold-{fold}", tuple(f for f in corpus.folds if f != fold), (fold,))
             for fold in corpus.folds[:folds]
         ]
-    tested = [name for name in TESTED if name in there][:1]
-    learnt = ("train",) if "train" in there else tuple(n for n in there if n not in tested)
-    if not tested or not learnt:
+    if len(there) < 2 or not Roles.of(there).test:
         raise RecipeError(
             f"{corpus.name}: has splits {', '.join(there)}; expected folds, or a split called "
             "test or eval beside the others"
         )
+    try:
+        learnt, tested = train_and_test(there)
+    except DataError as error:
+        raise RecipeError(f"{corpus.name}: {error}") from None
     if folds not in (None, 1):
         raise RecipeError(f"folds={folds}: {corpus.name} has no folds, but a split {tested[0]}")
-    return [Part(tested[0], learnt, (tested[0],))]
+    return [Part(tested[0], learnt, tested)]

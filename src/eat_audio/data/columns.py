@@ -95,7 +95,7 @@ def understood(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path) 
     Raises:
         DataError: There is no column of files, or one of times that cannot be understood.
     """
-    keys = [_key(name) for name in names]
+    keys = [key_of(name) for name in names]
     found = next((key for key in PATHS if key in keys), None)
     if found is None:
         listed = shortened(", ".join(name.strip().lower() for name in names) or "nothing")
@@ -152,7 +152,7 @@ def _find_times(columns: Columns, rows: Sequence[Sequence[str]], path: Path) -> 
         if len(kinds[kind]) > 1:
             plain = [one for one in kinds[kind] if one[1].scale == 1.0]
             if kind == "length":  # "duration" before "length"
-                plain = [one for one in plain if "dur" in _key(columns.names[one[0]])]
+                plain = [one for one in plain if "dur" in key_of(columns.names[one[0]])]
             if len(plain) != 1:
                 words = ", ".join(columns.names[number] for number, _ in kinds[kind])
                 raise DataError(f"{path} line 1: {words} could all be the {kind}; expected one")
@@ -170,13 +170,11 @@ def _find_times(columns: Columns, rows: Sequence[Sequence[str]], path: Path) -> 
     return {time.column for time in times if time}
 
 
-def _settle_offset(
-    kinds: dict[str, list[tuple[int, Time]]], columns: Columns, path: Path
-) -> None:
+def _settle_offset(kinds: dict[str, list[tuple[int, Time]]], columns: Columns, path: Path) -> None:
     """Let "offset" be the end beside "onset", and the start beside a duration alone."""
     if not kinds["offset"]:
         return
-    onset = any("onset" in _key(columns.names[number]) for number, _ in kinds["start"])
+    onset = any("onset" in key_of(columns.names[number]) for number, _ in kinds["start"])
     if onset and not kinds["end"]:
         kinds["end"] = kinds["offset"]
     elif kinds["length"] and not kinds["start"] and not kinds["end"]:
@@ -233,7 +231,7 @@ def _scale(words: Sequence[str]) -> float:
 
 def _has_numbers(name: str, cells: Sequence[str]) -> bool:
     """Whether a column holds times; one that is plainly called so has to."""
-    if _key(name) in START | END | LENGTH:
+    if key_of(name) in START | END | LENGTH:
         return True
     full = [cell.strip() for cell in cells if cell.strip()][:1000]
     dates = full and all(re.match(r"\d{4}-\d\d-\d\d", cell) for cell in full)
@@ -296,14 +294,14 @@ def _is_doubtful(columns: Columns, number: int, rows: Sequence[Sequence[str]]) -
     words = _words(columns.names[number])
     if set(words) & CLOCK or "freq" in words:
         return False
-    if _key(columns.names[number]) in LABELS and columns.label is not None:
+    if key_of(columns.names[number]) in LABELS and columns.label is not None:
         return not _same_information(rows, columns.label, number)
     if columns.label is None and not columns.one_hot:
         if {"label", "labels", "class", "category", "species", "tag", "tags"} & set(words):
             return True
     split_like = {*SPLIT_COLUMNS, *FOLD_COLUMNS} - {"mode", "phase", "dataset", "set"}
     tests: list[Callable[[], bool]] = [
-        lambda: _key(columns.names[number]) in split_like,
+        lambda: key_of(columns.names[number]) in split_like,
         lambda: len(words) < 3 and any(role_of(w) == "test" for w in words if len(w) > 2),
         lambda: _is_time_like(columns.names[number]),
     ]
@@ -333,6 +331,6 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\W_]+", name.lower()) if word]
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Return the words of a header in one, without what is in parentheses behind them."""
     return "".join(_words(re.sub(r"[(\[].*$", "", name) or name))

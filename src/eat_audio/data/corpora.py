@@ -9,12 +9,23 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from eat_audio.audio import AUDIO_SUFFIXES, find_audio
-from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.audio import AUDIO_SUFFIXES
+from eat_audio.data.annotations import is_annotation, read_annotations
+from eat_audio.data.beside import labels_beside
+from eat_audio.data.corpus import Clip, Corpus, first_missing
+from eat_audio.data.datasets import urbansound8k as urban
+from eat_audio.data.folders import (
+    audio_below,
+    by_folders,
+    folder_name,
+    labelled_by_folder,
+    layout_of,
+    suffixes,
+)
 from eat_audio.data.manifest import (
     DESCRIPTORS,
-    SPLITS,
     below,
+    has_paths,
     read_csv,
     read_descriptors,
     read_lines,
@@ -22,6 +33,7 @@ from eat_audio.data.manifest import (
 )
 from eat_audio.data.names import named_by_path, named_by_stem
 from eat_audio.data.shards import is_packed, open_packed
+from eat_audio.data.splits import SPLITS
 from eat_audio.data.tsv import read_tsv
 from eat_audio.errors import DataError
 from eat_audio.logmel import STATISTICS, Statistics
@@ -39,11 +51,15 @@ STATISTICS_FILE = "statistics.json"
 """Beside a manifest: the mean and standard deviation of its log-mel, or whose they are."""
 
 
-def open_corpus(place: str | Path) -> Corpus:
+def open_corpus(place: str | Path, *, several: bool = False) -> Corpus:
     """The corpus at a place, whichever of the known layouts it has.
 
     The log-mel statistics in a `statistics.json` beside the manifest, or in the folder, are those
     of the corpus.
+
+    Args:
+        place: A manifest, a folder, a recording or packed shards.
+        several: Clips of a table may have several labels, or none, even if no row has several.
 
     Raises:
         DataError: There is nothing, or nothing in a layout that is known.
@@ -51,22 +67,24 @@ def open_corpus(place: str | Path) -> Corpus:
     if is_packed(place):
         return open_packed(place)
     place = Path(place)
-    corpus = _open(place)
+    corpus = _open(place, several)
     told = (place if os.path.isdir(place) else place.parent) / STATISTICS_FILE
     if not os.path.isfile(told) or place.suffix.lower() in AUDIO_SUFFIXES:
         return corpus
     return replace(corpus, statistics=_read_statistics(told))
 
 
-def _open(root: Path) -> Corpus:
+def _open(root: Path, several: bool) -> Corpus:
     if os.path.isfile(root):
-        return _open_file(root)
+        return _open_file(root, several)
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such file or folder")
     if os.path.isfile(root / REPORT) and os.path.isfile(root / TABLE):
-        return _open_table(root / TABLE)
+        return _open_table(root / TABLE, several)
     if os.path.isfile(root / ESC_TABLE):
         return esc50(root)
+    if os.path.isfile(root / urban.TABLE):
+        return urban.urbansound8k(root)
     if any(os.path.isfile(root / name) for name in SPEECH_COMMANDS_LISTS):
         return speech_commands(root)
     if manifests := _split_manifests(root):
@@ -74,11 +92,14 @@ def _open(root: Path) -> Corpus:
     paths = audio_below(root)
     if not paths:
         raise DataError(
-            f"{root}: looked for {ESC_TABLE} (ESC-50), {', '.join(SPEECH_COMMANDS_LISTS)} (Speech "
-            f"Commands), train.tsv or eval.tsv (AudioSet), and audio files ({_suffixes()}), alone "
-            "or in a folder per class, and found none of them"
+            f"{root}: looked for {ESC_TABLE} (ESC-50), {urban.TABLE}, "
+            f"{', '.join(SPEECH_COMMANDS_LISTS)} (Speech Commands), train.tsv or eval.tsv "
+            f"(AudioSet), and audio files ({suffixes()}), alone or in a folder per class, and "
+            "found none of them"
         )
-    return _classes_or_not(root, paths)
+    if urban.is_slices(paths):
+        return urban.slices(root, paths)
+    return labels_beside(root, paths, by_folders(root, paths), several=several)
 
 
 def audioset(place: str | Path) -> Corpus:
@@ -135,46 +156,75 @@ def speech_commands(root: str | Path) -> Corpus:
     Folders such as `_background_noise_` are no words.
 
     Raises:
-        DataError: A list is missing, or names a clip of a word that is there, but not the clip:
-            its split would then be wrong under another name.
+        DataError: A list is missing, or matches no clip, or names a clip of a word that is there,
+            but not the clip: its split would then be wrong under another name.
     """
     corpus, absent = listed_words(Path(root))
     known = set(corpus.label_names)
-    absent = [name for name in absent if PurePath(name).parts[0] in known]
-    if absent:
-        raise DataError(f"{root}: {len(absent)} clips of its lists are missing, as {absent[0]!r}")
-    return corpus
+    wrong = [name for name in absent if PurePath(name).parts[0] in known]
+    if wrong:
+        raise DataError(f"{root}: {len(wrong)} clips of its lists are missing, as {wrong[0]!r}")
+    if not absent:
+        return corpus
+    note = f"{len(absent)} lines of its lists name words that are not here, as {absent[0]!r}"
+    return replace(corpus, notes=(*corpus.notes, note))
 
 
 def listed_words(root: Path) -> tuple[Corpus, list[str]]:
     """Speech Commands as far as they are there, and what their lists name that is not.
 
     A clip that is there with another suffix than in the list is the clip of the list all the
-    same; the list's name for it is among those that are not there.
+    same; the list's name for it is among those that are not there. Lists may be written on Windows
+    or with a folder before that of the word.
 
     Raises:
-        DataError: A list is missing, or names what is not below the root, or there is no word.
+        DataError: A list is missing, or names what is not below the root, or matches no clip, or
+            there is no word.
     """
+    paths = [path for path in audio_below(root) if _is_word(path)]
+    entries = {name: read_lines(root / name) for name in SPEECH_COMMANDS_LISTS}
+    if not paths:
+        raise DataError(f"{root}: no audio files ({suffixes()}) in a folder per word")
+    there = {str(path) for path in paths}
+    stems = {os.path.splitext(name)[0] for name in there}
+    words = {path.parts[0] for path in paths}
     listed: dict[str, str] = {}
     for name, split in SPEECH_COMMANDS_LISTS.items():
-        for line, entry in read_lines(root / name):
-            inside = below(root, entry.strip())
+        matched = 0
+        for line, entry in entries[name]:
+            inside = _listed(root, entry, stems, words)
             if inside is None:
                 raise DataError(f"{root / name} line {line}: {entry!r} is not below {root}")
-            listed[inside] = split
-    paths = [path for path in audio_below(root) if _is_word(path)]
-    if not paths:
-        raise DataError(f"{root}: no audio files ({_suffixes()}) in a folder per word")
+            if listed.setdefault(inside, split) != split:
+                raise DataError(f"{root / name} line {line}: {entry!r} is in both lists")
+            matched += os.path.splitext(inside)[0] in stems
+        if entries[name] and not matched:
+            raise DataError(
+                f"{root / name}: not one of its {len(entries[name])} lines matches a clip, as "
+                f"{entries[name][0][1]!r}; expected WORD/FILE.wav"
+            )
     by_stem = {os.path.splitext(name)[0]: split for name, split in listed.items()}
-    corpus = _labelled_by_folder(root, paths)
+    corpus = labelled_by_folder(root, paths)
+    split_of = {name: by_stem.get(os.path.splitext(name)[0], "train") for name in there}
     clips = (
-        replace(clip, split=by_stem.get(str(path.with_suffix("")), "train"))
-        for clip, path in zip(corpus.clips, paths, strict=True)
+        replace(clip, split=split_of[os.path.relpath(clip.path, root)]) for clip in corpus.clips
     )
-    there = {str(path) for path in paths}
     absent = [name for name in listed if name not in there]
     named = replace(corpus, name="speech_commands", statistics="speech_commands")
     return replace(named, clips=tuple(clips)), absent
+
+
+def _listed(root: Path, entry: str, stems: set[str], words: set[str]) -> str | None:
+    """The path below the root that a line of a list means; None if it is not below it."""
+    entry = entry.strip()
+    inside = below(root, entry)
+    if inside is not None and os.path.splitext(inside)[0] in stems:
+        return inside
+    parts = [part for part in entry.replace("\\", "/").split("/") if part]
+    for word, name in zip(parts, parts[1:], strict=False):
+        if word in words:
+            return os.path.join(word, name)
+    return inside
 
 
 def folder(root: str | Path) -> Corpus:
@@ -186,8 +236,8 @@ def folder(root: str | Path) -> Corpus:
     root = Path(root)
     paths = audio_below(root)
     if not paths:
-        raise DataError(f"{root}: no audio files ({_suffixes()}) in this folder or below")
-    return _classes_or_not(root, paths)
+        raise DataError(f"{root}: no audio files ({suffixes()}) in this folder or below")
+    return by_folders(root, paths)
 
 
 def folder_per_class(root: str | Path) -> Corpus:
@@ -199,8 +249,8 @@ def folder_per_class(root: str | Path) -> Corpus:
     root = Path(root)
     paths = audio_below(root)
     if not paths:
-        raise DataError(f"{root}: no audio files ({_suffixes()}) in the folders below")
-    return _labelled_by_folder(root, paths)
+        raise DataError(f"{root}: no audio files ({suffixes()}) in the folders below")
+    return labelled_by_folder(root, paths)
 
 
 def unlabelled(place: str | Path) -> Corpus:
@@ -214,14 +264,10 @@ def unlabelled(place: str | Path) -> Corpus:
         return Corpus(place.stem, (Clip(place.stem, str(place)),))
     paths = audio_below(place)
     if not paths:
-        raise DataError(f"{place}: no audio files ({_suffixes()}) in this folder or below")
-    return Corpus(_folder_name(place), named_by_path(_clips(place, paths)))
-
-
-def audio_below(root: Path) -> list[PurePath]:
-    """Recordings as paths below the root; those in hidden files and folders are left out."""
-    paths = [path.relative_to(root) for path in find_audio([root])]
-    return [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+        raise DataError(f"{place}: no audio files ({suffixes()}) in this folder or below")
+    layout = layout_of(paths)
+    clips = (Clip(str(path), str(place / path), split=layout.split_of(path)) for path in paths)
+    return Corpus(folder_name(place), named_by_path(clips))
 
 
 def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") -> Corpus:
@@ -267,29 +313,44 @@ def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") ->
     return replace(corpus, clips=tuple(clips_now))
 
 
-def _open_file(path: Path) -> Corpus:
+def _open_file(path: Path, several: bool) -> Corpus:
     suffix = path.suffix.lower()
-    if suffix == ".tsv":
-        return _open_tsv([path])
-    if suffix == ".csv":
-        return _open_table(path)
     if suffix in AUDIO_SUFFIXES:
         return unlabelled(path)
-    raise DataError(f"{path}: not a manifest (.tsv, .csv) and not audio ({_suffixes()})")
+    if path.name == urban.TABLE.name:
+        return urban.urbansound8k(path.parent.parent)
+    if suffix in (".csv", ".txt", ".tsv"):
+        if is_annotation(path):
+            return read_annotations(path, several=several)
+        first = next((line for _, line in read_lines(path)), "") if suffix != ".csv" else ""
+        if suffix == ".csv" or (any(mark in first for mark in "\t,;") and has_paths(first)):
+            return _open_table(path, several)
+        if suffix == ".tsv":
+            return _open_tsv([path])
+    raise DataError(f"{path}: not a manifest (.tsv, .csv) and not audio ({suffixes()})")
 
 
 def _open_tsv(manifests: list[Path]) -> Corpus:
     return _perhaps_audioset(read_tsv(*manifests))
 
 
-def _open_table(path: Path) -> Corpus:
-    """A table; the labels of one that `eat data prepare` wrote keep their numbers."""
-    corpus = read_csv(path)
+def _open_table(path: Path, several: bool) -> Corpus:
+    """A table; the labels of one that `eat data prepare` wrote keep their numbers.
+
+    Raises:
+        DataError: As `read_csv`; or there is not one of its files.
+    """
+    corpus = read_csv(path, several=several)
+    if missing := first_missing(corpus):
+        raise DataError(
+            f"{path}: not one of its files is there; the first that was tried is {missing}; "
+            "relative paths count from the folder of the table"
+        )
     descriptors = path.with_name(DESCRIPTORS)
     if not os.path.isfile(path.with_name(REPORT)) or not os.path.isfile(descriptors):
         return corpus
     corpus = corpus.with_labels(tuple(read_descriptors(descriptors).values()))
-    return _perhaps_audioset(replace(corpus, name=_folder_name(path.parent)))
+    return _perhaps_audioset(replace(corpus, name=folder_name(path.parent)))
 
 
 def _perhaps_audioset(corpus: Corpus) -> Corpus:
@@ -321,50 +382,5 @@ def _split_manifests(folder: Path) -> list[Path]:
     return [manifest for manifest in manifests if os.path.isfile(manifest)]
 
 
-def _class_depth(paths: list[PurePath]) -> int:
-    """How many folders, those per split, lie above the folders per class."""
-    return int(all(len(path.parts) > 1 and path.parts[0] in SPLITS for path in paths))
-
-
 def _is_word(path: PurePath) -> bool:
     return len(path.parts) > 1 and not path.parts[0].startswith("_")
-
-
-def _clips(root: Path, paths: list[PurePath]) -> list[Clip]:
-    """Clips without labels, in the splits that their folders name, or else in "train"."""
-    depth = _class_depth(paths)
-    splits = (path.parts[0] if depth else "train" for path in paths)
-    return [
-        Clip(str(path), str(root / path), split=split)
-        for path, split in zip(paths, splits, strict=True)
-    ]
-
-
-def _classes_or_not(root: Path, paths: list[PurePath]) -> Corpus:
-    above = _class_depth(paths)
-    in_classes = all(len(path.parts) > above + 1 for path in paths)
-    if in_classes and len({path.parts[above] for path in paths}) > 1:
-        return _labelled_by_folder(root, paths)
-    return Corpus(_folder_name(root), named_by_path(_clips(root, paths)))
-
-
-def _labelled_by_folder(root: Path, paths: list[PurePath]) -> Corpus:
-    depth = _class_depth(paths)
-    for path in paths:
-        if len(path.parts) < depth + 2:
-            raise DataError(f"{root / path}: lies in no folder of a class")
-    names = sorted({path.parts[depth] for path in paths})
-    numbers = {name: number for number, name in enumerate(names)}
-    clips = [
-        replace(clip, labels=(numbers[path.parts[depth]],))
-        for clip, path in zip(_clips(root, paths), paths, strict=True)
-    ]
-    return Corpus(_folder_name(root), named_by_path(clips), label_names=tuple(names))
-
-
-def _folder_name(folder: Path) -> str:
-    return Path(os.path.abspath(folder)).name or str(folder)
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(AUDIO_SUFFIXES))

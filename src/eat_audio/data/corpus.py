@@ -245,6 +245,10 @@ class Corpus:
         wanted = pa.array([_text(word) in splits for word in column.dictionary])
         return replace(self, clips=Clips(self.table.columns.filter(wanted.take(column.indices))))
 
+    def as_split(self, name: str) -> "Corpus":
+        """The same clips, all of them in one split of this name."""
+        return replace(self, clips=self.table.changed(split=same_for_all(name, len(self))))
+
     def fingerprint(self) -> str:
         """The same for the same clips with the same labels, wherever they lie."""
         digest = hashlib.sha256(repr(self.label_names).encode())
@@ -279,6 +283,16 @@ def missing_files(corpus: Corpus) -> list[Clip]:
     absent = np.zeros(len(column.dictionary), bool)
     absent[gone] = True
     return [corpus.clips[int(n)] for n in np.flatnonzero(absent[column.indices.to_numpy()])]
+
+
+def first_missing(corpus: Corpus) -> str | None:
+    """Return the path of the first file if there is not one of the files of a corpus."""
+    column = corpus.table.column("path")
+    words = _Words(column.dictionary)
+    used = column.indices.unique().to_pylist()
+    if any(is_url(words[code]) or os.path.isfile(words[code]) for code in used):
+        return None
+    return words[used[0]] if used else None
 
 
 def is_url(place: str | Path) -> bool:

@@ -127,7 +127,9 @@ def _mixed(paths: Sequence[PurePath], classes: Sequence[str]) -> str:
     """Why folders cannot be classes: some of them, or some below, are called like splits."""
     like = {name: role_of(split) for name in classes if (split := split_of_folder(name))}
     several_below = {
-        name: len({path.parts[1] for path in paths if path.parts[0] == name and len(path.parts) > 2})
+        name: len(
+            {path.parts[1] for path in paths if path.parts[0] == name and len(path.parts) > 2}
+        )
         for name in like
     }
     to_test = [name for name, role in like.items() if role != "train"]
@@ -135,8 +137,8 @@ def _mixed(paths: Sequence[PurePath], classes: Sequence[str]) -> str:
         others = [name for name in classes if name not in like]
         return (
             f"the folders {', '.join(list(like)[:4])} are called like splits, others "
-            f"({', '.join(others[:3]) or 'none'}) are not, so it is not clear what the classes are; "
-            "expected CLASS/, SPLIT/CLASS/ or CLASS/SPLIT/"
+            f"({', '.join(others[:3]) or 'none'}) are not, so it is not clear what the classes "
+            "are; expected CLASS/, SPLIT/CLASS/ or CLASS/SPLIT/"
         )
     for path in paths:
         for part in path.parts[1:-1]:

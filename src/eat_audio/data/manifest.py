@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eat_audio.data.columns import TRUE, Columns, Time, understood
+from eat_audio.data.columns import PATHS, TRUE, Columns, Time, key_of, understood
 from eat_audio.data.corpus import Clip, Clips, Corpus, is_url
 from eat_audio.data.labels import in_order, is_nothing, label_cell, labels_of
 from eat_audio.data.names import named_by_stem, stems_of, words_of
@@ -55,7 +55,8 @@ def read_csv(manifest: str | Path, *, several: bool = False) -> Corpus:
         DataError: The file cannot be read, or a row is not what it should be.
     """
     path = Path(manifest)
-    lines = _table_lines(path)
+    first = next((line for _, line in read_lines(path)), "")
+    lines = table_lines(path, delimiter_of(first))
     names, rows = (lines[0][1], lines[1:]) if lines else ([], [])
     return corpus_of_rows(path, names, rows, several=several)
 
@@ -360,10 +361,13 @@ def each_once(rows: list[tuple[int, Clip]], path: Path, names: Sequence[str]) ->
     return list(first.values())
 
 
-def _table_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The cells of every line that is not empty, whatever separates them: "," or tab or ";"."""
-    first = next((line for _, line in read_lines(path)), "")
-    lines = _csv_lines(path, delimiter_of(first))
+def table_lines(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Return the cells of every line that is not empty, the header's first.
+
+    Raises:
+        DataError: A line has more cells than the header, or fewer.
+    """
+    lines = _csv_lines(path, delimiter)
     for line, fields in lines[1:]:
         if len(fields) != len(lines[0][1]):
             count = len(lines[0][1])
@@ -377,6 +381,11 @@ def delimiter_of(header: str) -> str:
     if tab and tab >= comma:
         return "\t"
     return ";" if semicolon > comma else ","
+
+
+def has_paths(header: str) -> bool:
+    """Whether the header of a table has a column of files."""
+    return any(key_of(name.strip(' "')) in PATHS for name in header.split(delimiter_of(header)))
 
 
 def _csv_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.splits import Roles, role_of, train_and_test
 from eat_audio.errors import DataError
 from eat_audio.masking import hash_id
 
 PARTS = 5
 """Into so many a corpus without splits is cut."""
-TESTED = ("test", "eval")
-"""Splits to be tested on, by their usual names."""
 
 Numbers = NDArray[np.int64]
 
@@ -39,26 +38,33 @@ def rounds(clips: Sequence[Clip]) -> Rounds:
     stretches of one recording together.
 
     Raises:
-        DataError: There are too few clips.
+        DataError: There are too few clips, or the splits do not say which to learn from.
     """
     split = np.array([clip.split for clip in clips])
     there = list(dict.fromkeys(split.tolist()))
-    tested = [name for name in TESTED if name in there][:1]
     if len(there) > 1 and all(name.isdigit() for name in there):
         folds = [split == name for name in sorted(there, key=int)]
         return Rounds(f"{len(folds)} folds, each tested once", _each(folds))
-    if tested and len(there) > 1:
-        learnt = split == "train" if "train" in there else split != tested[0]
-        one = (np.flatnonzero(learnt), np.flatnonzero(split == tested[0]))
+    if Roles.of(there).test and len(there) > 1:
+        learnt, tested = train_and_test(there)
+        one = (np.flatnonzero(np.isin(split, learnt)), np.flatnonzero(np.isin(split, tested)))
         return Rounds(f"learnt from {one[0].size} clips, tested on {one[1].size}", [one])
     part = _dealt(clips)
-    if len(set(part.tolist())) < 2:
+    kept = np.array([role_of(name) != "valid" for name in there])
+    if kept.any() and not kept.all():
+        part[np.isin(split, np.array(there)[~kept])] = -1
+    if len(set(part.tolist()) - {-1}) < 2:
         raise DataError(f"{len(clips)} clips cannot be divided; expected at least two recordings")
-    return Rounds(f"{PARTS} parts, each tested once", _each([part == n for n in range(PARTS)]))
+    return Rounds(
+        f"{PARTS} parts, each tested once", _each([part == n for n in range(PARTS)], part >= 0)
+    )
 
 
-def _each(tested: list[NDArray[np.bool_]]) -> list[tuple[Numbers, Numbers]]:
-    return [(np.flatnonzero(~part), np.flatnonzero(part)) for part in tested if part.any()]
+def _each(
+    tested: list[NDArray[np.bool_]], used: NDArray[np.bool_] | None = None
+) -> list[tuple[Numbers, Numbers]]:
+    every = np.ones_like(tested[0]) if used is None else used
+    return [(np.flatnonzero(every & ~one), np.flatnonzero(one)) for one in tested if one.any()]
 
 
 def _dealt(clips: Sequence[Clip]) -> Numbers:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from eat_audio.errors import DataError
+
 Role = Literal["train", "valid", "test", "fold"]
 
 SPLITS = ("train", "valid", "validation", "val", "dev", "eval", "test")
@@ -57,6 +59,47 @@ class Roles:
         return next(((name,) for name in TESTED if name in self.test), self.test)
 
 
+def train_and_test(
+    splits: Sequence[str], *, train: Sequence[str] = (), test: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the splits to learn from and those to test on (maybe none) of several splits.
+
+    Nothing is learnt from a split that is called like one for testing or validation unless it is
+    named in `train`.
+
+    Args:
+        splits: All that there are; more than one.
+        train: The splits to learn from; by default those that are called so, else the folds that
+            are not tested.
+        test: The splits to test on; by default those that are called so.
+
+    Raises:
+        DataError: What a split is for cannot be known, or there is none to learn from.
+    """
+    train, test = ([named_split(word, splits) for word in words] for words in (train, test))
+    roles = Roles.of(splits)
+    tested = tuple(test) or roles.tested
+    if train:
+        return tuple(train), tested
+    unknown = [split for split in roles.unknown if split not in tested]
+    if unknown:
+        raise DataError(
+            f"there are splits {_listed(splits)}, and it is not known what {_listed(unknown)} is "
+            f"for; say train_splits=[...] and test_splits=[...], or call them train and test"
+        )
+    learnt = roles.train or roles.folds
+    learnt = tuple(split for split in learnt if split not in tested)
+    if not learnt:
+        raise DataError(
+            f"there are splits {_listed(splits)}, and none to learn from; say train_splits=[...]"
+        )
+    return learnt, tested
+
+
+def _listed(splits: Sequence[str]) -> str:
+    return ", ".join(splits[:12]) + (f" and {len(splits) - 12} more" if len(splits) > 12 else "")
+
+
 def canonical_split(word: str) -> str:
     """Return a split's usual name: "Train" and "training" are "train", "fold_03" is "3".
 
@@ -89,9 +132,7 @@ def role_of(split: str) -> Role | None:
     for role, pattern in _ROLES.items():
         if pattern.fullmatch(joined):
             return role
-    roles = {
-        role for word in words for role, pattern in _ROLES.items() if pattern.fullmatch(word)
-    }
+    roles = {role for word in words for role, pattern in _ROLES.items() if pattern.fullmatch(word)}
     return roles.pop() if len(roles) == 1 else None
 
 
