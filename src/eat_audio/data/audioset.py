@@ -21,16 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from eat_audio.data.corpora import AUDIOSET_CLASSES, audio_below
+from eat_audio.data.corpora import AUDIOSET_CLASSES
 from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.folders import audio_below
 from eat_audio.data.listing import Listing, gathered
 from eat_audio.data.manifest import (
     DESCRIPTORS,
-    SPLITS,
     read_descriptors,
     read_lines,
     split_in_name,
 )
+from eat_audio.data.splits import SPLITS
 from eat_audio.errors import DataError
 
 CLASSES = Path(__file__).with_name("audioset_labels.csv")

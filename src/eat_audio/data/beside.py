@@ -57,7 +57,9 @@ def labels_beside(
     if left:
         names = ", ".join(os.path.relpath(path, root) for path in left[:5])
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        notes.append(f"not used: {names}{more}; data={left[0]} would use the first")
+        first = next((path for path in left if path in tables), None)
+        hint = f"; data={first} would use {first.name}" if first else ""
+        notes.append(f"not used: {names}{more}{hint}")
     return replace(corpus, notes=(*corpus.notes, *notes))
 
 

@@ -44,7 +44,18 @@ UNITS = {"s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0, "ms":
 UNITS |= dict.fromkeys(("msec", "msecs", "millis", "millisecond", "milliseconds"), 1e-3)
 UNITS |= dict.fromkeys(("min", "mins", "minute", "minutes"), 60.0)
 FILLERS = {"time", "times", "timestamp", "t", "in", "at", "segment", "seg", "event", "call"}
-FILLERS |= {"clip", "slice", "annotation", "selection", "label", "box", "crop", "window", "the"}
+FILLERS |= {
+    "ts",
+    "clip",
+    "slice",
+    "annotation",
+    "selection",
+    "label",
+    "box",
+    "crop",
+    "window",
+    "the",
+}
 """Words of a header that do not change which time it means."""
 _GLUED = re.compile(
     r"^(start|begin|onset|end|stop|offset|duration|dur|length|time)(s|secs?|seconds?|ms|msecs?)$"
@@ -160,10 +171,13 @@ def _find_times(columns: Columns, rows: Sequence[Sequence[str]], path: Path) -> 
             kinds[kind] = plain
         if kinds[kind]:
             setattr(columns, kind, kinds[kind][0][1])
+    edges = {edge for name in columns.doubtful for word in _words(name) if (edge := _edge_of(word))}
+    if edges == {"start", "end"} and not (columns.start or columns.end):
+        strange += [columns.names.index(name) for name in columns.doubtful]
     if strange and not (columns.start and (columns.end or columns.length)):
         words = ", ".join(columns.names[number] for number in strange)
         raise DataError(
-            f"{path} line 1: the column {words} looks like a time and is not understood; expected "
+            f"{path} line 1: {words}: looks like a time and is not understood; expected "
             "start and end, or start and duration, in seconds"
         )
     times = (columns.start, columns.end, columns.length, columns.file_offset)
@@ -197,6 +211,8 @@ def _time_kind(name: str) -> tuple[str, float]:
         return "", 1.0
     if words[:2] == ["file", "offset"]:
         return "file offset", _scale(words[2:])
+    if sorted(words) in (["max", "t"], ["min", "t"]):
+        return ("start" if "min" in words else "end"), 1.0
     scale = _scale(words)
     rest = [word for word in words if word not in FILLERS and word not in UNITS]
     if not rest:
@@ -211,10 +227,16 @@ def _time_kind(name: str) -> tuple[str, float]:
         return _kind_of(joined), scale
     if meant and any(word in OTHER_UNITS for word in rest):
         return "strange", scale
-    edges = {"start", "end"} & set(meant)
-    if edges and len(words) <= 3 and ("time" in words or set(words) & set(UNITS)):
-        return "doubtful", scale
-    return "", scale
+    edges = {"start", "end"} & {*meant, *map(_edge_of, rest)}
+    return ("doubtful" if edges and not {"to", "from", "until"} & set(words) else ""), scale
+
+
+def _edge_of(word: str) -> str:
+    """Which end of a clip a word may be about: "startt", "tstart", "ending"."""
+    if word.startswith(("start", "begin", "onset")) or word.endswith(("start", "begin", "onset")):
+        return "start"
+    short = len(word) <= 7 and word.startswith(("end", "stop"))
+    return "end" if short or word.endswith(("stop", "_end")) else ""
 
 
 def _kind_of(word: str) -> str:
@@ -245,23 +267,34 @@ def _find_split(
     columns: Columns, keys: list[str], rows: Sequence[Sequence[str]], used: set[int]
 ) -> set[int]:
     choices = []
-    for key in (*SPLIT_COLUMNS, *FOLD_COLUMNS):
-        if key not in keys or (number := keys.index(key)) in used:
-            continue
+    for number in _by_header(columns, keys):
         words = {canonical_split(row[number]) for row in rows if row[number].strip()}
-        known = bool(words) and all(role_of(word) for word in words)
-        if (key in SURE_SPLITS and words) or (known and len(words) < max(2, len(rows))):
+        if not words or number in used:
+            continue
+        roles = {role_of(word) for word in words}
+        fold = "fold" in "".join(_words(columns.names[number]))
+        sure = keys[number] in SURE_SPLITS or (fold and roles == {"fold"})
+        named = None not in roles and ("fold" not in roles or len(words) < len(rows))
+        any_header = keys[number] not in (*SPLIT_COLUMNS, *FOLD_COLUMNS) and not fold
+        if any_header and (keys[number] in LABELS or "fold" in roles or len(words) < 2):
+            continue
+        if sure or (named and (not any_header or "train" in roles)):
             choices.append((number, len(words)))
-    several = [number for number, count in choices if count > 1]
     if choices:
-        columns.split = several[0] if several else choices[0][0]
+        columns.split = next((number for number, count in choices if count > 1), choices[0][0])
         return {columns.split}
     for number, name in enumerate(columns.names):
-        words = [word for word in _words(name) if word != "is"]
-        role = role_of(words[0]) if len(words) == 1 else None
+        words_of_name = [word for word in _words(name) if word != "is"]
+        role = role_of(words_of_name[0]) if len(words_of_name) == 1 else None
         if role in ("train", "valid", "test") and number not in used and _is_flag(rows, number):
             columns.flags[str(role)] = number
     return set(columns.flags.values())
+
+
+def _by_header(columns: Columns, keys: list[str]) -> list[int]:
+    """The columns, those first that are usually called like splits."""
+    usual = [keys.index(key) for key in (*SPLIT_COLUMNS, *FOLD_COLUMNS) if key in keys]
+    return [*usual, *(n for n in range(len(columns.names)) if n not in usual)]
 
 
 # ---- labels
@@ -273,7 +306,8 @@ def _find_labels(
     choices = [keys.index(key) for key in LABELS if key in keys and keys.index(key) not in used]
     full = [n for n in choices if any(row[n].strip() for row in rows)]
     if full or choices:
-        columns.label = (full or choices)[0]
+        differ = [n for n in full if len({row[n] for row in rows}) > 1]
+        columns.label = (differ or full or choices)[0]
         return {columns.label}
     left = [n for n in range(len(keys)) if n not in used and not _is_index(columns.names[n])]
     if len(left) > 1 and all(_is_flag(rows, n) for n in left):
@@ -292,7 +326,7 @@ def _is_flag(rows: Sequence[Sequence[str]], number: int) -> bool:
 def _is_doubtful(columns: Columns, number: int, rows: Sequence[Sequence[str]]) -> bool:
     """Whether a column that is not used looks like a time, a split or a label."""
     words = _words(columns.names[number])
-    if set(words) & CLOCK or "freq" in words:
+    if set(words) & CLOCK or (len(rows) > 1 and len({row[number] for row in rows}) == 1):
         return False
     if key_of(columns.names[number]) in LABELS and columns.label is not None:
         return not _same_information(rows, columns.label, number)

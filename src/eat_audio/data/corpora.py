@@ -195,8 +195,7 @@ def listed_words(root: Path) -> tuple[Corpus, list[str]]:
             inside = _listed(root, entry, stems, words)
             if inside is None:
                 raise DataError(f"{root / name} line {line}: {entry!r} is not below {root}")
-            if listed.setdefault(inside, split) != split:
-                raise DataError(f"{root / name} line {line}: {entry!r} is in both lists")
+            listed[inside] = split
             matched += os.path.splitext(inside)[0] in stems
         if entries[name] and not matched:
             raise DataError(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from eat_audio.audio import AUDIO_SUFFIXES, find_audio
 from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.data.labels import in_order
+from eat_audio.data.labels import alike, in_order
 from eat_audio.data.manifest import warn
 from eat_audio.data.names import named_by_path
 from eat_audio.data.splits import role_of, split_of_folder
@@ -52,8 +52,8 @@ def by_folders(root: Path, paths: Sequence[PurePath], layout: Layout | None = No
         replace(clip, labels=(numbers[path.parts[layout.label]],))
         for clip, path in zip(clips, paths, strict=True)
     ]
-    if alike := _alike(names):
-        warn(f"{root}: the classes {alike[0]} and {alike[1]} differ by capital letters alone")
+    if pair := alike(names):
+        warn(f"{root}: the classes {pair[0]} and {pair[1]} differ by capital letters alone")
     return Corpus(folder_name(root), named_by_path(clips), label_names=tuple(names))
 
 
@@ -158,12 +158,3 @@ def _one_class(classes: Sequence[str] | set[str]) -> str:
 
 def _all_splits(paths: Sequence[PurePath], level: int) -> bool:
     return all(split_of_folder(name) for name in {path.parts[level] for path in paths})
-
-
-def _alike(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that differ by capital letters alone."""
-    first: dict[str, str] = {}
-    for name in names:
-        if (other := first.setdefault(name.casefold(), name)) != name:
-            return other, name
-    return None

@@ -67,6 +67,15 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
+def alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return two names that differ by capital letters or spaces alone, if there are such."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()), name)) != name:
+            return other, name
+    return None
+
+
 def label_cell(labels: Sequence[str]) -> str:
     """Return the cell that `labels_of` reads these labels from."""
     if any(_needs_list(name) for name in labels):

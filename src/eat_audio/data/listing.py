@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from eat_audio.data.corpora import audio_below, esc50, folder, listed_words
+from eat_audio.data.corpora import esc50, folder, listed_words
 from eat_audio.data.corpus import CHUNK, Clip, Clips, Corpus, joined
+from eat_audio.data.folders import audio_below
 from eat_audio.errors import DataError
 
 

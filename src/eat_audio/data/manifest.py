@@ -21,7 +21,7 @@ from pathlib import Path
 
 from eat_audio.data.columns import PATHS, TRUE, Columns, Time, key_of, understood
 from eat_audio.data.corpus import Clip, Clips, Corpus, is_url
-from eat_audio.data.labels import in_order, is_nothing, label_cell, labels_of
+from eat_audio.data.labels import alike, in_order, is_nothing, label_cell, labels_of
 from eat_audio.data.names import named_by_stem, stems_of, words_of
 from eat_audio.data.splits import FOLD_COLUMN, SPLITS, canonical_split
 from eat_audio.errors import DataError, EatWarning, OutputError
@@ -81,12 +81,21 @@ def corpus_of_rows(
             "model of them, may leave some without)"
         )
     label_names = in_order(name for row in labels for name in row)
+    if pair := alike(label_names):
+        warn(f"{path}: the labels {pair[0]} and {pair[1]} differ by capitals or spaces alone")
     numbers = {name: number for number, name in enumerate(label_names)}
     listed = []
     for (line, row), its in zip(lines, labels, strict=True):
         clip = _csv_clip(columns, row, path, line)
         listed.append((line, replace(clip, labels=tuple(numbers[name] for name in its))))
     clips = Clips.of(each_once(listed, path, label_names))
+    if columns.start and not (columns.end or columns.length):
+        begun = Counter(clip.path for clip in clips)
+        if again := [place for place, times in begun.items() if times > 1]:
+            warn(
+                f"{path}: rows have a start and no end, so that each reaches to the end of its "
+                f"file, though {len(again)} files have several, as {os.path.basename(again[0])}"
+            )
     if columns.id is None:
         clips = named_by_stem(clips)
     for clip_id, times in Counter(clip.id for clip in clips).items():
@@ -97,7 +106,7 @@ def corpus_of_rows(
         clips,
         label_names=tuple(label_names),
         multi_label=several and bool(label_names),
-        notes=_notes(columns, path, len(lines) - len(clips), labels),
+        notes=_notes(columns, path, len(lines) - len(clips), labels, [row for _, row in lines]),
     )
 
 
@@ -320,7 +329,11 @@ def _split(columns: Columns, row: Sequence[str], path: Path, line: int) -> str:
 
 
 def _notes(
-    columns: Columns, path: Path, repeated: int, labels: Sequence[Sequence[str]]
+    columns: Columns,
+    path: Path,
+    repeated: int,
+    labels: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],
 ) -> tuple[str, ...]:
     """What of a table is not used; what looks as if it mattered is a warning, too."""
     notes = []
@@ -332,6 +345,9 @@ def _notes(
     bare = sum(not row for row in labels)
     if bare and any(labels):
         notes.append(f"{path.name}: {bare} rows have no label")
+    bare = 0 if columns.split is None else sum(is_nothing(row[columns.split]) for row in rows)
+    if bare and bare < len(rows):
+        notes.append(f"{path.name}: {bare} rows have no split and are in train")
     if columns.doubtful:
         warn(
             f"{path}: not used, though they look like times, splits or labels: the columns "

@@ -27,7 +27,8 @@ from eat_audio.data.listing import (
     gathered,
     speech_commands_listing,
 )
-from eat_audio.data.manifest import DESCRIPTORS, SPLITS, write_csv
+from eat_audio.data.manifest import DESCRIPTORS, write_csv
+from eat_audio.data.splits import SPLITS, role_of
 from eat_audio.data.stats import measure
 from eat_audio.data.tsv import write_tsv
 from eat_audio.errors import DataError
@@ -51,7 +52,6 @@ THOROUGH = (
     "all their bytes, so other encodings of the same sound are not found"
 )
 QUICK = "headers were believed, no file was decoded, no contents were compared"
-NOT_FOR_TRAINING = frozenset(SPLITS) - {"train"}
 
 
 @dataclass(frozen=True)
@@ -423,7 +423,7 @@ def _published(corpus: Corpus) -> dict[str, Any] | None:
 
 
 def _measured(corpus: Corpus) -> dict[str, Any]:
-    training = [split for split in corpus.splits if split not in NOT_FOR_TRAINING]
+    training = [split for split in corpus.splits if role_of(split) not in ("valid", "test")]
     corpus = corpus.select(*training) if training else corpus
     found = measure(corpus)
     return {
