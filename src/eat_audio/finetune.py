@@ -420,6 +420,9 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
         raise RecipeError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
     learnt = corpus.select(*train)
     _refuse_one_label(learnt, f"{corpus.name}, {', '.join(train)}")
+    for names in filter(None, (train, test)):
+        if not corpus.select(*names).table.labels()[0].size:
+            raise RecipeError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
     return learnt, corpus.select(*test) if test else None
 
 

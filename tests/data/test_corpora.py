@@ -1,6 +1,7 @@
 """What a place on disk turns into, and that nothing is guessed where it cannot be known."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from eat_audio.data.corpora import (
     unlabelled,
 )
 from eat_audio.data.corpus import Clip, Corpus, missing_files
-from eat_audio.errors import DataError
+from eat_audio.data.listing import speech_commands_listing
+from eat_audio.errors import DataError, EatWarning
 from eat_audio.logmel import STATISTICS
 
 
@@ -258,6 +260,297 @@ def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
 def test_a_table_is_a_corpus(tmp_path):
     files(tmp_path, "a.wav").joinpath("clips.csv").write_text("path,label\na.wav,dog\n")
     assert open_corpus(tmp_path / "clips.csv").label_names == ("dog",)
+
+
+# Splits and classes by folders
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train/dog/a.wav", "Train/cat/b.wav", "Test/dog/c.wav"),
+        ("TRAIN/dog/a.wav", "TRAIN/cat/b.wav", "TEST/dog/c.wav"),
+        ("training/dog/a.wav", "training/cat/b.wav", "testing/dog/c.wav"),
+        ("train_set/dog/a.wav", "train_set/cat/b.wav", "test-set/dog/c.wav"),
+        ("dog/train/a.wav", "cat/train/b.wav", "dog/test/c.wav"),
+        ("dog/Training/a.wav", "cat/Training/b.wav", "dog/Testing/c.wav"),
+        ("data/Train/dog/a.wav", "data/Train/cat/b.wav", "data/Test/dog/c.wav"),
+        ("dog/train/monday/a.wav", "cat/train/b.wav", "dog/test/c.wav"),
+    ],
+)
+def test_folders_of_splits_may_lie_above_or_below_the_classes_in_any_spelling(tmp_path, names):
+    corpus = open_corpus(files(tmp_path, *names))
+    assert corpus.label_names == ("cat", "dog")
+    assert {Path(c.path).name: c.split for c in corpus.clips} == {
+        "a.wav": "train",
+        "b.wav": "train",
+        "c.wav": "test",
+    }
+    assert all(corpus.label_names[c.labels[0]] in Path(c.path).parts for c in corpus.clips)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            ("Train/dog/a.wav", "Test/cat/b.wav", "extra/c.wav"),
+            "Test, Train are called like splits",
+        ),
+        (("dog/a.wav", "cat/b.wav", "test/dog/c.wav"), "test are called like splits"),
+        (("train/dog/a.wav", "train/cat/b.wav", "noise/c.wav"), "train are called like splits"),
+        (("dog/train/a.wav", "dog/test/b.wav", "cat/c.wav"), "dog/test/b.wav lies in a folder"),
+        (
+            ("dog/a.wav", "cat/b.wav", "x.wav"),
+            "x.wav lies in no class folder, so nothing has labels",
+        ),
+        (("dog/a.wav", "cat/b.wav", "x.wav", "y.wav"), r"x.wav lies .* \(nor do 1 others\)"),
+        (
+            ("train/dog/a.wav", "train/x.wav", "test/cat/b.wav"),
+            "train/x.wav lies in no class folder",
+        ),
+        (("dog/a.wav", "dog/b.wav"), "one label only, nothing to tell apart"),
+        (("train/dog/a.wav", "test/dog/b.wav"), "one label only, nothing to tell apart"),
+        (("fold1/a.wav", "fold2/b.wav"), "fold1, fold2 are splits or folds"),
+    ],
+)
+def test_where_classes_are_not_clear_there_are_none_and_the_corpus_says_why(
+    tmp_path, names, reason
+):
+    corpus = open_corpus(files(tmp_path, *names))
+    assert corpus.label_names == ()
+    assert re.search(reason, corpus.notes[0])
+
+
+def test_a_class_may_be_called_train_or_none(tmp_path):
+    corpus = open_corpus(files(tmp_path, "train/a.wav", "bus/b.wav", "None/c.wav", "nan/d.wav"))
+    assert corpus.label_names == ("None", "bus", "nan", "train")
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+    assert open_corpus(files(tmp_path, "1/a.wav", "10/b.wav", "2/c.wav")).label_names == (
+        "1",
+        "2",
+        "10",
+    )
+
+
+def test_classes_that_differ_by_capitals_alone_are_a_warning(tmp_path):
+    with pytest.warns(EatWarning, match="Dog and dog differ by capital letters alone"):
+        open_corpus(files(tmp_path, "Dog/a.wav", "dog/b.wav"))
+
+
+def test_folders_of_folds_are_folds(tmp_path):
+    corpus = open_corpus(files(tmp_path, "fold1/dog/a.wav", "fold2/cat/b.wav"))
+    assert (corpus.label_names, corpus.folds) == (("cat", "dog"), ("1", "2"))
+
+
+# UrbanSound8K
+
+
+def urban(root: Path, suffix: str = "wav") -> Path:
+    """UrbanSound8K of three clips, of which one fold is not there."""
+    files(root, f"audio/fold1/7-3-0-0.{suffix}", f"audio/fold2/8-1-0-1.{suffix}")
+    rows = "7-3-0-0.wav,7,0.1,0.5,1,1,3,dog_bark\n8-1-0-1.wav,8,30,34,1,2,1,car_horn\n"
+    rows += "9-1-0-1.wav,9,30,34,1,10,1,car_horn\n"
+    head = "slice_file_name,fsID,start,end,salience,fold,classID,class\n"
+    files(root, "metadata/UrbanSound8K.csv").joinpath("metadata/UrbanSound8K.csv").write_text(
+        head + rows
+    )
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["wav", "ogg"])
+@pytest.mark.parametrize("place", ["", "metadata/UrbanSound8K.csv"])
+def test_urbansound8k_is_ten_folds_of_whole_files(tmp_path, place, suffix):
+    corpus = open_corpus(urban(tmp_path, suffix) / place)
+    assert (corpus.folds, corpus.label_names) == (("1", "2"), ("car_horn", "dog_bark"))
+    assert [(c.labels, c.split, c.start, c.seconds) for c in corpus.clips] == [
+        ((1,), "1", 0, None),
+        ((0,), "2", 0, None),
+    ]
+    assert missing_files(corpus) == [] and "the folds 10 are not there" in corpus.notes[0]
+
+
+def test_folds_of_urbansound8k_are_no_classes_without_the_table_either(tmp_path):
+    corpus = open_corpus(urban(tmp_path) / "audio")
+    assert [corpus.label_names[c.labels[0]] for c in corpus.clips] == ["dog_bark", "car_horn"]
+    assert corpus.folds == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("x.wav,1,0,1,1,1,3,cat", "line 5: classID '3' is not one 'cat'"),
+        ("x.wav,1,0,1,1,one,3,dog_bark", "line 5: no fold"),
+        ("../../x.wav,1,0,1,1,1,3,dog_bark", "line 5: no fold, or no name of a file"),
+    ],
+)
+def test_a_table_of_urbansound8k_that_is_wrong_is_named(tmp_path, row, message):
+    with (urban(tmp_path) / "metadata/UrbanSound8K.csv").open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(DataError, match=message):
+        open_corpus(tmp_path)
+
+
+def test_real_urbansound8k_has_its_classes_and_folds(data):
+    for place in ("urbansound8k", "urbansound8k/audio"):
+        corpus = open_corpus(data / place)
+        assert (len(corpus), corpus.folds, len(corpus.label_names)) == (1761, ("1", "2"), 10)
+        assert Counter(c.labels[0] for c in corpus.clips)[6] == 70  # gun_shot
+        assert missing_files(corpus) == []
+
+
+# Lists of Speech Commands
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "yes/a.wav\n",
+        "yes\\a.wav\r\n",
+        "\ufeffyes/a.wav\r\n",
+        "./yes/a.wav\n",
+        "speech_commands_v0.02/yes/a.wav\n",
+        "/data/speech_commands/yes/a.wav\n",
+        "C:\\data\\yes\\a.wav\r\n",
+        " yes/a.wav \n",
+    ],
+)
+def test_lists_may_be_written_on_other_machines(tmp_path, entry):
+    files(tmp_path, "yes/a.wav", "yes/b.wav", "no/a.wav", "validation_list.txt")
+    (tmp_path / "testing_list.txt").write_text(entry, encoding="utf-8", newline="")
+    corpus = open_corpus(tmp_path)
+    assert ids(corpus.select("test")) == ["yes/a"] and counts(corpus) == {"train": 2, "test": 1}
+    assert speech_commands_listing(tmp_path).missing == []
+
+
+@pytest.mark.parametrize("entry", ["a.wav\n", "maybe/a.wav\n", "YES/a.wav\n", "yes-a.wav\n"])
+def test_a_list_of_which_no_line_matches_is_refused_everywhere(tmp_path, entry):
+    files(tmp_path, "yes/a.wav", "no/a.wav", "validation_list.txt")
+    (tmp_path / "testing_list.txt").write_text(entry)
+    for read in (open_corpus, speech_commands_listing):
+        with pytest.raises(DataError, match="testing_list.txt: not one of its 1 lines matches"):
+            read(tmp_path)
+
+
+def test_lines_for_words_that_are_not_here_are_counted(tmp_path):
+    files(tmp_path, "yes/a.wav", "no/a.wav", "validation_list.txt")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n")
+    assert open_corpus(tmp_path).notes == (
+        "1 lines of its lists name words that are not here, as 'maybe/a.wav'",
+    )
+
+
+# Tables beside recordings
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"metadata.csv": "file_name,label\na.wav,dog\nb.wav,cat\n"},
+        {"labels.csv": "id,category\n", "x.csv": "file,category\na.wav,dog\nb.wav,cat\n"},
+        {"train.csv": "path,label\na.wav,dog\n", "test.csv": "path,label\nb.wav,cat\n"},
+        {"a.txt": "0.0\t1.0\tdog\n", "b.txt": "0.0\t1.0\tcat\n"},
+        {"meta/labels.csv": "filename,label\na,dog\nb,cat\n"},
+    ],
+    ids=lambda tables: "+".join(tables),
+)
+def test_tables_beside_recordings_give_their_labels(tmp_path, tables):
+    files(tmp_path, "a.wav", "b.wav", *tables)
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+    corpus = open_corpus(tmp_path)
+    heard = {Path(c.path).name: corpus.label_names[c.labels[0]] for c in corpus.clips}
+    assert heard == {"a.wav": "dog", "b.wav": "cat"} and missing_files(corpus) == []
+    assert set(corpus.splits) == ({"train", "test"} if "test.csv" in tables else {"train"})
+
+
+def test_tables_that_are_not_clear_are_named(tmp_path):
+    files(tmp_path, "a.wav", "b.wav")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\n")
+    corpus = open_corpus(tmp_path)
+    assert corpus.label_names == () and "lists 1 of the 2 recordings" in corpus.notes[1]
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\nb.wav,cat\n")
+    (tmp_path / "other.csv").write_text("file_name,label\na.wav,x\nb.wav,y\n")
+    corpus = open_corpus(tmp_path)
+    assert corpus.label_names == ()
+    assert "not used: metadata.csv, other.csv; data=" in corpus.notes[-1]
+
+
+def test_folders_of_classes_go_before_a_table_beside_them(tmp_path):
+    files(tmp_path, "dog/a.wav", "cat/b.wav")
+    (tmp_path / "labels.csv").write_text("path,label\ndog/a.wav,x\ncat/b.wav,y\n")
+    corpus = open_corpus(tmp_path)
+    assert corpus.label_names == ("cat", "dog") and "not used: labels.csv" in corpus.notes[0]
+
+
+# Paths in tables
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("wav\\a.wav", "wav/a.wav"),
+        (".\\wav\\a.wav", "wav/a.wav"),
+        (" a.wav ", "a.wav"),
+        ("K\u00e4uzchen.wav", "Ka\u0308uzchen.wav"),
+        ("Ka\u0308uzchen.wav", "K\u00e4uzchen.wav"),
+        ("../x/a.wav", "../x/a.wav"),
+        ("~/a.wav", "home/a.wav"),
+    ],
+)
+def test_paths_are_taken_as_they_are_meant(tmp_path, monkeypatch, written, name):
+    root = files(tmp_path / "root", name)
+    monkeypatch.setenv("HOME", str(root / "home"))
+    (root / "clips.csv").write_text(f"path,label\n{written},dog\n", encoding="utf-8")
+    corpus = open_corpus(root / "clips.csv")
+    assert missing_files(corpus) == []
+    assert os.path.samefile(corpus.clips[0].path, root / name)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            "wav/a.wav",
+            "not one of its files is there; the first that was tried is .*wav/a.wav; rel",
+        ),
+        ("https://x.org/a.wav", "line 2: 'https://x.org/a.wav' is a URL"),
+        ("a\0.wav", "line 2: the path .* holds a NUL character"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_shown(tmp_path, written, message):
+    (tmp_path / "clips.csv").write_text(f"path,label\n{written},dog\n")
+    with pytest.raises(DataError, match=f"clips.csv:? ?{message}"):
+        open_corpus(tmp_path / "clips.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "splits"),
+    [
+        ("tables/start_end/clips.csv", "cricket owl", {"train": 3}),
+        ("tables/list_labels/clips.csv", "animal cat dog", {"train": 6}),
+        ("tables/split_words/clips.csv", "cat dog", {"train": 8, "test": 4}),
+        ("tables/windows_paths/clips.csv", "cat dog", {"train": 6}),
+        ("tables/unicode_labels/clips.csv", "K\u00e4uzchen \u72ac", {"train": 12}),
+        ("tables/negatives/train.csv", "animal cat dog", {"train": 6}),
+        ("tables/label_words/clips.csv", "cat dog", {"train": 6}),
+        ("folders/capital_splits", "cat dog", {"train": 8, "test": 4}),
+        ("folders/lists_with_backslashes", "no yes", {"train": 5, "valid": 1, "test": 2}),
+    ],
+)
+def test_cases_of_real_use_are_understood(data, name, labels, splits):
+    corpus = open_corpus(data / "cases" / name)
+    assert (" ".join(corpus.label_names), counts(corpus)) == (labels, splits)
+    assert missing_files(corpus) == []
+
+
+def test_clips_without_a_label_are_negatives_where_there_may_be_several(data):
+    place = data / "cases" / "tables" / "negatives" / "test.csv"
+    corpus = open_corpus(place, several=True)
+    assert corpus.multi_label and sum(not clip.labels for clip in corpus.clips) == 2
+    with pytest.raises(DataError, match="test.csv line 4: no label, but others have one"):
+        open_corpus(place)
 
 
 # Nothing there

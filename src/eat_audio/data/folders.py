@@ -14,7 +14,7 @@ from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.labels import alike, in_order
 from eat_audio.data.manifest import warn
 from eat_audio.data.names import named_by_path
-from eat_audio.data.splits import role_of, split_of_folder
+from eat_audio.data.splits import role_of, split_in_folder_name
 from eat_audio.errors import DataError
 
 
@@ -29,7 +29,7 @@ class Layout:
 
     def split_of(self, path: PurePath) -> str:
         """The split that a path below the root is in."""
-        name = None if self.split is None else split_of_folder(path.parts[self.split])
+        name = None if self.split is None else split_in_folder_name(path.parts[self.split])
         return name or "train"
 
 
@@ -125,7 +125,7 @@ def _without_splits(paths: Sequence[PurePath], depth: int) -> Layout:
 
 def _mixed(paths: Sequence[PurePath], classes: Sequence[str]) -> str:
     """Why folders cannot be classes: some of them, or some below, are called like splits."""
-    like = {name: role_of(split) for name in classes if (split := split_of_folder(name))}
+    like = {name: role_of(split) for name in classes if (split := split_in_folder_name(name))}
     several_below = {
         name: len(
             {path.parts[1] for path in paths if path.parts[0] == name and len(path.parts) > 2}
@@ -142,7 +142,7 @@ def _mixed(paths: Sequence[PurePath], classes: Sequence[str]) -> str:
         )
     for path in paths:
         for part in path.parts[1:-1]:
-            split = split_of_folder(part)
+            split = split_in_folder_name(part)
             if split and role_of(split) in ("valid", "test", "fold"):
                 return (
                     f"{path} lies in a folder called like a split, and not all others do, so it is "
@@ -157,4 +157,4 @@ def _one_class(classes: Sequence[str] | set[str]) -> str:
 
 
 def _all_splits(paths: Sequence[PurePath], level: int) -> bool:
-    return all(split_of_folder(name) for name in {path.parts[level] for path in paths})
+    return all(split_in_folder_name(name) for name in {path.parts[level] for path in paths})

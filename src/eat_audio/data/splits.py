@@ -84,14 +84,14 @@ def train_and_test(
     unknown = [split for split in roles.unknown if split not in tested]
     if unknown:
         raise DataError(
-            f"there are splits {_listed(splits)}, and it is not known what {_listed(unknown)} is "
-            f"for; say train_splits=[...] and test_splits=[...], or call them train and test"
+            f"the splits are {_listed(splits)}, and {_listed(unknown)} may be for training or for "
+            "testing; say train_splits=[...] and test_splits=[...], or call them train and test"
         )
     learnt = roles.train or roles.folds
     learnt = tuple(split for split in learnt if split not in tested)
     if not learnt:
         raise DataError(
-            f"there are splits {_listed(splits)}, and none to learn from; say train_splits=[...]"
+            f"the splits are {_listed(splits)}, and none is for training; say train_splits=[...]"
         )
     return learnt, tested
 
@@ -142,7 +142,7 @@ def named_split(word: str, splits: Sequence[str]) -> str:
     return usual if word not in splits and usual in splits else word
 
 
-def split_of_folder(name: str) -> str | None:
+def split_in_folder_name(name: str) -> str | None:
     """Return the split that a folder is called by ("Train", "fold3"); None for other names.
 
     Numbers alone are no folds here: folders are often called by the numbers of their classes.

@@ -17,7 +17,7 @@ from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.folders import audio_below, folder_name
 from eat_audio.data.manifest import below, read_table
 from eat_audio.data.names import named_by_stem
-from eat_audio.data.splits import fold_number, split_of_folder
+from eat_audio.data.splits import fold_number, split_in_folder_name
 from eat_audio.errors import DataError
 
 TABLE = Path("metadata", "UrbanSound8K.csv")
@@ -89,7 +89,7 @@ def is_slices(paths: Sequence[PurePath]) -> bool:
     """Whether recordings below a folder are those of UrbanSound8K, in its folds."""
     return all(
         len(path.parts) > 1
-        and (split_of_folder(path.parts[-2]) or "").isdigit()
+        and (split_in_folder_name(path.parts[-2]) or "").isdigit()
         and SLICE.fullmatch(path.stem)
         for path in paths
     )

@@ -1,0 +1,108 @@
+"""Words for splits, in any case and spelling; nothing is learnt from what is called a test."""
+
+from pathlib import Path
+
+import pytest
+
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.splits import (
+    Roles,
+    canonical_split,
+    fold_number,
+    role_of,
+    split_in_folder_name,
+    train_and_test,
+)
+from eat_audio.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        ("train Train TRAIN training Training-Set train_set trainset tr train-clean-100", "train"),
+        ("valid Validation VAL dev dev-clean validation_set development", "valid"),
+        (
+            "test Test TESTING test_set evaluation Eval held-out Hold_Out te test2 PublicTest",
+            "test",
+        ),
+        ("1 fold1 Fold_03 1.0 fold-10", "fold"),
+    ],
+)
+def test_words_for_splits_are_known_in_any_case_and_spelling(words, role):
+    assert {role_of(word) for word in words.split()} == {role}
+
+
+@pytest.mark.parametrize("word", ["A", "trainval", "train-test", "extra", "", "x1"])
+def test_words_that_do_not_say_what_a_split_is_for_are_not_guessed(word):
+    assert role_of(word) is None
+
+
+def test_splits_have_one_name_each():
+    names = {"Train": "train", "testing": "test", "EVAL": "eval", "Validation": "validation"}
+    assert {word: canonical_split(word) for word in names} == names
+    assert canonical_split(" fold_03 ") == "3" and canonical_split("A") == "A"
+    assert fold_number("fold three") is None
+
+
+def test_languages_are_no_splits():
+    assert split_in_folder_name("tr") is None and split_in_folder_name("Test") == "test"
+
+
+def test_nothing_is_learnt_from_what_is_called_a_test_or_validation():
+    assert train_and_test(["train", "val", "test"]) == (("train",), ("test",))
+    assert train_and_test(["train", "valid"]) == (("train",), ())
+    assert train_and_test(["1", "2", "test"]) == (("1", "2"), ("test",))
+    assert train_and_test(["1", "2", "3"], test=["2"]) == (("1", "3"), ("2",))
+    for splits in (["valid", "test"], ["dev", "eval"], ["test"]):
+        with pytest.raises(DataError, match="none is for training"):
+            train_and_test(splits)
+
+
+def test_splits_that_are_not_known_are_named():
+    with pytest.raises(DataError, match="the splits are A, train, and A may be for training or"):
+        train_and_test(["A", "train"])
+    assert train_and_test(["A", "B"], train=["A"], test=["B"]) == (("A",), ("B",))
+
+
+def test_roles_keep_the_order_and_name_one_split_to_test():
+    roles = Roles.of(["eval", "train", "test", "x", "3"])
+    assert (roles.train, roles.test, roles.tested) == (("train",), ("eval", "test"), ("test",))
+    assert (roles.folds, roles.unknown) == (("3",), ("x",))
+
+
+@pytest.mark.parametrize(
+    ("header", "words", "splits"),
+    [
+        ("split", ("Train", "Test"), ("train", "test")),
+        ("subset", ("training", "testing"), ("train", "test")),
+        ("Set", ("TRAIN", "TEST"), ("train", "test")),
+        ("partition", ("tr", "te"), ("train", "test")),
+        ("Usage", ("Training", "Evaluation"), ("train", "test")),
+        ("phase", ("train", "Validation"), ("train", "validation")),
+        ("fold", ("1", "2"), ("1", "2")),
+        ("Fold", ("fold1", "fold2"), ("1", "2")),
+        ("cv_fold", ("0", "1"), ("0", "1")),
+        ("fold", ("1.0", "2.0"), ("1", "2")),
+        ("type", ("train", "test"), ("train", "test")),
+        ("is_test", ("0", "1"), ("train", "test")),
+        ("is_train", ("True", "False"), ("train", "test")),
+        ("dataset", ("esc", "fsd"), ("train",)),
+    ],
+)
+def test_a_column_of_splits_is_known_by_its_header_or_its_words(tmp_path, header, words, splits):
+    rows = [f"{n}.wav,{'dog' if n % 2 else 'cat'},{words[n // 2]}\n" for n in range(4)]
+    (tmp_path / "0.wav").touch()
+    (tmp_path / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}")
+    assert open_corpus(tmp_path / "clips.csv").splits == splits
+
+
+def test_a_row_without_a_fold_is_refused(tmp_path):
+    (tmp_path / "clips.csv").write_text("path,label,fold\na.wav,x,1\nb.wav,x,\nc.wav,y,2\n")
+    with pytest.raises(DataError, match="clips.csv line 3: no fold, but others have one"):
+        open_corpus(Path(tmp_path / "clips.csv"))
+
+
+def test_a_split_may_be_asked_for_in_other_words(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "clips.csv").write_text("path,split\na.wav,train\nb.wav,test\n")
+    assert len(open_corpus(tmp_path / "clips.csv").select("Testing")) == 1
