@@ -50,6 +50,15 @@ def test_map_without_any_label_is_refused() -> None:
         mean_average_precision(told(np.ones((3, 4)), np.zeros((3, 4))), NAMES)
 
 
+def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) -> None:
+    names = ("=1+1", "K\u00e4uzchen", "\u72ac", "-2")
+    judge(told(np.eye(4), np.eye(4)), names, multi_label=False).write(tmp_path / "out")
+    table = (tmp_path / "out" / "evaluation.csv").read_text(encoding="utf-8")
+    assert [line.split(",")[0] for line in table.splitlines()[1:]] == ["'=1+1", *names[1:]]
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in written["classes"]] == list(names)
+
+
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
     found = judge(told(np.eye(4), np.eye(4)), NAMES, multi_label=False)
     found.write(tmp_path)

@@ -32,6 +32,7 @@ from eat_audio.finetune import (
     split,
     start_from,
 )
+from eat_audio.inference import evaluate_model
 from eat_audio.models import families, save
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
@@ -219,6 +220,122 @@ def test_what_is_learnt_and_tested_at_once_is_refused(made: Path) -> None:
     corpus = open_corpus(made)
     with pytest.raises(RecipeError, match="train: both learnt and tested"):
         split(corpus, settings(made, train_splits=("train",), test_splits=("train",)))
+
+
+def listed(made: Path, folder: Path, header: str, *cells: str) -> Path:
+    """A table of clips, two classes in turn; each with what else its cell says."""
+    names = sorted(made.iterdir())[:2]
+    rows = [
+        f"{sorted(names[n % 2].iterdir())[n // 2]},{names[n % 2].name},{cell}\n"
+        for n, cell in enumerate(cells)
+    ]
+    (folder / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}")
+    return folder / "clips.csv"
+
+
+@pytest.mark.parametrize(
+    ("header", "learnt", "tested"),
+    [
+        ("split", "Train", "Test"),
+        ("split", "training", "testing"),
+        ("Split", "TRAIN", "EVALUATION"),
+        ("subset", "train_set", "test_set"),
+        ("set", "tr", "te"),
+        ("partition", "train", "held-out"),
+    ],
+)
+def test_what_is_called_a_test_in_any_spelling_is_tested_and_not_learnt(
+    made: Path, tmp_path: Path, header: str, learnt: str, tested: str
+) -> None:
+    place = listed(made, tmp_path, header, *[learnt] * 6, *[tested] * 2)
+    train, test = split(open_corpus(place), settings(place))
+    assert test is not None and (len(train), len(test)) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("A A B B", "the splits are A, B, and A, B may be for training or for testing"),
+        ("train train extra extra", "and extra may be for training or for testing"),
+        ("dev dev eval eval", "the splits are dev, eval, and none is for training"),
+        ("test test test test", "the splits are test, and none is for training"),
+        ("1 1 2 2", "has folds 1, 2; say test_splits=.2. or --cross-validate"),
+        ("train test train test", "one label only .*; nothing to tell apart"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_named(
+    made: Path, tmp_path: Path, words: str, message: str
+) -> None:
+    place = listed(made, tmp_path, "split", *words.split())
+    with pytest.raises(RecipeError, match=message):
+        split(open_corpus(place), settings(place))
+
+
+def test_splits_that_are_not_known_may_be_named_in_the_recipe(made: Path, tmp_path: Path) -> None:
+    place = listed(made, tmp_path, "split", *"A A A A B B".split())
+    named = settings(place, train_splits=("A",), test_splits=("B",))
+    train, test = split(open_corpus(place), named)
+    assert test is not None and (len(train), len(test)) == (4, 2)
+
+
+def test_that_nothing_was_tested_is_noted(made: Path, tmp_path: Path) -> None:
+    place = listed(
+        made, tmp_path, "split", *"train train train train Validation Validation".split()
+    )
+    done = run(settings(place, steps=1), out=tmp_path / "out", start=None)
+    assert done.evaluation is None
+    assert done.note == (
+        "no test split: nothing was tested (validation: not learnt from; "
+        "test_splits=[validation] tests it)"
+    )
+
+
+def test_that_clips_were_held_out_is_noted(made: Path, tmp_path: Path) -> None:
+    done = run(settings(made, steps=1), out=tmp_path / "out", start=None)
+    assert done.note == "no test split: 10 of 50 clips were held out and tested"
+
+
+def test_one_label_is_nothing_to_learn(made: Path, tmp_path: Path) -> None:
+    one = sorted(made.iterdir())[0]
+    rows = "".join(f"{path},{one.name}\n" for path in one.iterdir())
+    (tmp_path / "clips.csv").write_text(f"path,label\n{rows}")
+    for place in (tmp_path / "clips.csv", one):
+        with pytest.raises(RecipeError, match="one label only|in that of a class"):
+            run(settings(place), out=tmp_path / "out", start=None)
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / one.name).symlink_to(one)
+    with pytest.raises(RecipeError, match=f"no labels to learn; .*{one.name}.*one label only"):
+        run(settings(tmp_path / "sounds"), out=tmp_path / "out", start=None)
+
+
+def test_what_lies_beside_clips_without_labels_is_named(made: Path, tmp_path: Path) -> None:
+    for name in ("dog/a.wav", "cat/b.wav", "stray.wav", "labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(RecipeError, match=r"stray.wav lies in no class .*not used: labels.csv"):
+        run(settings(tmp_path), out=tmp_path / "out", start=None)
+
+
+@needs_data
+def test_clips_without_a_label_are_learnt_and_scored_as_negatives(
+    data: Path, tmp_path: Path
+) -> None:
+    tables = data / "cases" / "tables" / "negatives"
+    told = settings(tables / "train.csv", loss="bce_mean", steps=1)
+    run(told, out=tmp_path / "out", start=None)
+    found = evaluate_model(tmp_path / "out", tables / "test.csv", device="cpu")
+    assert (found.metric, found.clips) == ("mAP", 6)
+    assert {row["label"]: row["clips"] for row in found.classes} == {
+        "animal": 0,
+        "cat": 2,
+        "dog": 2,
+    }
+
+
+def test_an_encoder_is_not_evaluated(made: Path, tmp_path: Path) -> None:
+    save(EATModel(SMALL.config()), EATFeatureExtractor(mean=-1.0, std=3.0), tmp_path)
+    with pytest.raises(CheckpointError, match="an encoder without a classifier; eat finetune"):
+        evaluate_model(tmp_path, made, device="cpu")
 
 
 @needs_data

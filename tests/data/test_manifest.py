@@ -404,6 +404,18 @@ def test_any_file_name_survives_a_table(tmp_path_factory, pairs):
     assert read_csv(folder / "out.csv").clips == tuple(clips)
 
 
+@pytest.mark.parametrize("name", ["=cmd", "+1", "@x", "-x"])
+def test_no_cell_of_a_table_is_a_formula(tmp_path, name):
+    (tmp_path / f"{name}.wav").touch()
+    clips = (Clip(name, tmp_path / f"{name}.wav", (0,), name),)
+    write_csv(Corpus("x", clips, (name,)), tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    numbers = [cell for cell in cells if re.fullmatch(r"[+-]?\d+", cell)]
+    assert not [c for c in cells if c.startswith(("=", "+", "-", "@")) and c not in numbers]
+    assert read_csv(tmp_path / "x.csv").clips == clips
+
+
 def test_a_corpus_survives_a_table(tmp_path):
     clips = (
         Clip("a", tmp_path / "x" / "a.wav", (0, 1), "eval", 0.1, 0.25),
