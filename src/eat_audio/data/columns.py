@@ -5,6 +5,7 @@ What looks like a time, a split or a label and is not understood is named, never
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,9 @@ CLOCK = {"clock", "date", "datetime", "year", "day", "month", "hour", "freq", "f
 """Words of columns that are about the day or the pitch, not about where in the file."""
 TRUE, FALSE = {"1", "1.0", "true", "yes", "y", "t"}, {"0", "0.0", "false", "no", "n", "f"}
 
+MOST, MOST_USUAL = 50, 10_000
+"""Different words in a column of splits: of any header, and of one that is called so."""
+
 
 @dataclass(frozen=True)
 class Time:
@@ -122,18 +126,19 @@ def understood(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path) 
     used |= _find_times(columns, rows, path)
     used |= _find_split(columns, keys, rows, used)
     used |= _find_labels(columns, keys, rows, used)
+    times = Counter(keys)
     for number in sorted(used):
-        if keys.count(keys[number]) > 1 and keys[number]:
+        if times[keys[number]] > 1 and keys[number]:
             raise DataError(f"{path} line 1: there are two columns {columns.names[number]!r}")
     left = [n for n in range(len(names)) if n not in used and not _is_index(names[n])]
     columns.unused = [columns.names[n] for n in left]
     columns.doubtful += [columns.names[n] for n in left if _is_doubtful(columns, n, rows)]
     columns.doubtful = list(dict.fromkeys(columns.doubtful))
-    times = [name for name in columns.doubtful if _is_time_like(name)]
-    if times and columns.start and not (columns.end or columns.length):
+    timed = [name for name in columns.doubtful if _is_time_like(name)]
+    if timed and columns.start and not (columns.end or columns.length):
         raise DataError(
             f"{path} line 1: {columns.names[columns.start.column]} has no end, and "
-            f"{', '.join(times)} is not understood; expected end or duration, in seconds"
+            f"{', '.join(timed)} is not understood; expected end or duration, in seconds"
         )
     return columns
 
@@ -268,14 +273,16 @@ def _find_split(
 ) -> set[int]:
     choices = []
     for number in _by_header(columns, keys):
-        words = {canonical_split(row[number]) for row in rows if row[number].strip()}
-        if not words or number in used:
+        usual = keys[number] in (*SPLIT_COLUMNS, *FOLD_COLUMNS)
+        cells = None if number in used else _distinct(rows, number, MOST_USUAL if usual else MOST)
+        words = {canonical_split(cell) for cell in cells or () if cell}
+        if not words:
             continue
         roles = {role_of(word) for word in words}
         fold = "fold" in "".join(_words(columns.names[number]))
         sure = keys[number] in SURE_SPLITS or (fold and roles == {"fold"})
         named = None not in roles and ("fold" not in roles or len(words) < len(rows))
-        any_header = keys[number] not in (*SPLIT_COLUMNS, *FOLD_COLUMNS) and not fold
+        any_header = not usual and not fold
         if any_header and (keys[number] in LABELS or "fold" in roles or len(words) < 2):
             continue
         if sure or (named and (not any_header or "train" in roles)):
@@ -306,7 +313,7 @@ def _find_labels(
     choices = [keys.index(key) for key in LABELS if key in keys and keys.index(key) not in used]
     full = [n for n in choices if any(row[n].strip() for row in rows)]
     if full or choices:
-        differ = [n for n in full if len({row[n] for row in rows}) > 1]
+        differ = [n for n in full if _distinct(rows, n, 1) is None]
         columns.label = (differ or full or choices)[0]
         return {columns.label}
     left = [n for n in range(len(keys)) if n not in used and not _is_index(columns.names[n])]
@@ -316,8 +323,18 @@ def _find_labels(
 
 
 def _is_flag(rows: Sequence[Sequence[str]], number: int) -> bool:
-    cells = {row[number].strip().lower() for row in rows}
-    return bool(cells) and cells <= TRUE | FALSE
+    cells = _distinct(rows, number, len(TRUE | FALSE))
+    return bool(cells) and {cell.lower() for cell in cells or ()} <= TRUE | FALSE
+
+
+def _distinct(rows: Sequence[Sequence[str]], number: int, most: int) -> set[str] | None:
+    """The different cells of a column, without spaces around; None if more than `most`."""
+    cells: set[str] = set()
+    for row in rows:
+        cells.add(row[number].strip())
+        if len(cells) > most:
+            return None
+    return cells
 
 
 # ---- what is left
@@ -326,7 +343,7 @@ def _is_flag(rows: Sequence[Sequence[str]], number: int) -> bool:
 def _is_doubtful(columns: Columns, number: int, rows: Sequence[Sequence[str]]) -> bool:
     """Whether a column that is not used looks like a time, a split or a label."""
     words = _words(columns.names[number])
-    if set(words) & CLOCK or (len(rows) > 1 and len({row[number] for row in rows}) == 1):
+    if set(words) & CLOCK or (len(rows) > 1 and _distinct(rows, number, 1) is not None):
         return False
     if key_of(columns.names[number]) in LABELS and columns.label is not None:
         return not _same_information(rows, columns.label, number)

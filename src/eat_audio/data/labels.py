@@ -7,6 +7,7 @@ that cannot be one name. A label whose own name would be taken apart is written 
 import ast
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -132,7 +133,9 @@ def _unquoted(item: str) -> str:
     if item[0] not in "'\"":
         return item
     try:
-        return str(ast.literal_eval(item))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes that are none of Python's
+            return str(ast.literal_eval(item))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return item[1:-1]
 

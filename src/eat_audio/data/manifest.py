@@ -25,7 +25,7 @@ from eat_audio.data.labels import alike, in_order, is_nothing, label_cell, label
 from eat_audio.data.names import named_by_stem, stems_of, words_of
 from eat_audio.data.splits import FOLD_COLUMN, SPLITS, canonical_split
 from eat_audio.errors import DataError, EatWarning, OutputError
-from eat_audio.text import csv_cell, from_csv_cell, printable, shortened
+from eat_audio.text import csv_cell, from_csv_cell, sentence, shortened
 from eat_audio.writing import write_text as write_aside
 
 DESCRIPTORS = "label_descriptors.csv"
@@ -299,9 +299,9 @@ def _seconds(
     if not cell:
         return None
     name = columns.names[column.column]
-    clock = _CLOCK.fullmatch(cell)
+    clock = _CLOCK.fullmatch(cell) if ":" in cell else None
     try:
-        number = float(re.sub(r"^(\d+),(\d+)$", r"\1.\2", cell))
+        number = float(re.sub(r"^(\d+),(\d+)$", r"\1.\2", cell) if "," in cell else cell)
     except ValueError:
         number = math.nan
     if clock:
@@ -338,7 +338,9 @@ def _notes(
     """What of a table is not used; what looks as if it mattered is a warning, too."""
     notes = []
     if columns.unused:
-        listed = ", ".join(name or "(no name)" for name in columns.unused)
+        listed = ", ".join(name or "(no name)" for name in columns.unused[:30])
+        if len(columns.unused) > 30:
+            listed += f" and {len(columns.unused) - 30} more"
         notes.append(f"{path.name}: not used: the columns {listed}")
     if repeated:
         notes.append(f"{path.name}: {repeated} rows repeat others and count once")
@@ -358,7 +360,7 @@ def _notes(
 
 def warn(text: str) -> None:
     """Warn the user of something in a corpus that is used in another way than it may be meant."""
-    warnings.warn(printable(text), EatWarning, stacklevel=3)
+    warnings.warn(sentence(text), EatWarning, stacklevel=3)
 
 
 def each_once(rows: list[tuple[int, Clip]], path: Path, names: Sequence[str]) -> list[Clip]:

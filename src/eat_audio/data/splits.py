@@ -6,6 +6,7 @@ The only place that decides what a word such as "Training", "dev-clean" or "fold
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from eat_audio.errors import DataError
@@ -100,6 +101,7 @@ def _listed(splits: Sequence[str]) -> str:
     return ", ".join(splits[:12]) + (f" and {len(splits) - 12} more" if len(splits) > 12 else "")
 
 
+@lru_cache(10_000)
 def canonical_split(word: str) -> str:
     """Return a split's usual name: "Train" and "training" are "train", "fold_03" is "3".
 
@@ -123,6 +125,7 @@ def fold_number(word: str) -> str | None:
     return str(int(match[2])) if match and len(match[2]) < 10 else None
 
 
+@lru_cache(10_000)
 def role_of(split: str) -> Role | None:
     """Return what a split is for; None if its name does not say it, or says two things."""
     if fold_number(split):
