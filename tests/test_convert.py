@@ -1,5 +1,7 @@
 """`eat convert`: a released file becomes a folder of ours, and that a released file again."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,14 @@ import torch
 from conftest import golden_sets
 from eat_audio import cli
 from eat_audio.models import save
+from eat_audio.models.audiomae import AudioMAEConfig, AudioMAEForAudioClassification
 from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification
 from eat_audio.models.eat import EATConfig, EATForAudioClassification
-from eat_audio.models.features import BEATsFeatureExtractor, EATFeatureExtractor
+from eat_audio.models.features import (
+    AudioMAEFeatureExtractor,
+    BEATsFeatureExtractor,
+    EATFeatureExtractor,
+)
 from eat_audio.pretrained import find_model, find_with_front_end
 
 
@@ -99,3 +106,49 @@ def test_nothing_is_overwritten_and_no_layout_made_up(
     code, _, err = convert(released, tmp_path / "a", "--to", "onnx")
     assert code == 2
     assert err == "eat: --to onnx: expected one of eat-audio, released, released-hf\n"
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_an_audiomae_classifier_with_and_without_a_last_norm_comes_back(
+    final_norm: bool, convert: Any, tmp_path: Path
+) -> None:
+    config = AudioMAEConfig(embed_dim=16, depth=1, num_heads=2, final_norm=final_norm, num_labels=3)
+    save(AudioMAEForAudioClassification(config), AudioMAEFeatureExtractor(), tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "a.pt", "--to", "released")[0] == 0
+    assert same(tmp_path / "ours", tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("layout", ["eat-audio", "released", "released-hf"])
+def test_others_may_read_what_is_written_if_the_umask_says_so(
+    layout: str, convert: Any, released: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        assert convert(released, tmp_path / "out", "--to", layout)[0] == 0
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "out").iterdir()] if (tmp_path / "out").is_dir() else [tmp_path / "out"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o644}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("layout", ["eat-audio", "released", "released-hf"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    layout: str,
+    convert: Any,
+    released: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("eat_audio.weights.save", full)
+    monkeypatch.setattr("eat_audio.weights.write_tensors", full)
+    monkeypatch.setattr("torch.save", full)
+    code, _, err = convert(released, tmp_path / "out", "--to", layout)
+    assert (code, err) == (
+        2,
+        f"eat: {tmp_path / 'out'}: cannot be written (No space left on device)\n",
+    )
+    assert list(tmp_path.iterdir()) == []
