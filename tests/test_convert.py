@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from eat_audio.models.features import (
     EATFeatureExtractor,
 )
 from eat_audio.pretrained import find_model, find_with_front_end
+from eat_audio.weights import licence
 
 
 @pytest.fixture
@@ -47,9 +49,41 @@ def same(one: Path, other: Path) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
+def unknown(out: Path) -> str:
+    where = "see where the weights were released"
+    return f"{out}: the licence of these weights is unknown; {where}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("README.md", "---\nlanguage: en\nlicense: cc-by-nc-4.0\n---\n# EAT", "cc-by-nc-4.0"),
+        ("README.md", "---\nlicense: other\nlicense_name: 'mine \x1b'\n---\n", "mine \\x1b"),
+        ("README.md", "license: mit", licence.UNKNOWN),
+        ("config.json", '{"license": "cc-by-nc-sa-4.0"}', "cc-by-nc-sa-4.0"),
+        ("config.json", '{"license": 3}', licence.UNKNOWN),
+        ("run.json", "{}", None),
+    ],
+)
+def test_the_licence_is_what_lies_beside_the_weights(
+    name: str, text: str, expected: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert licence.licence_of(tmp_path) == expected
+
+
+def test_the_licence_is_shown_when_weights_are_converted(
+    convert: Any, released: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    shutil.copy(released, tmp_path / "a.pt")
+    _, _, err = convert(tmp_path / "a.pt", tmp_path / "out")
+    assert err == f"{tmp_path / 'out'}: the licence of these weights is cc-by-nc-4.0\n"
+
+
 def test_a_released_file_becomes_a_folder(convert: Any, released: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "eat"
-    assert convert(released, out) == (0, f"{out}: EATModel, 41 tensors\n", "")
+    assert convert(released, out) == (0, f"{out}: EATModel, 41 tensors\n", unknown(out))
     files = {path.name for path in out.iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert same(out, released)
@@ -60,7 +94,7 @@ def test_a_model_is_written_as_its_authors_have_it(
     layout: str, convert: Any, released: Path, tmp_path: Path
 ) -> None:
     code, _, err = convert(released, tmp_path / "out", "--to", layout)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, unknown(tmp_path / "out"))
     assert (tmp_path / "out").is_dir() == (layout == "released-hf")
     assert same(tmp_path / "out", released)
 
@@ -95,7 +129,8 @@ def test_what_is_lost_is_said(convert: Any, tmp_path: Path) -> None:
     save(EATForAudioClassification(config), EATFeatureExtractor(), tmp_path / "ours")
     code, _, err = convert(tmp_path / "ours", tmp_path / "a.pt", "--to", "released")
     assert code == 0
-    assert err == f"{tmp_path / 'a.pt'}: this layout has no place for the names of its labels\n"
+    out = tmp_path / "a.pt"
+    assert err == f"{out}: this layout has no place for the names of its labels\n{unknown(out)}"
 
 
 def test_nothing_is_overwritten_and_no_layout_made_up(

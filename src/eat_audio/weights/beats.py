@@ -59,6 +59,7 @@ LARGEST = 100_000
 """No number that describes a model is larger."""
 SEVERAL = "multi_label_classification"
 """What released classifiers do."""
+PROBLEMS = (None, "regression", "single_label_classification", SEVERAL)
 
 OUTSIDE = {
     "local_encoder.proj": "patch_embedding",
@@ -236,7 +237,7 @@ def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
         if named and all(isinstance(name, str | int) for name in names.values()):
             id2label = {number: str(names[number]) for number in range(classes)}
             told |= {"id2label": id2label, "label2id": {x: n for n, x in id2label.items()}}
-    if not isinstance(told.get("problem_type", SEVERAL), str):
+    if told.get("problem_type", SEVERAL) not in PROBLEMS:
         raise CheckpointError(f"says problem_type={shortened(told['problem_type'])}")
     try:
         return BEATsConfig(**told)

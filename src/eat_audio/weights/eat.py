@@ -93,6 +93,9 @@ def ours(content: dict[str, Any], *, teacher: bool = False) -> Foreign:
             ignored[prefix + name] = "positions, which are computed"
             columns = columns_of(taken[name])
     config = _config(tensors, content, columns)
+    for name in taken:
+        if _ours(name) == f"model.{POSITIONS}":
+            columns_of(taken[name], config.embed_dim)
     return Foreign(config, tensors, "model.head.weight" in tensors, _features(content), ignored)
 
 
@@ -125,15 +128,21 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def columns_of(positions: Any) -> int:
+def columns_of(positions: Any, width: int | None = None) -> int:
     """How many columns a table of positions (1, N, D) has; it has to be the one we compute.
+
+    Args:
+        positions: The table.
+        width: What D has to be, if that is known.
 
     Raises:
         CheckpointError: It is another, or no such table.
     """
     shape = tuple(positions.shape) if isinstance(positions, Tensor) else None
-    if not shape or len(shape) != 3 or shape[0] != 1 or not all(shape) or shape[1] % ROWS:
-        raise CheckpointError(f"has positions of shape {shape}; expected (1, columns * 8, width)")
+    flat = not shape or len(shape) != 3 or shape[0] != 1 or not all(shape) or shape[1] % ROWS
+    if not shape or flat or width not in (None, shape[2]):
+        expected = f"(1, columns * 8, {width or 'width'})"
+        raise CheckpointError(f"has positions of shape {shape}; expected {expected}")
     computed = sincos_positions(shape[1] // ROWS, ROWS, shape[2])
     slack = SLACK_OF_BFLOAT16 if positions.dtype == torch.bfloat16 else SLACK
     same = computed.shape == shape[1:]
