@@ -23,6 +23,7 @@ from eat_audio.models.features import (
 )
 from eat_audio.pretrained import find_model, find_with_front_end
 from eat_audio.weights import licence
+from eat_audio.weights.sink import Sink
 
 
 @pytest.fixture
@@ -180,10 +181,29 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 
     monkeypatch.setattr("eat_audio.weights.save", full)
     monkeypatch.setattr("eat_audio.weights.write_tensors", full)
-    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr(Sink, "__exit__", lambda sink, *_: (sink._file.close(), full()))
     code, _, err = convert(released, tmp_path / "out", "--to", layout)
     assert (code, err) == (
         2,
         f"eat: {tmp_path / 'out'}: cannot be written (No space left on device)\n",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sink_keeps_the_first_error_until_it_is_left(tmp_path: Path) -> None:
+    """Torch ends the process, or speaks of positions, where its writing fails."""
+
+    class Full:
+        def write(self, _: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(OSError, match="No space left"), Sink(tmp_path / "a.pt") as file:
+        file._file.close()
+        file._file = Full()  # type: ignore[assignment]
+        torch.save({"a": torch.ones(3)}, file)  # type: ignore[arg-type]
+    with Sink(tmp_path / "a.pt") as file:
+        torch.save({"a": torch.ones(3)}, file)  # type: ignore[arg-type]
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["a"].tolist() == [1, 1, 1]

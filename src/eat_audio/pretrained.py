@@ -54,6 +54,7 @@ def _are_labels(value: object) -> bool:
     )
 
 
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 ALWAYS: dict[str, Callable[[Any], bool]] = {
     "architectures": lambda x: (
         x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
@@ -67,7 +68,6 @@ ALWAYS: dict[str, Callable[[Any], bool]] = {
     "max_length": lambda x: type(x) is int and 0 < x <= LARGEST,
 }
 """What is taken from any `config.json` beside the settings that its method knows, and when."""
-PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 LARGEST = 100_000
 """No number that describes a model is larger."""
 LARGEST_TABLE = 2**24

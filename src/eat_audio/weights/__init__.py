@@ -6,7 +6,7 @@ where all models are loaded, in `pretrained`.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from eat_audio.text import shortened
 from eat_audio.weights import audiomae, beats, eat
 from eat_audio.weights.folder import folder_aside
 from eat_audio.weights.foreign import Foreign
+from eat_audio.weights.sink import Sink
 from eat_audio.weights.unpickle import DAMAGED, read_pickled
 from eat_audio.writing import write_json, write_tensors, written_aside
 
@@ -87,8 +88,8 @@ def write(
         raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
     if layout == "released":
         content = METHODS[model.config.model_type].theirs(model, features)
-        with written_aside(out) as aside:
-            _save_pickled(content, aside)
+        with written_aside(out) as aside, Sink(aside) as file:
+            torch.save(content, cast(IO[bytes], file))
         return _lost(model, features, read(out))
     with folder_aside(out) as aside:
         if layout == "released-hf":
@@ -96,14 +97,6 @@ def write(
         else:
             save(model, features, aside)
     return []
-
-
-def _save_pickled(content: dict[str, Any], path: Path) -> None:
-    """Write a torch file; of a full disk torch says that a stream failed."""
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _write_released_folder(

@@ -231,7 +231,7 @@ def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
         raise CheckpointError(f"says {told['encoder_layers']} layers of {len(state)} tensors")
     if "predictor.weight" in state:
         classes = len(state["predictor.weight"])
-        names = content.get("label_dict")
+        names: Any = content.get("label_dict")
         named = isinstance(names, dict) and set(names) == set(range(classes))
         told |= {"num_classes": classes, "problem_type": cfg.get("problem_type", SEVERAL)}
         if named and all(isinstance(name, str | int) for name in names.values()):

@@ -1,11 +1,12 @@
 """A file that torch may write into, whatever the disk says."""
 
+import io
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
-class Sink:
+class Sink(io.RawIOBase):
     """A new file whose writing never fails before it is closed.
 
     Torch's own writers report a full disk as a position that they did not expect, or end the
@@ -16,7 +17,15 @@ class Sink:
         self._file = open(path, "wb")  # noqa: SIM115 - closed in __exit__
         self._error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Torch wants to be told so; it never seeks."""
+        return True
+
+    def write(self, data: Any) -> int:
         """Write, unless something has gone wrong before; returns how much was given."""
         if self._error is None:
             try:
@@ -24,9 +33,6 @@ class Sink:
             except OSError as error:
                 self._error = error
         return len(data)
-
-    def flush(self) -> None:
-        """Nothing: `__exit__` does it."""
 
     def __enter__(self) -> Self:
         return self
@@ -37,9 +43,10 @@ class Sink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
         try:
             self._file.close()
         except OSError as late:
             self._error = self._error or late
-        if self._error is not None and error is None:
-            raise self._error
+        if self._error is not None:
+            raise self._error from error
