@@ -46,7 +46,7 @@ SUFFIXES = {
 """How names of files end; those of models do not."""
 WAIT = 10.0
 """Seconds that one request may be without an answer."""
-PATIENCE = 30.0
+PATIENCE = 20.0
 """Seconds without a byte of the model until the Hub is given up, however often it is asked."""
 
 
