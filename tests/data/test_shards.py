@@ -26,6 +26,7 @@ from eat_audio.data.batches import ClipReader, ClipSettings, Steps, training_bat
 from eat_audio.data.containers import read_bytes, sound_of
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
+from eat_audio.data.shard_index import FIELDS
 from eat_audio.data.shards import open_packed, pack
 from eat_audio.errors import AudioError, DataError
 from eat_audio.writing import aside_name
@@ -351,6 +352,19 @@ def test_a_description_of_wrong_kinds_is_refused(
     with pytest.raises(DataError, match=r"shards.json") as told:
         open_packed(tmp_path / "out")
     assert len(str(told.value)) < 480
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_description_that_lacks_something_is_refused(
+    corpus: Corpus, tmp_path: Path, name: str
+) -> None:
+    pack(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "shards.json"
+    about = json.loads(file.read_text())
+    del about[name]
+    file.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=name):
+        open_packed(tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "", "\x00"])

@@ -65,7 +65,7 @@ def read_about(source: str) -> dict[str, Any]:
     wrong = [
         f"{name}={shortened(about.get(name))}"
         for name, fits in FIELDS.items()
-        if not fits(about.get(name))
+        if name not in about or not fits(about[name])
     ]
     if wrong:
         raise DataError(
