@@ -1,7 +1,12 @@
 """Which models load, from which places, and what is refused in one sentence."""
 
+import hashlib
 import json
 import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from conftest import DATA, golden_sets, needs_data
 from eat_audio.errors import CheckpointError
+from eat_audio.models import families
 from eat_audio.models.beats import BEATsModel
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrained import HUB_FILES, find_model, find_with_front_end, load_features
+from eat_audio.models.layers import sincos_positions
+from eat_audio.pretrained import find_model, find_with_front_end, load_features
+from eat_audio.weights import hub
 
 MARKER = Path("/tmp/pwned_eat")
 TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_labels": 3}
@@ -148,9 +156,57 @@ def test_a_model_does_not_change_with_the_file_it_came_from(encoder: Path) -> No
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
 
 
-def test_stored_positions_are_not_in_the_way(encoder: Path) -> None:
-    rewrite(encoder, **{"model.fixed_positional_encoder.positions": torch.zeros(1, 8, 48)})
+POSITIONS = "model.fixed_positional_encoder.positions"
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_stored_positions_are_not_in_the_way(encoder: Path, kind: torch.dtype) -> None:
+    rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind)})
     find_model(encoder)
+    rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind).float()})
+    if kind != torch.bfloat16:
+        find_model(encoder)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        torch.full((1, 64, 48), -3.0),
+        torch.full((1, 64, 48), torch.nan),
+        sincos_positions(64, 8, 48)[None] + 0.01,
+        sincos_positions(64, 8, 48)[None].flip(1),
+        sincos_positions(8, 8, 24)[None],
+        torch.zeros(64, 48),
+        torch.zeros(1, 0, 48),
+    ],
+    ids=range(7),
+)
+def test_other_positions_than_ours_are_refused(encoder: Path, positions: torch.Tensor) -> None:
+    assert "positions" in refused(rewrite(encoder, **{POSITIONS: positions}))
+
+
+def test_positions_under_another_name_are_no_positions(encoder: Path) -> None:
+    rewrite(encoder, **{f"model.blocks.0.{POSITIONS}": sincos_positions(8, 8, 48)[None]})
+    assert "an unknown" in refused(encoder)
+
+
+class Counting(EATModel):
+    """An encoder with a buffer of whole numbers, as batch norms have."""
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__(config)
+        self.model.register_buffer("tracked", torch.tensor(7))
+
+
+def test_a_buffer_of_whole_numbers_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = replace(families()["eat"], encoder=Counting)
+    monkeypatch.setitem(families(), "eat", family)
+    saved(Counting(EATConfig(**TINY)), tmp_path)
+    found = find_model(tmp_path).state_dict()["model.tracked"]
+    assert (found.dtype, found.item()) == (torch.int64, 7)
+    assert "torch.float32" in refused(rewrite(tmp_path, model__tracked=torch.tensor(7.0)))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +223,7 @@ def test_every_tensor_is_accounted_for(encoder: Path, changes: Any, said: str) -
 
 
 def test_a_config_larger_than_the_weights_takes_no_memory(encoder: Path) -> None:
-    change(encoder, embed_dim=96_000, depth=4)  # 1.8 TB
+    change(encoder, embed_dim=96_000, depth=4, pos_length=8)  # 1.8 TB
     assert "instead of" in refused(encoder) or "no model" in refused(encoder)
 
 
@@ -197,10 +253,81 @@ def test_a_config_cannot_have_code_fetched(encoder: Path) -> None:
     assert config._attn_implementation == "sdpa" and not hasattr(config, "auto_map")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}'])
+DEEP = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"model_type": "eat", "id2label": {"0": ' + "[" * 900 + "]" * 900 + "}}",
+    '{"model_type": "eat", "feature_extractor_type": null, "x": ' + "[" * 900 + "]" * 900 + "}",
+]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', *DEEP])
 def test_a_broken_config_is_refused(encoder: Path, text: str) -> None:
     (encoder / "config.json").write_text(text)
     refused(encoder)
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_a_front_end_that_is_nested_deeply_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "preprocessor_config.json").write_text(text)
+    assert "preprocessor_config.json" in str(refusal(encoder))
+
+
+@pytest.mark.parametrize("text", [*DEEP, '{"weight_map": {"a": "' + "b" * 300 + '"}}'])
+def test_a_broken_index_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "model.safetensors").unlink()
+    (encoder / "model.safetensors.index.json").write_text(text)
+    refused(encoder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_settings_of_many_megabytes_are_refused(encoder: Path, name: str) -> None:
+    (encoder / name).write_text('{"model_type": "eat", "x": "' + "x" * 6_000_000 + '"}')
+    assert "too long" in str(refusal(encoder))
+
+
+def refusal(place: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as told:
+        find_with_front_end(place)
+    return told.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id2label": {"0": ["x"]}},
+        {"id2label": {"0": "a", "5": "b", "9": "c"}},
+        {"id2label": {"zero": "x"}},
+        {"id2label": ["a", "b", "c"]},
+        {"id2label": "abc"},
+        {"label2id": {"a": [1]}},
+        {"label2id": 7},
+        {"architectures": [["EATModel"]]},
+        {"architectures": {"a": 1}},
+        {"problem_type": ["x"]},
+        {"problem_type": "no such"},
+        {"num_labels": "many"},
+        {"num_labels": -1},
+        {"embed_dim": 10**30},
+        {"embed_dim": 48.0},
+        {"embed_dim": True},
+        {"mlp_ratio": 1e300},
+        {"mlp_ratio": "4"},
+        {"norm_eps": "x"},
+        {"norm_eps": -1.0},
+        {"norm_eps": float("nan")},
+        {"pos_length": 100_000},
+        {"pos_length": -1},
+        {"pos_length": "64"},
+        {"pooling": ["cls"]},
+        {"mel_bins": 99},
+        {"qkv_bias": [1]},
+        {"drop_rate": "x"},
+    ],
+    ids=str,
+)
+def test_a_config_of_wrong_kinds_is_refused(classifier: Path, changes: Any) -> None:
+    assert "config.json" in refused(change(classifier, **changes))
 
 
 def test_a_folder_whose_weights_are_a_pickle_is_refused(encoder: Path) -> None:
@@ -242,25 +369,137 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert "holds no model" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("runs/tiny", "Runs/tiny", "out/x", "checkpoints/step-00000040", "models/eat", "data/a"),
+        *("somebody/model.safetensors", "somebody/eat.PT", "here/tiny", "tiny", "a\\b", "~/runs"),
+        *("hf://tiny", "hf://a/b/c", "hf://../a", "a/..", "https://x/y", "a/b\n", "a//b"),
+    ],
+)
+def test_what_looks_like_a_place_of_this_machine_is_never_fetched(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("eat_audio.weights.hub.fetch", lambda name: pytest.fail(name))
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        find_model(place)
+
+
 def test_without_a_network_a_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "Hugging Face Hub" in refused("nobody/no-such-model")
 
 
-def test_of_a_hub_id_only_weights_and_settings_are_fetched(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["somebody/eat", "hf://somebody/eat", "hf://runs/eat"])
+def test_what_can_only_be_a_name_of_the_hub_is_fetched(
+    place: str, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
+    asked = []
+    monkeypatch.setattr("eat_audio.weights.hub.fetch", lambda name: asked.append(name) or encoder)
+    assert same_weights(find_model(place), find_model(encoder))
+    assert load_features(place) is not None
+    assert set(asked) == {place.removeprefix("hf://")}
 
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
-        return str(encoder)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+class Answers(BaseHTTPRequestHandler):
+    """A server that stands for the Hub; what it knows is set from outside."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    waits: threading.Event | None
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        if self.waits is not None:
+            self.waits.wait(30)
+        elif path.startswith("/api/models/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.answer(
+                self.files.get(path)
+                or json.dumps(
+                    {"id": "somebody/eat", "sha": "a" * 40, "siblings": siblings}
+                ).encode()
+            )
+        else:
+            self.answer(self.files.get(path.rpartition("/")[2]))
+
+    def answer(self, content: bytes | None) -> None:
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("ETag", hashlib.sha1(content or b"").hexdigest())
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if content and self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[type[Answers]]:
+    """A server that stands for the Hub; its somebody/eat is the encoder, code and a pickle."""
+    Answers.files = {file.name: file.read_bytes() for file in encoder.iterdir()}
+    Answers.files |= {"modeling_eat.py": b"raise SystemExit", "pytorch_model.bin": b"x"}
+    Answers.asked, Answers.waits = [], None
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    serving.daemon_threads = True
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{serving.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.fetch.cache_clear()
+    yield Answers
+    if Answers.waits is not None:
+        Answers.waits.set()
+    serving.shutdown()
+    serving.server_close()
+    hub.fetch.cache_clear()
+
+
+def test_it_is_said_what_is_fetched_and_code_is_not(
+    server: type[Answers], encoder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert same_weights(find_model("somebody/eat"), find_model(encoder))
-    assert load_features("somebody/eat") is not None
-    assert asked == {"somebody/eat": HUB_FILES}
-    assert not any(name.endswith((".py", ".bin", "*")) for name in HUB_FILES)
+    find_model("somebody/eat")
+    err = capsys.readouterr().err
+    assert err.startswith("fetching somebody/eat from the Hugging Face Hub\n")
+    assert err.count("fetching") == 1
+    got = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
+    assert got == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert not any("modeling_eat" in path or "pytorch" in path for path in server.asked)
+
+
+def test_a_server_that_never_answers_is_given_up(
+    server: type[Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.waits = threading.Event()
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    assert "did not answer for 1 seconds" in refused("somebody/eat")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"null", b"{}", b"no JSON", b'{"id": 3}', b'{"siblings": [1]}', b"[" * 100_000]
+    + [b'{"id": "a/b", "siblings": [{"rfilename": "../config.json"}], "sha": 3}']
+    + [b'{"id": "a/b", "siblings": [{"rfilename": "config.json"}], "sha": 3}'],
+    ids=range(9),
+)
+def test_a_server_that_answers_oddly_is_refused(server: type[Answers], answer: bytes) -> None:
+    server.files["/api/models/somebody/eat"] = answer
+    assert "Hugging Face Hub" in refused("somebody/eat")
 
 
 def test_a_local_folder_comes_before_the_hub(

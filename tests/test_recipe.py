@@ -1,12 +1,13 @@
 """What a recipe promises: typed, complete, and every mistake named at once."""
 
+import time
 from pathlib import Path
 from typing import Literal, Self
 
 import pytest
 from pydantic import Field, PositiveInt, model_validator
 
-from eat_audio import recipe
+from eat_audio import chain, recipe
 from eat_audio.errors import RecipeError
 from eat_audio.recipe import Settings
 
@@ -261,7 +262,16 @@ def test_a_file_that_is_not_text_gets_one_sentence(tmp_path):
 
 
 def test_a_recipe_that_does_not_exist_is_told_from_those_that_do(shipped):
-    assert mistakes("eat_bse") == ["no recipe called 'eat_bse'; there are eat_base, eat_tiny"]
+    assert mistakes("eat_bse") == [
+        "no recipe called 'eat_bse'; did you mean eat_base or eat_tiny? `eat recipes` lists all"
+    ]
+    assert mistakes("zzz") == ["no recipe called 'zzz'; `eat recipes` lists all"]
+
+
+@pytest.mark.parametrize("name", ["eat", "beats", "z" * 100_000, "a\x1b[2J", ""])
+def test_a_recipe_that_does_not_exist_takes_one_short_sentence(name):
+    (line,) = mistakes(name)
+    assert len(line) < 480 and line.isprintable()
 
 
 def test_a_file_that_does_not_exist_is_named(tmp_path):
@@ -271,7 +281,8 @@ def test_a_file_that_does_not_exist_is_named(tmp_path):
 
 def test_a_recipe_to_extend_that_does_not_exist_is_named_with_the_file_that_asks(shipped, write):
     assert mistakes(write("extends: eat_bse\n")) == [
-        "mine.yaml: no recipe called 'eat_bse'; there are eat_base, eat_tiny"
+        "mine.yaml: no recipe called 'eat_bse'; did you mean eat_base or eat_tiny? "
+        "`eat recipes` lists all"
     ]
 
 
@@ -279,6 +290,99 @@ def test_recipes_that_extend_each_other_are_refused(write):
     write("extends: mine.yaml\n", "other.yaml")
     (line,) = mistakes(write("extends: other.yaml\n"))
     assert line.endswith("a recipe cannot extend itself (mine.yaml -> other.yaml -> mine.yaml)")
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(9)
+)
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(1000))
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} {{<<: [{','.join(['*' + chr(97 + n)] * 10)}]}}\n"
+    for n in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LAUGHS, "more than 10_000 values"),
+        (MERGED, "more than 10_000 values"),
+        (CHAIN, "more than 50 levels"),
+        ("x: " + "[" * 5000, "more than 50 levels"),
+        ("x: " + "{a: " * 5000, "more than 50 levels"),
+        ("".join(" " * n + f"a{n}:\n" for n in range(300)), "more than 50 levels"),
+        ("- " * 5000 + "x", "more than 50 levels"),
+        ("".join(f"key{n}: {n}\n" for n in range(20_000)), "more than 10_000 values"),
+        ("x: [" + "1," * 20_000 + "]", "more than 10_000 values"),
+        ("a: " + "x" * 1_000_001, "more than 1_000_000 bytes"),
+        ("a" * 1_000 + ": 1", "a name is too long"),
+        ("a: " + "9" * 5_000, "a number is too long"),
+        ("a: 1" + ":1" * 100_000, "a number is too long"),
+        ("a: 0x" + "f" * 500_000, "a number is too long"),
+        ("a: !!int x", "invalid literal"),
+        ("a: !!int ''", "a value is not what it is marked as"),
+        ("a: !!bool x", "a value is not what it is marked as"),
+        ("a: !!timestamp x", "a value is not what it is marked as"),
+        ("a: &a [1, *a]", "a value contains itself"),
+        ("a: &a {b: [*a]}", "a value contains itself"),
+        ("a: 1\n---\nb: 2", "but found another document"),
+        ("{[a]: 1}", "found unhashable key"),
+    ],
+    ids=range(22),
+)
+def test_what_would_be_read_for_ever_is_refused_at_once(write, text, problem):
+    began = time.process_time()
+    (line,) = mistakes(write(text))
+    assert problem in line and "cannot be read as YAML" in line and len(line) < 480
+    assert time.process_time() - began < 8
+
+
+def test_aliases_that_multiply_nothing_are_fine(write):
+    run = recipe.load(
+        Run, write("x: &x 0.5\n".replace("x: ", "optim.lr: ") + "optim.betas: [*x, *x]")
+    )
+    assert (run.optim.lr, run.optim.betas) == (0.5, (0.5, 0.5))
+
+
+def test_of_many_mistakes_the_first_are_shown_and_the_others_counted(write):
+    began = time.process_time()
+    lines = mistakes(write("".join(f"key{n}: {n}\n" for n in range(4_000))))
+    assert len(lines) == 21 and lines[-1] == "... and 3980 more"
+    assert time.process_time() - began < 8
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["a." * 5000 + "a=1", "x=" + "[" * 5000, "x=" + "{a: " * 5000, "steps=" + "9" * 100_000],
+    ids=range(4),
+)
+def test_an_override_of_great_depth_is_refused_in_one_sentence(write, override):
+    (line,) = mistakes(write(""), override)
+    assert len(line) < 500
+    (line,) = mistakes(write("a." * 30 + "a: 1"))
+    assert "no such setting" in line or "a name is too long" in line
+
+
+def test_a_long_row_of_recipes_is_refused(write):
+    for n in range(100):
+        write(f"extends: {n + 1}.yaml\n", f"{n}.yaml")
+    write("steps: 3\n", "100.yaml")
+    (line,) = mistakes(write("extends: 0.yaml\n"))
+    assert "in a row" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *(("epochs", "steps"), ("num_train_epochs", "steps"), ("max_steps", "steps")),
+        *(("learning_rate", "optim.lr"), ("optim.learning_rate", "optim.lr"), ("LR", "optim.lr")),
+        *(("dataset", "data"), ("data_dir", "data"), ("out", "--out"), ("output_dir", "--out")),
+        ("warmup_steps", "optim.warmup"),
+    ],
+)
+def test_what_settings_are_called_elsewhere_is_understood(write, typed, meant):
+    (line,) = mistakes(write(""), f"{typed}=3")
+    assert line == f"{typed}=3: no such setting; did you mean {meant}?"
 
 
 # ---- what is shown ----
@@ -347,3 +451,28 @@ def test_a_recipe_without_a_comment_says_nothing_about_itself(write, text):
 
 def test_the_head_of_a_recipe_is_its_comment_to_the_letter(write):
     assert recipe.head(write(COMMENT)) + "steps: 30" == COMMENT.partition("  # Cost")[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["eat_tiny", "beats_tiny", "beats_tiny_tokenizer", "audiomae_base"]
+)
+def test_a_recipe_of_pre_training_is_refused_by_fine_tuning_in_one_sentence(name):
+    with pytest.raises(RecipeError) as caught:
+        chain.finetuning(name, ["steps=4", "no.such=1"])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{name}: ") and "expected a recipe that fine-tunes" in line
+    assert ("several stages" in line) == (name == "beats_tiny")
+
+
+@pytest.mark.parametrize("name", ["eat_tiny_finetune"])
+def test_a_recipe_of_fine_tuning_is_refused_by_pre_training_in_one_sentence(name, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        chain.stages_of(name)[0].settings(tmp_path)
+    assert str(caught.value) == (
+        f"{name}: fine-tunes; expected a recipe of pre-training to begin with"
+    )
+
+
+def test_stages_that_cannot_be_read_are_refused(write):
+    with pytest.raises(RecipeError, match="No closing quotation"):
+        chain.stages_of(write('stages: ["eat_tiny \'steps=3"]\n'))

@@ -84,7 +84,7 @@ def test_the_card_tells_scores_settings_and_front_end_but_no_folders(
 ) -> None:
     _, text = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit"))
     assert "**75.00%** on 8 clips" in text and "1 classes without a clip" in text
-    assert text.index("pipe\\|and") < text.index("| dog |") and "never" not in text
+    assert text.index("pipe&#124;and &#96;ticks") < text.index("| dog |") and "never" not in text
     assert "mean -6.5 and standard deviation 5.25" in text and "steps: 7" in text
     assert "somebody" not in text and "/x" not in text
 
@@ -224,3 +224,47 @@ def test_a_licence_that_is_no_word_of_the_hub_is_refused(
 def test_a_folder_that_is_there_is_not_written_into(run: Path) -> None:
     with pytest.raises(EatError, match="is there already"):
         share.prepare(run, run, name="me/dogs", licence="mit")
+
+
+def test_nothing_from_outside_is_markup_in_the_card(run: Path, tmp_path: Path) -> None:
+    hostile = "<script>x</script>\n\n# h ![a](http://b) | `c` ```\x1b[2J" + "y" * 10_000
+    row = {"label": hostile, "clips": 1, "accuracy": 0.0}
+    (run / "evaluation.json").write_text(json.dumps(SCORES | {"classes": [row]}))
+    record = {"data": hostile, "torch": hostile, "recipe": {"note": hostile, "x": [hostile]}}
+    (run / "run.json").write_text(json.dumps(record))
+    _, text = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit"))
+    assert "<script" not in text and "![a]" not in text.split("```yaml")[0] and "\x1b" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| &#60;script")]
+    assert line.count("|") == 4 and len(line) < 1000
+    assert text.count("```") == 6
+
+
+@pytest.mark.parametrize("name", ["<b>", "me/dogs\n# x", "a/b/c", "", "me/" + "x" * 200])
+def test_a_name_that_the_hub_cannot_have_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(EatError, match="expected a name"):
+        share.prepare(run, tmp_path / "out", name=name, licence="mit")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"metric": None}, {"metric": ["x"]}, {"metric": "a b"}, {"value": "x"}, {"clips": None}),
+        *({"classes": None}, {"classes": [1]}, {"classes": [{"label": "a", "clips": 1}]}),
+        *({"without_positive": "1"}, {"classes": [{"label": 3, "clips": 0}]}),
+    ],
+    ids=str,
+)
+def test_scores_that_are_none_are_refused(run: Path, tmp_path: Path, changes: Any) -> None:
+    (run / "evaluation.json").write_text(json.dumps(SCORES | changes))
+    with pytest.raises(EatError, match="holds no scores"):
+        share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_shared_has_the_modes_of_the_umask(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o640}

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -26,7 +27,7 @@ from eat_audio.recipe import Settings
 class Chain(Settings):
     """What a recipe of several stages says."""
 
-    stages: tuple[str, ...] = Field(min_length=1)
+    stages: tuple[str, ...] = Field(min_length=1, max_length=100)
     """Recipes in their order, each with its changes: "beats_tokenizer_iter2 target=logits"."""
 
 
@@ -81,11 +82,33 @@ def stages_of(name_or_path: str, changes: Sequence[str] = ()) -> list[Stage]:
     lines = recipe.load(Chain, name_or_path).stages
     stages: list[Stage] = []
     for number, line in enumerate(lines, start=1):
-        name, *own = shlex.split(line) or [""]
+        try:
+            name, *own = shlex.split(line) or [""]
+        except ValueError as error:
+            raise RecipeError(f"{name_or_path}: stages.{number - 1}={line}: {error}") from None
         folder = "" if number == len(lines) else f"{number}-{Path(name).stem}"
         before = stages[-1] if stages else None
         stages.append(Stage(name, folder, (*own, *changes), before))
     return stages
+
+
+def finetuning(name_or_path: str, changes: Sequence[str] = ()) -> FinetuneRun:
+    """The settings of a recipe that fine-tunes.
+
+    Raises:
+        RecipeError: It cannot be read, or is of another kind.
+    """
+
+    def schema(tree: dict[str, Any]) -> type[FinetuneRun]:
+        if "task" in tree or not ("stages" in tree or "method" in tree):
+            return FinetuneRun
+        kind = "has several stages" if "stages" in tree else f"pre-trains ({tree['method']})"
+        raise RecipeError(
+            f"{name_or_path}: {kind}, which is for eat pretrain; expected a recipe that "
+            "fine-tunes, with task: finetune in it (`eat recipes` lists all)"
+        )
+
+    return recipe.load(schema, name_or_path, changes)
 
 
 def run(

@@ -24,7 +24,9 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
-from eat_audio.errors import RecipeError
+from eat_audio import yaml_text
+from eat_audio.errors import MOST, RecipeError
+from eat_audio.text import shortened
 
 RECIPES = Path(__file__).parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
@@ -55,6 +57,33 @@ EXPECTED = {
     "too_short": "at least {min_length} values are expected",
 }
 """What would have been right, by the type of the error that pydantic reports."""
+
+MEANT = {
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "n_epochs", "max_epochs"), "steps"),
+    **dict.fromkeys(
+        ("num_train_epochs", "num_steps", "n_steps", "max_steps", "total_steps"), "steps"
+    ),
+    **dict.fromkeys(("iterations", "iters", "updates", "max_updates", "max_iter"), "steps"),
+    **dict.fromkeys(("lr", "learning_rate", "max_lr", "peak_lr", "base_lr"), "optim.lr"),
+    **dict.fromkeys(("warmup_steps", "num_warmup_steps", "warmup_epochs"), "optim.warmup"),
+    **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("batch_size", "batchsize", "bs", "train_batch_size"), "batch"),
+    **dict.fromkeys(("per_device_train_batch_size", "batch_per_gpu"), "batch"),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accum"), "accumulate"),
+    **dict.fromkeys(("workers", "num_workers", "n_workers"), "clips.workers"),
+    **dict.fromkeys(("seconds", "duration", "clip_length", "max_length"), "clips.seconds"),
+    **dict.fromkeys(("dataset", "data_dir", "data_path", "train_data", "manifest"), "data"),
+    **dict.fromkeys(("corpus", "input", "train", "path"), "data"),
+    **dict.fromkeys(("gpu", "gpus", "cuda"), "device"),
+    **dict.fromkeys(("out", "output", "output_dir", "out_dir", "save_dir", "run_dir"), "--out"),
+    **dict.fromkeys(("resume", "continue"), "--resume"),
+}
+"""What settings are called elsewhere, and here."""
+OPTIONS = ("--out", "--resume")
+"""What is no setting of a recipe, but an option of every command that takes one."""
+DEEPEST = 20
+"""The most dots in a name."""
+MOST_EXTENDED = 20
 
 PROGRAMS = ("eat ", "torchrun ")
 LABELS = ("Cost", "Expect", "Epochs", "Source")
@@ -237,6 +266,8 @@ def _layers(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> list[_Laye
     """The layers of a recipe and of all that it extends."""
     path = _locate(name_or_path, extended_by[-1] if extended_by else None)
     key = path.resolve()
+    if len(extended_by) > MOST_EXTENDED:
+        raise RecipeError(f"{path}: is extended by more than {MOST_EXTENDED} others in a row")
     if key in extended_by:
         ring = [*extended_by[extended_by.index(key) :], key]
         names_of_ring = " -> ".join(file.name for file in ring)
@@ -261,14 +292,19 @@ def _locate(name: str, beside: Path | None) -> Path:
         return path
     known = [known for known, _ in names()]
     if name not in known:
-        choice = ", ".join(known) or "none"
-        raise RecipeError(f"{where}no recipe called '{name}'; there are {choice}")
+        close = difflib.get_close_matches(name[: yaml_text.NAME], known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise RecipeError(
+            f"{where}no recipe called {shortened(name)}; {hint}`eat recipes` lists all"
+        )
     return RECIPES / f"{name}.yaml"
 
 
 def _read_yaml(path: Path) -> Tree:
     try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > yaml_text.LONGEST:
+            raise ValueError(f"more than {yaml_text.LONGEST:_} bytes")
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -279,6 +315,9 @@ def _read_yaml(path: Path) -> Tree:
         return {}
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a mapping of settings is expected, found {_shown(tree)}")
+    for name in tree:
+        if name.count(".") > DEEPEST:
+            raise RecipeError(f"{path}: {name}: no such setting")
     return reduce(_merge, (_nest(name, value) for name, value in tree.items()), {})
 
 
@@ -287,46 +326,14 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[list[_Layer], list[str]]
     layers, mistakes = [], []
     for override in overrides:
         name, equals, text = override.partition("=")
-        if not equals or not all(name.split(".")):
+        if not equals or not all(name.split(".")) or name.count(".") > DEEPEST:
             mistakes.append(f"'{override}' is not a setting; key=value is expected")
             continue
         try:
-            layers.append(_Layer(override, _nest(name, _parse_yaml(text)), name))
+            layers.append(_Layer(override, _nest(name, yaml_text.parse(text)), name))
         except (ValueError, yaml.YAMLError) as error:
             mistakes.append(f"{override}: the value cannot be read as YAML ({_problem(error)})")
     return layers, mistakes
-
-
-def _parse_yaml(text: str) -> Any:
-    _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-    return _with_text_keys(yaml.safe_load(text))
-
-
-def _refuse_repeated_keys(node: yaml.Node | None, around: tuple[yaml.Node, ...] = ()) -> None:
-    """YAML itself would keep the last of two equal keys and not say so."""
-    if node is None:
-        return
-    if any(node is outer for outer in around):
-        raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
-    around = (*around, node)
-    if isinstance(node, yaml.MappingNode):
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, key in enumerate(keys):
-            if any(key.value == before.value for before in keys[:place]):
-                problem = f"'{key.value}' is set twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-        for _, value in node.value:
-            _refuse_repeated_keys(value, around)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(value, around)
-
-
-def _with_text_keys(value: Any) -> Any:
-    """Names of settings are text, whatever YAML takes them for (`on`, `1`)."""
-    if isinstance(value, dict):
-        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
-    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _problem(error: Exception) -> str:
@@ -371,7 +378,7 @@ def _explain(error: ValidationError, schema: type[Settings], layers: list[_Layer
             lines.append(str(detail["ctx"]["error"]))  # about several settings; names them
         elif kind == "extra_forbidden" or (single and isinstance(value, dict)):
             for leaf, found in _leaves(name, value):
-                meant = _nearest(leaf, list(fields))
+                meant = _nearest(leaf, list(fields)) if len(lines) < MOST else None
                 hint = f"; did you mean {meant}?" if meant else ""
                 lines.append(f"{_given(leaf, found, layers)}: no such setting{hint}")
         else:
@@ -405,6 +412,9 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:
     """The setting that was probably meant: spelt alike as a whole, or else in its last part."""
+    usual = MEANT.get(name.rpartition(".")[2].lower().replace("-", "_"))
+    if usual in known or usual in OPTIONS:
+        return usual
     if close := difflib.get_close_matches(name, known, n=1):
         return close[0]
     by_last_part = {one.rpartition(".")[2]: one for one in reversed(known)}

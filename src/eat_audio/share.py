@@ -6,14 +6,12 @@ with the weights only their owner knows, so the licence is asked for.
 """
 
 import re
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import PreTrainedConfig
 
 from eat_audio.errors import CheckpointError, EatError
@@ -21,9 +19,14 @@ from eat_audio.inference import several_labels
 from eat_audio.models import save
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrained import find_with_front_end, on_disk
-from eat_audio.train.checkpoint import model_folder, read_json
+from eat_audio.pretrained import find_with_front_end, on_disk, read_settings
+from eat_audio.text import printable, shortened
+from eat_audio.train.checkpoint import model_folder
+from eat_audio.weights.folder import folder_aside
+from eat_audio.writing import write_json, write_text
 
+NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
+"""What a model may be called."""
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 """How the Hub spells licences: mit, apache-2.0, cc-by-4.0, other, ..."""
 METHODS = {
@@ -33,6 +36,8 @@ METHODS = {
 }
 """A method's name and its paper on arXiv, by `model_type`."""
 SHOWN_LABELS = 20
+MARKUP = set("<>&|`*_[]()\\#~!$")
+"""What HTML or Markdown might take for its own."""
 
 
 def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
@@ -48,21 +53,23 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
         EatError: The model cannot be loaded, the folder is there, or the licence is no such word.
     """
     if not LICENCE.fullmatch(licence):
-        raise EatError(f"licence {licence!r}: expected a word such as mit, cc-by-4.0 or other")
+        raise EatError(
+            f"licence {shortened(licence)}: expected a word such as mit, cc-by-4.0 or other"
+        )
+    if not NAME.fullmatch(name):
+        raise EatError(f"{shortened(name)}: expected a name as the Hub has them, OWNER/NAME")
     if out.exists():
         raise EatError(f"{out}: is there already; expected the name of a new folder")
     here = on_disk(place)
     model, features = find_with_front_end(here)
-    save(model, features, out)
     folder = here.parent if here.is_file() else model_folder(here)
-    scores = folder / "evaluation.json"
-    run = folder / "run.json"
-    if scores.is_file():
-        shutil.copyfile(scores, out / scores.name)
-    card = model_card(
-        model, features, name=name, licence=licence, scores=_told(scores), run=_told(run)
-    )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    scores, run = _scores(folder / "evaluation.json"), _told(folder / "run.json")
+    card = model_card(model, features, name=name, licence=licence, scores=scores, run=run)
+    with folder_aside(out) as aside:
+        save(model, features, aside)
+        if scores is not None:
+            write_json(aside / "evaluation.json", scores)
+        write_text(aside / "README.md", card)
     return out
 
 
@@ -81,8 +88,8 @@ def upload(place: str | Path, name: str, *, licence: str, private: bool = False)
         try:
             address = hub.create_repo(name, private=private, exist_ok=True)
             hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Share a model")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # servers may answer anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise EatError(f"{name}: the Hugging Face Hub does not take it ({reason})") from error
     return str(address)
 
@@ -116,12 +123,12 @@ def model_card(
         "tags": ["audio", "eat-audio", config.model_type, f"arxiv:{paper}"],
     }
     if scores is not None:
-        corpus = (
-            _without_folders((run or {}).get("recipe") or {}).get("data") or "clips of its owner"
-        )
+        recipe = (run or {}).get("recipe")
+        corpus = _without_folders(recipe if isinstance(recipe, dict) else {}).get("data")
+        corpus = corpus if isinstance(corpus, str) and corpus else "clips of its owner"
         told |= {"model_name": name.rpartition("/")[2], "eval_results": [_result(scores, corpus)]}
     parts = [
-        f"# {name}",
+        f"# {name if NAME.fullmatch(name) else _shown(name)}",
         _what_it_is(model, features, method, paper),
         _use(name, classifies=classifies),
     ]
@@ -196,7 +203,7 @@ def _table_of(scores: dict[str, Any]) -> str:
         f"| label | clips | {metric} |",
         "| --- | --- | --- |",
         *(
-            f"| {_cell(r['label'])} | {r['clips']} | {r[metric]:.1%} |"
+            f"| {_shown(r['label'])} | {r['clips']} | {r[metric]:.1%} |"
             for r in known[:SHOWN_LABELS]
         ),
     ]
@@ -207,16 +214,17 @@ def _table_of(scores: dict[str, Any]) -> str:
 
 def _how_it_was_made(run: dict[str, Any]) -> str:
     versions = ", ".join(
-        f"{name.replace('_', '-')} {run[name]}"
+        f"{name.replace('_', '-')} {_shown(run[name], 40)}"
         for name in ("eat_audio", "torch", "transformers")
         if name in run
     )
-    told = _without_folders(run.get("recipe") or {})
+    recipe = run.get("recipe")
+    told = _without_folders(recipe if isinstance(recipe, dict) else {})
     settings = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).strip()
-    settings = settings.replace("```", "'''")
+    settings = settings.replace("```", "'''").replace("<", "&lt;")
     return f"""## Training
 
-Clips: {run.get("data", "not recorded")}. Made with {versions or "unknown versions"}.
+Clips: {_shown(run.get("data", "not recorded"))}. Made with {versions or "unknown versions"}.
 
 <details><summary>All settings</summary>
 
@@ -249,15 +257,42 @@ def _limits(model: AudioModel) -> str:
     return f"## Limits\n\n{said}"
 
 
-def _cell(word: str) -> str:
-    return word.replace("|", "\\|").replace("\n", " ")
+def _shown(text: object, longest: int = 200) -> str:
+    """Text from outside as it stands: no HTML, no Markdown, one line."""
+    text = printable(str(text)[:longest])
+    return "".join(f"&#{ord(c)};" if c in MARKUP else c for c in text)
+
+
+def _scores(path: Path) -> dict[str, Any] | None:
+    """What `eat finetune` wrote, if it has all that a card says of it; None if there is none."""
+    scores = _told(path)
+    if scores is None:
+        return None
+    metric, classes = scores.get("metric"), scores.get("classes")
+    fits = (
+        isinstance(metric, str)
+        and metric.isidentifier()
+        and all(type(scores.get(n)) is int for n in ("clips", "without_positive"))
+        and type(scores.get("value")) in (int, float)
+        and isinstance(classes, list)
+        and all(_is_class(one, metric) for one in classes)
+    )
+    if not fits:
+        raise CheckpointError(f"{path}: holds no scores; `eat evaluate` writes them anew")
+    return scores
+
+
+def _is_class(row: object, metric: str) -> bool:
+    if not isinstance(row, dict) or type(row.get("clips")) is not int:
+        return False
+    score = row.get(metric)
+    return isinstance(row.get("label"), str) and (
+        type(score) in (int, float) if row["clips"] else score is None or type(score) is float
+    )
 
 
 def _told(path: Path) -> dict[str, Any] | None:
     """What a JSON file says; None if there is none."""
     if not path.is_file():
         return None
-    told: object = read_json(path)
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return told
+    return read_settings(path)

@@ -1,6 +1,7 @@
 """Recordings inside other files are heard as they would be alone, or named with what is wrong."""
 
 import builtins
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,9 @@ def test_a_package_that_is_missing_is_asked_for(
     with pytest.raises(EatError, match=rf"needs {package}; install it .*eat-audio\[data\]") as told:
         sound_of(clip)
     assert not isinstance(told.value, AudioError)  # which would be skipped, clip by clip
+
+
+def test_a_pipe_in_place_of_an_hdf5_file_holds_up_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.h5")
+    with pytest.raises(AudioError, match="is not a file"):
+        sound_of(Clip("a", tmp_path / "a.h5", inside="a"))

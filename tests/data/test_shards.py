@@ -2,14 +2,17 @@
 
 import json
 import os
+import random
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -18,13 +21,15 @@ import torch
 from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.cli import app
-from eat_audio.data import shards
+from eat_audio.data import containers, shards
 from eat_audio.data.batches import ClipReader, ClipSettings, Steps, training_batches
 from eat_audio.data.containers import read_bytes, sound_of
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
+from eat_audio.data.shard_index import FIELDS
 from eat_audio.data.shards import open_packed, pack
 from eat_audio.errors import AudioError, DataError
+from eat_audio.writing import aside_name
 
 NAMES = ("Dog", "Male speech, man speaking", "Rain")
 
@@ -131,7 +136,7 @@ def test_packing_goes_on_where_it_was_stopped(
 
     def stopped(plan: shards._Plan) -> None:
         if plan.place.name.endswith("1.tar"):
-            plan.place.with_suffix(".tar.part").write_bytes(b"half")
+            aside_name(plan.place).write_bytes(b"half")
             raise KeyboardInterrupt
         write(plan)
 
@@ -148,6 +153,25 @@ def test_packing_goes_on_where_it_was_stopped(
     assert facts(open_packed(out)) == facts(corpus)
     assert {path.suffix for path in out.iterdir()} == {".tar", ".parquet", ".json"}
     assert pack(corpus, out, clips_per_shard=3).kept == 3
+
+
+def test_a_shard_whose_rows_are_damaged_is_packed_again(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = shards._write_shard
+
+    def damaging(plan: shards._Plan) -> None:
+        if plan.place.name.endswith("1.tar"):
+            raise KeyboardInterrupt
+        write(plan)
+        plan.rows.write_bytes(plan.rows.read_bytes()[:-20])
+
+    monkeypatch.setattr(shards, "_write_shard", damaging)
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus, tmp_path / "out", clips_per_shard=3)
+    monkeypatch.setattr(shards, "_write_shard", write)
+    assert pack(corpus, tmp_path / "out", clips_per_shard=3).kept == 0
+    assert facts(open_packed(tmp_path / "out")) == facts(corpus)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -230,8 +254,20 @@ def test_a_shard_that_was_cut_short_gives_one_sentence_per_clip_it_lacks(
         ("shard", "../../etc/passwd"),
         ("shard", "/etc/passwd"),
         ("shard", ""),
+        ("shard", "a" * 300),
+        ("shard", "a\\b"),
+        ("shard", ".."),
+        ("shard", "shard\x1b.tar"),
         ("offset", -1),
+        ("offset", 2**63 - 1),
+        ("offset", 1536),  # where the first one is
         ("size", -1),
+        ("size", 2**62),
+        ("crc32", 2**40),
+        ("samples", -1),
+        ("labels", [None]),
+        ("labels", None),
+        ("id", None),
         ("labels", [3]),
         ("labels", [-1]),
         ("split", None),
@@ -257,6 +293,97 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
     (tmp_path / "out" / name).write_bytes(b"{}")
     with pytest.raises(DataError, match=name):
         open_packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_index_is_read_or_refused(corpus: Corpus, tmp_path: Path, seed: int) -> None:
+    pack(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "index.parquet"
+    chance = random.Random(seed)
+    content = bytearray(file.read_bytes())
+    for _ in range(chance.randint(1, 8)):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    file.write_bytes(content[: chance.choice([len(content), chance.randrange(len(content))])])
+    try:
+        open_packed(tmp_path / "out")
+    except DataError as error:
+        assert len(str(error)) < 480 and str(error).isprintable() and "index.parquet" in str(error)
+
+
+def test_an_index_of_more_rows_than_it_can_hold_takes_no_memory(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    pack(corpus, tmp_path / "out")
+    file, about = tmp_path / "out" / "index.parquet", tmp_path / "out" / "shards.json"
+    one = pq.read_table(file).slice(0, 1)
+    with pq.ParquetWriter(file, one.schema, compression="zstd") as writer:
+        many = one.take(np.zeros(100_000, np.int64))
+        for _ in range(10):
+            writer.write_table(many)
+    assert file.stat().st_size < 200_000
+    with pytest.raises(DataError, match="does not fit"):
+        open_packed(tmp_path / "out")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"clips": 1_000_000}))
+    began = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="claims more than it holds"):
+        open_packed(tmp_path / "out")
+    assert pa.total_allocated_bytes() - began < 10_000_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"label_names": None}, {"label_names": [1]}, {"label_names": "abc"}),
+        *({"label_names": ["a", "a", "b"]}, {"label_names": {"a": 1}}, {"name": ["x"]}),
+        *({"name": None}, {"statistics": [1]}, {"statistics": "nowhere"}, {"statistics": [0, 0]}),
+        *({"statistics": [1, "x"]}, {"statistics": {}}, {"clips": "9"}, {"clips": 9.0}),
+        *({"clips": -1}, {"clips": 10}, {"clips": True}, {"clips": 10**30}, {"multi_label": 1}),
+        *({"plan": None}, {"version": "1"}, {"version": 2}, {"version": None}, {"format": []}),
+        *({"samples": "x"}, {"size": None}, {"unreadable": 3}, {"unreadable": [3]}),
+    ],
+    ids=str,
+)
+def test_a_description_of_wrong_kinds_is_refused(
+    corpus: Corpus, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    pack(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "shards.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(DataError, match=r"shards.json") as told:
+        open_packed(tmp_path / "out")
+    assert len(str(told.value)) < 480
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_description_that_lacks_something_is_refused(
+    corpus: Corpus, tmp_path: Path, name: str
+) -> None:
+    pack(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "shards.json"
+    about = json.loads(file.read_text())
+    del about[name]
+    file.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=name):
+        open_packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "", "\x00"])
+def test_a_description_that_is_none_is_refused(corpus: Corpus, tmp_path: Path, text: str) -> None:
+    pack(corpus, tmp_path / "out")
+    (tmp_path / "out" / "shards.json").write_text(text)
+    with pytest.raises(DataError, match=r"shards.json"):
+        open_packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "shard-000000.tar"])
+def test_a_pipe_in_place_of_a_file_holds_up_nobody(
+    corpus: Corpus, tmp_path: Path, name: str
+) -> None:
+    pack(corpus, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    os.mkfifo(tmp_path / "out" / name)
+    with pytest.raises((DataError, AudioError), match="is not a file"):
+        sound_of(open_packed(tmp_path / "out").clips[0])
 
 
 def test_a_size_that_no_shard_has_takes_no_memory(tmp_path: Path) -> None:
@@ -390,3 +517,45 @@ def test_the_command_packs_and_names_what_it_could_not_read(
     assert "clips\t1\n" in out and "unreadable clips\t1\n" in out
     assert err.startswith("skipped: ") and "1.wav" in err
     assert [clip.id for clip in open_corpus(tmp_path / "out").clips] == ["0"]
+
+
+class Dripping(Ranges):
+    """Sends a byte at a time, or without an end; of what, its `how` says."""
+
+    how = ""
+
+    def do_GET(self) -> None:
+        if not self.path.endswith(self.how.partition(" ")[2]):
+            super().do_GET()
+            return
+        try:
+            if self.how.startswith("headers"):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+            else:
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+            for _ in range(10_000):
+                if self.how.startswith("endless"):
+                    self.wfile.write(b" " * 2**20)
+                else:
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+        except OSError:  # nobody listens any more
+            pass
+
+
+@pytest.mark.parametrize("how", ["headers", "body", "endless"])
+@pytest.mark.parametrize("file", ["shards.json", "index.parquet", "shard-000000.tar"])
+def test_a_server_without_an_end_is_given_up(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, file: str
+) -> None:
+    pack(corpus, tmp_path / "out")
+    monkeypatch.setattr(containers, "WAIT", 0.5)
+    handler = type("Handler", (Dripping,), {"folder": tmp_path, "how": f"{how} {file}"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as here:
+        here.daemon_threads = True
+        threading.Thread(target=here.serve_forever, args=(0.01,), daemon=True).start()
+        with pytest.raises((DataError, AudioError), match=r"larger|seconds|parts"):
+            sound_of(open_packed(f"http://127.0.0.1:{here.server_port}/out").clips[0])
+        here.shutdown()
+        here.block_on_close = False

@@ -199,7 +199,7 @@ def test_something_else_is_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_the_format_of_before_torch_1_6_is_refused_with_a_remedy(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "writes it anew" in refused(tmp_path / "a.pt")
+    assert "weights_only=True" in refused(tmp_path / "a.pt")
 
 
 def test_a_zip_file_of_other_things_is_refused(tmp_path: Path) -> None:
@@ -264,13 +264,115 @@ def test_what_is_nested_deeply_or_in_itself_is_refused(tmp_path: Path) -> None:
         assert "nested too deeply" in refused(tmp_path / "a.pt")
 
 
-def test_what_doubles_with_every_level_is_read_in_no_time(tmp_path: Path) -> None:
+def test_what_is_shared_is_read_as_shared(tmp_path: Path) -> None:
     many: list[Any] = []
-    for _ in range(60):
+    for _ in range(10):
         many = [many, many]
     torch.save({"a": many}, tmp_path / "a.pt")
     back = read_pickled(tmp_path / "a.pt")["a"]
     assert back[0] is back[1]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_what_doubles_with_every_level_is_refused_in_no_time(kind: type, tmp_path: Path) -> None:
+    many = kind()
+    for _ in range(60):
+        many = kind([many, many])
+    torch.save({"a": many}, tmp_path / "a.pt")
+    assert "multiply" in refused(tmp_path / "a.pt")
+
+
+def text(content: bytes) -> bytes:
+    return b"X" + len(content).to_bytes(4, "little") + content
+
+
+def number(bits: int) -> bytes:
+    content = (1 << bits).to_bytes((bits + 1) // 8 + 1, "little", signed=True)
+    return b"\x8b" + len(content).to_bytes(4, "little") + content
+
+
+def doubling(kind: bytes, depth: int = 40) -> bytes:
+    """Instructions that leave 2 ** depth times the same, tuples or lists, on the stack."""
+    whole = (b"N\x85" if kind == b"t" else b"]") + b"q\x000"
+    for level in range(depth):
+        before, here = bytes([level]), bytes([level + 1])
+        pair = b"(h" + before + b"h" + before + b"t" if kind == b"t" else b"]"
+        filled = b"" if kind == b"t" else b"(h" + before + b"h" + before + b"e"
+        whole += pair + filled + b"q" + here + b"0"
+    return whole + b"h" + bytes([depth])
+
+
+def a_tensor(size: bytes, strides: bytes, offset: bytes = b"K\x00", of: bytes = b"K\x04") -> bytes:
+    memory = b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + memory + of + b"tQ" + offset + size + strides
+    ) + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+ONE = b"K\x01\x85"
+MULTIPLIED = {
+    "a module of tuples": doubling(b"t") + text(b"x") + b"\x93",
+    "a name of tuples": text(b"foo") + doubling(b"t") + b"\x93",
+    "a name of lists": text(b"foo") + doubling(b"e") + b"\x93",
+    "a size of tuples": a_tensor(doubling(b"t"), ONE),
+    "a size of lists": a_tensor(doubling(b"e") + b"\x85", ONE),
+    "strides of lists": a_tensor(ONE, doubling(b"e")),
+    "an offset of lists": a_tensor(ONE, ONE, offset=doubling(b"e")),
+    "a count of tuples": a_tensor(ONE, ONE, of=doubling(b"t")),
+    "a key of tuples": doubling(b"t") + b"Q",
+    "a torch.Size of lists": b"ctorch\nSize\n" + doubling(b"e") + b"\x85R",
+    "a large size": a_tensor(number(2**20) + b"\x85", ONE),
+    "a large stride": a_tensor(ONE, number(2**20) + b"\x85"),
+    "a large offset": a_tensor(ONE, ONE, offset=number(2**20)),
+    "a large count": a_tensor(ONE, ONE, of=number(2**20)),
+    "a size beyond 2 ** 62": a_tensor(number(63) + b"\x85", ONE),
+    "a size that is true": a_tensor(b"\x88\x85", ONE),
+    "a long name": b"cos\n" + b"A" * 3_000_000 + b"\n",
+    "a long name that is repeated": text(b"A" * 2_000_000)
+    + b"q\x000"
+    + b"h\x00h\x00\x930" * 200_000
+    + b"N",
+    "an escape in a name": b"cos\n\x1b]0;owned\x07\x1b[2Jx\n",
+    "a long key of a dict": b"}" + text(b"A" * 2_000_000) + b"Ns",
+    "many marks": b"(" * 3_900_000,
+    "many dicts": b"}" * 3_900_000,
+    "many lists": b"]" * 3_900_000,
+    "many objects": b"N)R" * 1_300_000,
+}
+"""By what is wrong: instructions that leave something on the stack."""
+
+
+@pytest.mark.parametrize("instructions", MULTIPLIED.values(), ids=MULTIPLIED)
+def test_what_multiplies_is_refused_soon_and_in_a_short_sentence(
+    instructions: bytes, tmp_path: Path
+) -> None:
+    torch.save({"w": None}, tmp_path / "a.pt")
+    path = with_program(
+        tmp_path / "a.pt", lambda _: b"\x80\x02}" + text(b"w") + instructions + b"s."
+    )
+    began = time.process_time()
+    sentence = refused(path)
+    assert time.process_time() - began < LONGEST
+    assert len(sentence) < 480 and sentence.isprintable()
+
+
+@pytest.mark.parametrize("method", sorted(SHAPES))
+def test_settings_of_released_files_are_shown_in_short(method: str, tmp_path: Path) -> None:
+    model = tiny(method)
+    content = METHODS[method].theirs(model, families()[method].features())
+    many: list[Any] = []
+    for _ in range(15):
+        many = [many, many]
+    odd = {"num_heads": many, "encoder_layers": many, "prediction_mode": many, "norm_eps": many}
+    for name in ("cfg", "args"):
+        if name in content:
+            inner = content[name].get("model", content[name])
+            inner |= odd
+    torch.save(content, tmp_path / "a.pt")
+    try:
+        find_model(tmp_path / "a.pt")
+    except CheckpointError as error:
+        assert len(str(error)) < 480
 
 
 def test_numbers_that_share_their_places_in_a_dict_take_no_time(tmp_path: Path) -> None:

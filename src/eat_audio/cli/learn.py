@@ -101,9 +101,10 @@ def finetune(
 
     Example: eat finetune eat_tiny_finetune --from runs/mine data=ESC-50/ --out runs/esc50
     """
+    from eat_audio import chain
     from eat_audio import finetune as steps
 
-    asked = recipes.load(steps.FinetuneRun, recipe, settings or [])
+    asked = chain.finetuning(recipe, settings or [])
     if print_config:
         print(recipes.dump(asked), end="")
         return

@@ -118,14 +118,18 @@ def convert(
 
     Example: eat convert EAT-base_epoch30_pt.pt models/eat_base
     """
-    from eat_audio.pretrained import find_with_front_end
+    from eat_audio.pretrained import find_with_front_end, on_disk
     from eat_audio.weights import write
+    from eat_audio.weights.licence import licence_of
 
-    model, features = find_with_front_end(place, teacher=teacher)
+    here = on_disk(place)
+    model, features = find_with_front_end(here, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
     print(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for what in lost:
         print(f"{out}: this layout has no place for {what}", file=sys.stderr)
+    if licence := licence_of(here):
+        print(f"{out}: the licence of these weights is {licence}", file=sys.stderr)
 
 
 @app.command()
@@ -152,6 +156,7 @@ def _inspected(place: str) -> dict[str, Any]:
     from eat_audio.models.base import AudioClassifier, AudioEncoder
     from eat_audio.pretrained import find_model, load_features, on_disk
     from eat_audio.train.checkpoint import checkpoints, fingerprint, model_folder
+    from eat_audio.weights.licence import licence_of
 
     model, features = find_model(place), load_features(place)
     encoder = find_model(place, AudioEncoder)  # comparable with where it began
@@ -173,6 +178,7 @@ def _inspected(place: str) -> dict[str, Any]:
         "pooling": getattr(config, "pooling", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": config.num_labels if classifies else None,
+        "licence": licence_of(here if here.is_file() else folder),
         "front_end": features
         and {name: getattr(features, name) for name in ("mean", "std", "released_padding")},
         "fingerprint": fingerprint(model.state_dict()),

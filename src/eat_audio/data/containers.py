@@ -8,12 +8,16 @@ is taken.
 
 import io
 import os
+import stat
+import threading
+import time
 import urllib.request
 import zlib
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import soundfile
@@ -24,6 +28,10 @@ from eat_audio.errors import AudioError, DataError, EatError
 
 WAIT = 30.0
 """Seconds until a web server that says nothing is given up."""
+SLOWEST = 1_000.0
+"""Bytes a second; for every so many more that came, a server is given a second more."""
+LARGEST = 2**32
+"""Bytes that are read at once, if nothing else is said."""
 HDF5_RATE = 32_000
 """Hz; HDF5 files do not say it, and this is what the released code takes them to have."""
 SAMPLES = (np.int16, np.float16, np.float32, np.float64)
@@ -54,50 +62,133 @@ def sound_of(clip: Clip) -> Source:
     return Encoded(name, data)
 
 
-def read_bytes(place: str | Path, span: Span | None = None) -> bytes:
+def read_bytes(place: str | Path, span: Span | None = None, *, most: int = LARGEST) -> bytes:
     """All bytes of a file or URL, or those of a span.
 
+    Args:
+        place: The file, or the URL.
+        span: Which bytes; all, if it is None.
+        most: How many they may be.
+
     Raises:
-        DataError: It cannot be read, or ends before the span does.
+        DataError: It cannot be read, is no file, is too large, ends before the span does, or comes
+            too slowly.
     """
     if not is_url(place):
-        return _from_file(place, span)
+        return _from_file(place, span, most)
     url = str(place)
     if url.lower().startswith(("http://", "https://")):
-        return _from_web(url, span)
-    return _from_store(url, span)
+        return _from_web(url, span, most)
+    return _from_store(url, span, most)
 
 
-def _from_file(place: str | Path, span: Span | None) -> bytes:
+def _from_file(place: str | Path, span: Span | None, most: int) -> bytes:
+    _refuse_what_waits(place)
     try:
         with open(place, "rb") as file:
-            offset, size = _within(place, span, os.fstat(file.fileno()).st_size)
+            length = os.fstat(file.fileno()).st_size
+            offset, size = _within(place, span, length)
+            _refuse_too_large(place, size, most)
             file.seek(offset)
             data = file.read(size)
-    except OSError as error:
-        raise DataError(f"{place}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{place}: cannot be read ({reason})") from error
     return _complete(place, data, size)
 
 
-def _from_web(url: str, span: Span | None) -> bytes:
-    request = urllib.request.Request(url)
-    if span is not None:
-        offset, size = _within(url, span, None)
-        request.add_header("Range", f"bytes={offset}-{offset + size - 1}")
+def _refuse_what_waits(place: str | Path) -> None:
+    """Raise if a place is a pipe or a device: opening one would wait for its writer."""
     try:
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:
-            if span is None:
-                return answer.read()
+        regular = stat.S_ISREG(os.stat(place).st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{place}: cannot be read ({reason})") from error
+    if not regular:
+        raise DataError(f"{place}: cannot be read (it is not a file)")
+
+
+def _refuse_too_large(place: str | Path, size: int, most: int) -> None:
+    if size > most:
+        raise DataError(f"{place}: is larger than the {most} bytes that are expected at most")
+
+
+class _Answer:
+    """What a web server sends, read by a thread of its own so that it cannot hold up anybody.
+
+    A server may send its headers, or anything else, a byte at a time; no limit of a socket counts
+    those. So the whole has a deadline, which moves on with what has come.
+    """
+
+    def __init__(self, request: urllib.request.Request, offset: int | None, most: int) -> None:
+        self.request, self.offset, self.most = request, offset, most
+        self.data = bytearray()
+        self.error: Exception | None = None
+        self.given_up = False
+
+    def get(self) -> bytes:
+        """All that came.
+
+        Raises:
+            DataError: It is too much, or too slow, or no part of a file where one was wanted.
+        """
+        work = threading.Thread(target=self._read, daemon=True)
+        work.start()
+        begun = time.monotonic()
+        while work.is_alive():
+            left = begun + WAIT + len(self.data) / SLOWEST - time.monotonic()
+            if left <= 0:
+                self.given_up = True
+                raise DataError(
+                    f"{self.request.full_url}: cannot be read ({len(self.data)} bytes came in "
+                    f"{time.monotonic() - begun:.0f} seconds)"
+                )
+            work.join(left)
+        if self.error is not None:
+            raise self.error
+        return bytes(self.data)
+
+    def _read(self) -> None:
+        try:
+            with urllib.request.urlopen(self.request, timeout=WAIT) as answer:
+                self._take(answer)
+        except Exception as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            self.error = error
+
+    def _take(self, answer: Any) -> None:
+        url = self.request.full_url
+        if self.offset is not None:
             told = answer.headers.get("Content-Range", "")
-            if answer.status != 206 or not told.startswith(f"bytes {offset}-"):
+            if answer.status != 206 or not told.startswith(f"bytes {self.offset}-"):
                 raise DataError(f"{url}: the server does not send parts of files")
-            data = answer.read(size)
+        while not self.given_up and (part := answer.read1(2**16)):
+            self.data += part
+            if len(self.data) > self.most:
+                if self.offset is not None:  # more than was asked for
+                    del self.data[self.most :]
+                    return
+                raise DataError(
+                    f"{url}: is larger than the {self.most} bytes that are expected at most"
+                )
+
+
+def _from_web(url: str, span: Span | None, most: int) -> bytes:
+    offset = size = None
+    try:
+        request = urllib.request.Request(url)
+        if span is not None:
+            offset, size = _within(url, span, None)
+            _refuse_too_large(url, size, most)
+            request.add_header("Range", f"bytes={offset}-{offset + size - 1}")
+        data = _Answer(request, offset, most if size is None else size).get()
     except (OSError, ValueError, HTTPException) as error:
         raise DataError(f"{url}: cannot be read ({getattr(error, 'reason', error)})") from error
-    return _complete(url, data, size)
+    return data if size is None else _complete(url, data, size)
 
 
-def _from_store(url: str, span: Span | None) -> bytes:
+def _from_store(url: str, span: Span | None, most: int) -> bytes:
     try:
         import fsspec
     except ImportError:
@@ -105,6 +196,7 @@ def _from_store(url: str, span: Span | None) -> bytes:
     try:
         store, path = fsspec.core.url_to_fs(url)
         if span is None:
+            _refuse_too_large(url, store.size(path) or 0, most)
             return store.cat_file(path)
         offset, size = _within(url, span, _length(url))
         data = store.cat_file(path, start=offset, end=offset + size)
@@ -148,6 +240,10 @@ def _dataset(file: Path, name: str, called: str) -> bytes:
         import h5py
     except ImportError:
         raise EatError(f"{file}: needs h5py; install it (pip install 'eat-audio[data]')") from None
+    try:
+        _refuse_what_waits(file)
+    except DataError as error:
+        raise AudioError(f"{called}: {error}") from error
     try:
         with h5py.File(file, "r") as store:
             found: Any = store

@@ -32,30 +32,16 @@ from torch import Tensor
 from eat_audio.audio import SAMPLE_RATE, Encoded, load_audio, to_int16
 from eat_audio.data.containers import read_bytes, sound_of
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
+from eat_audio.data.shard_index import ABOUT, INDEX, ROWS, VERSION, read_about, read_index
 from eat_audio.errors import AudioError, DataError
 from eat_audio.masking import hash_id
 from eat_audio.progress import track
+from eat_audio.writing import remove_leftovers, write_json, written_aside
 
-INDEX, ABOUT = "index.parquet", "shards.json"
-VERSION = 1
 LONGEST_KEY = 80
 """Characters; with its suffix, a key must fit into the 100 of a tar header."""
 
 Kind = Literal["flac", "wav"]
-
-ROWS = pa.schema(
-    [
-        ("id", pa.large_binary()),  # text in the finished index, if all ids are text
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("crc32", pa.int64()),
-        ("samples", pa.int64()),
-        ("labels", pa.list_(pa.int32())),
-        ("split", pa.string()),
-    ]
-)
-"""The index: where the bytes of a clip's FLAC or WAV file are, and what is heard in it."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +70,10 @@ def open_packed(place: str | Path) -> Corpus:
     Raises:
         DataError: It cannot be read, is unfinished, or contradicts itself.
     """
-    about = _read_about(place)
-    try:
-        table = pq.read_table(pa.BufferReader(read_bytes(_in(place, INDEX))))
-        columns = {name: table[name].combine_chunks() for name in ROWS.names}
-        columns = {name: column.cast(ROWS.field(name).type) for name, column in columns.items()}
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{_in(place, INDEX)}: is not an index of shards ({error})") from error
+    about = read_about(_in(place, ABOUT))
+    columns = read_index(_in(place, INDEX), clips=about["clips"], labels=len(about["label_names"]))
     shards = columns["shard"].dictionary_encode()
     names = shards.dictionary.to_pylist()
-    heard = columns["labels"].flatten().to_numpy()
-    sound = (
-        not any(column.null_count for column in columns.values())
-        and all(name == os.path.basename(name) != "" for name in names)
-        and all((columns[name].to_numpy() >= 0).all() for name in ("offset", "size", "crc32"))
-        and ((heard >= 0) & (heard < len(about["label_names"]))).all()
-        and len(columns["id"]) == about["clips"]
-    )
-    if not sound:
-        raise DataError(f"{_in(place, INDEX)}: does not fit {ABOUT}, or names what cannot be")
     splits = columns["split"].dictionary_encode()
     clips = Clips.in_columns(
         id=columns["id"],
@@ -150,8 +121,9 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         if is_packed(out):
             return _finished(corpus, plans, out)
-        for left_over in out.glob("shard-*.part"):
-            left_over.unlink()
+        for plan in plans:
+            remove_leftovers(plan.place)
+            remove_leftovers(plan.rows)
         todo = [plan for plan in plans if not plan.is_done()]
         for _ in track(_written(todo, jobs), "pack", len(todo)):
             pass
@@ -188,7 +160,9 @@ class _Plan:
         if not self.rows.is_file():
             return False
         told = _told(self.rows)
-        if told.get("digest") != self.digest:
+        if not told:
+            return False
+        if told["digest"] != self.digest:
             raise DataError(
                 f"{self.place}: was packed from other clips, or with other options; "
                 "expected an empty folder, or the same command again"
@@ -231,26 +205,24 @@ def _write_shard(plan: _Plan) -> None:
     rows: list[dict[str, Any]] = []
     digests: list[bytes] = []
     unreadable: list[str] = []
-    aside = plan.place.with_suffix(".tar.part")
-    with open(aside, "wb") as file:
-        for clip in plan.clips:
-            try:
-                waveform = _as_heard(clip)
-            except AudioError as error:
-                unreadable.append(str(error))
-                continue
-            rows.append(_add_clip(file, clip, waveform, plan))
-            digests.append(_digest(waveform))
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
-        file.flush()
-        os.fsync(file.fileno())
-    for row, digest in zip(rows, digests, strict=True):
-        data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
-        if _digest(to_int16(load_audio(Encoded(str(aside), data)))) != digest:
-            raise DataError(f"{aside}: does not hold what was written to it")
-    told = {"digest": plan.digest, "size": os.path.getsize(aside), "unreadable": unreadable}
-    os.replace(aside, plan.place)
-    _write_rows(pa.Table.from_pylist(rows, ROWS), plan.rows, told)
+    with written_aside(plan.place) as aside:
+        with open(aside, "wb") as file:
+            for clip in plan.clips:
+                try:
+                    waveform = _as_heard(clip)
+                except AudioError as error:
+                    unreadable.append(str(error))
+                    continue
+                rows.append(_add_clip(file, clip, waveform, plan))
+                digests.append(_digest(waveform))
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+        for row, digest in zip(rows, digests, strict=True):
+            data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
+            if _digest(to_int16(load_audio(Encoded(str(aside), data)))) != digest:
+                raise DataError(f"{plan.place}: does not hold what was written to it")
+        size = os.path.getsize(aside)
+    about = {"digest": plan.digest, "size": size, "unreadable": unreadable}
+    _write_rows(pa.Table.from_pylist(rows, ROWS), plan.rows, about)
 
 
 def _as_heard(clip: Clip) -> Tensor:
@@ -334,15 +306,13 @@ def _finish(corpus: Corpus, plans: list[_Plan], out: Path, *, kept: int) -> Pack
         "plan": _plan_digest(plans),
         "unreadable": unreadable,
     }
-    aside = out / f"{ABOUT}.part"
-    aside.write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(aside, out / ABOUT)
+    write_json(out / ABOUT, about)
     return replace(_finished(corpus, plans, out), kept=kept)
 
 
 def _finished(corpus: Corpus, plans: list[_Plan], out: Path) -> Packed:
     """What finished shards hold, if it is this corpus."""
-    about = _read_about(out)
+    about = read_about(_in(out, ABOUT))
     if about["plan"] != _plan_digest(plans):
         raise DataError(f"{out}: holds other shards, of {about['name']}; expected an empty folder")
     for plan in plans:
@@ -363,27 +333,19 @@ def _plan_digest(plans: list[_Plan]) -> str:
 
 def _write_rows(table: pa.Table, place: Path, told: dict[str, Any]) -> None:
     """Write rows of an index and what else is to be said, aside and then under its name."""
-    aside = place.with_name(f"{place.name}.part")
     schema = table.schema.with_metadata({b"shard": json.dumps(told).encode()})
-    pq.write_table(table.cast(schema), aside, compression="zstd")
-    os.replace(aside, place)
+    with written_aside(place) as aside:
+        pq.write_table(table.cast(schema), aside, compression="zstd")
 
 
 def _told(rows: Path) -> dict[str, Any]:
-    return json.loads((pq.read_schema(rows).metadata or {}).get(b"shard", b"{}"))
-
-
-def _read_about(place: str | Path) -> dict[str, Any]:
-    source = _in(place, ABOUT)
+    """What was written beside a shard's rows; nothing if that is damaged."""
     try:
-        about = json.loads(read_bytes(source))
-        known = about["format"] == "eat-audio shards" and about["version"] <= VERSION
-        keys = ("name", "clips", "label_names", "multi_label", "statistics", "plan")
-        if not known or any(key not in about for key in keys):
-            raise KeyError
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source}: does not describe shards that this version reads") from error
-    return about
+        about = json.loads((pq.read_schema(rows).metadata or {})[b"shard"])
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError):
+        return {}
+    whole = isinstance(about, dict) and {"digest", "size", "unreadable"} <= about.keys()
+    return about if whole else {}
 
 
 def _in(place: str | Path, name: str) -> str:

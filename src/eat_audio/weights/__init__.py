@@ -5,20 +5,22 @@ knows it (`eat`, `beats`, `audiomae`). Whether its tensors are exactly those of 
 where all models are loaded, in `pretrained`.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
-from safetensors.torch import save_file
 
 from eat_audio.errors import CheckpointError
 from eat_audio.models import save
 from eat_audio.models.base import AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
+from eat_audio.text import shortened
 from eat_audio.weights import audiomae, beats, eat
+from eat_audio.weights.folder import folder_aside
 from eat_audio.weights.foreign import Foreign
+from eat_audio.weights.sink import Sink
 from eat_audio.weights.unpickle import DAMAGED, read_pickled
+from eat_audio.writing import write_json, write_tensors, written_aside
 
 __all__ = ["LAYOUTS", "Foreign", "read", "read_pickled", "write"]
 
@@ -43,7 +45,7 @@ def read(path: str | Path, *, teacher: bool = False) -> Foreign:
     content = read_pickled(path)
     method = next((one for one in METHODS.values() if one.knows(content)), None)
     if method is None:
-        there = ", ".join(map(repr, list(_names(content))[:3])) or "nothing"
+        there = ", ".join(map(shortened, list(_names(content))[:3])) or "nothing"
         raise CheckpointError(f"{path}: holds no released EAT, BEATs or Audio-MAE ({there})")
     try:
         if not teacher:
@@ -82,21 +84,19 @@ def write(
     """
     if out.exists():
         raise CheckpointError(f"{out}: is there already; expected a new name")
-    aside = out.with_name(f".{out.name}.incomplete")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if layout == "released":
-            torch.save(METHODS[model.config.model_type].theirs(model, features), aside)
-        elif layout == "released-hf":
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
+    if layout == "released":
+        content = METHODS[model.config.model_type].theirs(model, features)
+        with written_aside(out) as aside, Sink(aside) as file:
+            torch.save(content, cast(IO[bytes], file))
+        return _lost(model, features, read(out))
+    with folder_aside(out) as aside:
+        if layout == "released-hf":
             _write_released_folder(model, features, aside)
-        elif layout == "eat-audio":
-            save(model, features, aside)
         else:
-            raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
-        aside.rename(out)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{out}: cannot be written ({error})") from error
-    return _lost(model, features, read(out)) if layout == "released" else []
+            save(model, features, aside)
+    return []
 
 
 def _write_released_folder(
@@ -106,9 +106,8 @@ def _write_released_folder(
     if method != "eat":
         raise CheckpointError(f"of {method} no Hugging Face folder was released; EAT's were")
     told, state = eat.released_folder(model)
-    folder.mkdir(exist_ok=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_tensors(folder / "model.safetensors", state, metadata={"format": "pt"})
+    write_json(folder / "config.json", told)
     features.save_pretrained(folder)
 
 

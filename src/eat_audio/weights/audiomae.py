@@ -15,6 +15,7 @@ from eat_audio.errors import CheckpointError
 from eat_audio.models.audiomae import AudioMAEConfig, positions
 from eat_audio.models.base import AudioModel
 from eat_audio.models.features import AudioFeatureExtractor, AudioMAEFeatureExtractor
+from eat_audio.text import shortened
 from eat_audio.weights.foreign import Foreign
 
 NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
@@ -86,6 +87,8 @@ def _config(
     told = content.get("args")
     if num_heads is None and isinstance(told, dict) and isinstance(told.get("num_heads"), int):
         num_heads = told["num_heads"]
+    if num_heads is not None and not 0 < num_heads <= width:
+        raise CheckpointError(f"says num_heads={shortened(num_heads)} of a width of {width}")
     if num_heads is None and width % 64:
         raise CheckpointError(f"does not tell the number of heads of its encoder (width {width})")
     layout, columns = _layout(state["pos_embed"], width=width, rows=BINS // side)
@@ -97,7 +100,7 @@ def _config(
         patch_size=side,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
         num_classes=527 if head is None else len(head),
-        final_norm=head is None,
+        final_norm=head is None or "norm.weight" in state,
         pos_layout=layout,
         pos_length=columns,
     )
@@ -114,7 +117,7 @@ def _layout(table: Tensor, *, width: int, rows: int) -> tuple[str, int]:
     cls = torch.zeros(1, width)
     for layout, period in (("released", columns), ("correct", rows)):
         computed = torch.cat([cls, positions(columns * rows, width, period=period)])
-        if (table[0].float() - computed).abs().max() <= SLACK:
+        if (table[0].float() - computed).abs().max() <= SLACK:  # never of what is not a number
             return layout, columns
     raise CheckpointError(
         "has other positions than Audio-MAE's fixed ones, in the released layout or the correct one"

@@ -26,6 +26,7 @@ from eat_audio.errors import CheckpointError
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.features import AudioFeatureExtractor, BEATsFeatureExtractor
+from eat_audio.text import shortened
 from eat_audio.weights.foreign import Foreign
 
 DEFAULTS: dict[str, bool | int | float | str] = {
@@ -58,6 +59,7 @@ LARGEST = 100_000
 """No number that describes a model is larger."""
 SEVERAL = "multi_label_classification"
 """What released classifiers do."""
+PROBLEMS = (None, "regression", "single_label_classification", SEVERAL)
 
 OUTSIDE = {
     "local_encoder.proj": "patch_embedding",
@@ -229,12 +231,14 @@ def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
         raise CheckpointError(f"says {told['encoder_layers']} layers of {len(state)} tensors")
     if "predictor.weight" in state:
         classes = len(state["predictor.weight"])
-        names = content.get("label_dict")
-        names = names if isinstance(names, dict) and set(names) == set(range(classes)) else {}
+        names: Any = content.get("label_dict")
+        named = isinstance(names, dict) and set(names) == set(range(classes))
         told |= {"num_classes": classes, "problem_type": cfg.get("problem_type", SEVERAL)}
-        if names:
+        if named and all(isinstance(name, str | int) for name in names.values()):
             id2label = {number: str(names[number]) for number in range(classes)}
             told |= {"id2label": id2label, "label2id": {x: n for n, x in id2label.items()}}
+    if told.get("problem_type", SEVERAL) not in PROBLEMS:
+        raise CheckpointError(f"says problem_type={shortened(told['problem_type'])}")
     try:
         return BEATsConfig(**told)
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -246,5 +250,7 @@ def _checked(name: str, value: Any) -> bool | int | float | str:
     kind = type(DEFAULTS[name])
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (kind in (int, float) and not 0 <= value <= LARGEST):
-        raise CheckpointError(f"says {name}={value!r}; expected something like {DEFAULTS[name]!r}")
+        raise CheckpointError(
+            f"says {name}={shortened(value)}; expected something like {DEFAULTS[name]!r}"
+        )
     return value

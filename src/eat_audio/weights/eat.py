@@ -16,6 +16,7 @@ import math
 import re
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from eat_audio import logmel
@@ -24,6 +25,7 @@ from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.eat import EATConfig
 from eat_audio.models.features import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.models.layers import sincos_positions
+from eat_audio.text import shortened
 from eat_audio.weights.foreign import Foreign
 
 IMAGE = "modality_encoders.IMAGE."
@@ -31,7 +33,11 @@ POSITIONS = "fixed_positional_encoder.positions"
 DECODER = IMAGE + "decoder."
 TEACHER = "_ema"
 SLACK = 1e-3
-"""How far released positions are from ours at most: half precision rounds them."""
+"""How far released positions are from ours at most: half precision rounds them, also those that
+have been made float32 since."""
+SLACK_OF_BFLOAT16 = 4e-3
+LARGEST = 100_000
+"""No number that describes a model is larger."""
 ROWS = 8
 """128 mel bins in patches of 16."""
 POOLINGS = {"CLS_TOKEN": "cls", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
@@ -85,8 +91,11 @@ def ours(content: dict[str, Any], *, teacher: bool = False) -> Foreign:
     for name in taken:
         if _ours(name) == f"model.{POSITIONS}":
             ignored[prefix + name] = "positions, which are computed"
-            columns = _columns(taken[name])
+            columns = columns_of(taken[name])
     config = _config(tensors, content, columns)
+    for name in taken:
+        if _ours(name) == f"model.{POSITIONS}":
+            columns_of(taken[name], config.embed_dim)
     return Foreign(config, tensors, "model.head.weight" in tensors, _features(content), ignored)
 
 
@@ -119,13 +128,25 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _columns(positions: Any) -> int:
-    """How many columns a table of positions (1, N, D) has; it has to be the one we compute."""
+def columns_of(positions: Any, width: int | None = None) -> int:
+    """How many columns a table of positions (1, N, D) has; it has to be the one we compute.
+
+    Args:
+        positions: The table.
+        width: What D has to be, if that is known.
+
+    Raises:
+        CheckpointError: It is another, or no such table.
+    """
     shape = tuple(positions.shape) if isinstance(positions, Tensor) else None
-    if not shape or len(shape) != 3 or shape[0] != 1 or not shape[2] or shape[1] % ROWS:
-        raise CheckpointError(f"has positions of shape {shape}; expected (1, columns * 8, width)")
+    flat = not shape or len(shape) != 3 or shape[0] != 1 or not all(shape) or shape[1] % ROWS
+    if not shape or flat or width not in (None, shape[2]):
+        expected = f"(1, columns * 8, {width or 'width'})"
+        raise CheckpointError(f"has positions of shape {shape}; expected {expected}")
     computed = sincos_positions(shape[1] // ROWS, ROWS, shape[2])
-    if computed.shape != shape[1:] or (positions[0].float() - computed).abs().max() > SLACK:
+    slack = SLACK_OF_BFLOAT16 if positions.dtype == torch.bfloat16 else SLACK
+    same = computed.shape == shape[1:]
+    if not same or not (positions[0].float() - computed).abs().max() <= slack:  # nor a NaN
         raise CheckpointError("has other positions than EAT's fixed ones (learnt, perhaps)")
     return shape[1] // ROWS
 
@@ -142,22 +163,33 @@ def _config(tensors: dict[str, Tensor], content: dict[str, Any], columns: int) -
     if not told.get("num_heads") and width % 64:
         raise CheckpointError(f"does not tell the number of heads of its encoder (width {width})")
     labels = tensors.get("model.head.weight")
-    mode = str(outer.get("prediction_mode") or "CLS_TOKEN").rpartition(".")[2].upper()
+    mode = outer.get("prediction_mode") or "CLS_TOKEN"
+    if not isinstance(mode, str):
+        raise CheckpointError(f"says prediction_mode={shortened(mode)}; expected a word")
+    mode = mode.rpartition(".")[2].upper()
     return EATConfig(
         embed_dim=width,
         depth=len(set(blocks)),
-        num_heads=int(told.get("num_heads") or width // 64),
+        num_heads=int(_number(told, "num_heads", width // 64)),
         patch_size=tensors["model.local_encoder.proj.weight"].shape[-1],
         stride=tensors["model.local_encoder.proj.weight"].shape[-1],
         mlp_ratio=_ratio(len(tensors["model.blocks.0.mlp.fc1.bias"]), width),
         layer_norm_first=bool(told.get("layer_norm_first")),
-        norm_eps=float(told.get("norm_eps") or 1e-6),
+        norm_eps=_number(told, "norm_eps", 1e-6),
         num_classes=527 if labels is None else len(labels),
         model_variant="pretrain" if labels is None else "finetune",
         pos_length=columns,
         pooling="cls" if labels is None else POOLINGS.get(mode, mode),
-        head_norm_eps=float(outer.get("head_norm_eps") or 1e-6),
+        head_norm_eps=_number(outer, "head_norm_eps", 1e-6),
     )
+
+
+def _number(settings: dict[str, Any], name: str, usual: float) -> float:
+    """A setting of a file, if it is a number that a model may have."""
+    value = settings.get(name) or usual
+    if not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        raise CheckpointError(f"says {name}={shortened(value)}; expected a number such as {usual}")
+    return float(value)
 
 
 def _ratio(inner: int, width: int) -> float:

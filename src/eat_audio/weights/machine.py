@@ -3,7 +3,7 @@
 A usual machine imports what a pickle names and calls what it is told to. This one has no
 instruction that could: a name stays a name, and what would be called or built becomes an inert
 object that keeps what it was given. Tensors are described, not made: `unpickle` does that. The
-work is linear in the length of the program.
+work is linear in the length of the program: what is compared, hashed or copied is bounded first.
 """
 
 import pickletools
@@ -15,8 +15,19 @@ from typing import Any
 import torch
 
 from eat_audio.errors import CheckpointError
+from eat_audio.text import shortened
 
+INSTRUCTIONS = 500_000
+"""The longest program; one of 4,000 tensors, as many as are read, has 160,000."""
 DIMENSIONS = 8
+LARGEST = 2**62
+"""No size, stride, offset or count is larger."""
+NUMBER_BITS = 4_096
+"""The longest number that settings hold."""
+NAME = 128
+"""The longest name of a module, a class, or a part of a file."""
+KEY = 1_000
+"""The longest key of a dict: equal ones are compared character by character."""
 VALUES = {
     *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -64,21 +75,23 @@ def run(program: bytes) -> Any:
     machine = _Machine()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's own, about odd escapes in a text
-        for code, argument, _ in pickletools.genops(program):
+        for number, (code, argument, _) in enumerate(pickletools.genops(program)):
             if code.name == "STOP":
                 return machine.stack.pop()
+            if number > INSTRUCTIONS:
+                raise CheckpointError(f"describes itself in more than {INSTRUCTIONS:_} steps")
             machine.step(code.name, argument)
     raise CheckpointError("ends in the middle")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """Something that a pickle names: "posix.system". It is never looked up."""
 
     text: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Object:
     """What a pickle wants made: the call that would make it, and the state it would be given."""
 
@@ -101,7 +114,7 @@ class Object:
         return self.arguments if state is None else state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A stretch of memory that a pickle refers to."""
 
@@ -110,7 +123,7 @@ class Storage:
     count: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class View:
     """A tensor: how it lies in its storage."""
 
@@ -127,10 +140,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.names: dict[tuple[str, str], Name] = {}
 
     def step(self, code: str, argument: Any) -> None:
         """One instruction, by the name that `pickletools` gives it."""
         if code in VALUES:
+            if isinstance(argument, int) and argument.bit_length() > NUMBER_BITS:
+                raise CheckpointError(f"holds {shortened(argument)}; no setting is as large")
             self.stack.append(argument)
         elif code in CONSTANTS:
             self.stack.append(CONSTANTS[code])
@@ -182,10 +198,10 @@ class _Machine:
                 items = self._since_mark()
                 _entered(self.stack[-1], items)
             case "GLOBAL":
-                stack.append(_named(*argument.split(" ", 1)))
+                stack.append(self._named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_named(module, name))
+                stack.append(self._named(module, name))
             case "REDUCE" | "NEWOBJ":
                 arguments, of = stack.pop(), stack.pop()
                 stack.append(_made(of, arguments))
@@ -200,6 +216,16 @@ class _Machine:
                 stack.append(_stored(stack.pop()))
             case _:
                 raise CheckpointError(f"is not written as torch writes ({code})")
+
+    def _named(self, module: Any, name: Any) -> Name:
+        """The name of something; however often a program says it, it is one object."""
+        if not _is_name(module) or not _is_name(name):
+            raise CheckpointError(
+                f"names {shortened(module)}, {shortened(name)}; expected a module and a class"
+            )
+        if (module, name) not in self.names:
+            self.names[module, name] = _allowed(module, name)
+        return self.names[module, name]
 
     def _since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marked.pop()
@@ -217,12 +243,18 @@ def _entered(mapping: Any, items: list[Any]) -> Any:
     if isinstance(mapping, dict):
         for name, value in zip(items[::2], items[1::2], strict=True):
             # other keys might take long to compare, and no settings have them
+            if isinstance(name, str) and len(name) > KEY:
+                raise CheckpointError(f"has a key of {len(name):_} characters")
             if isinstance(name, str) or (isinstance(name, int) and abs(name) < LARGEST_KEY):
                 mapping[name] = value
     return mapping
 
 
-def _named(module: str, name: str) -> Name:
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= NAME
+
+
+def _allowed(module: str, name: str) -> Name:
     """A name, if it may be that of settings: of other packages, all are (they stay names)."""
     module = OLD_NAMES.get(module, module)
     known = module.partition(".")[0]
@@ -235,27 +267,48 @@ def _named(module: str, name: str) -> Name:
 
 def _made(of: Any, arguments: Any) -> Any:
     """What calling or instantiating something gives: a tensor, a dict, else an inert object."""
-    told = of.text if isinstance(of, Name) else ""
-    if told in MAPPINGS and (not arguments or told == "collections.defaultdict"):
+    made = of.text if isinstance(of, Name) else ""
+    if made in MAPPINGS and (not arguments or made == "collections.defaultdict"):
         return {}
-    if told == "torch.Size":
-        return tuple(arguments[0])
-    if told.startswith("torch._utils._rebuild_parameter"):
-        return arguments[0]
-    if told.startswith("torch._utils._rebuild_tensor"):
-        storage, offset, size, stride = arguments[:4]
-        if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > DIMENSIONS:
+    if made == "torch.Size":
+        return _numbers("size", _argument(arguments, 0))
+    if made.startswith("torch._utils._rebuild_parameter"):
+        return _argument(arguments, 0)
+    if made.startswith("torch._utils._rebuild_tensor"):
+        storage, offset, size, stride = (_argument(arguments, place) for place in range(4))
+        size, stride = _numbers("size", size), _numbers("strides", stride)
+        if not isinstance(storage, Storage) or len(size) != len(stride):
             raise CheckpointError("has a tensor that is none")
-        if not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
-            raise CheckpointError(f"has a tensor {size} of strides {stride}")
-        return View(storage, offset, tuple(size), tuple(stride))
+        (offset,) = _numbers("offset", (offset,))
+        return View(storage, offset, size, stride)
     return Object(of, arguments)
 
 
-def _stored(told: Any) -> Storage:
+def _argument(arguments: object, place: int) -> Any:
+    if not isinstance(arguments, tuple) or len(arguments) <= place:
+        raise CheckpointError("has a tensor that is none")
+    return arguments[place]
+
+
+def _numbers(what: str, value: object) -> tuple[int, ...]:
+    """A size or strides, if they are that: a few whole numbers, none below 0."""
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) > DIMENSIONS
+        or not all(type(n) is int and 0 <= n < LARGEST for n in value)
+    ):
+        raise CheckpointError(f"has a tensor of {what} {shortened(value)}")
+    return tuple(value)
+
+
+def _stored(value: Any) -> Storage:
     """("storage", torch.FloatStorage, "12", "cuda:0", 768) -> where a tensor lies."""
-    kind, of, key, _, count = told
-    dtype = STORAGES.get(of.text.rpartition(".")[2])
-    if kind != "storage" or dtype is None or not isinstance(key, str) or not isinstance(count, int):
-        raise CheckpointError(f"holds memory of an unknown kind ({of.text})")
+    if not isinstance(value, tuple) or len(value) != 5:
+        raise CheckpointError("holds memory of an unknown kind")
+    kind, of, key, _, count = value
+    dtype = STORAGES.get(of.text.rpartition(".")[2]) if isinstance(of, Name) else None
+    fits = _is_name(kind) and kind == "storage" and _is_name(key)
+    if not fits or dtype is None or type(count) is not int or not 0 <= count < LARGEST:
+        named = of.text if isinstance(of, Name) else shortened(of)
+        raise CheckpointError(f"holds memory of an unknown kind ({named})")
     return Storage(key, dtype, count)

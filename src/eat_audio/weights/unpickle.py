@@ -29,6 +29,12 @@ TENSORS = 4_000
 """The most tensors of a model and its teacher; large ones have 600."""
 DEPTH = 64
 """How deep settings may be nested."""
+WRITTEN_OUT = 2_000_000
+"""The most values that settings have if those that share their parts are written out."""
+CHARACTERS = 16
+"""So many characters of a text count as one value."""
+LONGEST_ROOT = 255
+"""Characters of the folder that all members of a file are in."""
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How files began before torch 1.6."""
 OPTIMISERS = {"last_optimizer_state", "optimizer"}
@@ -55,7 +61,8 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
             if file.read(len(LEGACY)) == LEGACY:
                 raise CheckpointError(
                     f"{path}: is in torch's format of before version 1.6, which is not read; "
-                    "torch.save(torch.load(...)) in a newer torch writes it anew"
+                    "torch.save(torch.load(OLD, weights_only=True), NEW) in a newer torch writes "
+                    "it anew"
                 )
         with ZipFile(path) as archive:
             return _Archive(archive, Path(path).stat().st_size).content()
@@ -76,6 +83,7 @@ class _Archive:
         self.tensors = self.claimed = 0
         self.storages: dict[str, Tensor] = {}
         self.settled: dict[int, Any] = {}
+        self.weights: dict[int, int] = {}
         members = archive.infolist()
         self.members = {member.filename: member for member in members}
         programs = [name for name in self.members if re.fullmatch("[^/]+/data.pkl", name)]
@@ -92,45 +100,65 @@ class _Archive:
             raise CheckpointError("claims to hold more than its length")
         self.program = programs[0]
         self.root = self.program.removesuffix("data.pkl")
+        if len(self.root) > LONGEST_ROOT:
+            raise CheckpointError(f"has members whose names have {len(self.root):_} characters")
 
     def content(self) -> dict[str, Any]:
         """The dictionary that the file is about."""
         if self.members[self.program].file_size > PICKLE_BYTES:
             raise CheckpointError(f"describes itself in more than {PICKLE_BYTES:_} bytes")
         order = self.root + "byteorder"
-        if order in self.members and self.archive.read(order) != b"little":
+        known = self.members.get(order)
+        if known and (known.file_size > LONGEST_ROOT or self.archive.read(order) != b"little"):
             raise CheckpointError("was written on a big-endian machine, which is not read")
         told = run(self.archive.read(self.program))
         told = told.kept() if isinstance(told, Object) else told
         if not isinstance(told, dict):
             raise CheckpointError("holds no dictionary; expected a released checkpoint")
         told = {name: x for name, x in told.items() if name not in OPTIMISERS}
-        return self._settle(told, 0)
+        return self._settle(told, 0)[0]
 
-    def _settle(self, value: Any, depth: int) -> Any:
-        """Objects -> what they keep, views -> tensors, all the way down."""
+    def _settle(self, value: Any, depth: int) -> tuple[Any, int]:
+        """Objects -> what they keep, views -> tensors, all the way down; how many values that is.
+
+        What shares its parts may be small here and without an end to whoever walks through it, so
+        it is counted as if written out.
+        """
         if isinstance(value, View):
             self.tensors += 1
             self.claimed += prod(value.size) * value.storage.dtype.itemsize
             # twice, as a released file names some tensors twice
             if self.tensors > TENSORS or self.claimed > 2 * self.size:
                 raise CheckpointError("claims to hold more tensors than its length allows")
+        elif isinstance(value, Name):
+            return value.text, 1 + len(value.text) // CHARACTERS
+        elif isinstance(value, str | bytes):
+            return value, 1 + len(value) // CHARACTERS
         elif not isinstance(value, dict | list | tuple | Object):
-            return value.text if isinstance(value, Name) else value
+            return value, 1
         if id(value) not in self.settled:
             if depth > DEPTH:
                 raise CheckpointError("is nested too deeply, or in itself")
-            self.settled[id(value)] = self._settled(value, depth + 1)
-        return self.settled[id(value)]
+            self.settled[id(value)], self.weights[id(value)] = self._settled(value, depth + 1)
+        return self.settled[id(value)], self.weights[id(value)]
 
-    def _settled(self, value: Any, depth: int) -> Any:
+    def _settled(self, value: Any, depth: int) -> tuple[Any, int]:
         if isinstance(value, View):
-            return self._tensor(value)
+            return self._tensor(value), 1
         if isinstance(value, Object):
             return self._settle(value.kept(), depth)
+        parts = list(value.values()) if isinstance(value, dict) else value
+        settled, written_out = [], 1
+        for part in parts:
+            made, weight = self._settle(part, depth)
+            settled.append(made)
+            written_out += weight
+            if written_out > WRITTEN_OUT:
+                raise CheckpointError("has settings that multiply if they are written out")
         if isinstance(value, dict):
-            return {name: self._settle(x, depth) for name, x in value.items()}
-        return type(value)(self._settle(x, depth) for x in value)
+            written_out += sum(len(name) for name in value if isinstance(name, str)) // CHARACTERS
+            return dict(zip(value, settled, strict=True)), written_out
+        return type(value)(settled), written_out
 
     def _tensor(self, view: View) -> Tensor:
         last = view.offset + sum(

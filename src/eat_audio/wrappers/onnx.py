@@ -12,13 +12,13 @@ Shapes: B clips, S samples at 16 kHz, T frames (10 ms), T' columns (160 ms), D w
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
+from zipfile import is_zipfile
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from eat_audio.errors import CheckpointError, EatError, RecipeError
 from eat_audio.inference import Listener, load, several_labels
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor, BEATsFeatureExtractor
+from eat_audio.weights.sink import Sink
+from eat_audio.writing import written_aside
 
 Input = Literal["waveform", "logmel"]
 What = Literal["embed", "classify"]
@@ -75,8 +77,8 @@ def export(
             probabilities. Their names are in the file's metadata.
 
     Raises:
-        EatError: A package is missing, the model cannot do that, or the file says something else
-            than the model; nothing is written then.
+        EatError: A package is missing, the model cannot do that, the file says something else
+            than the model, or cannot be written; nothing is there then.
     """
     if out.suffix not in NEEDED:
         raise RecipeError(f"{out}: expected a file that ends in {' or '.join(NEEDED)}")
@@ -93,19 +95,14 @@ def export(
             f"{place}: hears padding as the released code does, so its waveforms cannot be of any "
             "length; export with logmel as input"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
-    try:
-        _write(listener, aside, takes, gives)
+    with written_aside(out) as aside:
+        _write(listener, aside, takes, gives, out.suffix)
         difference = _difference(listener, _opened(aside), takes, gives)
         if not difference <= TOLERANCE[takes]:
             raise EatError(
                 f"{out}: an output is {difference:.2g} off the model's own; at most "
                 f"{TOLERANCE[takes]:g} is expected, so nothing was written"
             )
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
     batches = sum(1 for _ in _noise(listener))
     return Exported(out, takes, OUTPUTS[gives], difference, TOLERANCE[takes], batches)
 
@@ -184,8 +181,8 @@ def _scores(model: AudioModel, logits: Tensor) -> Tensor:
     return logits.sigmoid() if several_labels(model.config) else logits.softmax(dim=1)
 
 
-def _write(listener: Listener, path: Path, takes: Input, gives: What) -> None:
-    """Trace the model, and write that and what its numbers mean."""
+def _write(listener: Listener, path: Path, takes: Input, gives: What, kind: str) -> None:
+    """Trace the model, and write that and what its numbers mean, as a file of that ending."""
     clips = torch.export.Dim("clips", min=1)
     if takes == "logmel":
         front_end = None
@@ -214,8 +211,10 @@ def _write(listener: Listener, path: Path, takes: Input, gives: What) -> None:
             strict=True,  # follows len(tensor), too
             prefer_deferred_runtime_asserts_over_guards=True,  # lengths are divided by 160 and 16
         )
-        if path.suffix == ".pt2":
-            torch.export.save(traced, path, extra_files={"about.json": json.dumps(about)})
+        if kind == ".pt2":
+            extra = {"about.json": json.dumps(about)}
+            with Sink(path) as file:
+                torch.export.save(traced, cast(IO[bytes], file), extra_files=extra)
             return
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not missed
         written = torch.onnx.export(
@@ -228,8 +227,9 @@ def _write(listener: Listener, path: Path, takes: Input, gives: What) -> None:
 
 def _opened(path: Path) -> Run:
     """What a file makes of an input."""
-    if path.suffix == ".pt2":
-        program = torch.export.load(path).module()
+    if is_zipfile(path):  # what torch.export writes is one
+        with open(path, "rb") as file:
+            program = torch.export.load(file).module()
         return lambda sound: list(program(sound))
     import onnxruntime
 
