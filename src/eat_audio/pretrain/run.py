@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches, whole_patches
+from eat_audio.data.contents import contents
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
@@ -107,8 +108,18 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
         save(objective.student, features, folder, state=part(state, "student."))
 
     origin = {"features": features.to_dict()}
-    data = corpus.fingerprint()
-    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    here = Run(
+        out,
+        settings,
+        corpus.fingerprint(),
+        objective,
+        optimiser,
+        export,
+        settings.keep,
+        origin,
+        team,
+        contents(corpus),
+    )
     steps = Steps(
         corpus,
         settings.clips,
