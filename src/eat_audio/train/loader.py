@@ -89,7 +89,7 @@ class _Attending(Iterator[Any]):
         self.died = False
 
     def __next__(self) -> Any:
-        self.end()
+        self._let_through()
         try:
             if self.died and callable(handler := self._current()):
                 self.died = False
@@ -99,7 +99,15 @@ class _Attending(Iterator[Any]):
             self._hold_back()
 
     def end(self) -> None:
-        """Give torch's handler its place back."""
+        """Let go of the batches and their processes, then give torch's handler its place back."""
+        if close := getattr(self.batches, "close", None):
+            close()
+        if self.handler is not None:
+            with suppress(RuntimeError):
+                self.handler(self.number, None)
+        self._let_through()
+
+    def _let_through(self) -> None:
         if self.handler is not None and self.number is not None:
             with suppress(ValueError):
                 signal.signal(self.number, self.handler)
