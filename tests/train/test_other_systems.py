@@ -49,7 +49,7 @@ def train(resume):
     return pretrain.run(asked, out=Path(out), resume=resume)
 train(False); train(True)
 model = eat.load(out)
-print(model.embed(next(Path(data).rglob("*.wav"))).shape)
+print(type(model.embed(next(Path(data).rglob("*.wav")))).__name__)
 """
 """A stand-in for Windows: what POSIX alone has is not there, and folders cannot be opened."""
 
@@ -78,7 +78,7 @@ def test_a_system_without_posix_trains_resumes_and_loads(noise: Path, tmp_path: 
     (tmp_path / "script.py").write_text(WITHOUT)
     done = python(str(tmp_path / "script.py"), str(noise), str(tmp_path / "run"), *PRETRAIN)
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert "(48,)" in done.stdout
+    assert "Embedding" in done.stdout
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
     assert [line["step"] for line in log] == [1, 2] and "memory_mb" not in log[0]
 
