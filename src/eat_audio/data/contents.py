@@ -8,6 +8,7 @@ where the files lie, or when they were written.
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,21 +25,26 @@ BLOCK = 16_384
 def contents(corpus: Corpus) -> str:
     """The same for the same recordings, wherever they lie."""
     digest = hashlib.sha256()
-    count, total, missing = 0, 0, 0
-    paths = _paths(corpus)
-    read = set(_spread(len(paths), READ))
-    for number in _spread(len(paths), SIZED):
-        size, parts = _of_file(paths[number], read=number in read)
-        digest.update(f"{size} {len(parts)};".encode() + parts)
-        count, total, missing = count + 1, total + max(size, 0), missing + (size < 0)
+    about = add_files(digest, _paths(corpus))
     for name in ("offset", "size", "crc32"):  # where clips lie in containers, and what they are
         column = corpus.table.column(name)
         for first in range(0, len(column), CHUNK):
             part = column.slice(first, CHUNK)
             if part.null_count < len(part):
                 digest.update(part.fill_null(-1).to_numpy().tobytes())
+    return f"{about}, sha256 {digest.hexdigest()[:16]}"
+
+
+def add_files(digest: "hashlib._Hash", paths: Sequence[str]) -> str:
+    """Add files, their sizes and parts of them, to a digest; how many and how large they are."""
+    count, total, missing = 0, 0, 0
+    read = set(_spread(len(paths), READ))
+    for number in _spread(len(paths), SIZED):
+        size, parts = _of_file(paths[number], read=number in read)
+        digest.update(f"{size} {len(parts)};".encode() + parts)
+        count, total, missing = count + 1, total + max(size, 0), missing + (size < 0)
     gone = f", {missing} of them missing" if missing else ""
-    return f"{count} files{gone}, {total} bytes, sha256 {digest.hexdigest()[:16]}"
+    return f"{count} files{gone}, {total} bytes"
 
 
 def _paths(corpus: Corpus) -> list[str]:

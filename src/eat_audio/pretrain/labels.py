@@ -11,6 +11,7 @@ last complete part; clips that cannot be read have no labels, and are tried agai
 corpora may be added.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.data.batches import Batch, ClipSettings, ordered_batches, whole_patches
+from eat_audio.data.contents import add_files
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import DataError, OutputError
 from eat_audio.masking import hash_id
@@ -231,6 +233,12 @@ class StoredLabels:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def contents(self) -> str:
+        """A fingerprint of the labels, cheap enough for those of millions of clips."""
+        digest = hashlib.sha256((self.folder / "labels.json").read_bytes())
+        add_files(digest, [str(index.with_suffix(".npy")) for index in _parts(self.folder)])
+        return digest.hexdigest()[:16]
 
     def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """The labels of a batch's clips on its grid, (B, T', F') int64, -1 behind a clip's end.

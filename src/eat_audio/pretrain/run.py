@@ -24,6 +24,7 @@ from eat_audio.models.features import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretrain.audiomae import AudioMAEPretraining, AudioMAERun
 from eat_audio.pretrain.beats import BEATsPretraining, BEATsRun
 from eat_audio.pretrain.eat import EATPretraining, EATRun
+from eat_audio.pretrain.labels import StoredLabels
 from eat_audio.pretrain.method import Pretraining, PretrainRun
 from eat_audio.pretrain.monitor import Monitor
 from eat_audio.pretrain.tokenizer import TokenizerPretraining, TokenizerRun
@@ -118,7 +119,7 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
         settings.keep,
         origin,
         team,
-        contents(corpus),
+        _learnt_from(corpus, objective),
     )
     steps = Steps(
         corpus,
@@ -153,6 +154,13 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
                 save=here.save,
             )
         here.finish()
+
+
+def _learnt_from(corpus: Corpus, objective: Pretraining) -> str:
+    """A fingerprint of the recordings, and of the labels beside them that a run may have."""
+    stored = getattr(objective, "stored", None)
+    labels = f", labels {stored.contents()}" if isinstance(stored, StoredLabels) else ""
+    return contents(corpus) + labels
 
 
 def training_log(settings: Training, out: Path, title: str, start: int, team: Team) -> TrainingLog:

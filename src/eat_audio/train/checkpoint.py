@@ -45,6 +45,7 @@ from eat_audio.train.records import (
     damage,
     differences,
     digests,
+    is_empty,
     micro_batches,
     numbered,
     read_record,
@@ -91,7 +92,7 @@ class Run:
                 its checkpoints is whole.
             OutputError: The folder cannot be written.
         """
-        there = [folder for folder in numbered(self.out) if any(folder.iterdir())]
+        there = [folder for folder in numbered(self.out) if not is_empty(folder)]
         goes_on = resume and (bool(there) or (self.out / RECORD).is_file())
         if goes_on:
             self._same_as(self._began(there))

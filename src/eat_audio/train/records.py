@@ -161,24 +161,35 @@ def checkpoints(out: Path) -> list[Path]:
     return [folder for folder in numbered(out) if _incomplete(folder) is None]
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing in a folder, as far as one may look."""
+    try:
+        return not any(folder.iterdir())
+    except OSError:
+        return False
+
+
 def _incomplete(folder: Path) -> str | None:
     """What a checkpoint's folder lacks, in a few words; None if nothing."""
+    if is_empty(folder):
+        return "it is empty"
     try:
-        if not any(folder.iterdir()):
-            return "it is empty"
+        if not (folder / RECORD).exists():
+            return f"no {RECORD}"
         record = read_json(folder / RECORD)
-    except (OSError, CheckpointError) as error:
-        missing = not (folder / RECORD).exists()
-        return f"no {RECORD}" if missing else str(error).removeprefix(f"{folder}/")
-    if record.get("step") != step_of(folder):
-        return f"{RECORD} is of step {shortened(record.get('step'))}"
-    files = record.get("files")
-    if files is None:  # of an earlier version
-        held = any(folder.glob("*.safetensors")) or (folder / "config.json").is_file()
-        return None if held else "no weights"
-    if not isinstance(files, dict) or not all(_is_name(name) for name in files):
-        return f"{RECORD} says files={shortened(files)}"
-    return next((f"no {name}" for name in files if not (folder / name).is_file()), None)
+        if record.get("step") != step_of(folder):
+            return f"{RECORD} is of step {shortened(record.get('step'))}"
+        files = record.get("files")
+        if files is None:  # of an earlier version
+            held = any(folder.glob("*.safetensors")) or (folder / "config.json").is_file()
+            return None if held else "no weights"
+        if not isinstance(files, dict) or not all(_is_name(name) for name in files):
+            return f"{RECORD} says files={shortened(files)}"
+        return next((f"no {name}" for name in files if not (folder / name).is_file()), None)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{folder}/")
+    except (OSError, ValueError) as error:
+        return f"it cannot be read ({error})"
 
 
 def damage(folder: Path) -> str | None:
