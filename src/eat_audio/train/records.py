@@ -174,8 +174,9 @@ def _incomplete(folder: Path) -> str | None:
     if is_empty(folder):
         return "it is empty"
     try:
-        if not (folder / RECORD).exists():
-            return f"no {RECORD}"
+        if not (folder / RECORD).exists():  # a model still, if it is whole
+            whole = (folder / "config.json").is_file() and _has_weights(folder)
+            return None if whole else f"no {RECORD}"
         record = read_json(folder / RECORD)
         if record.get("step") != step_of(folder):
             return f"{RECORD} is of step {shortened(record.get('step'))}"
@@ -201,6 +202,8 @@ def damage(folder: Path) -> str | None:
     if (lack := _incomplete(folder)) is not None:
         return lack
     try:
+        if not (folder / RECORD).exists():
+            return f"no {RECORD}"
         files = read_record(folder / RECORD).get("files")
         for name in STATE:
             if not (folder / name).is_file():
