@@ -11,6 +11,7 @@ import stat
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from eat_audio.data.corpus import CHUNK, Corpus, is_url
 
@@ -48,9 +49,10 @@ def add_files(digest: "hashlib._Hash", paths: Sequence[str]) -> str:
 
 
 def _paths(corpus: Corpus) -> list[str]:
-    """The files of a corpus on this machine, each once, in the order of their clips."""
+    """At most `SIZED` files of a corpus on this machine, each once, in the order of their clips."""
     column = corpus.table.column("path")
     used = column.indices.unique()
+    used = used.take(pa.array(_spread(len(used), SIZED), pa.int64()))
     words = column.dictionary.take(used).to_pylist()
     paths = (word.decode("utf-8", "surrogatepass") for word in words)
     return [path for path in paths if not is_url(path)]
