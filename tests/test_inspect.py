@@ -150,7 +150,7 @@ def test_the_table_says_the_same_without_what_is_not_known(runs: Path, inspect: 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("[1]", "is no record of a run; expected a JSON object"), ("{", "cannot be read as JSON")],
+    [("[1]", "holds [1]; expected a JSON object"), ("{", "cannot be read as JSON")],
 )
 def test_a_record_that_is_none_gets_one_sentence(
     text: str, sentence: str, runs: Path, inspect: Any, tmp_path: Path

@@ -7,7 +7,7 @@ Source: the released `models/EAT_audio_classification.py`, `tasks/mae_image_clas
 and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, Self
@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 
 from eat_audio.data import augment
 from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
+from eat_audio.data.contents import contents
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.splits import Roles, role_of, train_and_test
@@ -327,6 +328,7 @@ def _finetune(
 
     data = train.fingerprint()
     here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    here = replace(here, contents=contents(train))
     steps = Steps(
         train,
         settings.clips,

@@ -1,5 +1,6 @@
 """Many processes train as one does: the same losses, the same folder, and none lost alone."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from team import cut_back, work
 from eat_audio.errors import CheckpointError
 from eat_audio.train.checkpoint import checkpoints
 from eat_audio.train.log import read_log
+from eat_audio.train.records import damage
 
 SMALL = [
     "batch=2",
@@ -38,6 +40,8 @@ PRETRAIN = ["masks=2", "block=[2,2]", "decoder.groups=4", *SMALL]
 AUDIOMAE = ["decoder.width=32", "decoder.depth=2", "decoder.heads=4", "encoder.num_heads=4", *SMALL]
 BEATS = ["dropout=0.1", "predictor_layers=1", "random.codes=32", *SMALL]
 TOKENIZER = ["dropout=0.1", "estimator_layers=1", "codes=8", "code_width=8", *SMALL]
+KILLS = 50
+"""How often a run is killed; the quick suite kills a smaller one, in test_kills.py."""
 ALSO = ["audiomae", "beats", "beats_tokenizer"]
 """Methods beside EAT that are trained here, their runs named after them."""
 FINETUNE = ["loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL]
@@ -248,7 +252,7 @@ def test_other_processes_need_other_accumulation(runs: Path, corpus: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_nothing(
+def test_fifty_kills_half_of_them_while_saving_lose_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*PRETRAIN, "splits=[train]", f"data={corpus}", "steps=300", "save_every=1"]
@@ -261,14 +265,18 @@ def test_fifty_kills_lose_nothing(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where `team` is imported once
     processes.set_forkserver_preload(["team"])
     moments = random.Random()  # other moments each time
+    saves = tmp_path / "killed" / "checkpoints"
     reached = 0
-    for _ in range(50):
+    for number in range(KILLS):
         process = processes.Process(target=work, args=(job("killed"),))
         process.start()
         process.join(moments.uniform(0.5, 2.0))
-        assert process.exitcode is None, "the run ended before it could be killed fifty times"
+        while number % 2 and process.is_alive() and not list(saves.glob(".step-*.incomplete")):
+            time.sleep(0.001)
+        assert process.exitcode is None, "the run ended before it could be killed so often"
         process.kill()
         process.join()
+        assert [why for folder in saves.glob("step-*") if (why := damage(folder))] == []
         there = [int(folder.name[-8:]) for folder in checkpoints(tmp_path / "killed")]
         assert max(there, default=0) >= reached
         reached = max(there, default=0)
@@ -304,12 +312,15 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def test_a_run_that_is_preempted_saves_and_ends_well(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 130)])
+def test_a_run_that_is_preempted_or_loses_its_terminal_saves(
+    corpus: Path, tmp_path: Path, asked: signal.Signals, code: int
+) -> None:
     process = start([sys.executable, *long_run(corpus, tmp_path)])
     wait_for(tmp_path, 5, process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 0, said
+    process.send_signal(asked)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
     step = int(re.search(r"stopped after step (\d+) of", said)[1])  # type: ignore[index]
     assert (tmp_path / "checkpoints" / f"step-{step:08d}" / "run.json").is_file()
 
@@ -334,6 +345,33 @@ def test_a_team_that_is_preempted_stops_after_the_same_step(corpus: Path, tmp_pa
     steps = set(re.findall(r"stopped after step (\d+) of", said))
     assert len(steps) == 1
     assert (tmp_path / "checkpoints" / f"step-{int(steps.pop()):08d}" / "run.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_holds_the_others_for_a_while_only(
+    corpus: Path, tmp_path: Path
+) -> None:
+    words = long_run(corpus, tmp_path)
+    script = f"""
+import sys
+from datetime import timedelta
+from eat_audio.cli import main
+from eat_audio.train import distributed
+distributed.PATIENCE = timedelta(seconds=8)
+sys.argv = {["eat", *words[2:]]!r}
+main()
+"""
+    (tmp_path / "script.py").write_text(script)
+    process = start(torchrun(str(tmp_path / "script.py")))
+    wait_for(tmp_path, 25, process)
+    os.kill(stopped := sorted(workers(process.pid))[1], signal.SIGSTOP)
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
+    assert process.returncode != 0
+    assert re.search(r"eat: process 0 of 2 has lost another one .* --resume goes on", said), said
 
 
 @pytest.mark.slow

@@ -143,6 +143,47 @@ def test_a_full_disk_is_said_once_and_the_lines_after_it_are_whole(
     assert capsys.readouterr().err.count("No space left on device") == 1
 
 
+class Gone:
+    """A terminal that was closed."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    flush = fileno = lambda self: self.write("")
+
+
+def test_a_terminal_that_is_gone_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with log(tmp_path) as told:
+        told.tick(1)
+        told.say("a sentence")
+        told.write(1, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+def test_what_is_said_has_no_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log(tmp_path).say("skipped: a\x1b[2Jb.wav")
+    assert capsys.readouterr().err == "skipped: a\\x1b[2Jb.wav\n"
+
+
+def test_memory_is_left_out_where_the_system_keeps_no_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    log(tmp_path).write(1, {"loss": 1.0})
+    (line,) = lines(tmp_path)
+    assert "memory_mb" not in line and line["loss"] == 1.0
+
+
 def test_a_tracker_that_fails_is_said_once_and_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

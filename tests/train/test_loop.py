@@ -120,10 +120,38 @@ def test_precision_decides_how_losses_are_computed() -> None:
     assert seen == [torch.bfloat16]
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
-def test_a_device_that_cannot_be_used_is_named(device: str) -> None:
-    with pytest.raises(EatError, match=f"device={device}: cannot be used here"):
+@pytest.mark.parametrize(
+    "device",
+    ["nonsense", "foo", "cuda:99", "meta", "mps", "cpu:x", "", "cuda:-1", "x" * 5_000, "\x1b[2J"],
+)
+def test_a_device_that_cannot_be_used_is_named_in_a_short_sentence(device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is here")
+    with pytest.raises(EatError, match=r"^device=.*: cannot be used here") as error:
         Training(device=device).on()
+    said = str(error.value)
+    assert "those that are here: cpu" in said and len(said) < 300 and "\n" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is here")
+def test_cuda_where_there_is_none_says_why() -> None:
+    with pytest.raises(EatError, match=r"device=cuda: cannot be used here \(.*cpu$"):
+        Training(device="cuda").on()
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    seen: list[object] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        train(
+            Line(),
+            Training(steps=1),
+            numbers(),
+            tick=lambda _: seen.append(signal.getsignal(signal.SIGHUP)),
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert seen == [signal.SIG_IGN]
 
 
 def test_noise_is_a_function_of_seed_and_step() -> None:

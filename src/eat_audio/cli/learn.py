@@ -67,12 +67,13 @@ def _show_pretraining(title: str, place: Path) -> None:
     """The first and the last numbers of a run."""
     from eat_audio.train.log import read_log
 
-    lines = [row for row in read_log(place) if "loss" in row]
+    lines = [row for row in read_log(place) if {"loss", "gradient_norm"} <= row.keys()]
     if lines:
         first, last = lines[0], lines[-1]
         names = list(last)  # what the objective tells stands before what the loop adds
         names = names[names.index("loss") : names.index("gradient_norm")]
-        rows = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in names]
+        nan = float("nan")
+        rows = [(name, f"{first.get(name, nan):.4g}", f"{last[name]:.4g}") for name in names]
         steps = f"step {first['step']:.0f}", f"step {last['step']:.0f}"
         show_table(title, ("", *steps), rows)
 

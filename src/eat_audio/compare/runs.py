@@ -30,7 +30,7 @@ from eat_audio.compare.parts import Part
 from eat_audio.compare.plan import Leg, Method, Plan
 from eat_audio.compare.probes import log_mel_scores, probe_scores, random_scores
 from eat_audio.finetune import FinetuneRun, open_labelled
-from eat_audio.train.checkpoint import checkpoints, read_json, write_json
+from eat_audio.train.checkpoint import checkpoints, keep_model_only, read_json, write_json
 from eat_audio.train.log import read_log
 
 LAST = 5
@@ -153,8 +153,7 @@ def _point(
 def _slim(place: Path) -> None:
     """Keep the encoders of a finished run, and not what would only be needed to go on."""
     for folder in checkpoints(place):
-        for name in ("objective.safetensors", "optimiser.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+        keep_model_only(folder)
 
 
 def _kept(file: Path, find: Callable[[], Any]) -> Any:

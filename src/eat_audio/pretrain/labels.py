@@ -11,6 +11,8 @@ last complete part; clips that cannot be read have no labels, and are tried agai
 corpora may be added.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.data.batches import Batch, ClipSettings, ordered_batches, whole_patches
+from eat_audio.data.contents import add_files
 from eat_audio.data.corpus import Corpus
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, OutputError
 from eat_audio.masking import hash_id
 from eat_audio.pretrain.tokenizer import Tokenizer, hear
 from eat_audio.progress import track
-from eat_audio.train.checkpoint import fingerprint, read_json, write_json
+from eat_audio.train.checkpoint import fingerprint, read_json
+from eat_audio.writing import write_json, written_aside
 
+_PART = re.compile(r"part-\d{1,18}\.json")
 PART = 1_024
 """Clips whose labels lie in one file; work that a killed job may lose."""
 
@@ -92,7 +97,8 @@ def tokenize(
         part: Clips whose labels lie in one file.
 
     Raises:
-        DataError: The folder holds other labels, or cannot be written.
+        DataError: The folder holds other labels.
+        OutputError: It cannot be written.
     """
     out = Path(out)
     tokenizer = tokenizer.to(device).frozen()
@@ -111,7 +117,7 @@ def tokenize(
         if waiting:
             _write(out, number, waiting)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     return Tokenized(len(todo) - len(failed), len(corpus) - len(todo), failed)
 
 
@@ -134,13 +140,19 @@ def _begin(out: Path, tokenizer: Tokenizer, seconds: float) -> tuple[int, set[st
             raise DataError(f"{out}: holds {what}; expected nothing, or labels to go on with")
     write_json(record, told)
     there = _parts(out)
-    known = {name for index in there for name in read_json(index)["ids"]}
+    known: set[str] = set()
+    for index in there:
+        ids = read_json(index).get("ids")
+        if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+            raise DataError(f"{index}: describes no labels; remove it to have them made again")
+        known.update(ids)
     return 1 + max((_number(index) for index in there), default=-1), known
 
 
 def _parts(folder: Path) -> list[Path]:
     """The indices of the complete parts."""
-    return sorted(folder.glob("part-*.json"), key=_number)
+    found = (index for index in folder.glob("part-*.json") if _PART.fullmatch(index.name))
+    return sorted(found, key=_number)
 
 
 def _number(index: Path) -> int:
@@ -166,10 +178,8 @@ def _labels(
 def _write(out: Path, number: int, labels: list[tuple[str, NDArray[np.int16]]]) -> None:
     """Write a part that is there completely, or not at all."""
     path = out / f"part-{number:05d}.npy"
-    aside = out / f".{path.name}.incomplete"
-    with aside.open("wb") as file:
+    with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, np.concatenate([rows.ravel() for _, rows in labels]))
-    aside.replace(path)
     index = {"ids": [name for name, _ in labels], "columns": [len(rows) for _, rows in labels]}
     write_json(path.with_suffix(".json"), index)
 
@@ -223,6 +233,12 @@ class StoredLabels:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def contents(self) -> str:
+        """A fingerprint of the labels, cheap enough for those of millions of clips."""
+        digest = hashlib.sha256((self.folder / "labels.json").read_bytes())
+        add_files(digest, [str(index.with_suffix(".npy")) for index in _parts(self.folder)])
+        return digest.hexdigest()[:16]
 
     def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """The labels of a batch's clips on its grid, (B, T', F') int64, -1 behind a clip's end.

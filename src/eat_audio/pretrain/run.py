@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from eat_audio import logmel
 from eat_audio.data.batches import Batch, ClipSettings, Steps, training_batches, whole_patches
+from eat_audio.data.contents import contents
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import RecipeError
@@ -23,6 +24,7 @@ from eat_audio.models.features import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretrain.audiomae import AudioMAEPretraining, AudioMAERun
 from eat_audio.pretrain.beats import BEATsPretraining, BEATsRun
 from eat_audio.pretrain.eat import EATPretraining, EATRun
+from eat_audio.pretrain.labels import StoredLabels
 from eat_audio.pretrain.method import Pretraining, PretrainRun
 from eat_audio.pretrain.monitor import Monitor
 from eat_audio.pretrain.tokenizer import TokenizerPretraining, TokenizerRun
@@ -107,8 +109,18 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
         save(objective.student, features, folder, state=part(state, "student."))
 
     origin = {"features": features.to_dict()}
-    data = corpus.fingerprint()
-    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    here = Run(
+        out,
+        settings,
+        corpus.fingerprint(),
+        objective,
+        optimiser,
+        export,
+        settings.keep,
+        origin,
+        team,
+        _learnt_from(corpus, objective),
+    )
     steps = Steps(
         corpus,
         settings.clips,
@@ -142,6 +154,13 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
                 save=here.save,
             )
         here.finish()
+
+
+def _learnt_from(corpus: Corpus, objective: Pretraining) -> str:
+    """A fingerprint of the recordings, and of the labels beside them that a run may have."""
+    stored = getattr(objective, "stored", None)
+    labels = f", labels {stored.contents()}" if isinstance(stored, StoredLabels) else ""
+    return contents(corpus) + labels
 
 
 def training_log(settings: Training, out: Path, title: str, start: int, team: Team) -> TrainingLog:

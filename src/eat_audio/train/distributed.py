@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -33,6 +34,8 @@ from eat_audio.errors import EatError
 
 Parallel = Literal["ddp", "fsdp"]
 
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others, which may be stopped, or far away and lost."""
 LOST = ("gloo", "nccl", "connection", "peer", "timed out", "store")
 """What the words of an error are about when another process is gone."""
 
@@ -65,6 +68,14 @@ class Team:
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
         return bool(wishes.item())
 
+    def same(self, number: int, *, device: torch.device) -> int:
+        """The number that the leading process has; all of them have to ask."""
+        if self.ranks == 1:
+            return number
+        told = torch.tensor(number, dtype=torch.int64, device=device)
+        dist.broadcast(told, src=0)
+        return int(told.item())
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.ranks > 1:
@@ -91,7 +102,7 @@ class Team:
                 raise
             reason = str(error).splitlines()[0]
             raise EatError(
-                f"process {self.rank} of {self.ranks} has lost another one ({reason}); "
+                f"process {self.rank} of {self.ranks} has lost another one ({reason[:200]}); "
                 "--resume goes on from the last checkpoint"
             ) from error
 
@@ -115,7 +126,8 @@ def join(device: torch.device) -> Team:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        how = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(how, timeout=PATIENCE)
     return Team(dist.get_rank(), dist.get_world_size())
 
 

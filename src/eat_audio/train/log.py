@@ -8,10 +8,11 @@ with any of them ends a training: it is said once, and training goes on.
 
 import json
 import math
-import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,7 +28,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from eat_audio.text import printable
 from eat_audio.train.trackers import LogSettings, Tracker
+from eat_audio.writing import write_text
 
 T = TypeVar("T")
 SHOWN = ("loss", "frame", "utterance", "accuracy", "map")
@@ -110,12 +113,10 @@ class TrainingLog:
             return
         kept = [row for row in _lines(self.path) if row["step"] <= self.start and self.start]
         self._looked = any(row["step"] == 0 for row in kept)
-        aside = self.path.with_name(".log.jsonl.incomplete")
-        aside.write_text("".join(_as_line(row) for row in kept))
-        aside.replace(self.path)
+        write_text(self.path, "".join(_as_line(row) for row in kept))
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self._show_safely(self.bar.start)
         return self
 
     def __exit__(
@@ -124,7 +125,7 @@ class TrainingLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        self._show_safely(self.bar.stop)
         for name, tracker in self._trackers.items():
             self._try(name, tracker.close)
         if self.skipped:
@@ -158,7 +159,7 @@ class TrainingLog:
         """`done` steps are finished."""
         self.done = done
         speed = f"{self.clips_per_second:.1f} clips/s"
-        self.bar.update(self.task, completed=done, speed=speed)
+        self._show_safely(lambda: self.bar.update(self.task, completed=done, speed=speed))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Tell the numbers of a step, and how fast it went since the last ones.
@@ -186,7 +187,17 @@ class TrainingLog:
     def say(self, message: str) -> None:
         """A sentence for people, above the bar."""
         if self.writes:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            text = "\n".join(map(printable, message.splitlines()))
+            self._show_safely(
+                lambda: self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            )
+
+    def _show_safely(self, show: Callable[[], None]) -> None:
+        """Show something to people; that their terminal is gone ends no training."""
+        try:
+            show()
+        except (OSError, ValueError):  # closed, by its owner or by Python
+            self.bar.disable = True
 
     def _measured(self) -> dict[str, float]:
         (then, since), now = self._last, time.perf_counter()
@@ -211,7 +222,7 @@ class TrainingLog:
     def _append(self, row: dict[str, float]) -> None:
         # What a full disk cut off stays alone on its line.
         begin = "\n" if "log.jsonl" in self._failed else ""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(begin + _as_line(row))
 
     def _try(self, name: str, what: Any) -> bool:
@@ -228,21 +239,23 @@ class TrainingLog:
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
         losses = "  ".join(f"{name} {numbers[name]:.4g}" for name in SHOWN if name in numbers)
-        self.bar.update(self.task, losses=losses)
+        self._show_safely(lambda: self.bar.update(self.task, losses=losses))
         if not self.console.is_terminal:
             left = (self.steps - step) * self.clips_per_step / max(self.clips_per_second, 1e-9)
-            print(
+            line = (
                 f"{self.title}: step {step}/{self.steps}  {losses}  "
-                f"{self.clips_per_second:.1f} clips/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
+                f"{self.clips_per_second:.1f} clips/s, {left:.0f} s left"
             )
+            self._show_safely(lambda: print(line, file=sys.stderr, flush=True))
 
 
 def memory() -> dict[str, float]:
-    """The most memory that this process has held so far, in MB."""
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    told = {"memory_mb": round(held / 1e6, 1)}
+    """The most memory that this process has held so far, in MB, where the system knows."""
+    told: dict[str, float] = {}
+    with suppress(ImportError):  # Windows keeps no such account
+        resource = import_module("resource")
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+        told["memory_mb"] = round(held / 1e6, 1)
     if torch.cuda.is_initialized():
         told["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return told

@@ -19,7 +19,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.recipe import Settings
+from eat_audio.text import printable
 from eat_audio.train.distributed import ALONE, Parallel, Team, exchange, local_rank, whole
+from eat_audio.train.loader import attended
 from eat_audio.train.optim import Optim, set_rates
 from eat_audio.train.trackers import LogSettings
 
@@ -60,9 +62,11 @@ class Training(Settings):
         try:
             device = torch.device(self.device)
             torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise EatError(f"device={self.device}: cannot be used here ({reason})") from None
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+            raise EatError(
+                f"device={printable(self.device)[:60]}: cannot be used here{_why_not(error)}; "
+                f"expected auto or one of those that are here: {', '.join(_devices())}"
+            ) from None
         return device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -73,6 +77,18 @@ class Training(Settings):
         if chosen == "fp32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
+
+
+def _why_not(error: Exception) -> str:
+    """Why a device cannot be used, as far as that is about CUDA; the rest is a list of kernels."""
+    words = str(error).partition("\n")[0].partition(". ")[0]
+    return f" ({words})" if "CUDA" in words.upper() and len(words) < 120 else ""
+
+
+def _devices() -> list[str]:
+    """The devices of this machine."""
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    return there + (["mps"] if torch.backends.mps.is_available() else [])
 
 
 class Objective(Protocol):
@@ -121,9 +137,9 @@ def fit(
         save: Told to save every `save_every` steps, at the end, and when interrupted.
 
     Raises:
-        TrainingDiverged: Too many gradients in a row are not finite. None was applied, so the
-            last saved checkpoint is still good.
-        Interrupted: SIGINT or SIGTERM came; the finished step is saved.
+        TrainingDiverged: Too many gradients in a row are not finite; none of them was applied.
+        EatError: A process that decodes died, or memory ran out; the finished step is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the finished step is saved.
         CheckpointError: The last checkpoint could not be written.
     """
     device = next(objective.parameters()).device
@@ -132,7 +148,8 @@ def fit(
     forward = team.wrap(objective)
     clock = time.perf_counter()
     skipped = in_a_row = 0
-    with _StopAfterStep() as stop:
+    stop = _StopAfterStep(training)
+    with stop, attended(batches, stop, save, team, how=training.parallel) as batches:
         for step in range(start, training.steps):
             set_rates(optimiser, optim, step, training.steps)
 
@@ -157,6 +174,7 @@ def fit(
             numbers = {name: value / weight for name, value in sums.items()}
             done = step + 1
             if math.isfinite(norm):
+                stop.finished = None
                 optimiser.step()
                 objective.after_step(done)
                 in_a_row = 0
@@ -166,6 +184,7 @@ def fit(
                 if in_a_row == training.patience:
                     raise TrainingDiverged(f"{sentence}, {in_a_row} times in a row: given up")
             optimiser.zero_grad(set_to_none=True)
+            stop.finished = done
             last = done == training.steps
             stopping = team.any(stop.asked, device=device)
 
@@ -183,7 +202,7 @@ def fit(
                         raise
                     say(f"{error}; training goes on")
             if stopping and not last:
-                raise stop.error(f"stopped after step {done} of {training.steps}")
+                raise stop.error()
 
 
 def _over_team(numbers: dict[str, Tensor], team: Team) -> dict[str, float]:
@@ -213,27 +232,43 @@ def _finish_gradients(parameters: list[torch.nn.Parameter], weight: float, longe
 
 
 class _StopAfterStep:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; a second one kills."""
+    """Turns the first signal to end into a wish to stop after the step; a second one kills."""
 
-    def __init__(self) -> None:
+    def __init__(self, training: Training) -> None:
         self.asked = False
-        self.error: type[Interrupted] = Interrupted
+        self.finished: int | None = None
+        """The last step that is done, if all weights are of it: not in the middle of an update."""
+        self._last = training.steps
+        self._kind: type[Interrupted] = Interrupted
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopAfterStep":
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in numbers:
+                if number in (signal.SIGINT, signal.SIGTERM) or _listens_to(number):
+                    self._before[number] = signal.signal(number, self._ask)
         except ValueError:  # not the main thread, which alone may listen to signals
             pass
         return self
+
+    def error(self) -> Interrupted:
+        """What ends the run when it has stopped as it was asked to."""
+        done = "before its first step" if self.finished is None else f"after step {self.finished}"
+        return self._kind(f"stopped {done} of {self._last}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.error = Preempted if number == signal.SIGTERM else Interrupted
+        self._kind = Preempted if number == signal.SIGTERM else Interrupted
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _listens_to(number: int) -> bool:
+    """Whether a signal does anything: nohup has SIGHUP ignored, and means it."""
+    return signal.getsignal(number) is not signal.SIG_IGN

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from eat_audio.errors import EatError
 from eat_audio.recipe import Settings
+from eat_audio.writing import write_text
 
 
 class LogSettings(Settings):
@@ -81,11 +82,11 @@ class Wandb:
 
         known = out / "wandb.id"
         if not (start and known.is_file()):
-            known.write_text(secrets.token_hex(8))
+            write_text(known, secrets.token_hex(8))
         self.run: Any = wandb.init(
             project=project,
             name=out.resolve().name,
-            id=known.read_text(),
+            id=known.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(out),
             config=recipe,

@@ -1,0 +1,82 @@
+"""The fingerprint of recordings is about what they hold, not about where and since when."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eat_audio.data import contents as module
+from eat_audio.data.contents import contents
+from eat_audio.data.corpus import Clip, Corpus, Span
+
+
+def corpus(root: Path, count: int = 5, size: int = 100_000) -> Corpus:
+    root.mkdir()
+    for number in range(count):
+        (root / f"{number}.wav").write_bytes(bytes([number]) * size)
+    return Corpus("c", [Clip(f"{n}.wav", str(root / f"{n}.wav")) for n in range(count)])
+
+
+@pytest.mark.parametrize("place", [0, 50_000, 99_999])
+def test_other_contents_of_the_same_size_are_another_fingerprint(
+    tmp_path: Path, place: int
+) -> None:
+    clips = corpus(tmp_path / "a")
+    before = contents(clips)
+    with (tmp_path / "a" / "3.wav").open("r+b") as file:
+        file.seek(place)
+        file.write(b"x")
+    assert contents(clips) != before
+
+
+def test_another_size_and_a_missing_file_are_another_fingerprint(tmp_path: Path) -> None:
+    clips = corpus(tmp_path / "a", size=10)
+    assert contents(clips).startswith("5 files, 50 bytes, sha256 ")
+    (tmp_path / "a" / "0.wav").write_bytes(b"0")
+    assert contents(clips).startswith("5 files, 41 bytes")
+    (tmp_path / "a" / "1.wav").unlink()
+    assert contents(clips).startswith("5 files, 1 of them missing, 31 bytes")
+
+
+def test_a_copy_elsewhere_with_other_times_is_the_same(tmp_path: Path) -> None:
+    clips = corpus(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    os.utime(tmp_path / "b" / "0.wav", (1, 1))
+    moved = [Clip(clip.id, clip.path.replace("/a/", "/b/")) for clip in clips.clips]
+    assert contents(replace(clips, clips=moved)) == contents(clips)
+
+
+def test_many_files_are_read_in_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ", 2)
+    monkeypatch.setattr(module, "SIZED", 3)
+    clips = corpus(tmp_path / "a")
+    of_file = module._of_file
+
+    def noted(path: str, *, read: bool) -> tuple[int, bytes]:
+        noted_paths.append((Path(path).stem, read))
+        return of_file(path, read=read)
+
+    noted_paths: list[tuple[str, bool]] = []
+    monkeypatch.setattr(module, "_of_file", noted)
+    assert contents(clips).startswith("3 files, 300000 bytes")
+    assert noted_paths == [("0", True), ("2", False), ("4", True)]
+
+
+def test_shards_are_known_by_the_sums_of_their_clips(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"x" * 3_000)
+
+    def packed(crc32: int) -> Corpus:
+        spans = [Span(512 * n, 100, crc32 + n) for n in range(3)]
+        clips = [Clip(str(n), str(tmp_path / "s.tar"), inside=s) for n, s in enumerate(spans)]
+        return Corpus("c", clips)
+
+    assert contents(packed(1)) == contents(packed(1)) != contents(packed(2))
+    assert contents(packed(1)).startswith("1 files, 3000 bytes")
+
+
+def test_pipes_and_urls_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    clips = [Clip("a", str(tmp_path / "pipe.wav")), Clip("b", "https://example.org/b.wav")]
+    assert contents(Corpus("c", clips)).startswith("1 files, 1 of them missing, 0 bytes")
