@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import golden_sets, sidecar, tensors
+from conftest import golden_sets, needs, sidecar, tensors
 from eat_audio.data.batches import Batch
 from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 from eat_audio.models.eat import EATConfig
@@ -30,12 +30,6 @@ def model_config(path: Path) -> dict[str, Any]:
     if not isinstance(cfg, dict) or "decoder" not in cfg.get("modalities", {}).get("image", {}):
         pytest.skip(f"{path}: records no model_cfg of EAT")
     return cfg
-
-
-def needs(record: dict[str, Any], *keys: str) -> None:
-    """Skip a test of something that a recorded set does not have."""
-    if missing := [key for key in keys if key not in record]:
-        pytest.skip(f"the recorded set has no {', '.join(missing)}")
 
 
 def objective(path: Path, batch: int) -> EATPretraining:
@@ -243,6 +237,7 @@ def test_the_teacher_follows_as_released(recorded: Any) -> None:
 def test_noise_stands_in_for_hidden_patches_as_released(path: Path) -> None:
     record, known = tensors(path), sidecar(path)
     io = path.with_name(path.name.replace("_noise", "_io"))
+    needs(record, "source", "mask", "mask_noise_dense")
     ours = objective(io, len(record["source"]))
     masks = recorded_masks(record["mask"], len(record["source"]))
     losses = ours.losses(record["source"][:, 0], masks, noise=record["mask_noise_dense"].clone())
