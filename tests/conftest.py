@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def sidecar(path: Path) -> dict[str, Any]:
 def tensors(path: Path) -> dict[str, Tensor]:
     """The recorded tensors themselves."""
     return load_file(path.with_suffix(".safetensors"))
+
+
+def needs(record: Mapping[str, Any], *keys: str) -> None:
+    """Skip a test of something that a recorded set does not have."""
+    if missing := [key for key in keys if key not in record]:
+        pytest.skip(f"this recorded set has no {', '.join(missing)}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import conftest
-from conftest import golden_sets
+from conftest import golden_sets, needs
 
 HERE = Path(__file__).parent / "golden"
 FAMILIES = (
@@ -64,3 +64,9 @@ def test_sets_may_lie_in_folders_of_their_own(places: list[Path]) -> None:
 
 def test_without_any_set_there_is_nothing_to_go_through(places: list[Path]) -> None:
     assert golden_sets("fbank_*.json") == []
+
+
+def test_what_a_recorded_set_lacks_is_passed_over_with_a_reason() -> None:
+    needs({"mask": 1, "source": 2}, "source", "mask")
+    with pytest.raises(pytest.skip.Exception, match="has no noise, mask2d"):
+        needs({"mask": 1}, "mask", "noise", "mask2d")

@@ -130,13 +130,15 @@ class _Row(NamedTuple):
 def _eat(run: EATRun, config: PreTrainedConfig, grid: tuple[int, int]) -> list[_Row]:
     patches, width, decoder = grid[0] * grid[1], config.hidden_size, run.decoder
     visible = n_visible(grid, run.hidden_ratio)
-    convolution = 2 * patches * decoder.kernel**2 * (width / decoder.groups) * width
+    inside = decoder.width or width
+    pairs = (width + (decoder.layers - 1) * inside) * inside / decoder.groups
+    convolutions = 2 * patches * decoder.kernel**2 * pairs
     return [
         *_patches(config, patches),
         _learnt("encoder", run.masks * _blocks(config, visible + 1)),
         _fixed("teacher", _listening(config, patches)),
-        _learnt("decoder", run.masks * decoder.layers * convolution),
-        _learnt("guesses", run.masks * _linear(patches - visible, width, width)),
+        _learnt("decoder", run.masks * convolutions),
+        _learnt("guesses", run.masks * _linear(patches - visible, inside, width)),
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
-from conftest import golden_sets, sidecar, tensors
+from conftest import golden_sets, needs, sidecar, tensors
 from eat_audio.data.augment import mixup, roll_and_gain
 from eat_audio.models.audiomae import (
     AudioMAEConfig,
@@ -120,6 +120,7 @@ def test_training_on_a_part_of_the_grid_gives_the_recorded_logits(
 @each(GRIDS)
 def test_columns_and_rows_of_the_least_noise_are_the_recorded_ones(path: Path) -> None:
     record = tensors(path)
+    needs(record, "mask2d.noise0", "mask2d.noise1", "mask2d.ids_keep")
     noise = record["mask2d.noise0"], record["mask2d.noise1"]
     ids, seen = some_of_a_grid(noise, (0.6, 0.5))
     assert seen is None

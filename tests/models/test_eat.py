@@ -27,9 +27,11 @@ def test_weights_begin_as_released(path: Path) -> None:
     width = known["modality_encoders.IMAGE.extra_tokens"]["shape"][-1]
     depth = 1 + max(int(n.split(".")[1]) for n in known if n.startswith("blocks."))
     decoder = [n for n in known if ".decoder.blocks." in n and n.endswith("weight")]
-    kernel, inside = known[decoder[0]]["shape"][-1], known[decoder[0]]["shape"][1]
+    inside, group, kernel, _ = known[decoder[0]]["shape"]
     model = EATModel(EATConfig(embed_dim=width, depth=depth, num_heads=1))
-    settings = DecoderSettings(layers=len(decoder), groups=width // inside, kernel=kernel)
+    settings = DecoderSettings(
+        layers=len(decoder), groups=width // group, kernel=kernel, width=inside
+    )
     ours: dict[str, torch.Tensor] = dict(model.named_parameters())
     for name, parameter in Decoder(width, settings).named_parameters():
         layer = name.replace(".weight", ".0.weight").replace(".bias", ".0.bias")
@@ -60,12 +62,13 @@ def test_positions_are_as_released(path: Path) -> None:
     rows = recorded["time_rows"].long()
     table = sincos_positions(int(rows.max()) + 1, bands, width).view(-1, bands, width)
     torch.testing.assert_close(table[rows], recorded["pos"], rtol=0, atol=1e-4)
+    # the last bit of a rate, 2^-24, is the processor's choice; the 63rd column has it 63 times
     near = rows < 64
-    torch.testing.assert_close(table[rows][near], recorded["pos"][near], rtol=0, atol=1e-6)
+    torch.testing.assert_close(table[rows][near], recorded["pos"][near], rtol=0, atol=4e-6)
     for name, short in recorded.items():
         if "_first" in name:
             ours = sincos_positions(*short.shape).view_as(short)
-            torch.testing.assert_close(ours, short, rtol=0, atol=1e-6)
+            torch.testing.assert_close(ours, short, rtol=0, atol=4e-6)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from transformers import (
     pipeline,
 )
 
+from eat_audio.errors import DataError
 from eat_audio.models import Family, families
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.pretrained import find_model
@@ -203,3 +204,57 @@ def test_the_trainer_of_transformers_fine_tunes(family: Family, tmp_path: Path) 
     assert losses[-1] < losses[0]
     trainer.save_model(str(tmp_path / "model"))
     assert isinstance(find_model(tmp_path / "model"), family.classifier)
+
+
+def with_outputs(family: Family, tmp_path: Path, count: int) -> AudioClassifier:
+    """A pre-trained encoder with a classifier of so many outputs, as transformers makes it."""
+    encoder(family).save_pretrained(tmp_path)
+    return AutoModelForAudioClassification.from_pretrained(tmp_path, num_labels=count).eval()
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16])
+def test_one_label_is_regression(
+    family: Family, tmp_path: Path, shape: tuple[int, ...], kind: torch.dtype
+) -> None:
+    model, inputs = with_outputs(family, tmp_path, 1), heard(family, 1.0, 0.4)
+    labels = torch.tensor([2.0, -1.5])
+    outputs = model(**inputs, labels=labels.view(shape).to(kind))
+    assert outputs.logits.shape == (2, 1)
+    torch.testing.assert_close(outputs.loss, (outputs.logits[:, 0] - labels).square().mean())
+    outputs.loss.backward()
+
+
+def test_several_outputs_can_be_regression(family: Family, tmp_path: Path) -> None:
+    model, inputs = with_outputs(family, tmp_path, 3), heard(family, 1.0, 0.4)
+    model.config.problem_type = "regression"
+    outputs = model(**inputs, labels=torch.ones(2, 3))
+    torch.testing.assert_close(outputs.loss, (outputs.logits - 1).square().mean())
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.int64, torch.uint8])
+def test_classes_may_be_numbers_of_any_kind(
+    family: Family, tmp_path: Path, kind: torch.dtype
+) -> None:
+    model, inputs = with_outputs(family, tmp_path, 3), heard(family, 1.0, 0.4)
+    outputs = model(**inputs, labels=torch.tensor([0, 2], dtype=kind))
+    exact = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 2]))
+    assert torch.equal(outputs.loss, exact)
+
+
+@pytest.mark.parametrize(
+    ("count", "labels"),
+    [
+        (1, torch.tensor([0, 0])),
+        (1, torch.zeros(2, 2)),
+        (3, torch.tensor([0.0, 2.0])),
+        (3, torch.tensor([[0], [2]])),
+        (3, torch.tensor([0])),
+    ],
+)
+def test_labels_that_do_not_fit_get_a_sentence(
+    family: Family, tmp_path: Path, count: int, labels: Tensor
+) -> None:
+    model, inputs = with_outputs(family, tmp_path, count), heard(family, 1.0, 0.4)
+    with pytest.raises(DataError, match="labels of type .* expected"):
+        model(**inputs, labels=labels)

@@ -167,9 +167,9 @@ def decode(decoder: Decoder, x: Tensor, grid: tuple[int, int]) -> Tensor:
         assert isinstance(conv, nn.Conv2d)
         weight = conv.weight.contiguous()
         mixed = F.conv2d(x, weight, conv.bias, padding=conv.padding, groups=conv.groups)
-        mixed = F.layer_norm(mixed.transpose(1, 3), (width,)).transpose(1, 3)
-        x = x + F.gelu(mixed)
-    return decoder.proj(x.reshape(rows, width, patches).transpose(1, 2))
+        mixed = F.layer_norm(mixed.transpose(1, 3), mixed.shape[1:2]).transpose(1, 3)
+        x = x + F.gelu(mixed) if x.shape == mixed.shape else F.gelu(mixed)
+    return decoder.proj(x.reshape(rows, -1, patches).transpose(1, 2))
 
 
 @torch.no_grad()

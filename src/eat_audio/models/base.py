@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
+from eat_audio.errors import DataError
 from eat_audio.models.layers import masked_mean
 
 
@@ -191,25 +192,44 @@ class AudioClassifier(AudioModel):
         Args:
             input_values: Normalised log-mel (B, T, 128), T a multiple of 16.
             attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
-            labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time.
+            labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time; for
+                `num_labels=1`, or the problem type "regression", floats (B,) or (B, classes).
             output_hidden_states: Also return the tokens before every block and after the last.
             return_dict: Whether to return an object (default) or a tuple.
             **kwargs: Ignored, for callers that pass what other models need.
 
         Returns:
-            `logits` (B, classes) and, with labels, `loss`.
+            `logits` (B, classes) and, with labels, `loss`: cross-entropy of class numbers, binary
+            cross-entropy of several, mean squared error in regression.
+
+        Raises:
+            DataError: Labels of a type or shape that does not fit.
         """
         encoded = self.encode(input_values, attention_mask)
         logits = self.logits(encoded)
         output = SequenceClassifierOutput(
-            loss=None if labels is None else _loss(logits, labels),
+            loss=None if labels is None else _loss(logits, labels, self.config.problem_type),
             logits=logits,
             hidden_states=self._asked(encoded.states, output_hidden_states),
         )
         return output if return_dict is not False else output.to_tuple()
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
+    """The loss that the labels, the problem type and the number of classes decide on."""
+    clips, classes = logits.shape
+    given = f"labels of type {str(labels.dtype).removeprefix('torch.')}, {tuple(labels.shape)}"
+    if problem == "regression" or (problem is None and classes == 1):
+        if not labels.is_floating_point() or labels.numel() != logits.numel():
+            raise DataError(
+                f"{given}: expected floats, one for each of {clips} clips and {classes} outputs "
+                "(regression); to tell classes apart takes num_labels=2 or more"
+            )
+        return F.mse_loss(logits, labels.view_as(logits).to(logits.dtype))
     if labels.ndim == 2:
+        if labels.shape != logits.shape:
+            raise DataError(f"{given}: expected ({clips},), or 0 and 1 of ({clips}, {classes})")
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels)
+    if labels.shape != (clips,) or labels.is_floating_point() or labels.is_complex():
+        raise DataError(f"{given}: expected numbers of classes, int64, ({clips},)")
+    return F.cross_entropy(logits, labels.long())

@@ -28,6 +28,7 @@ from eat_audio.models.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    convolve,
     fitting,
     linear_softmax,
     masked_mean,
@@ -217,7 +218,7 @@ class ConvolvedPositions(nn.Module):
         lengths = torch.linalg.vector_norm(self.direction, dim=(0, 1), keepdim=True)
         weight = self.direction * (self.length / lengths)
         half = self.taps // 2
-        mixed = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=half, groups=self.groups)
+        mixed = convolve(x.transpose(1, 2), weight, self.bias, padding=half, groups=self.groups)
         # an even number of taps gives one token too many
         return F.gelu(mixed[..., : x.shape[1]]).transpose(1, 2)
 
@@ -361,6 +362,8 @@ class BEATsEncoder(nn.Module):
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches (B, N, D), without positions."""
         side = self.config.input_patch_size
         spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        # in the precision of the weights: models can be loaded in half precision
+        spectrogram = spectrogram.to(self.local_encoder.proj.weight.dtype)
         patches = self.patch_proj(self.patch_norm(self.local_encoder(spectrogram)))
         return F.dropout(patches, self.config.dropout_input, self.training)
 

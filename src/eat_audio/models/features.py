@@ -4,7 +4,7 @@ Pre-training, fine-tuning, evaluation and prediction all go through `spectrogram
 its settings travel with the weights in `preprocessor_config.json`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from eat_audio import logmel
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.errors import AudioError
+from eat_audio.models.waveforms import check_rate, mono_waveforms, warn_of_scale
+from eat_audio.text import shortened
 
-Waveform = np.ndarray | Tensor | Sequence[float]
+Waveform = np.ndarray | Tensor | Sequence[float] | Mapping[str, Any]
+LONGEST = 4_096
+"""Frames, 41 s, beyond which a `max_length` is probably meant in samples."""
 
 
 class AudioFeatureExtractor(SequenceFeatureExtractor):
@@ -72,10 +76,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Turn one waveform or several into model inputs.
+        """Turn one clip or several into model inputs.
 
         Args:
-            raw_speech: Mono waveform (samples,) in [-1, 1] at 16 kHz, or a list of them.
+            raw_speech: Mono waveform (samples,) at 16 kHz, floats in [-1, 1] or int16, or a list
+                of them, or a tensor (clips, samples); samples of `datasets` are understood, too.
             sampling_rate: Their rate in Hz, checked if given.
             padding: Rows are always padded to the longest; "max_length" pads to `max_length`.
             max_length: Frames of 10 ms; with padding="max_length" or truncation=True.
@@ -84,21 +89,22 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             **kwargs: Ignored, for callers that pass what other extractors need.
 
         Returns:
-            `input_values` (B, T, 128) and `attention_mask` (B, T).
+            `input_values` (B, T, 128), T a multiple of 16, and `attention_mask` (B, T).
 
         Raises:
-            AudioError: Another rate than 16 kHz, or something that is not a mono waveform.
+            AudioError: Another rate than 16 kHz, something that is not a mono waveform or not
+                finite, or a `max_length` that is probably in samples.
         """
-        if sampling_rate is not None and sampling_rate != self.sampling_rate:
-            raise AudioError(
-                f"a waveform at {sampling_rate} Hz was given; expected {self.sampling_rate} Hz "
-                "(eat_audio.load_audio resamples)"
-            )
-        waveforms = _as_list(raw_speech)
+        if sampling_rate is not None:
+            check_rate(sampling_rate, self.sampling_rate)
+        waveforms = mono_waveforms(raw_speech, sampling_rate=self.sampling_rate)
+        warn_of_scale(waveforms)
         lengths = torch.tensor([len(wave) for wave in waveforms])
         batch = to_int16(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
-        fixed = max_length if padding == "max_length" or truncation else None
-        values, frames = self.spectrogram(batch, lengths, frames=fixed)
+        most = _frames_at_most(lengths.tolist(), max_length, padding, truncation=truncation)
+        values, frames = self.spectrogram(batch, lengths, frames=most and self.whole(most))
+        if most and truncation:
+            values, frames = self._cut(values, frames, most)
         mask = self.mask(values, frames)
         if mask is None:
             mask = torch.ones(values.shape[:2], dtype=torch.bool)
@@ -106,6 +112,16 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors == "np":
             return BatchFeature({name: value.numpy() for name, value in inputs.items()})
         return BatchFeature(inputs)
+
+    def whole(self, frames: int) -> int:
+        """The number of frames, a multiple of 16, of spectrograms that hold so many."""
+        return -(-frames // logmel.PATCH_FRAMES) * logmel.PATCH_FRAMES
+
+    def _cut(self, values: Tensor, frames: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Spectrograms (B, T, 128) and true frames (B,) with padding after the first `most`."""
+        if most < values.shape[1]:
+            values[:, most:] = -self.mean / (2 * self.std) if self.released_padding else 0.0
+        return values, frames.clamp(max=most)
 
 
 class EATFeatureExtractor(AudioFeatureExtractor):
@@ -193,7 +209,7 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         samples: list[int] = lengths.tolist()
         known = [logmel.n_frames(length) for length in samples]
         wanted = max(known, default=1) if frames is None else frames
-        total = max(wanted // patch, 1) * patch
+        total = self.whole(wanted)
 
         if self.released_padding:
             size = max(samples, default=1) if frames is None else logmel.samples_under(total)
@@ -205,6 +221,14 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         ]
         values, true = self._log_mel(waveforms, whole, total)
         return values, true.clamp_min(patch)
+
+    def whole(self, frames: int) -> int:
+        """The number of frames, a multiple of 16, of spectrograms that hold so many: no part."""
+        return max(frames // logmel.PATCH_FRAMES, 1) * logmel.PATCH_FRAMES
+
+    def _cut(self, values: Tensor, frames: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """As they are: they hold nothing but whole patches."""
+        return values, frames
 
     def _with_padding(
         self, waveforms: Tensor, samples: list[int], size: int, total: int
@@ -236,21 +260,36 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         )
 
 
-def _as_list(raw: Waveform | Sequence[Waveform]) -> list[Tensor]:
-    """One waveform or many, of any kind -> a list of float tensors (samples,)."""
-    one = isinstance(raw, (np.ndarray, Tensor)) and raw.ndim == 1
-    if not one and not isinstance(raw, (np.ndarray, Tensor)) and len(raw) and np.isscalar(raw[0]):
-        one = True
-    rows = [raw] if one else raw
-    waveforms = [_as_float(np.asarray(row)) for row in rows]
-    for wave in waveforms:
-        if wave.ndim != 1 or not len(wave):
-            raise AudioError(
-                f"an array of shape {tuple(wave.shape)} was given; expected mono (samples,)"
-            )
-    return waveforms
+def _frames_at_most(
+    samples: list[int], max_length: int | None, padding: bool | str, *, truncation: bool
+) -> int | None:
+    """Frames of the rows of a batch; None: those of its longest clip.
 
+    Args:
+        samples: True samples of the clips.
+        max_length: Frames, if padding or truncation need it.
+        padding: "max_length" makes all rows at least so long.
+        truncation: No row is longer.
 
-def _as_float(samples: np.ndarray) -> Tensor:
-    scale = logmel.INT16_SCALE if samples.dtype == np.int16 else 1
-    return torch.from_numpy(samples.astype(np.float32) / np.float32(scale))
+    Raises:
+        AudioError: There is no such setting, or it probably counts samples.
+    """
+    if padding not in (True, False, "longest", "do_not_pad", "max_length"):
+        raise AudioError(f'padding={shortened(padding)}: expected "longest" or "max_length"')
+    filled = padding == "max_length"
+    if not (filled or truncation):
+        return None
+    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):
+        raise AudioError(f"max_length={shortened(max_length)}: expected a number of 10 ms frames")
+    if max_length < 1:
+        raise AudioError(f"max_length={max_length}: expected 1 frame or more")
+
+    longest = max(map(logmel.n_frames, samples))
+    if max_length > LONGEST and longest <= max_length and (filled or max(samples) > max_length):
+        raise AudioError(
+            f"max_length={max_length}: is counted in frames of 10 ms, not in samples; expected at "
+            f"most {LONGEST} ({max_length} samples are {logmel.n_frames(int(max_length))} frames)"
+        )
+    if filled and not truncation:
+        return max(longest, int(max_length))
+    return int(max_length) if filled or longest > max_length else None

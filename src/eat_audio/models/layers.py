@@ -50,6 +50,21 @@ def begin_patches(proj: nn.Conv2d) -> None:
         init.uniform_(proj.bias, -(inside**-0.5), inside**-0.5)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int, groups: int) -> Tensor:
+    """Grouped convolution over a sequence (R, D, N), with its result in the precision of `x`.
+
+    On a CPU it is computed in float32, whether weights or autocast are in half precision: where
+    there is AMX, oneDNN (of torch 2.13) gives noise for bfloat16 with an even kernel and few
+    channels in a group.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or not half:
+        return F.conv1d(x, weight, bias, padding=padding, groups=groups)
+    with torch.autocast("cpu", enabled=False):
+        exact = F.conv1d(x.float(), weight.float(), bias.float(), padding=padding, groups=groups)
+    return exact.to(x.dtype)
+
+
 def fitting(spectrogram: Tensor, *, patch: int, bins: int) -> Tensor:
     """Log-mel (B, T, F), or (B, 1, T, F), as (B, T, F).
 

@@ -154,6 +154,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, W, heads, S, d)
         lengths = q.float().norm(dim=-1)[..., :, None] * k.float().norm(dim=-1)[..., None, :]
         angles = (q @ k.transpose(-2, -1)).float() / lengths.clamp(min=1e-6)
+        offsets = offsets.to(self.qkv.weight.dtype)
         bias = self.position_bias(offsets).float().permute(2, 0, 1)  # (heads, S, S)
         scores = angles / self.tau.clamp(min=0.01)[:, None, None] + bias
         if mask is not None:

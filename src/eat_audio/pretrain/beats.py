@@ -35,7 +35,7 @@ from eat_audio.pretrain.estimator import Estimator
 from eat_audio.pretrain.labels import StoredLabels
 from eat_audio.pretrain.method import Pretraining
 from eat_audio.pretrain.patches import hidden_patches, over_hidden, select
-from eat_audio.pretrain.quantiser import census, distances
+from eat_audio.pretrain.quantiser import Float32Buffers, census, distances
 from eat_audio.pretrain.tokenizer import (
     BEATsPretrainRun,
     Heard,
@@ -119,7 +119,7 @@ class BEATsRun(BEATsMethod, BEATsPretrainRun):
         return self
 
 
-class RandomTokenizer(nn.Module):
+class RandomTokenizer(Float32Buffers):
     """A drawn projection and drawn codes, frozen: patches -> the numbers of their nearest codes."""
 
     projection: Tensor

@@ -47,6 +47,8 @@ class DecoderSettings(Settings):
     layers: PositiveInt = 6
     groups: PositiveInt = 16
     kernel: PositiveInt = 3
+    width: PositiveInt | None = None
+    """Channels of every layer; those of the encoder if not set."""
 
     @model_validator(mode="after")
     def _kernel_is_odd(self) -> Self:
@@ -113,10 +115,11 @@ class EATRun(EATMethod, PretrainRun):
     @model_validator(mode="after")
     def _decoder_and_targets_fit(self) -> Self:
         config = self.config()
-        if config.embed_dim % self.decoder.groups:
-            raise ValueError(
-                f"decoder.groups={self.decoder.groups} does not divide the width {config.embed_dim}"
-            )
+        for width in (config.embed_dim, self.decoder.width or config.embed_dim):
+            if width % self.decoder.groups:
+                raise ValueError(
+                    f"decoder.groups={self.decoder.groups} does not divide the width {width}"
+                )
         if self.average_layers and self.average_layers > config.depth:
             raise ValueError(
                 f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
@@ -128,22 +131,25 @@ class Decoder(nn.Module):
     """Visible tokens among noise, on the grid -> a guess for every patch.
 
     Every layer: grouped convolution, norm over channels, GELU, residual sum. Channels stay
-    last in memory throughout. Source: paper section 3.1, released `models/base.py` Decoder2d.
+    last in memory throughout. A decoder of another width than its tokens has no residual sum in
+    its first layer, which changes it, and its last map changes it back.
+    Source: paper section 3.1, released `models/base.py` Decoder2d.
     """
 
     def __init__(self, width: int, settings: DecoderSettings) -> None:
         super().__init__()
+        inside = settings.width or width
         self.blocks = nn.ModuleList(
             nn.Conv2d(
-                width,
-                width,
+                inside if index else width,
+                inside,
                 settings.kernel,
                 padding=settings.kernel // 2,
                 groups=settings.groups,
             )
-            for _ in range(settings.layers)
+            for index in range(settings.layers)
         )
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(inside, width)
 
     def forward(
         self, x: Tensor, grid: tuple[int, int], wanted: Tensor, real: Tensor | None = None
@@ -158,8 +164,9 @@ class Decoder(nn.Module):
             if real is not None:
                 x = x * real.view(rows, *grid, 1)
             mixed = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            x = x + F.gelu(F.layer_norm(mixed, (width,)))
-        return self.proj(select(x.reshape(rows, patches, width), wanted))
+            update = F.gelu(F.layer_norm(mixed, mixed.shape[-1:]))
+            x = x + update if x.shape == update.shape else update
+        return self.proj(select(x.reshape(rows, patches, -1), wanted))
 
 
 class EATPretraining(Pretraining):

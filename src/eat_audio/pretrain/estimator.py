@@ -56,7 +56,8 @@ class Estimator(BEATsPreTrainedModel):
         Nobody listens to tokens that are not `real` (B, N).
         """
         inside = self.model
-        x = inside.proj(x)
+        if isinstance(inside.proj, nn.Linear):  # codes are in float32, its weights perhaps not
+            x = inside.proj(x.to(inside.proj.weight.dtype))
         bias = inside.relative_bias(x.shape[1])
         mask = None if real is None else real[:, None, None]
         for block in inside.blocks:

@@ -13,7 +13,9 @@ Chen et al., "BEATs" (2212.09058), section 3.2; its released `quantizer.py`, as 
 recorded sets `quantizer*`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -36,7 +38,23 @@ class Quantised:
     """(B, N): squared distance from each vector, at length 1, to its code, which stands still."""
 
 
-class Codebook(nn.Module):
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay in float32 when a model is cast to another precision.
+
+    Codes move by less than bfloat16 can hold, and labels depend on small differences.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+class Codebook(Float32Buffers):
     """K codes of length 1, moved towards what they stand for."""
 
     codes: Tensor

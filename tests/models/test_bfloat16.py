@@ -1,0 +1,386 @@
+"""In bfloat16, by autocast or in the weights, everything comes out nearly as in float32.
+
+Every kind of layer in the shapes that methods and sizes have, then whole models and objectives,
+forward and backward. Bounds are some ten times what rounding does (on CPUs with and without
+bfloat16 instructions); an operation that is wrong comes out near 0.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eat_audio.data.batches import Batch
+from eat_audio.models import beats, families
+from eat_audio.models.layers import MLP, Attention, PatchEmbedding, convolve
+from eat_audio.pretrain import audiomae as pretrain_audiomae
+from eat_audio.pretrain.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
+from eat_audio.pretrain.beats import BEATsMethod, BEATsPretraining, RandomTokenizer
+from eat_audio.pretrain.eat import Decoder, DecoderSettings, EATMethod, EATPretraining
+from eat_audio.pretrain.estimator import Estimator
+from eat_audio.pretrain.method import Pretraining
+from eat_audio.pretrain.tokenizer import Teacher, TokenizerMethod, TokenizerPretraining
+
+FORWARD = 1e-3
+"""Most that the cosine of outputs, or of all gradients together, falls short of 1."""
+BACKWARD = 0.05
+"""The same of the gradient of one parameter, which may be small and a sum of many terms."""
+SLIGHT = 1e-3
+"""Of all gradients' length: what is shorter may be rounding alone."""
+HOW = ("autocast", "weights")
+SIZES = [(name, size) for name in sorted(families()) for size in families()[name].config.sizes]
+DROPOUTS = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
+
+each_way = pytest.mark.parametrize("how", HOW)
+
+
+class Run(NamedTuple):
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def autocast(how: str) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast")
+
+
+def in_precision(module: nn.Module, how: str) -> nn.Module:
+    return copy.deepcopy(module).bfloat16() if how == "weights" else module
+
+
+def run(module: nn.Module, result: Callable[[nn.Module], Tensor], how: str) -> Run:
+    """What a module gives, and the gradients of the sum of it times noise, or of it if a loss."""
+    module = in_precision(module, how)
+    module.zero_grad()
+    with autocast(how):
+        output = result(module)
+    output = output.float()
+    (output if output.ndim == 0 else (output * noise(*output.shape)).sum()).backward()
+    gradients = {
+        name: p.grad.double().flatten()
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+    return Run(output.detach().double().flatten(), gradients)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return 1 - F.cosine_similarity(a, b, dim=0).item()
+
+
+def together(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([*gradients.values()])
+
+
+def nearly_the_same(exact: Run, rough: Run) -> None:
+    if exact.output.numel() == 1:
+        torch.testing.assert_close(rough.output, exact.output, rtol=0.01, atol=0)
+    else:
+        assert apart(rough.output, exact.output) < FORWARD
+    assert rough.gradients.keys() == exact.gradients.keys()
+    everything = together(exact.gradients)
+    assert apart(together(rough.gradients), everything) < FORWARD
+    for name, gradient in exact.gradients.items():
+        if gradient.norm() > SLIGHT * everything.norm():
+            assert apart(rough.gradients[name], gradient) < BACKWARD, name
+
+
+def check(module: nn.Module, how: str, result: Callable[[nn.Module], Tensor]) -> None:
+    nearly_the_same(run(module, result, ""), run(module, result, how))
+
+
+def fitted(module: nn.Module, x: Tensor) -> Tensor:
+    """An input in the precision of a module's weights."""
+    return x.to(next(module.parameters()).dtype)
+
+
+def begun(module: nn.Module) -> nn.Module:
+    """A part of a model, with first values that are neither zero nor one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            scale = 1.0 if p.ndim < 2 else p[0].numel() ** -0.5
+            drawn = torch.randn(p.shape, generator=generator) * scale * 0.5
+            p.copy_(1 + drawn if p.ndim == 1 and name.endswith("weight") else drawn)
+    return module.eval()
+
+
+# ---- layers, in the shapes that methods and sizes have ----
+
+
+def config_of(method: str, size: str, **changes: Any) -> Any:
+    config = families()[method].config.named(size, **changes)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    return config
+
+
+@each_way
+@pytest.mark.parametrize("taps", [128, 127])
+@pytest.mark.parametrize("width", [96, 128, 192, 384, 768])
+def test_convolved_positions(width: int, taps: int, how: str) -> None:
+    config = beats.BEATsConfig(
+        encoder_embed_dim=width, encoder_attention_heads=width // 32, conv_pos=taps
+    )
+    layer = begun(beats.ConvolvedPositions(config))
+    with torch.no_grad():
+        layer.length.abs_().add_(1)
+    clips = 1 if width > 192 else 4  # the operation was wrong for four clips of 248 tokens
+    x = noise(clips, 248, width)
+    check(layer, how, lambda layer: layer(fitted(layer, x)))
+
+
+def parts(method: str, size: str) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], Tensor]]]:
+    """Every kind of layer of an encoder and its objective: its name, itself, what it gives."""
+    config = config_of(method, size)
+    width, heads = config.hidden_size, config.num_attention_heads
+    clip = noise(2, 256, 128)
+    long, short = noise(2, 144, width), noise(2, 40, width)  # attention differs by length
+    real = torch.arange(144) < torch.tensor([[144], [100]])
+
+    yield "patches", PatchEmbedding(width), lambda m: m(fitted(m, clip))
+    yield "mlp", MLP(width, 4 * width), lambda m: m(fitted(m, short))
+    attention = Attention(width, heads, bias=True, dropout=0.0, config=config)
+    yield "attention", attention, lambda m: m(fitted(m, long), real[:, None, None])
+    yield "short attention", attention, lambda m: m(fitted(m, short), None)
+    if method == "beats":
+        yield "gated attention", Gated(config), lambda m: m(fitted(m, long), real[:, None, None])
+        yield "short gated attention", Gated(config), lambda m: m(fitted(m, short), None)
+        estimator = Estimator(config, layers=1, inputs=256, outputs=1_024)
+        yield "estimator", estimator, lambda m: m(noise(2, 144, 256), real)
+    elif method == "eat":
+        grid, wanted = noise(2, 144, width), torch.arange(100).expand(2, -1)
+        decoder = Decoder(width, DecoderSettings(layers=2))
+        yield "decoder", decoder, lambda m: m(fitted(m, grid), (18, 8), wanted, real)
+        conv = nn.Conv2d(width, width, 3, padding=1, groups=16)
+        yield "convolution", conv, lambda m: m(fitted(m, noise(2, width, 16, 8)))
+    else:
+        settings = pretrain_audiomae.DecoderSettings(
+            width=min(width, 512), heads=8, depth=2, bias_dropout=0
+        )
+        decoder = LocalDecoder(config, settings)
+        x = noise(2, 144, settings.width)
+        yield "windows", decoder, lambda m: m.listen(x, fitted(m, x), (18, 8), real)[-1]
+
+
+class Gated(nn.Module):
+    """The attention of BEATs with its biases."""
+
+    def __init__(self, config: beats.BEATsConfig) -> None:
+        super().__init__()
+        self.attention, self.bias = beats.GatedAttention(config), beats.RelativeBias(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.attention(x, mask, self.bias(x.shape[1]))
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        pytest.param(*one, marks=[pytest.mark.slow] if one[1] in ("base", "large") else [])
+        for one in SIZES
+    ],
+)
+def test_every_kind_of_layer(method: str, size: str, how: str) -> None:
+    for name, layer, result in parts(method, size):
+        try:
+            check(begun(layer), how, result)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+# ---- models ----
+
+
+def model_of(method: str, size: str, *, depth: int | None, pooling: str = "mean") -> nn.Module:
+    changes = {} if depth is None else {"num_hidden_layers": depth}
+    family = families()[method]
+    config = config_of(method, size).for_labels(
+        ["bark", "meow", "other"], several=False, drop_path=0.0, pooling=pooling
+    )
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = family.classifier(config).eval()
+    nn.init.normal_(model.model.head.weight, std=0.02)  # Audio-MAE's begins at next to nothing
+    return model
+
+
+def spectrograms(method: str) -> dict[str, Tensor]:
+    """Two clips of noise, of 2.5 and 1 s, the second padded."""
+    clips = [0.1 * noise(length).numpy() for length in (40_000, 16_000)]
+    return dict(families()[method].features()(clips))
+
+
+def check_model(model: nn.Module, method: str, how: str) -> None:
+    inputs, labels = spectrograms(method), torch.tensor([0, 2])
+    with autocast(how):
+        rough = in_precision(model, how)(**inputs, output_hidden_states=True)
+    exact = model(**inputs, output_hidden_states=True)
+    for ours, theirs in zip(rough.hidden_states, exact.hidden_states, strict=True):
+        assert apart(ours.double().flatten(), theirs.double().flatten()) < FORWARD
+    check(model, how, lambda model: model(**inputs).logits)
+    check(model, how, lambda model: model(**inputs, labels=labels).loss)
+
+
+@each_way
+@pytest.mark.parametrize("method", sorted(families()))
+def test_tiny_models(method: str, how: str) -> None:
+    check_model(model_of(method, "tiny", depth=3), method, how)
+
+
+@pytest.mark.slow
+@each_way
+@pytest.mark.parametrize(("method", "size"), SIZES)
+def test_models_of_every_size(method: str, size: str, how: str) -> None:
+    check_model(model_of(method, size, depth=None), method, how)
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("method", "pooling"),
+    [("eat", "cls"), ("eat", "linear_softmax"), ("audiomae", "cls"), ("beats", "linear_softmax")],
+)
+def test_every_pooling(method: str, pooling: str, how: str) -> None:
+    model, inputs = model_of(method, "tiny", depth=1, pooling=pooling), spectrograms(method)
+    check(model, how, lambda model: model(**inputs).logits)
+
+
+@pytest.mark.parametrize("method", sorted(families()))
+def test_weights_in_bfloat16_take_float32_and_bfloat16(method: str) -> None:
+    model, inputs = model_of(method, "tiny", depth=1).bfloat16(), spectrograms(method)
+    several = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+    outputs = model(**inputs, labels=several)
+    assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.isfinite()
+    inputs["input_values"] = inputs["input_values"].bfloat16()
+    assert torch.equal(model(**inputs).logits, outputs.logits)
+
+
+# ---- objectives ----
+
+
+def objectives(method: str, size: str, depth: int | None) -> Iterator[Pretraining]:
+    changes = {} if depth is None else {"num_hidden_layers": depth}
+    config, features = config_of(method, size), families()[method].features()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    layers = 2 if depth else 3
+    torch.manual_seed(0)
+    if method == "eat":
+        yield EATPretraining(config, EATMethod(masks=2, utterance_weight=1.0), features, frames=256)
+    elif method == "audiomae":
+        for attention in ("local", "global"):
+            decoder = pretrain_audiomae.DecoderSettings(
+                width=512 if depth is None else 128,
+                heads=8,
+                depth=layers,
+                attention=attention,
+                bias_dropout=0,
+            )
+            yield AudioMAEPretraining(config, AudioMAEMethod(decoder=decoder), features, frames=256)
+    else:
+        few = {"predictor_layers": layers}
+        yield BEATsPretraining(config, BEATsMethod(**few), features, frames=256)
+        teacher = Teacher(beats.BEATsModel(config), features)
+        told = TokenizerMethod(codes=32, estimator_layers=layers)
+        yield TokenizerPretraining(config, told, features, frames=256, teacher=teacher)
+
+
+def batch() -> Batch:
+    return Batch(
+        step=0,
+        waveforms=(noise(2, 42_000) * 3_000).to(torch.int16),
+        lengths=torch.tensor([42_000, 20_000]),
+        clips=torch.tensor([0, 1]),
+        epochs=torch.zeros(2, dtype=torch.int64),
+        ids=["a", "b"],
+    )
+
+
+def check_objectives(method: str, size: str, how: str, depth: int | None) -> None:
+    for objective in objectives(method, size, depth):
+        objective.train()
+
+        def loss(objective: nn.Module) -> Tensor:
+            return objective(batch(), torch.Generator().manual_seed(0))["loss"]
+
+        loss(objective)  # a codebook begins with the first batch
+        check(objective, how, loss)
+
+
+@each_way
+@pytest.mark.parametrize("method", sorted(families()))
+def test_tiny_objectives(method: str, how: str) -> None:
+    check_objectives(method, "tiny", how, depth=2)
+
+
+@pytest.mark.slow
+@each_way
+@pytest.mark.parametrize(("method", "size"), SIZES)
+def test_objectives_of_every_size(method: str, size: str, how: str) -> None:
+    check_objectives(method, size, how, depth=None)
+
+
+def test_labels_and_codes_stay_in_float32() -> None:
+    features = families()["beats"].features()
+    drawn = RandomTokenizer(BEATsMethod().random, features, patch=16, seed=0)
+    codes = drawn.codes.clone()
+    assert torch.equal(drawn.bfloat16().codes, codes)
+    spectrogram = noise(2, 64, 128)
+    labels = drawn.labels(spectrogram)
+    with autocast("autocast"):
+        assert torch.equal(drawn.labels(spectrogram), labels)
+
+
+# ---- what no machine but some shows ----
+
+
+@each_way
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_convolution_over_a_sequence_is_in_half_precision_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, how: str, dtype: torch.dtype
+) -> None:
+    conv1d, calls = F.conv1d, []
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor, **more: Any) -> Tensor:
+        assert x.dtype == weight.dtype == bias.dtype == torch.float32
+        calls.append(torch.is_autocast_enabled("cpu"))
+        return conv1d(x, weight, bias, **more)
+
+    monkeypatch.setattr(F, "conv1d", watched)
+    layer = begun(beats.ConvolvedPositions(config_of("beats", "tiny")))
+    layer = layer.to(dtype) if how == "weights" else layer
+    with torch.autocast("cpu", dtype, enabled=how == "autocast"):
+        x = fitted(layer, noise(1, 20, 192))
+        assert layer(x).dtype == x.dtype
+    assert calls == [False]
+
+
+def test_every_convolution_is_one_that_is_compared() -> None:
+    """All others are a method's own: a new one needs its place above."""
+    known = {beats.ConvolvedPositions, nn.Conv2d}
+    for method, size in SIZES:
+        for objective in objectives(method, size, 1):
+            for module in objective.modules():
+                convolves = isinstance(module, nn.modules.conv._ConvNd)
+                assert not convolves or type(module) in known, type(module)
+                if isinstance(module, nn.Conv2d) and module.stride == (1, 1):
+                    assert module.groups == 16 and module.kernel_size == (3, 3)
+
+
+def test_float32_and_float64_are_convolved_as_they_are() -> None:
+    x, weight, bias = noise(2, 32, 20), noise(32, 2, 8), noise(32)
+    for kind in (torch.float32, torch.float64):
+        given = x.to(kind), weight.to(kind), bias.to(kind)
+        exact = F.conv1d(*given, padding=4, groups=16)
+        assert torch.equal(convolve(*given, padding=4, groups=16), exact)
