@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conftest import DATA, needs_data
-from eat_audio import audio
+from eat_audio.audio import recording
 from eat_audio.audio import (
     AUDIO_SUFFIXES,
     SAMPLE_RATE,
@@ -351,7 +351,7 @@ def test_stretches_of_real_vorbis_are_slices_of_the_whole(data):
 
 def test_far_into_a_lossy_file_a_stretch_is_near_its_place(tmp_path, monkeypatch):
     """libsndfile's own seek is used there, see `NO_SEEK`."""
-    monkeypatch.setattr(audio, "NO_SEEK", 2**15)
+    monkeypatch.setattr(recording, "NO_SEEK", 2**15)
     path = write(tmp_path / "a.mp3", noise(44_100 * 8), 44_100)
     expected = load_audio(path)[80_000:96_000]
     stretch = load_audio(path, start=5.0, seconds=1.0)
