@@ -27,9 +27,11 @@ from eat_audio.audio.recording import (
     Encoded,
     Recording,
     Source,
+    Window,
     at_one_rate,
     mono,
     remembered,
+    size_of,
     sliced,
     warn,
 )
@@ -116,9 +118,9 @@ class _Track:
     def _open(self) -> Any:
         import av
 
-        self.file.seek(0)
+        self.window = Window(self.file, 0, size_of(self.file))
         return av.open(
-            self.file, "r", format=self.demuxer, options=dict(SAFE), metadata_errors="replace"
+            self.window, "r", format=self.demuxer, options=dict(SAFE), metadata_errors="replace"
         )
 
     def _walked(self) -> "_Walk":
@@ -188,6 +190,7 @@ class _Track:
 
         planar: dict[tuple[str, str, int], Any] = {}
         lost = seconds = 0.0
+        unread = False
         try:
             for packet in self.container.demux(self.track):
                 try:
@@ -207,7 +210,9 @@ class _Track:
                         seconds += part.samples / rate
                         yield _Piece(time, rate, _planes(part))
         except self.errors:
-            warn(self.source, f"cannot be read to its end; the first {seconds:.1f} s are used")
+            unread = True
+        if (unread or self.window.failure) and seconds:
+            warn(self.source, f"cannot be read to its end; {seconds:.1f} s before that are used")
         if lost > CUT and seconds:
             warn(self.source, f"is damaged: about {lost:.1f} s of it are left out")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from eat_audio.audio.recording import size_of
+from eat_audio.audio.recording import Window, size_of
 
 WRAP = 2**32
 UNKNOWN_LENGTH = "it does not say how long it is"
@@ -233,6 +233,8 @@ def links_of(file: IO[bytes], head: bytes) -> list[tuple[int, int]]:
         starts = _ogg_links(file)
     elif head.startswith(b"fLaC"):
         starts = _flac_links(file)
+    elif head[:4] in RIFF_KINDS or head[:4] == b"FORM":
+        starts = _riff_links(file, size)
     else:
         return [(0, size)]
     return list(zip(starts, [*starts[1:], size], strict=True))
@@ -286,6 +288,27 @@ def _flac_links(file: IO[bytes]) -> list[int]:
         while place >= 0:
             starts.append(place)
             place = data.find(FLAC_BEGINS, place + 4)
+    return starts
+
+
+def _riff_links(file: IO[bytes], size: int) -> list[int]:
+    starts = [0]
+    while len(starts) < MOST_CHUNKS:
+        start = starts[-1]
+        window = Window(file, start, size - start)
+        stretch = stretch_of(window, window.read(16))
+        if stretch is None or not stretch.claimed:
+            return starts
+        order = ">" if stretch.size_format[0] == ">" else "<"
+        end = stretch.offset + stretch.claimed
+        for name, place, _ in _chunks(
+            window, end + end % 2, window.size, struct.Struct(f"{order}4sI")
+        ):
+            if name in RIFF_KINDS or name == b"FORM":
+                starts.append(start + place - 8)
+                break
+        else:
+            return starts
     return starts
 
 

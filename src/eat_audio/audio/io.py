@@ -24,9 +24,11 @@ def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None
     """Read one recording, or a stretch of it, as the models hear it.
 
     Channels are averaged, other rates resampled (soxr HQ); a stretch is a slice of the whole, and
-    no more than that is decoded. Two exceptions: what PyAV or ffmpeg decode is decoded from its
-    start, and stretches of Vorbis after `NO_SEEK` may be 35 ms off, as libsndfile's seek is. A
-    file that was cut short gives what is there.
+    no more than that is decoded. Two exceptions: what PyAV or ffmpeg decode, but for MP3, is
+    decoded from its start, and stretches of Vorbis after `NO_SEEK` may be 35 ms off, as
+    libsndfile's seek is. A file is read to its true end, whatever its header claims: one that was
+    cut short gives what is there, and recordings that were stuck together are read one after the
+    other. An `EatWarning` names what a file lacks of its claims, and what of it is not read.
 
     Args:
         path: The file, or the bytes that one would hold.
@@ -37,11 +39,11 @@ def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None
         Waveform (samples,): float32, mono, 16 kHz.
 
     Raises:
-        AudioError: The file cannot be opened, is not audio, has no sound in that stretch, or holds
-            samples that are not finite (the message counts them and says where they begin).
+        AudioError: The file cannot be opened or read, is not audio, has no sound in that stretch
+            or a rate below 1 kHz, or holds samples that are not finite (the message counts them
+            and says where they begin); the stretch cannot be.
     """
-    first = _samples("start", start, at_least=0)
-    length = None if seconds is None else _samples("seconds", seconds, at_least=1)
+    first, length = _stretch(path, start, seconds)
     return torch.from_numpy(np.concatenate(list(_sound(path, first, length))))
 
 
@@ -58,7 +60,7 @@ class Opened:
     """A recording that is open to be read."""
 
     seconds: float
-    """How long it says it is: wrong where the file lies or was cut."""
+    """How long it is, as well as that can be known without decoding it."""
     read: Callable[[float, float | None], Tensor]
     """(start, seconds) -> `to_int16` of what `load_audio` reads there: (samples,), int16."""
 
@@ -76,8 +78,7 @@ def open_int16(path: Source) -> Iterator[Opened]:
     with opened(path) as recording:
 
         def read(start: float, seconds: float | None) -> Tensor:
-            first = _samples("start", start, at_least=0)
-            length = None if seconds is None else _samples("seconds", seconds, at_least=1)
+            first, length = _stretch(path, start, seconds)
             stored = recording.stored
             if stored and (parts := [part for part in stored(first, length) if len(part)]):
                 return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -135,7 +136,7 @@ def audio_claims(path: Source) -> AudioFacts:
         AudioError: The file cannot be opened, or is not audio.
     """
     with opened(path) as recording:
-        seconds = recording.seconds if recording.claimed is None else recording.claimed
+        seconds = max(recording.seconds, recording.claimed or 0)
         samples = round(seconds * recording.rate)
         return AudioFacts(recording.rate, recording.channels, samples)
 
@@ -155,11 +156,29 @@ def audio_facts(path: Source) -> AudioFacts:
 
 
 def _samples(name: str, seconds: float, *, at_least: int) -> int:
+    """Seconds as samples, of which there are at least so many.
+
+    Raises:
+        EatError: They are less, or no number.
+    """
     if math.isfinite(seconds):
         samples = round(min(seconds, LONGEST / SAMPLE_RATE) * SAMPLE_RATE)
         if samples >= at_least:
             return samples
     raise EatError(f"{name}={seconds:g}: expected {'more than 0' if at_least else '0 or more'} s")
+
+
+def _stretch(path: Source, start: float, seconds: float | None) -> tuple[int, int | None]:
+    """The first sample of a stretch of a recording, and how many they are.
+
+    Raises:
+        AudioError: There is no such stretch: a row of a table is wrong, as often as not.
+    """
+    try:
+        first = _samples("start", start, at_least=0)
+        return first, None if seconds is None else _samples("seconds", seconds, at_least=1)
+    except EatError as error:
+        raise AudioError(f"{path}: {error}") from None
 
 
 # ---- one signal at 16 kHz, block by block

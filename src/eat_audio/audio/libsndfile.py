@@ -72,7 +72,7 @@ def _opened(
         total, end = flac_samples(file)
         if not total and end is None:
             raise AudioError(f"{source}: cannot be read as audio ({UNKNOWN_LENGTH})")
-        if end is not None and (not total or end > total):
+        if end is not None and end != total:
             file = Window(file, 0, size, with_flac_samples(end, head))
         sound = stack.enter_context(_sound_file(source, file))
         return _recording(sound, claimed=total / sound.samplerate if total else None)

@@ -138,6 +138,8 @@ class Window(io.RawIOBase):
         self.file, self.start, self.size = file, start, size
         self.changes = changes or {}
         self.position = 0
+        self.failure: OSError | None = None
+        """What went wrong when it was read last."""
 
     def readable(self) -> bool:
         """It can be read."""
@@ -148,10 +150,14 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to a place."""
-        origin = (0, self.position, self.size)[whence]
-        self.position = max(0, origin + offset)
-        return self.position
+        """Go to a place; -1 if there is none, because callers from C expect no exception."""
+        if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
+            return -1
+        place = (0, self.position, self.size)[whence] + offset
+        if place < 0:
+            return -1
+        self.position = place
+        return place
 
     def tell(self) -> int:
         """Return where it is."""
@@ -166,8 +172,8 @@ class Window(io.RawIOBase):
             self.file.seek(self.start + self.position)
             while len(data) < wanted and (part := self.file.read(wanted - len(data))):
                 data += part
-        except OSError:
-            pass
+        except OSError as error:
+            self.failure = error
         for place, change in self.changes.items():
             first = place - self.position
             if first < len(data) and first + len(change) > 0:
