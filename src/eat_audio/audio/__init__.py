@@ -5,8 +5,9 @@ assume one thing: a waveform is a mono float32 tensor of shape (samples,) at 16 
 finite, nominally in [-1, 1] (lossy codecs overshoot a little). Finding, decoding, down-mixing and
 resampling happen here and nowhere else.
 
-    headers: what bytes say of themselves -> libsndfile, ffmpeg: decoders -> decoders: which of them
-    -> io: any stretch at 16 kHz;   finding: files of sound in folders
+    recording: what is decoded; chunks, flac, mpeg, links, refusals: what bytes say of themselves
+    -> libsndfile, ffmpeg -> decoders: which of them -> io: any stretch at 16 kHz
+    finding: files of sound in folders
 
 The content of a file decides how it is read, not its suffix, and memory is taken block by block
 for what has been decoded, never for what a header claims. libsndfile reads WAV, FLAC, Ogg (Vorbis,

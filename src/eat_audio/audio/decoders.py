@@ -3,26 +3,29 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eat_audio.audio.ffmpeg import by_ffmpeg, by_pyav, has_ffmpeg, has_pyav
-from eat_audio.audio.headers import file_head, links_of, mpeg_of, no_sound
 from eat_audio.audio.libsndfile import by_libsndfile
+from eat_audio.audio.links import links_of
+from eat_audio.audio.mpeg import mpeg_of
 from eat_audio.audio.recording import (
     CUT,
     Blocks,
+    File,
     Recording,
     Source,
     Window,
     at_one_rate,
     bytes_of,
+    file_head,
     remembered,
     sliced,
     warn,
 )
+from eat_audio.audio.refusals import no_sound
 from eat_audio.errors import AudioError
 
 CONTAINERS = (  # what libsndfile does not read: its mark, where that is, ffmpeg's name, ours
@@ -62,7 +65,7 @@ def opened(source: Source) -> Iterator[Recording]:
         yield _checked(source, recording)
 
 
-def _decoded(stack: ExitStack, source: Source, file: IO[bytes], head: bytes) -> Recording:
+def _decoded(stack: ExitStack, source: Source, file: File, head: bytes) -> Recording:
     links = remembered("links", file, lambda: links_of(file, head))
     if len(links) > 1:
         return _chain(source, file, links)
@@ -100,7 +103,7 @@ def _decoded(stack: ExitStack, source: Source, file: IO[bytes], head: bytes) -> 
         raise (refused if reason else error) from error
 
 
-def _chain(source: Source, file: IO[bytes], links: list[tuple[int, int]]) -> Recording:
+def _chain(source: Source, file: File, links: list[tuple[int, int]]) -> Recording:
     """Recordings that were stuck together, one after the other."""
 
     @contextmanager

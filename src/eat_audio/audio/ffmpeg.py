@@ -11,24 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, groupby
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eat_audio.audio import recording as limits
-from eat_audio.audio.headers import Mpeg, file_head
 from eat_audio.audio.libsndfile import by_libsndfile
+from eat_audio.audio.mpeg import Mpeg
 from eat_audio.audio.recording import (
     BLOCK,
     CUT,
     RUN_UP,
     Blocks,
     Encoded,
+    File,
     Recording,
     Source,
     Window,
     at_one_rate,
+    file_head,
     mono,
     remembered,
     size_of,
@@ -64,7 +66,7 @@ def has_ffmpeg() -> bool:
 
 @contextmanager
 def by_pyav(
-    source: Source, file: IO[bytes], demuxer: str | None, mpeg: Mpeg | None = None
+    source: Source, file: File, demuxer: str | None, mpeg: Mpeg | None = None
 ) -> Iterator[Recording]:
     """Open a file with PyAV.
 
@@ -87,9 +89,7 @@ def by_pyav(
 class _Track:
     """The first sound in a file."""
 
-    def __init__(
-        self, source: Source, file: IO[bytes], demuxer: str | None, mpeg: Mpeg | None
-    ) -> None:
+    def __init__(self, source: Source, file: File, demuxer: str | None, mpeg: Mpeg | None) -> None:
         import av
 
         self.source, self.file, self.demuxer, self.mpeg = source, file, demuxer, mpeg
@@ -157,14 +157,14 @@ class _Track:
         return Recording(self.rate, channels, lasts, self._blocks, claimed=claimed)
 
     def _blocks(self, first: int) -> Blocks:
-        position = self._sought(first)
+        begin = self._sought(first)
         pieces = self._pieces()
-        if position is None:
+        if begin is None:
             return sliced(at_one_rate(_gathered(pieces), self.rate), first)
         head = next(pieces, None)
         if head is None:
             return iter(())
-        position = round((head.time - position) * self.rate)
+        position = round(float(head.time - begin) * self.rate)
         joined = at_one_rate(_gathered(chain([head], pieces)), self.rate)
         return sliced(joined, max(0, first - position))
 
@@ -263,7 +263,7 @@ def _gathered(pieces: Iterable[_Piece]) -> Iterator[tuple[int, NDArray[np.float3
 
 
 @contextmanager
-def by_ffmpeg(source: Source, file: IO[bytes], demuxer: str | None) -> Iterator[Recording]:
+def by_ffmpeg(source: Source, file: File, demuxer: str | None) -> Iterator[Recording]:
     """Decode a file by the program ffmpeg.
 
     Through an unnamed temporary file, so that it is all of it decoded, but none in memory.

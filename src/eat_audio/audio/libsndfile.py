@@ -3,23 +3,16 @@
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from eat_audio.audio import recording as limits
-from eat_audio.audio.headers import (
-    UNKNOWN_LENGTH,
-    Sound,
-    Stretch,
-    flac_samples,
-    ogg_has_an_end,
-    sound_in,
-    stretch_of,
-    with_flac_samples,
-)
+from eat_audio.audio.chunks import Sound, Stretch, sound_in, stretch_of
+from eat_audio.audio.flac import flac_samples, with_flac_samples
+from eat_audio.audio.links import ogg_has_an_end
 from eat_audio.audio.recording import (
     BLOCK,
     BLOCK_SECONDS,
@@ -27,6 +20,7 @@ from eat_audio.audio.recording import (
     SAMPLE_RATE,
     STORED_BLOCK,
     Blocks,
+    File,
     Recording,
     Source,
     Window,
@@ -53,7 +47,7 @@ WIDTHS = {
 
 @contextmanager
 def by_libsndfile(
-    source: Source, file: IO[bytes], head: bytes, *, mpeg: bool = True
+    source: Source, file: File, head: bytes, *, mpeg: bool = True
 ) -> Iterator[Recording]:
     """Open a file of a format that libsndfile knows, MPEG audio only where that is wanted.
 
@@ -64,14 +58,12 @@ def by_libsndfile(
         yield _opened(stack, source, file, head, mpeg)
 
 
-def _opened(
-    stack: ExitStack, source: Source, file: IO[bytes], head: bytes, mpeg: bool
-) -> Recording:
+def _opened(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: bool) -> Recording:
     size = size_of(file)
     if head.startswith(b"fLaC"):
         total, end = flac_samples(file)
         if not total and end is None:
-            raise AudioError(f"{source}: cannot be read as audio ({UNKNOWN_LENGTH})")
+            raise AudioError(f"{source}: cannot be read as audio (it does not say how long it is)")
         if end is not None and end != total:
             file = Window(file, 0, size, with_flac_samples(end, head))
         sound = stack.enter_context(_sound_file(source, file))
@@ -93,7 +85,7 @@ def _opened(
 def _in_one_chunk(
     stack: ExitStack,
     source: Source,
-    file: IO[bytes],
+    file: File,
     sound: soundfile.SoundFile,
     stretch: Stretch,
     found: Sound,
@@ -125,7 +117,7 @@ def _in_one_chunk(
     return _recording(sound, claimed=claimed)
 
 
-def _sound_file(source: Source, file: IO[bytes], **raw: Any) -> soundfile.SoundFile:
+def _sound_file(source: Source, file: File, **raw: Any) -> soundfile.SoundFile:
     file.seek(0)  # libsndfile takes the place where a descriptor is for the beginning
     try:  # by its descriptor, because libsndfile lets the suffix of a name decide
         handle = file.fileno() if isinstance(file, io.FileIO) else file

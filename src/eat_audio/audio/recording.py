@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 import soxr
@@ -28,6 +28,8 @@ BLOCK_SECONDS = 4  # and no more than this, because low rates grow when they are
 STORED_BLOCK = 2**20  # samples at a time of what is read as it is stored
 NO_SEEK = 2**21  # samples (47 s at 44.1 kHz): lossy files are decoded up to there, seeked beyond
 RUN_UP = 2**14  # samples after a seek until an MP3 decoder is itself again
+HEAD = 1_024
+"""Bytes that are enough to see what something is."""
 CUT = 0.1
 """Seconds that a recording may lack of what it claims before that is reported: codecs round."""
 
@@ -96,7 +98,23 @@ _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 # ---- bytes
 
 
-def bytes_of(source: Source) -> IO[bytes]:
+class File(Protocol):
+    """What can be read from any place."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read bytes."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place."""
+
+    def tell(self) -> int:
+        """Return the place."""
+
+    def fileno(self) -> int:
+        """Return its descriptor, if it is a file of the system."""
+
+
+def bytes_of(source: Source) -> io.BytesIO | io.FileIO:
     """Open a source; pipes, devices and folders are refused without being opened.
 
     Raises:
@@ -121,7 +139,15 @@ def _hint(source: str | Path) -> str:
     return ": it is a link of git-annex, run git annex get" if "/annex/objects/" in target else ""
 
 
-def size_of(file: IO[bytes]) -> int:
+def file_head(file: File) -> bytes:
+    """The first bytes of a file, which is read from its beginning afterwards."""
+    file.seek(0, os.SEEK_SET)
+    head = file.read(HEAD)
+    file.seek(0)
+    return head
+
+
+def size_of(file: File) -> int:
     """How many bytes a file holds; it is read from its beginning afterwards."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -132,7 +158,7 @@ class Window(io.RawIOBase):
     """A stretch of another file as a file, optionally with some of its bytes changed."""
 
     def __init__(
-        self, file: IO[bytes], start: int, size: int, changes: dict[int, bytes] | None = None
+        self, file: File, start: int, size: int, changes: dict[int, bytes] | None = None
     ) -> None:
         super().__init__()
         self.file, self.start, self.size = file, start, size
@@ -140,6 +166,10 @@ class Window(io.RawIOBase):
         self.position = 0
         self.failure: OSError | None = None
         """What went wrong when it was read last."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read bytes."""
+        return super().read(size) or b""
 
     def readable(self) -> bool:
         """It can be read."""
@@ -187,7 +217,7 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-def remembered(what: str, file: IO[bytes], compute: Callable[[], Any]) -> Any:
+def remembered(what: str, file: File, compute: Callable[[], Any]) -> Any:
     """Return what is known of a file's contents, found out once for each of its versions."""
     try:
         status = os.fstat(file.fileno())
