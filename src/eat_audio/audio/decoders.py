@@ -73,6 +73,8 @@ def _decoded(stack: ExitStack, source: Source, file: File, head: bytes) -> Recor
     if kind is None and not head.startswith(OURS):
         mpeg = remembered("mpeg", file, lambda: mpeg_of(file))
         if mpeg is not None:
+            if (sentence := no_sound(head, str(source))) is not None:
+                raise AudioError(f"{source}: {sentence}")
             if has_pyav():
                 return stack.enter_context(by_pyav(source, file, "mp3", mpeg))
             if not mpeg.complete:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from eat_audio.audio.chunks import JUNK
 from eat_audio.audio.recording import File, size_of
 
+NOT_MPEG = frozenset({b"fLaC", b"OggS", b"RIFF", b"FORM", b"wvpk", b"TTA1", b"MAC ", b"MPCK"})
+"""What may follow a tag instead of MPEG audio."""
 ENCODER_FRAMES = 3
 """Frames that may be the delay and the padding of the encoder."""
 MPEG_RATES = (44_100, 48_000, 32_000)
@@ -47,7 +49,8 @@ def mpeg_of(file: File) -> Mpeg | None:
     data = file.read(SEARCHED)
     first = len(data) - len(data.lstrip(b"\0"))
     tagged = position > 0
-    if not tagged and data[first : first + 1] != b"\xff":
+    sync = data[first : first + 2]
+    if not tagged and (len(sync) < 2 or sync[0] != 0xFF or sync[1] < 0xE0):
         return None  # other formats have such frames somewhere inside
     for match in re.finditer(rb"\xff[\xe2-\xff]", data):
         place = match.start()
@@ -58,7 +61,9 @@ def mpeg_of(file: File) -> Mpeg | None:
             return _xing(data[place : place + length], side, samples / rate, there)
         if not tagged:
             break
-    return None
+    # damaged, but libsndfile would take it for MPEG audio, and write its complaints on stderr
+    begins = data[first : first + 4]
+    return None if tagged and begins in NOT_MPEG else Mpeg(None, False)
 
 
 def _followed(data: bytes, place: int, *, at_end: bool) -> bool:
