@@ -107,3 +107,79 @@ def test_the_real_ffmpeg_decodes(name, data, monkeypatch):
     waveform = load_audio(data / "nasty" / "audio" / name)
     assert_is_a_waveform(waveform)
     assert len(waveform) == pytest.approx(SAMPLE_RATE, abs=0.05 * SAMPLE_RATE)
+
+
+NO_SOUND = [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+    (b"/annex/objects/SHA256E-s1--0.wav\n", "git annex get"),
+    (b"<!DOCTYPE html>\n<html><body>Not found</body></html>", "a web page"),
+    (b'\xef\xbb\xbf<?xml version="1.0"?><Error/>', "is XML"),
+    (b'{"message": "Not found"}', "is JSON"),
+    (b"path,label,start\na.wav,dog,0\n", "a table"),
+    ("path;label\n".encode("utf-16"), "it is text"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (b"PK\x03\x04zip", "a ZIP archive"),
+]
+
+
+@pytest.mark.parametrize(("data", "kind"), NO_SOUND, ids=[kind for _, kind in NO_SOUND])
+def test_what_is_plainly_no_sound_is_named(data, kind, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=rf"a\.wav: .*{kind}"):
+        load_audio(path)
+
+
+@pytest.mark.skipif(not HAS_PYAV, reason="PyAV is not installed")
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("avi", "pcm_s16le"),
+        ("flv", "aac"),
+        ("mpg", "mp2"),
+        ("ts", "mp2"),
+        ("tta", "tta"),
+        ("wv", "wavpack"),
+        ("caf", "alac"),
+        ("aac", "aac"),
+        ("mov", "pcm_s16be"),
+    ],
+)
+def test_what_libsndfile_refuses_is_left_to_pyav(suffix, codec, tmp_path):
+    import av
+
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=SAMPLE_RATE, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(noise(32_000, 2).T.copy(), "fltp", "stereo")
+        frame.sample_rate = SAMPLE_RATE
+        size = stream.codec_context.frame_size or 1_024
+        fit = av.AudioResampler(stream.format.name, "stereo", SAMPLE_RATE, frame_size=size)
+        for part in [*fit.resample(frame), *fit.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    whole = load_audio(path)
+    assert len(whole) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
+    assert audio_seconds(path) == pytest.approx(2.0, abs=0.15)
+    stretch = load_audio(path, start=1.0, seconds=0.5)
+    torch.testing.assert_close(stretch, whole[16_000:24_000], rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_PYAV, reason="PyAV is not installed")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        "ffconcat version 1.0\nfile 'secret.wav'\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\n",
+    ],
+)
+def test_lists_of_other_files_are_not_followed(text, tmp_path):
+    write(tmp_path / "secret.wav", noise(100))
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"\xff\0" + text.encode())
+    with pytest.raises(AudioError):
+        load_audio(path)
+    path.write_text(text)
+    with pytest.raises(AudioError):
+        load_audio(path)

@@ -12,7 +12,6 @@ from eat_audio.audio.libsndfile import by_libsndfile
 from eat_audio.audio.links import links_of
 from eat_audio.audio.mpeg import mpeg_of
 from eat_audio.audio.recording import (
-    CUT,
     Blocks,
     File,
     Recording,
@@ -114,6 +113,9 @@ def _chain(source: Source, file: File, links: list[tuple[int, int]]) -> Recordin
         with ExitStack() as stack:
             yield _decoded(stack, source, window, file_head(window))
 
+    def unread(start: int, end: int) -> None:
+        warn(source, f"{end - start:,} bytes of it cannot be read; they are left out")
+
     readable: list[tuple[int, int]] = []
     parts: list[Recording] = []
     for place in links:
@@ -122,15 +124,20 @@ def _chain(source: Source, file: File, links: list[tuple[int, int]]) -> Recordin
                 parts.append(part)
                 readable.append(place)
         except AudioError:
-            warn(source, f"{place[1] - place[0]:,} bytes of it cannot be read; they are left out")
+            unread(*place)
     if not parts:
         raise AudioError(f"{source}: cannot be read as audio (none of its parts)")
     rate = parts[0].rate
 
     def pieces() -> Iterator[tuple[int, NDArray[np.float32]]]:
         for place in readable:
+            empty = True
             with link(*place) as part:
-                yield from ((part.rate, block) for block in _checked(source, part).blocks(0))
+                for block in _checked(source, part).blocks(0):
+                    empty = False
+                    yield part.rate, block
+            if empty:
+                unread(*place)
 
     def blocks(first: int) -> Blocks:
         return sliced(at_one_rate(pieces(), rate), first)
@@ -143,12 +150,9 @@ def _checked(source: Source, recording: Recording) -> Recording:
     """The same, but it warns when its end comes too early."""
 
     def end(position: int) -> None:
-        seconds = position / recording.rate
-        if recording.claimed is not None and recording.claimed - seconds > CUT:
-            claimed = f"{round(recording.claimed, 2):,}"
-            warn(source, f"holds {round(seconds, 2):,} s of the {claimed} s that it claims")
-        elif recording.complaint:
-            warn(source, recording.complaint)
+        sentence = recording.lacking(position / recording.rate)
+        if sentence or recording.complaint:
+            warn(source, sentence or recording.complaint)
 
     def blocks(first: int) -> Blocks:
         position = first

@@ -9,8 +9,11 @@ from eat_audio.audio.recording import File, size_of
 FLAC_BEGINS = b"fLaC\0\0\0\x22"
 
 
-def flac_samples(file: File) -> tuple[int, int | None]:
-    """How many samples a FLAC file claims (0: it does not know), and how many it ends with."""
+def flac_samples(file: File) -> tuple[int, tuple[int, int] | None]:
+    """How many samples a FLAC file claims (0: it does not know), and which its last frame has.
+
+    Those are from one to another, if there is a frame; of a file that was cut it is not whole.
+    """
     file.seek(0)
     head = file.read(26)
     if len(head) < 26 or head[:8] != FLAC_BEGINS:
@@ -22,8 +25,8 @@ def flac_samples(file: File) -> tuple[int, int | None]:
     file.seek(first)
     tail = file.read(size - first)
     for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
-        if (end := _flac_frame_end(tail[match.start() : match.start() + 20], shape)) is not None:
-            return total, end
+        if (frame := _flac_frame(tail[match.start() : match.start() + 20], shape)) is not None:
+            return total, frame
     return total, None
 
 
@@ -73,8 +76,8 @@ class _FlacShape:
         )
 
 
-def _flac_frame_end(frame: bytes, shape: _FlacShape) -> int | None:
-    """The sample behind the frame that begins with these bytes; None if they are no frame."""
+def _flac_frame(frame: bytes, shape: _FlacShape) -> tuple[int, int] | None:
+    """The samples from one to another in the frame that begins so; None if it is no frame."""
     if len(frame) < 6 or frame[3] & 1 or not frame[2] >> 4 or not shape.fits(frame):
         return None
     size_code = frame[2] >> 4
@@ -100,7 +103,8 @@ def _flac_frame_end(frame: bytes, shape: _FlacShape) -> int | None:
         samples = 192
     else:
         samples = 576 << size_code - 2 if size_code < 6 else 256 << size_code - 8
-    return (number if frame[1] & 1 else number * shape.least_block) + samples
+    first = number if frame[1] & 1 else number * shape.least_block
+    return first, first + samples
 
 
 def _crc8(data: bytes) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio.decoders import opened
-from eat_audio.audio.recording import SAMPLE_RATE, Blocks, Source, resampled, sliced
+from eat_audio.audio.recording import SAMPLE_RATE, Blocks, Source, resampled, sliced, warn
 from eat_audio.errors import AudioError, EatError
 
 CONTEXT = 256  # samples at the lower of two rates: twice what a sample of soxr HQ depends on
@@ -76,6 +76,8 @@ def open_int16(path: Source) -> Iterator[Opened]:
         AudioError: As `load_audio`, here or in `read`.
     """
     with opened(path) as recording:
+        if recording.shortfall:  # a stretch of it may never reach its end
+            warn(path, recording.shortfall)
 
         def read(start: float, seconds: float | None) -> Tensor:
             first, length = _stretch(path, start, seconds)

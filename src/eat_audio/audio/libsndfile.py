@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,7 @@ def by_libsndfile(
 def _opened(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: bool) -> Recording:
     size = size_of(file)
     if head.startswith(b"fLaC"):
-        total, end = flac_samples(file)
-        if not total and end is None:
-            raise AudioError(f"{source}: cannot be read as audio (it does not say how long it is)")
-        if end is not None and end != total:
-            file = Window(file, 0, size, with_flac_samples(end, head))
-        sound = stack.enter_context(_sound_file(source, file))
-        return _recording(sound, claimed=total / sound.samplerate if total else None)
+        return _flac(stack, source, file, head)
     # libsndfile shares the place in the file with us: it is opened when all else has been read
     stretch = stretch_of(file, head)
     found = None if stretch is None else sound_in(file, stretch)
@@ -80,6 +75,19 @@ def _opened(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: boo
     if found.complaint:
         warn(source, found.complaint)
     return _in_one_chunk(stack, source, file, sound, stretch, found)
+
+
+def _flac(stack: ExitStack, source: Source, file: File, head: bytes) -> Recording:
+    total, last = flac_samples(file)
+    if not total and last is None:
+        raise AudioError(f"{source}: cannot be read as audio (it does not say how long it is)")
+    if last is not None and last[1] != total:
+        file = Window(file, 0, size_of(file), with_flac_samples(last[1], head))
+    sound = stack.enter_context(_sound_file(source, file))
+    recording = _recording(sound, claimed=total / sound.samplerate if total else None)
+    if last is not None and last[1] < total:  # cut, most likely in the middle of that frame
+        recording = replace(recording, seconds=last[0] / sound.samplerate)
+    return recording
 
 
 def _in_one_chunk(

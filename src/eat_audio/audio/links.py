@@ -64,8 +64,8 @@ def ogg_has_an_end(file: File) -> bool:
 
 
 def _flac_links(file: File) -> list[int]:
-    total, found = flac_samples(file)
-    if size_of(file) > SMALL and (found is None or found == total):
+    total, last = flac_samples(file)
+    if size_of(file) > SMALL and (last is None or last[1] == total):
         return [0]
     starts = [0]
     with _mapped(file) as data:

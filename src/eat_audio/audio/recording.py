@@ -70,6 +70,17 @@ class Recording:
     complaint: str = ""
     """What to report of it when it has been read to its end."""
 
+    @property
+    def shortfall(self) -> str:
+        """What it lacks of its claim, as far as that is known before it is decoded."""
+        return self.lacking(self.seconds)
+
+    def lacking(self, seconds: float) -> str:
+        """What it lacks of its claim if it holds so much, as a sentence; empty if nothing."""
+        if self.claimed is None or self.claimed - seconds <= CUT:
+            return ""
+        return f"holds {round(seconds, 2):,} s of the {round(self.claimed, 2):,} s that it claims"
+
 
 def warn(source: Source, sentence: str) -> None:
     """Report something about a recording that is used nevertheless."""
