@@ -8,6 +8,7 @@ import soundfile
 import torch
 from pydantic import ValidationError
 
+from eat_audio.audio import collected_warnings
 from eat_audio.data.batches import (
     Batch,
     ClipReader,
@@ -19,7 +20,7 @@ from eat_audio.data.batches import (
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.order import balanced_order, epoch_order, label_weights
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, EatWarning
 from eat_audio.masking import hash_id
 
 
@@ -269,3 +270,61 @@ def test_what_a_device_needs_is_pinned_and_the_lengths_stay_at_hand(
     moved = batch.pin_memory().to("meta")
     assert len(pinned) == 4 and moved.waveforms.device.type == "meta"
     assert torch.equal(moved.lengths, batch.lengths)  # which meta tensors could not tell
+
+
+def test_a_stretch_beyond_the_true_end_is_the_last_that_is_there(tmp_path: Path) -> None:
+    ramp = np.linspace(-0.5, 0.5, 16_000 * 70)
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, ramp, 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    clip = Clip("cut", str(path))
+    with collected_warnings() as messages:
+        there = len(ClipReader().read(clip))
+        reader = ClipReader()
+        last = reader.read(clip, 5.0, 1.0)
+        assert len(last) == 80_000
+        assert torch.equal(last, ClipReader().read(Clip("cut", str(path), seconds=1e9), 5.0, 1.0))
+        for place in (1.0, 0.97, 0.5, 0.0):  # what was read before changes nothing
+            assert torch.equal(reader.read(clip, 5.0, place), ClipReader().read(clip, 5.0, place))
+    assert abs(last[-1].item() / 32_768 - ramp[there - 1]) < 1e-3
+    assert any("s that it claims" in message for message in messages)
+
+
+def test_draws_of_a_file_that_lies_about_its_length_never_fail(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000 * 80)
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.flac", samples, 16_000)
+        data = (tmp_path / f"{name}.flac").read_bytes()
+        (tmp_path / f"{name}.flac").write_bytes(data[: len(data) * 4 // 5])
+    settings = ClipSettings(seconds=5.0, crop="random")
+    steps = Steps(open_corpus(tmp_path), settings, batch=4, seed=0)
+    with pytest.warns(EatWarning, match="s that it claims") as caught:
+        batches = list(training_batches(steps, start=0, stop=10))
+    assert not any(batch.unreadable for batch in batches)
+    assert all(batch.lengths.tolist() == [80_000] * 4 for batch in batches)
+    assert len(caught) == 2  # each file once
+
+
+def test_what_workers_find_odd_reaches_the_user_once_for_every_file(corpus: Corpus) -> None:
+    path = Path(corpus.clips[1].path)
+    path.write_bytes(path.read_bytes()[:-8_000])
+    for workers in (0, 2):
+        with pytest.warns(EatWarning, match=f"{path.name}: holds") as caught:
+            take(corpus, stop=14, workers=workers, memory_mb=0)
+        assert len(caught) == 1
+
+
+@pytest.mark.parametrize("told", [{"seconds": 1e-5}, {"start": 1.7e308}, {"start": 1e9}])
+def test_a_row_that_cannot_be_is_skipped_and_named(corpus: Corpus, told: dict[str, float]) -> None:
+    clips = [*corpus.clips[:3], Clip("odd", corpus.clips[0].path, (0,), **told)]  # type: ignore[arg-type]
+    steps = Steps(
+        Corpus("rows", clips, corpus.label_names), ClipSettings(seconds=1.0), batch=2, seed=0
+    )
+    batches = list(training_batches(steps, start=0, stop=4))
+    named = [sentence for batch in batches for sentence in batch.unreadable]
+    assert named and all(corpus.clips[0].path in one for one in named)
+
+
+def test_a_row_longer_than_all_sound_is_what_there_is(corpus: Corpus) -> None:
+    clip = Clip("all", corpus.clips[0].path, seconds=1.7e308)
+    assert len(ClipReader().read(clip, 10.0, 0.5)) == 16_000

@@ -5,6 +5,7 @@ whether the run was interrupted, how many workers decode, or what was read befor
 makes resuming exact. Everything random about a clip is keyed by its id, never by its place.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -16,12 +17,19 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eat_audio.audio import SAMPLE_RATE, open_int16
+from eat_audio.audio import (
+    SAMPLE_RATE,
+    Opened,
+    Source,
+    audio_facts,
+    collected_warnings,
+    open_int16,
+)
 from eat_audio.data.augment import one_hot
 from eat_audio.data.containers import sound_of
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.order import balanced_order, epoch_order, label_weights
-from eat_audio.errors import AudioError, DataError
+from eat_audio.errors import AudioError, DataError, EatWarning
 from eat_audio.logmel import PATCH_FRAMES
 from eat_audio.masking import clip_keys, hash_id, uniform
 from eat_audio.recipe import Settings
@@ -29,6 +37,8 @@ from eat_audio.recipe import Settings
 LONG = 60.0
 """Seconds; of longer clips only the wanted stretch is decoded, and nothing is kept in memory. A
 clip is read the same way every time, so that memory never changes a sample."""
+ROUNDED = 0.1
+"""Seconds that a stretch may be shorter than what a file claims: codecs round."""
 CROP = 1
 """Purpose of the random draw that decides where a long clip is cut."""
 
@@ -82,6 +92,8 @@ class Batch:
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
+    warnings: list[str] = field(default_factory=list)
+    """One sentence for every clip that is not what its file says of itself, the first time."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors, but for `lengths`, on `device`."""
@@ -107,6 +119,8 @@ class ClipReader:
     def __init__(self, memory_mb: int = 0) -> None:
         self.room = memory_mb * 1_000_000
         self.kept: dict[Clip, Tensor] = {}
+        self.ends: dict[tuple[str, object], float] = {}
+        """How many seconds there are in files that end before they say."""
 
     def read(self, clip: Clip, seconds: float | None = None, place: float = 0.0) -> Tensor:
         """At most `seconds` of a clip, as int16 samples (n,).
@@ -121,16 +135,38 @@ class ClipReader:
         """
         if clip in self.kept:
             return cut(self.kept[clip], seconds, place)
-        with open_int16(sound_of(clip)) as sound:
-            long = clip.seconds or sound.seconds - clip.start
+        source = sound_of(clip)
+        with open_int16(source) as sound:
+            long = sound.seconds - clip.start
+            long = long if clip.seconds is None else min(long, clip.seconds)
             if seconds is not None and long > LONG:
                 wanted = min(seconds, long)
-                return sound.read(clip.start + place * (long - wanted), wanted)
+                start = clip.start + place * (long - wanted)
+                return self._stretch(clip, source, sound, start, wanted)
             whole = sound.read(clip.start, clip.seconds)
         if 2 * len(whole) <= self.room:
             self.room -= 2 * len(whole)
             self.kept[clip] = whole
         return cut(whole, seconds, place)
+
+    def _stretch(
+        self, clip: Clip, source: Source, sound: Opened, start: float, seconds: float
+    ) -> Tensor:
+        """A stretch of a long clip, or the last one that there is if the file ends before it.
+
+        Which one it is depends on the file alone, never on what was read before.
+        """
+        key = (str(clip.path), clip.inside)
+        end = self.ends.get(key)
+        if end is None or start + seconds <= end:
+            try:
+                stretch = sound.read(start, seconds)
+            except AudioError:  # perhaps only because there is nothing so far behind
+                stretch = torch.empty(0, dtype=torch.int16)
+            if len(stretch) >= (seconds - ROUNDED) * SAMPLE_RATE:
+                return stretch
+            end = self.ends[key] = audio_facts(source).seconds
+        return sound.read(max(clip.start, min(start, end - seconds)), seconds)
 
 
 def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:
@@ -186,6 +222,7 @@ class Steps(Dataset[Batch]):
                 "an epoch holds none twice"
             )
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._warned: set[str] = set()
 
     def clip(self, position: int) -> Clip:
         """The clip at a position of the endless stream."""
@@ -210,12 +247,16 @@ class Steps(Dataset[Batch]):
         first = (step * self.ranks + self.rank) * self.batch
         clips, epochs, waveforms = [], [], []
         unreadable: list[str] = []
+        warned: list[str] = []
         for position in range(first, first + self.batch):
             for attempt in range(len(self.corpus)):
                 clip = self.clip(position + attempt)
                 try:
                     epoch = (position + attempt) // self.epoch_clips
-                    waveforms.append(self._heard(clip, epoch))
+                    with collected_warnings() as messages:
+                        waveforms.append(self._heard(clip, epoch))
+                    warned += [message for message in messages if message not in self._warned]
+                    self._warned.update(messages)
                     clips.append(clip)
                     epochs.append(epoch)
                     break
@@ -224,7 +265,8 @@ class Steps(Dataset[Batch]):
             else:
                 raise DataError(f"{self.corpus.name}: not one of its clips can be read")
         classes = len(self.corpus.label_names)
-        return collate(clips, waveforms, classes, step, unreadable, epochs)
+        batch = collate(clips, waveforms, classes, step, unreadable, epochs)
+        return replace(batch, warnings=warned)
 
     def _heard(self, clip: Clip, epoch: int) -> Tensor:
         place = 0.0
@@ -262,7 +304,11 @@ def collate(
 
 
 def training_batches(steps: Steps, *, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`, decoded ahead by `workers` processes."""
+    """The batches of steps `start` to `stop`, decoded ahead by `workers` processes.
+
+    Clips that are used although they are not what their files say are named in an `EatWarning`,
+    each once, whichever process reads them.
+    """
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -271,7 +317,13 @@ def training_batches(steps: Steps, *, start: int, stop: int) -> Iterator[Batch]:
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
-    yield from loader
+    seen: set[str] = set()
+    for batch in loader:
+        for message in batch.warnings:
+            if message not in seen:
+                warnings.warn(message, EatWarning, stacklevel=2)
+        seen.update(batch.warnings)
+        yield batch
 
 
 def _one_thread(worker: int) -> None:

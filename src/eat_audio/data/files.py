@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from eat_audio.audio import AudioFacts, audio_claims, audio_facts
+from eat_audio.audio import AudioFacts, audio_claims, audio_facts, collected_warnings
 from eat_audio.errors import AudioError
 from eat_audio.progress import track
 
@@ -36,6 +36,8 @@ class Files:
         self.digests = np.zeros(len(paths), f"S{DIGEST}")
         """Empty where no other file has the same size."""
         self.cut = np.zeros(len(paths), bool)
+        self.warned: dict[int, list[str]] = {}
+        """What is to be known of those that can be used, where there is something."""
         self.failed: dict[int, str] = {}
         """What is wrong with those that cannot be used."""
 
@@ -66,7 +68,10 @@ class Files:
         def safely(number: int) -> None:
             try:
                 self.paths[number].encode()
-                look(number)
+                with collected_warnings() as messages:
+                    look(number)
+                if messages and not self.cut[number]:
+                    self.warned[number] = messages
                 if alike[number] and not quick:
                     self._digest(number)
             except AudioError as error:

@@ -109,6 +109,8 @@ class Report:
     labels_without_clips: list[str]
     unlisted: list[str]
     short: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """One sentence for every clip that is used although its file is not what it says it is."""
     root: str = ""
     compared: str = ""
     """What was done to find out."""
@@ -159,6 +161,7 @@ class Report:
             "unreadable": self.unreadable,
             "too short": self.short,
             "cut short, used as far as it goes": self.cut,
+            "used, but odd": self.odd,
             "listed again": self.repeated,
             "unknown label": [f"{one} ({n} times)" for one, n in self.unknown_labels.items()],
             "left out, no known label": self.without_label,
@@ -269,6 +272,7 @@ def _report(
         missing=listing.missing,
         unreadable=files.sentences,
         cut=[files.paths[n] for n in np.flatnonzero(files.cut & kept)],
+        odd=[text for n, found in sorted(files.warned.items()) if kept[n] for text in found],
         without_label=listing.without_label,
         repeated=listing.repeated,
         duplicates=groups,

@@ -4,11 +4,9 @@ import csv
 import importlib.util
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -19,13 +17,10 @@ import pytest
 import soundfile
 import soxr
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from small_recordings import assert_is_a_waveform, memory_below, noise, write
 
 from conftest import DATA, needs_data
-from eat_audio import audio
 from eat_audio.audio import (
-    AUDIO_SUFFIXES,
     SAMPLE_RATE,
     audio_claims,
     audio_facts,
@@ -33,10 +28,11 @@ from eat_audio.audio import (
     find_audio,
     load_audio,
     open_int16,
+    recording,
     stream_audio,
     to_int16,
 )
-from eat_audio.errors import AudioError, EatError
+from eat_audio.errors import AudioError, EatError, EatWarning
 
 NASTY = DATA / "nasty"
 HAS_PYAV = importlib.util.find_spec("av") is not None
@@ -49,32 +45,6 @@ def cases(kind: str) -> list[dict[str, str]]:
         return []
     with open(NASTY / "EXPECTED.csv", encoding="utf-8", newline="") as table:
         return [row for row in csv.DictReader(table) if row["kind"] == kind]
-
-
-def noise(samples: int, channels: int = 1, *, seed: int = 0) -> NDArray[np.float32]:
-    """Something that no two stretches of are alike, of all frequencies, (samples, channels)."""
-    steps = np.random.default_rng(seed).standard_normal((samples, channels))
-    return np.clip(0.1 * steps, -0.9, 0.9).astype(np.float32)
-
-
-def write(path: Path, samples: NDArray[np.float32], rate: int = SAMPLE_RATE, **how: str) -> Path:
-    soundfile.write(path, samples, rate, **how)
-    return path
-
-
-@contextmanager
-def memory_below(limit: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
-
-
-def assert_is_a_waveform(waveform: Tensor) -> None:
-    assert waveform.dtype == torch.float32 and waveform.ndim == 1 and len(waveform) > 0
-    assert waveform.isfinite().all()
 
 
 # ---- as training stores it
@@ -102,13 +72,14 @@ def test_int16_of_a_file_that_was_cut_short_is_what_is_there(tmp_path, suffix):
     path = write(tmp_path / f"a.{suffix}", noise(5 * SAMPLE_RATE))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with open_int16(path) as sound:
+    with pytest.warns(EatWarning, match="of the 5.0 s that it claims"), open_int16(path) as sound:
         assert torch.equal(sound.read(0.0, None), to_int16(load_audio(path)))
 
 
 # ---- files that a tool must survive
 
 
+@pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 @pytest.mark.parametrize("case", cases("audio"), ids=lambda case: Path(case["file"]).name)
 def test_a_difficult_file_is_read_or_refused_in_one_sentence(case):
     path = NASTY / case["file"]
@@ -222,15 +193,17 @@ def test_a_flac_that_was_cut_gives_exactly_what_is_before_the_cut(tmp_path):
     cut = tmp_path / "cut.flac"
     content = whole.read_bytes()
     cut.write_bytes(content[: len(content) // 2])
-    there = load_audio(cut)
+    with pytest.warns(EatWarning, match=r"cut\.flac: holds 4.\d+ s of the 10.0 s that it claims"):
+        there = load_audio(cut)
     assert 70_000 < len(there) < 80_000
     assert torch.equal(there, load_audio(whole)[: len(there)])
-    assert torch.equal(load_audio(cut, start=4.5), there[72_000:])
+    assert torch.equal(load_audio(cut, start=4.5, seconds=0.3), there[72_000:76_800])
     with pytest.raises(AudioError, match=r"cut\.flac: there is no sound from 6 s on"):
         load_audio(cut, start=6.0)
 
 
 @needs_data
+@pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 @pytest.mark.parametrize("name", ["rate_48000.flac", "stereo_44k1.wav", "opus.opus", "opus.webm"])
 def test_damage_never_ends_in_anything_but_an_audio_error(name, tmp_path):
     if name.endswith("webm") and not HAS_PYAV:
@@ -285,7 +258,7 @@ def test_full_scale_is_one(subtype, tmp_path):
     assert (load_audio(path) == -1.0).all()
 
 
-@pytest.mark.parametrize("rate", [7, 100, 8_000, 11_025, 44_099, 192_000, 10_000_000])
+@pytest.mark.parametrize("rate", [1_000, 8_000, 11_025, 44_099, 192_000, 10_000_000])
 def test_any_rate_keeps_the_duration(rate, tmp_path):
     path = write(tmp_path / "a.wav", noise(min(2 * rate, 400_000)), rate)
     waveform = load_audio(path)
@@ -351,7 +324,7 @@ def test_stretches_of_real_vorbis_are_slices_of_the_whole(data):
 
 def test_far_into_a_lossy_file_a_stretch_is_near_its_place(tmp_path, monkeypatch):
     """libsndfile's own seek is used there, see `NO_SEEK`."""
-    monkeypatch.setattr(audio, "NO_SEEK", 2**15)
+    monkeypatch.setattr(recording, "NO_SEEK", 2**15)
     path = write(tmp_path / "a.mp3", noise(44_100 * 8), 44_100)
     expected = load_audio(path)[80_000:96_000]
     stretch = load_audio(path, start=5.0, seconds=1.0)
@@ -443,7 +416,7 @@ def test_streaming_what_is_not_audio_is_refused(tmp_path):
         next(stream_audio(tmp_path / "a.wav", seconds=1.0))
 
 
-# ---- other containers
+# ---- facts
 
 
 def test_facts_are_counted_and_claims_are_read(tmp_path):
@@ -453,146 +426,10 @@ def test_facts_are_counted_and_claims_are_read(tmp_path):
     assert audio_claims(path) == facts
     path.write_bytes(path.read_bytes()[:90_000])
     assert audio_claims(path) == facts
-    assert 0 < audio_facts(path).samples < 44_100
+    with pytest.warns(EatWarning, match="of the 1.0 s that it claims"):
+        assert 0 < audio_facts(path).samples < 44_100
 
 
 def test_facts_of_what_is_no_sound_are_refused(tmp_path):
     with pytest.raises(AudioError, match="there is no sound in it"):
         audio_facts(write(tmp_path / "empty.wav", noise(0)))
-
-
-@needs_data
-@pytest.mark.skipif(not HAS_PYAV, reason="PyAV is not installed")
-@pytest.mark.parametrize("name", ["aac.m4a", "opus.webm"])
-def test_pyav_reads_what_libsndfile_does_not(name, data):
-    path = data / "nasty" / "audio" / name
-    waveform = load_audio(path)
-    assert_is_a_waveform(waveform)
-    assert audio_seconds(path) == pytest.approx(1.0, abs=0.05)
-    assert len(waveform) == pytest.approx(SAMPLE_RATE, abs=0.05 * SAMPLE_RATE)
-    stretch = load_audio(path, start=0.4, seconds=0.2)
-    torch.testing.assert_close(stretch, waveform[6400:9600], rtol=0, atol=1e-4)
-
-
-@needs_data
-@pytest.mark.skipif(not HAS_PYAV, reason="PyAV is not installed")
-def test_opus_is_the_same_in_ogg_and_in_webm(data):
-    ogg, webm = (load_audio(data / "nasty" / "audio" / f"opus.{kind}") for kind in ("opus", "webm"))
-    assert len(ogg) == len(webm)
-    assert torch.corrcoef(torch.stack([ogg, webm]))[0, 1] > 0.95
-
-
-@pytest.mark.parametrize(
-    ("head", "name"),
-    [
-        (b"\0\0\0\x1cftypM4A \0\0\0\0", r"MPEG-4 \(m4a, mp4\)"),
-        (b"\x1a\x45\xdf\xa3 and more", "WebM or Matroska"),
-        (b"\xff\xf1\x50\x80 and more", r"AAC \(ADTS\)"),
-    ],
-)
-def test_without_pyav_and_ffmpeg_the_error_says_what_it_is_and_what_to_do(
-    head, name, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr(shutil, "which", lambda program: None)
-    path = tmp_path / "a.wav"
-    path.write_bytes(head)
-    with pytest.raises(
-        AudioError, match=rf"a\.wav: {name} is not .*install PyAV .*eat-audio\[data"
-    ):
-        load_audio(path)
-
-
-@pytest.fixture
-def ffmpeg_alone(tmp_path, monkeypatch) -> Path:
-    """Instead of PyAV, a program called ffmpeg: says what is asked, and how, on its stdout."""
-    monkeypatch.setitem(sys.modules, "av", None)
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    program = folder / "ffmpeg"
-    program.touch(mode=0o755)
-    return program
-
-
-M4A = b"\0\0\0\x1cftypM4A \0\0\0\0"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in for ffmpeg is a shell script")
-def test_without_pyav_ffmpeg_decodes(ffmpeg_alone, tmp_path):
-    decoded = write(tmp_path / "decoded.wav", noise(48_000, 2), 48_000, subtype="FLOAT")
-    ffmpeg_alone.write_text(
-        f'#!/bin/sh\ncase "$*" in *"-i file:{tmp_path}/a.m4a"*) cat {decoded};; esac\n'
-    )
-    (tmp_path / "a.m4a").write_bytes(M4A)
-    assert torch.equal(load_audio(tmp_path / "a.m4a"), load_audio(decoded))
-    assert audio_seconds(tmp_path / "a.m4a") == 1.0
-
-
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in for ffmpeg is a shell script")
-def test_what_ffmpeg_cannot_read_is_refused_with_its_reason(ffmpeg_alone, tmp_path):
-    ffmpeg_alone.write_text("#!/bin/sh\necho moov atom not found >&2\nexit 1\n")
-    (tmp_path / "a.m4a").write_bytes(M4A)
-    with pytest.raises(
-        AudioError, match=r"a\.m4a: cannot be read as audio \(moov atom not found\)"
-    ):
-        load_audio(tmp_path / "a.m4a")
-
-
-@needs_data
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-@pytest.mark.parametrize("name", ["aac.m4a", "opus.webm"])
-def test_the_real_ffmpeg_decodes(name, data, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    waveform = load_audio(data / "nasty" / "audio" / name)
-    assert_is_a_waveform(waveform)
-    assert len(waveform) == pytest.approx(SAMPLE_RATE, abs=0.05 * SAMPLE_RATE)
-
-
-# ---- finding
-
-
-def test_folders_are_searched_at_any_depth_whatever_the_case_of_the_suffix(tmp_path):
-    for name in ("b/c/2.FLAC", "b/1.wav", "a.Mp3", "notes.txt", "wav"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_audio([tmp_path])]
-    assert found == ["a.Mp3", "b/1.wav", "b/c/2.FLAC"]
-
-
-def test_files_are_taken_as_they_are_given(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("recording.bin").touch()
-    assert find_audio(["recording.bin"]) == [Path("recording.bin")]
-
-
-def test_each_real_file_is_found_once_links_end_and_dangling_ones_are_skipped(tmp_path):
-    folder = tmp_path / "d"
-    (folder / "sub").mkdir(parents=True)
-    clip = write(folder / "a.wav", noise(100))
-    (folder / "b.wav").symlink_to("a.wav")
-    (folder / "loop").symlink_to(".")
-    (folder / "sub" / "up").symlink_to("..")
-    (folder / "self.wav").symlink_to("self.wav")
-    (folder / "dangling.wav").symlink_to("nowhere")
-    assert find_audio([folder]) == [clip]
-    assert find_audio([folder / "loop", folder, clip, folder / "sub", str(clip)]) == [clip]
-
-
-def test_a_linked_folder_is_searched(tmp_path):
-    (tmp_path / "store").mkdir()
-    write(tmp_path / "store" / "a.wav", noise(100))
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "train").symlink_to(tmp_path / "store")
-    assert find_audio([tmp_path / "corpus"]) == [tmp_path / "corpus" / "train" / "a.wav"]
-
-
-def test_a_place_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(AudioError, match="gone: no such file or folder"):
-        find_audio([tmp_path, tmp_path / "gone"])
-
-
-@needs_data
-def test_every_recording_of_a_corpus_is_found(data):
-    assert len(find_audio([data / "esc10"])) == 400
-    assert {path.suffix.lower() for path in find_audio([data])} <= AUDIO_SUFFIXES
