@@ -10,17 +10,15 @@ death are its own. Only on systems that fork.
 import io
 import json
 import os
-import resource
-import select
 import shutil
-import signal
 import sys
-import time
 import traceback
 import warnings
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from forks import idle_kilobytes, in_fork
 
 SECONDS = 10.0
 """Processor time that one input may take."""
@@ -158,70 +156,32 @@ def _ended(action: Any, path: Path) -> dict[str, str]:
 
 
 def use(action: Any, path: Path, noise: Path, idle: int) -> dict[str, Any]:
-    """How the use of one input in a fork ended, from outside; `idle`: kilobytes of such a fork."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        _limit()
-        handle = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        text = json.dumps(_ended(action, path)).encode()
-        os.write(write, text[:60_000])
-        os._exit(0)
-    os.close(write)
-    deadline, answer = time.monotonic() + WALL, b""
-    while True:
-        ready, _, _ = select.select([read], [], [], max(0.0, deadline - time.monotonic()))
-        piece = os.read(read, 65_536) if ready else b""
-        answer += piece
-        if not piece:
-            break
-    late = not answer and time.monotonic() >= deadline
-    if late:
-        os.kill(child, signal.SIGKILL)
-    os.close(read)
-    _, status, used = os.wait4(child, 0)
-    result = json.loads(answer) if answer else {"outcome": "fault", "said": f"died ({status})"}
-    if late:
+    """How the use of one input in a fork ended, from outside."""
+    ended = in_fork(
+        lambda: json.dumps(_ended(action, path)).encode(),
+        out=noise.with_name("out"),
+        err=noise,
+        idle=idle,
+        wall=WALL,
+        cpu=round(SECONDS) + 5,
+    )
+    result: dict[str, Any] = {"outcome": "fault", "said": f"died ({ended.status})"}
+    if ended.late:
         result["said"] = f"did not end within {WALL:g} s"
-    result |= {
-        "cpu": round(used.ru_utime + used.ru_stime, 2),
-        "grown": max(0, used.ru_maxrss - idle) // 1024,
-    }
+    elif ended.answer:
+        result = json.loads(ended.answer)
+    result |= {"cpu": round(ended.cpu, 2), "grown": ended.grown}
     if result["outcome"] == "fault":
         return result
     problems = {
-        f"took {result['cpu']} s of processor time": result["cpu"] > SECONDS,
-        f"took {result['grown']} MB": result["grown"] > MEGABYTES,
-        f"noise: {_start(noise)}": noise.stat().st_size > 0,
+        f"took {ended.cpu:.1f} s of processor time": ended.cpu > SECONDS,
+        f"took {ended.grown} MB": ended.grown > MEGABYTES,
+        f"noise: {ascii(noise.read_bytes()[:200])}": noise.stat().st_size > 0,
     }
     for problem, there in problems.items():
         if there:
             return result | {"outcome": "fault", "said": problem}
     return result
-
-
-def _start(noise: Path) -> str:
-    return ascii(noise.read_bytes()[:200])
-
-
-def _idle() -> int:
-    """Kilobytes that a fork takes which does nothing."""
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    return os.wait4(child, 0)[2].ru_maxrss
-
-
-def _limit() -> None:
-    """No more than a machine can bear: an input that asks for more is ended."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 4 * 2**30, size + 4 * 2**30))
-    limit = round(SECONDS) + 5
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class Inputs:
@@ -237,7 +197,7 @@ class Inputs:
         self.others = [data for data in held if len(data) < 50_000]
         for number in range(0, len(self.seeds), 4):
             self.valid(number)  # so that a fork finds imported what is imported late
-        self.idle = _idle()
+        self.idle = idle_kilobytes()
 
     def valid(self, number: int) -> dict[str, Any]:
         """How the use of a valid input ends."""
