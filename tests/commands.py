@@ -71,6 +71,7 @@ class Commands:
         self, folder: Path, *, absent: tuple[str, ...] = (), env: dict[str, str] | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         places = os.pathsep.join(filter(None, [str(HERE), *sys.path]))
         started = {"PYTHONPATH": places, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
