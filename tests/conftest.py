@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cases.small import Small, make_small
+from commands import Commands
 from eat_audio import cli
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,21 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real audio at {DATA} (set EAT_DATA to where it is)")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs `eat` in forks of one process, and measures them."""
+    if not hasattr(os, "fork"):
+        pytest.skip("commands run in forks")
+    with Commands(tmp_path_factory.mktemp("commands")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Small models that commands made, and their sound."""
+    return make_small(commands, tmp_path_factory.mktemp("small"))
 
 
 def eat(
