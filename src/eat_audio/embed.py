@@ -26,9 +26,11 @@ import pyarrow.parquet as pq
 
 from eat_audio.audio import find_audio
 from eat_audio.errors import AudioError, DataError
-from eat_audio.inference import Array, Level, Listener, as_text, known, middles
+from eat_audio.inference import Listener
 from eat_audio.progress import track
+from eat_audio.sounds import as_text
 from eat_audio.train.checkpoint import write_json
+from eat_audio.windows import Array, Level, known, middles
 
 PART_SECONDS = 30
 """Work that a killed job may lose."""
