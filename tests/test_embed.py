@@ -84,9 +84,10 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
     for level in LEVELS:
         embed_files([clip], listener, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
         tables[level] = pq.read_table(tmp_path / f"{level}.parquet")
-    assert tables["clip"].column_names == ["path", "embedding"]
-    assert tables["frame"].column_names == ["path", "seconds", "embedding"]
-    assert tables["patch"].column_names == ["path", "seconds", "row", "embedding"]
+    file = ["size", "modified"]
+    assert tables["clip"].column_names == ["path", "embedding", *file]
+    assert tables["frame"].column_names == ["path", "seconds", "embedding", *file]
+    assert tables["patch"].column_names == ["path", "seconds", "row", "embedding", *file]
     np.testing.assert_allclose(tables["frame"]["seconds"].to_numpy(), whole.seconds)
     for row in (tables["patch"].slice(n, 1).to_pylist()[0] for n in (0, 9, 77, 8 * 65 + 3)):
         column = round(row["seconds"] / 0.16 - 0.5)

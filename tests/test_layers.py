@@ -24,7 +24,7 @@ ORDER = [
     ("pretrained",),
     ("evaluate", "probe"),
     ("pretrain",),
-    ("finetune", "inference", "embed", "detect", "sounds", "windows"),
+    ("finetune", "inference", "embed", "detect", "sounds", "stores", "windows"),
     ("chain", "flops"),
     ("wrappers", "bench", "report", "demo", "share"),
     ("compare",),

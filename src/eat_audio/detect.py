@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, find_audio
-from eat_audio.embed import distinct_stem, plain_stem
 from eat_audio.errors import AudioError, DataError, RecipeError
 from eat_audio.inference import Listener
 from eat_audio.logmel import FRAME, HOP, log_mel
 from eat_audio.progress import track
 from eat_audio.sounds import Sound, as_text
+from eat_audio.stores import distinct_stem, plain_stem
 from eat_audio.windows import Array, stretches, with_last
 
 STRETCH_SECONDS = 10
