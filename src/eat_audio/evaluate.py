@@ -6,7 +6,7 @@ the classes that have a positive; classes without one cannot be scored and are c
 """
 
 import csv
-import json
+import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from eat_audio.errors import DataError
 from eat_audio.models.base import AudioClassifier, AudioModel
 from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.progress import track
+from eat_audio.text import csv_cell
+from eat_audio.writing import write_json, write_text
 
 Array = NDArray[np.float64]
 
@@ -60,13 +62,12 @@ class Evaluation:
 
     def write(self, out: Path, name: str = "evaluation") -> None:
         """Write `<name>.json` and the per-class table `<name>.csv` into a folder."""
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-        (out / f"{name}.json").write_text(text + "\n")
-        with (out / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["label", "clips", self.metric])
-            writer.writeheader()
-            writer.writerows(self.classes)
+        write_json(out / f"{name}.json", asdict(self))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ["label", "clips", self.metric])
+        writer.writeheader()
+        writer.writerows(row | {"label": csv_cell(row["label"])} for row in self.classes)
+        write_text(out / f"{name}.csv", table.getvalue())
 
 
 @torch.inference_mode()
