@@ -21,7 +21,7 @@ from eat_audio.sounds import as_text
 from eat_audio.text import csv_cell, from_csv_cell, printable
 from eat_audio.train.checkpoint import claim
 from eat_audio.windows import Array, middles
-from eat_audio.writing import ASIDE, write_json, written_aside
+from eat_audio.writing import ASIDE, aside_name, write_json, written_aside
 
 FROM = "relative_to"
 """In the record of what made the vectors: the folder that relative paths count from."""
@@ -203,11 +203,21 @@ class Folder(Store, AbstractContextManager["Folder"]):
             self.file.flush()
 
     def _is_there(self, file: Path) -> bool:
-        return file.is_file() and (self.hop_ms is None or _times(file).is_file())
+        return (
+            file.is_file()
+            and file.stat().st_size > 0
+            and (self.hop_ms is None or _times(file).is_file())
+        )
 
     def _save(self, path: Path, array: Array) -> None:
-        with written_aside(path) as aside, aside.open("wb") as file:
-            np.save(file, array)
+        aside = aside_name(path)
+        try:
+            with writing(path):  # not flushed to the disk: thousands of files would take minutes
+                with aside.open("xb") as file:
+                    np.save(file, array)
+                os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
