@@ -20,6 +20,13 @@ from eat_audio.text import printable
 T = TypeVar("T")
 
 
+class ReaderGone(Exception):
+    """Nobody reads any more what is printed, as after `| head`: the command ends in silence.
+
+    It is no OSError, because typer would turn one into exit code 1.
+    """
+
+
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Pass `items` on while showing how many of `total` are done.
 
@@ -74,8 +81,8 @@ def _print(text: str, stream: TextIO) -> None:
             encoding = stream.encoding
             held = text.encode(encoding, "backslashreplace").decode(encoding)
             print(held, file=stream, flush=True)
-    except BrokenPipeError:  # the reader has gone: the command ends in silence
-        raise
+    except BrokenPipeError:
+        raise ReaderGone from None
     except OSError as error:
         name = "standard error" if stream is sys.stderr else "standard output"
         reason = error.strerror or error

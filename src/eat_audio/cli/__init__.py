@@ -16,7 +16,7 @@ import typer
 
 from eat_audio.cli import bench, compare, data, detect, give, learn, look, tokens, use
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
-from eat_audio.progress import say
+from eat_audio.progress import ReaderGone, say
 
 GONE = 141
 """The exit code where nobody reads what is printed any more, as of other programs."""
@@ -76,7 +76,7 @@ def _run() -> int:
     """Run the command; its exit code."""
     try:
         code = _of_command()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         _discard_output()
         return GONE
     try:

@@ -127,7 +127,10 @@ def check_rate(given: Any, expected: int) -> None:
 
 
 def warn_of_scale(waveforms: Iterable[Tensor], *, stacklevel: int = 2) -> None:
-    """Warn, once for all of them, of floats that were meant for another scale than [-1, 1]."""
+    """Warn, once for all of them, of floats that were meant for another scale than [-1, 1].
+
+    `stacklevel` is the caller's own: with 2 its caller is shown to be the place.
+    """
     peak = max((wave.abs().max().item() for wave in waveforms), default=0.0)
     if peak > LOUDEST:
         text = (
