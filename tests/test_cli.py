@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import soundfile
 import torch
 
 from conftest import DATA, eat, needs_data
@@ -253,6 +254,199 @@ def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli.learn.recipes, "names", interrupted)
     code, _, err = run("recipes")
     assert code == 130 and "stopped after step 4 of 50" in err
+
+
+# ---- what is printed, on any stream
+
+
+@pytest.fixture(scope="module")
+def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose labels are letters of many scripts and hostile."""
+    folder = tmp_path_factory.mktemp("odd")
+    names = {0: "犬 ü", 1: "=cmd|x", 2: "esc\x1b[2J\x9b\nx", 3: "😀 é"}
+    config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=names)
+    config.problem_type = "single_label_classification"
+    EATForAudioClassification(config).save_pretrained(folder)
+    EATFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def odd_names(tmp_path: Path) -> Path:
+    """Two recordings and a text, all of them with control characters in their names."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in (b"esc\x1b[2J\x1b]0;owned\x07\xff.wav", "c1\x9b2J é.wav".encode()):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            soundfile.write(file, np.zeros(8_000, np.int16), 16_000, format="WAV")
+    (folder / "bad\nline\x1b.wav").write_text("no sound")
+    return folder
+
+
+def clean(text: str) -> bool:
+    """Whether text holds nothing that a terminal acts upon, but line ends and tabs."""
+    return all(c in "\n\t" or c.isprintable() for c in text)
+
+
+def test_no_control_character_is_printed_and_no_name_takes_two_lines(
+    run: Any, odd_model: Path, odd_names: Path, tmp_path: Path
+) -> None:
+    code, said, err = run("predict", odd_names, "--model", odd_model, "--top-k", "4")
+    assert code == 2 and clean(said) and clean(err)
+    assert len(said.splitlines()) == 2 * 6 and len(err.splitlines()) == 2
+    assert r"bad\nline\x1b.wav" in err
+    for words in (["embed", "-o", tmp_path / "v"], ["detect", "-o", tmp_path / "e\x1b"]):
+        code, said, err = run(*words, odd_names, "--model", odd_model)
+        assert code == 2 and clean(said) and clean(err)
+    code, said, err = run("inspect", odd_model)
+    assert code == 0 and clean(said + err)
+    code, said, err = run("predict", "x\x1b[2J\nx", "--model", odd_model)
+    assert code == 2 and clean(said + err) and len(err.splitlines()) == 1
+
+
+def test_json_comes_back_exactly(run: Any, odd_model: Path, odd_names: Path) -> None:
+    code, said, _ = run("predict", odd_names, "--model", odd_model, "--json")
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert code == 2 and len(lines) == 3 and clean(said)
+    labels = {answer["label"] for line in lines for answer in line["predictions"]}
+    assert labels == {"犬 ü", "=cmd|x", "esc\x1b[2J\x9b\nx", "😀 é"}
+    assert "犬 ü" in said and any(Path(line["path"]).name == "c1\x9b2J é.wav" for line in lines)
+
+
+@pytest.mark.parametrize(("encoding", "as_json"), [("cp1252", False), ("ascii", True)])
+def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
+    odd_model: Path, odd_names: Path, encoding: str, as_json: bool
+) -> None:
+    (odd_names / "bad\nline\x1b.wav").unlink()
+    words = ["predict", odd_names, "--model", odd_model, *(["--json"] if as_json else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "eat_audio", *words],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode(encoding)
+    if as_json:
+        labels = {p["label"] for line in said.splitlines() for p in json.loads(line)["predictions"]}
+        assert labels == {"犬 ü", "=cmd|x", "esc\x1b[2J\x9b\nx", "😀 é"}
+    else:
+        assert "\\u72ac" in said and "\\U0001f600" in said
+
+
+def test_lines_are_printed_in_a_locale_of_ascii() -> None:
+    script = (
+        "from eat_audio.progress import say, say_json\n"
+        "from eat_audio.cli.words import show_table\n"
+        "say('\\u00b1', 'two\\nlines'); say_json({'a': '\\u00b1'})\n"
+        "show_table('', ('\\u00b1',), [('\\u00e9',)])"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, env=os.environ | ascii_only, check=True
+    )
+    expected = ["\\xb1", "two\\nlines", '{"a": "\\u00b1"}', "\\xb1", "\\xe9"]
+    assert done.stdout.decode("ascii").splitlines() == expected
+
+
+def test_our_warnings_are_one_line_and_others_as_python_shows_them() -> None:
+    script = (
+        "import sys, warnings\n"
+        "from eat_audio import cli\n"
+        "from eat_audio.errors import EatWarning\n"
+        "def warned():\n"
+        "    warnings.warn('a\\x1b.wav: ends\\nearly', EatWarning)\n"
+        "    warnings.warn('something else', UserWarning)\n"
+        "    return []\n"
+        "cli.learn.recipes.names = warned\n"
+        "sys.argv = ['eat', 'recipes']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0 and lines[0] == r"eat: warning: a\x1b.wav: ends\nearly"
+    assert "UserWarning: something else" in lines[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_the_output_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "eat_audio", "recipes"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "eat: standard output: cannot be written (No space left on device)\n"
+
+
+def test_a_reader_that_leaves_early_ends_the_command_in_silence() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "eat_audio", "recipes"],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# ---- words that are meant otherwise
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--data", "data="),
+        ("--epochs", "steps="),
+        ("--lr", "optim.lr="),
+        ("--optim.lr", "optim.lr="),
+    ]
+    + [("--learning-rate", "optim.lr="), ("--batch_size", "batch="), ("--steps=5", "steps=")],
+)
+def test_a_setting_that_is_written_as_an_option_gets_a_hint(
+    run: Any, option: str, setting: str
+) -> None:
+    for command in ("pretrain", "finetune"):
+        code, _, err = run(command, "eat_tiny", option, "x", "--out", "never")
+        assert code == 2 and f"settings have no dashes: {setting}..." in " ".join(err.split())
+    code, _, err = run("predict", "x.wav", option, "x")
+    assert code == 2 and "settings" not in err
+
+
+def test_vectors_are_not_written_to_other_kinds_of_files(run: Any, tmp_path: Path) -> None:
+    code, said, err = run("embed", "x.wav", "--model", "nowhere", "-o", tmp_path / "o.csv")
+    assert code == 2 and not said and len(err.splitlines()) == 1
+    assert "a .parquet file or a folder" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["predict"], ["embed", "-o", "out"], ["detect", "-o", "out"]])
+def test_an_empty_folder_is_one_sentence(
+    run: Any, model: Path, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    code, said, err = run(*words, "empty", "--model", model)
+    assert code == 2 and not said and len(err.splitlines()) == 1
+    assert err.startswith("eat: empty: no recordings in it") and ".flac" in err
+
+
+def test_patterns_that_no_shell_has_expanded_are(
+    run: Any, odd_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.wav", "a.wav", "c[1].wav", "d.txt"):
+        with open(name, "wb") as file:
+            soundfile.write(file, np.zeros(800, np.int16), 16_000, format="WAV")
+    for pattern, count in {"*.wav": 3, "c[1].wav": 1, "?.txt": 1}.items():
+        code, said, _ = run("predict", pattern, "--model", odd_model, "--json")
+        assert code == 0 and len(said.splitlines()) == count
+    code, _, err = run("predict", "*.flac", "--model", odd_model)
+    assert code == 2 and "*.flac: no such file or folder" in err
 
 
 def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> None:

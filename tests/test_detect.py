@@ -33,7 +33,7 @@ from eat_audio.detect import (
     find_events,
     smoothed,
 )
-from eat_audio.errors import CheckpointError, DataError, RecipeError
+from eat_audio.errors import AudioError, CheckpointError, OutputError, RecipeError
 from eat_audio.inference import Listener
 from eat_audio.models.base import AudioClassifier
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
@@ -302,9 +302,53 @@ def test_a_folder_that_cannot_be_is_refused(
     ear: Listener, recordings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="file: cannot be written"):
+    with pytest.raises(OutputError, match="file: cannot be written"):
         list(detect_files([recordings / "a"], ear, tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_ends_with_one_sentence(
+    ear: Listener, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*told: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OutputError, match=r"out/x\.csv: cannot be written .No space left"):
+        list(detect_files([recordings / "a"], ear, tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
+    ear: Listener, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eat_audio import windows
+
+    usual = windows.stream_audio
+
+    def failing(path: Any, **told: Any) -> Any:
+        if path.name == "x.wav":
+            raise OSError(5, "Input/output error")
+        return usual(path, **told)
+
+    monkeypatch.setattr(windows, "stream_audio", failing)
+    (recordings / "broken.wav").unlink()
+    told = list(detect_files([recordings], ear, tmp_path / "out"))
+    assert [one.error is None for one in told].count(False) == 1
+    assert "cannot be read (Input/output error)" in (told[0].error or "")
+
+
+def test_an_empty_folder_is_named(ear: Listener, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AudioError, match="empty: no recordings in it"):
+        list(detect_files([tmp_path / "empty"], ear, tmp_path / "out"))
+
+
+def test_no_cell_is_a_formula_and_no_line_has_control_characters() -> None:
+    heard = detection(Event(0, 1, "=1+1", 0.5), Event(1, 2, "esc\x1b[2J\x9b", 0.5))
+    assert [row["label"] for row in csv.DictReader(io.StringIO(as_csv(heard)))][0] == "'=1+1"
+    track = as_label_track(heard)
+    assert track.splitlines()[1] == "1.000000\t2.000000\tesc\\x1b[2J\\x9b"
 
 
 def detection(*events: Event) -> Detection:

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import soundfile
 import torch
 
 from conftest import needs_data
-from eat_audio import embed
+from eat_audio import embed, stores
 from eat_audio.embed import Summary, embed_files
-from eat_audio.errors import DataError, RecipeError
+from eat_audio.errors import DataError, EatWarning, OutputError, RecipeError
 from eat_audio.inference import Listener
 from eat_audio.models.eat import EATConfig, EATModel
 from eat_audio.models.features import EATFeatureExtractor
@@ -84,9 +85,10 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
     for level in LEVELS:
         embed_files([clip], listener, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
         tables[level] = pq.read_table(tmp_path / f"{level}.parquet")
-    assert tables["clip"].column_names == ["path", "embedding"]
-    assert tables["frame"].column_names == ["path", "seconds", "embedding"]
-    assert tables["patch"].column_names == ["path", "seconds", "row", "embedding"]
+    file = ["size", "modified"]
+    assert tables["clip"].column_names == ["path", "embedding", *file]
+    assert tables["frame"].column_names == ["path", "seconds", "embedding", *file]
+    assert tables["patch"].column_names == ["path", "seconds", "row", "embedding", *file]
     np.testing.assert_allclose(tables["frame"]["seconds"].to_numpy(), whole.seconds)
     for row in (tables["patch"].slice(n, 1).to_pylist()[0] for n in (0, 9, 77, 8 * 65 + 3)):
         column = round(row["seconds"] / 0.16 - 0.5)
@@ -245,6 +247,235 @@ def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_pat
             embed_files([clips], listener, tmp_path / name)
     assert (tmp_path / "text.parquet").read_text() == "mine"
     assert (tmp_path / "folder" / "index.csv").read_text() == "mine"
+
+
+# ---- recordings that are there already
+
+
+def test_a_recording_is_there_once_however_it_is_named(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips.parent)
+    (clips.parent / "link").symlink_to(clips)
+    assert embed_files(["clips"], listener, out).done == 5
+    for same_folder in (clips, "./clips/../clips", "link", clips / "a" / ".."):
+        assert embed_files([same_folder], listener, out) == Summary(0, 5, [])
+    monkeypatch.chdir(clips)
+    assert embed_files(["."], listener, out) == Summary(0, 5, [])
+    assert embed_files([clips / "a" / "dog.wav", "a/dog.wav"], listener, out).skipped == 1
+    assert len(read(out)) == 5
+
+
+def test_relative_paths_count_from_where_the_first_job_ran(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips / "a")
+    embed_files(["dog.wav"], listener, out)
+    monkeypatch.chdir(clips / "b")
+    assert embed_files(["dog.wav"], listener, out).done == 1  # another dog
+    assert read(out).keys() == {"dog.wav", str(clips / "b" / "dog.wav")}
+
+
+def test_a_file_that_was_replaced_is_embedded_again(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    embed_files([clips], listener, out, level="frame")
+    soundfile.write(clips / "a" / "dog.wav", 0.1 * torch.randn(3 * RATE).numpy(), RATE)
+    assert embed_files([clips], listener, out, level="frame") == Summary(1, 4, [])
+    found, expected = read(out), listener.embed(clips / "a" / "dog.wav").frames
+    np.testing.assert_allclose(found[str(clips / "a" / "dog.wav")], expected, atol=1e-5)
+    assert len(found) == 5
+    if out.is_dir():
+        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
+            assert len(list(csv.DictReader(file))) == 5
+    assert embed_files([clips], listener, out, level="frame") == Summary(0, 5, [])
+
+
+def test_no_vector_is_kept_of_a_file_that_is_no_sound_any_more(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    embed_files([clips], listener, out)
+    (clips / "a" / "dog.wav").write_text("no sound")
+    summary = embed_files([clips], listener, out)
+    assert (summary.done, summary.skipped, len(summary.failed)) == (0, 4, 1)
+    assert str(clips / "a" / "dog.wav") not in read(out) and len(read(out)) == 4
+
+
+def test_a_change_while_a_job_was_interrupted_is_noticed(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupted_after(3, listener, patch)
+        with pytest.raises(KeyboardInterrupt):
+            embed_files([clips], listener, out, batch=2)
+    os.utime(clips / "a" / "dog.wav", ns=(0, 0))
+    assert embed_files([clips], listener, out) == Summary(3, 2, [])
+    assert len(read(out)) == 5
+
+
+def as_older_versions_wrote(out: Path) -> None:
+    """Take away what says of which versions of the files the vectors are."""
+    if out.is_dir():
+        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row[:3] for row in csv.reader(file)]
+        with (out / "index.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    else:
+        pq.write_table(pq.read_table(out).drop_columns(["size", "modified"]), out)
+
+
+def test_vectors_of_older_versions_are_kept_with_a_word(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    embed_files([clips / "b"], listener, out)
+    as_older_versions_wrote(out)
+    with pytest.warns(EatWarning, match="of 2 files") as warned:
+        assert embed_files([clips], listener, out) == Summary(3, 2, [])
+    assert len(warned) == 1 and len(read(out)) == 5
+
+
+def test_links_to_one_blob_are_recordings_of_their_own(
+    listener: Listener, clips: Path, out: Path
+) -> None:
+    (clips / "a" / "same.wav").symlink_to(clips / "a" / "dog.wav")
+    embed_files([clips / "a" / "dog.wav"], listener, out)
+    embed_files([clips / "a" / "same.wav"], listener, out)
+    assert len(read(out)) == 2
+
+
+# ---- what is written, and what cannot be
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.npy", "o.txt", "o.NPZ", "o.json", "o.parquet.gz"])
+def test_other_kinds_of_files_are_refused(
+    listener: Listener, clips: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(DataError, match=r"into a \.parquet file or a folder"):
+        embed_files([clips], listener, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_may_be_called_as_one_likes(
+    listener: Listener, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.d").mkdir()
+    for name in ("eat-1.0", "mine.d", ".hidden"):
+        assert embed_files([clips / "a"], listener, tmp_path / name).done == 1
+
+
+def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eat_audio import windows
+
+    usual = windows.stream_audio
+
+    def failing(path: Any, **told: Any) -> Any:
+        if path.name == "owl.wav":
+            raise OSError(5, "Input/output error")
+        return usual(path, **told)
+
+    monkeypatch.setattr(windows, "stream_audio", failing)
+    summary = embed_files([clips], listener, out)
+    assert summary.done == 4 and len(read(out)) == 4
+    assert summary.failed == [f"{clips / 'b' / 'owl.wav'}: cannot be read (Input/output error)"]
+
+
+def test_a_disk_that_fills_keeps_what_is_finished(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*told: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "PART_SECONDS", 0)
+        if out.suffix:
+            patch.setattr(embed.Table, "_joined", lambda self: iter(full, None))
+        else:
+            usual, count = np.save, iter(range(9))
+            patch.setattr(stores.np, "save", lambda *x: full() if next(count) == 3 else usual(*x))
+        with pytest.raises(OutputError, match="out.*cannot be written .No space left on device"):
+            embed_files([clips], listener, out)
+    kept = embed_files([clips], listener, out)
+    assert kept.skipped == (5 if out.suffix else 3) and len(read(out)) == 5
+    assert not list(out.parent.rglob("*.incomplete"))
+
+
+def test_a_second_job_with_the_same_output_is_refused(
+    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear, refused = listener.embed_each, []
+
+    def heard(*told: Any, **more: Any) -> Any:
+        monkeypatch.setattr(listener, "embed_each", hear)
+        with pytest.raises(OutputError) as error:
+            embed_files([clips], listener, out)
+        refused.append(str(error.value))
+        yield from hear(*told, **more)
+
+    monkeypatch.setattr(listener, "embed_each", heard)
+    assert embed_files([clips], listener, out) == Summary(5, 0, [])
+    assert len(refused) == 1 and refused[0].startswith(f"{out}: in use by another")
+    assert len(read(out)) == 5
+
+
+def test_leftovers_of_killed_jobs_go(listener: Listener, clips: Path, out: Path) -> None:
+    parts = out.with_name(f".{out.name}.parts") if out.suffix else out
+    parts.mkdir()
+    (parts / ".00000001.parquet.0123456789ab.incomplete").write_text("half")
+    embed_files([clips], listener, out)
+    assert len(read(out)) == 5 and not list(out.parent.rglob(".*incomplete"))
+
+
+def test_planted_links_are_not_followed(listener: Listener, clips: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / ".out.parquet.incomplete").symlink_to(mine)
+    embed_files([clips], listener, tmp_path / "out.parquet")
+    assert mine.read_text() == "mine" and len(read(tmp_path / "out.parquet")) == 5
+
+
+def test_modes_follow_the_umask(listener: Listener, clips: Path, out: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        embed_files([clips / "a"], listener, out)
+    finally:
+        os.umask(before)
+    for file in [out] if out.suffix else [*out.glob("*.npy"), out / "index.csv"]:
+        assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_no_cell_of_the_index_is_a_formula(
+    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clips / "a" / "dog.wav", "=1+1.wav")
+    for expected in (Summary(1, 0, []), Summary(0, 1, [])):
+        assert embed_files(["=1+1.wav"], listener, "out") == expected
+    assert read(tmp_path / "out").keys() == {"'=1+1.wav"}
+
+
+def test_an_empty_folder_is_named(listener: Listener, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(embed.AudioError, match=r"empty: no recordings in it .*\.flac"):
+        embed_files([tmp_path / "empty"], listener, out)
+    assert not out.exists()
+
+
+def test_many_files_take_no_longer_in_one_file_than_in_a_folder(
+    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.zeros(48, np.float32)
+    monkeypatch.setattr(listener, "embed_each", lambda files, *_, **__: (vectors for _ in files))
+    (tmp_path / "many").mkdir()
+    for number in range(1_500):
+        (tmp_path / "many" / f"{number}.wav").touch()
+    seconds = []
+    for out in (tmp_path / "out", tmp_path / "out.parquet"):
+        begun = time.process_time()
+        assert embed_files([tmp_path / "many"], listener, out).done == 1_500
+        seconds.append(time.process_time() - begun)
+    assert seconds[1] < 2 * seconds[0] + 1
 
 
 def test_an_unknown_level_is_refused(listener: Listener, clips: Path, tmp_path: Path) -> None:

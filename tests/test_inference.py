@@ -1,7 +1,11 @@
 """What a model says about sound: vectors and labels, of any length, whatever is beside it."""
 
 import csv
+import io
+import subprocess
+import sys
 import tarfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,14 @@ from torch import Tensor
 
 from conftest import DATA, needs_data
 from eat_audio.audio import load_audio
-from eat_audio.errors import AudioError, CheckpointError, DataError, EatError, RecipeError
+from eat_audio.errors import (
+    AudioError,
+    CheckpointError,
+    DataError,
+    EatError,
+    EatWarning,
+    RecipeError,
+)
 from eat_audio.inference import Listener, evaluate_model, load, predict_files
 from eat_audio.logmel import n_frames
 from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
@@ -190,6 +201,215 @@ def test_an_unknown_level_is_refused() -> None:
         next(listener().embed_each([sound(1)], "song"))  # type: ignore[arg-type]
 
 
+# ---- long sounds
+
+
+def most_alive(ear: Listener, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most waveforms that are in memory whenever the model gets some."""
+    seen: list[weakref.ref[Tensor]] = []
+    counts = [0]
+    hear = ear._together
+
+    def counting(windows: Any, what: Any) -> Any:
+        seen.extend(weakref.ref(window.waveform) for window in windows)
+        counts.append(sum(one() is not None for one in seen))
+        return hear(windows, what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ear, "_together", counting)
+        use()
+    assert len(seen) > counts[-1]
+    return max(counts)
+
+
+@pytest.mark.parametrize("what", ["predict", "embed", "clip", "frame", "patch"])
+def test_no_sound_of_past_windows_is_kept(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = listener(SMALL, window=0.16)
+    alive = []
+    for seconds in (12, 24):
+        path = write(tmp_path / f"{seconds}.wav", sound(seconds))
+
+        def use(path: Path = path) -> None:
+            if what in ("predict", "embed"):
+                getattr(ear, what)(path)
+            else:
+                next(ear.embed_each([path], what))  # type: ignore[arg-type]
+
+        alive.append(most_alive(ear, use, monkeypatch))
+    assert alive[1] <= alive[0] <= 64
+
+
+GROWTH = """
+import resource, sys
+import numpy as np, soundfile, torch
+from eat_audio.inference import Listener
+from eat_audio.models.eat import EATConfig, EATForAudioClassification
+from eat_audio.models.features import EATFeatureExtractor
+
+torch.set_num_threads(1)
+config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, num_labels=50)
+ear = Listener(EATForAudioClassification(config), EATFeatureExtractor())
+minute = np.random.default_rng(0).integers(-20_000, 20_000, 960_000, np.int16)
+for minutes in map(int, sys.argv[2:]):
+    with soundfile.SoundFile(sys.argv[1], "w", 16000, 1, "PCM_16", format="WAV") as file:
+        for _ in range(minutes):
+            file.write(minute)
+    ear.predict(sys.argv[1])
+    next(ear.embed_each([sys.argv[1]], "frame"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux only")
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", GROWTH, str(tmp_path / "long.wav"), "12", "240"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    assert long - short < 40_000, f"{long - short} KiB more; the sound takes {240 * 3_750}"
+
+
+# ---- what a sound may be
+
+
+def encoded(waveform: Tensor, rate: int = RATE, kind: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform.numpy(), rate, format=kind, subtype="FLOAT")
+    return file.getvalue()
+
+
+class Decoder:
+    """An object that decodes as torchcodec's AudioDecoder does."""
+
+    class Samples:
+        def __init__(self, data: Tensor, rate: int) -> None:
+            self.data, self.sample_rate = data, rate
+
+    def __init__(self, data: Tensor, rate: int = RATE) -> None:
+        self.samples = self.Samples(data, rate)
+
+    def get_all_samples(self) -> "Decoder.Samples":
+        return self.samples
+
+
+def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
+    ear, waveform = listener(), sound(2)
+    path, array = write(tmp_path / "a.wav", waveform), waveform.numpy()
+    expected = ear.predict(waveform)
+    data = encoded(waveform)
+    sounds: list[Any] = [
+        path,
+        str(path),
+        array,
+        array.tolist(),
+        {"array": array, "sampling_rate": RATE},
+        {"path": "nowhere.wav", "array": array, "sampling_rate": RATE},
+        {"raw": array, "sampling_rate": RATE},
+        {"bytes": data, "path": "nowhere.wav"},
+        {"bytes": None, "path": str(path)},
+        {"label": 3, "audio": {"bytes": data, "path": None}},
+        {"label": 3, "audio": Decoder(waveform[None])},
+        data,
+        bytearray(data),
+        memoryview(data),
+        io.BytesIO(data),
+        Decoder(torch.stack([waveform, waveform])),
+        Decoder(waveform).samples,
+    ]
+    for number, found in enumerate(ear.predict_each(sounds, batch=3)):
+        assert not isinstance(found, AudioError), (number, found)
+        assert [row.label for row in found] == [row.label for row in expected], number
+        close([row.score for row in found], [row.score for row in expected])
+    with path.open("rb") as file:
+        close(ear.embed(file).clip, ear.embed(path).clip)
+    close(ear.embed({"array": array, "sampling_rate": RATE}).patches, ear.embed(path).patches)
+    steps = list(ear.over_time(io.BytesIO(data)))
+    close(np.concatenate(steps), np.concatenate(list(ear.over_time(waveform))))
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
+def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, rate: int) -> None:
+    ear = listener()
+    waveform = sound(rate / RATE)  # a second
+    soundfile.write(tmp_path / "a.wav", waveform.numpy(), rate, subtype="FLOAT")
+    expected = ear.embed(tmp_path / "a.wav").clip
+    close(ear.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
+    close(ear.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip, expected, atol=1e-4)
+    close(ear.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
+    (clip,) = ear.embed_each([waveform], "clip", sampling_rate=rate)
+    close(clip, expected, atol=1e-4)
+    told = ear.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
+    close([row.score for row in told], [row.score for row in ear.predict(tmp_path / "a.wav")], 1e-3)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1, 999, 1.5, "16000", float("nan"), True, 2**40, [16_000]])
+def test_rates_that_cannot_be_are_refused(rate: Any) -> None:
+    with pytest.raises(AudioError, match="sampling_rate="):
+        listener(SMALL).embed(sound(0.1), sampling_rate=rate)
+    with pytest.raises(AudioError):
+        listener(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
+
+
+class Broken:
+    def get_all_samples(self) -> Any:
+        raise RuntimeError("no more packets")
+
+    def read(self) -> Any:
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"array": np.zeros(1600, np.float32)},
+        {"array": None, "sampling_rate": RATE},
+        {"bytes": "text", "path": None},
+        {"bytes": b"no sound", "path": "a.wav"},
+        {"array": np.zeros((2, 1600), np.float32), "sampling_rate": RATE},
+        {"audio": {"audio": {"audio": {"audio": {"audio": {}}}}}},
+        {"text": "no sound"},
+        b"",
+        b"no sound",
+        io.BytesIO(b"no sound"),
+        io.StringIO("no sound"),
+        Broken(),
+        np.zeros(1600, np.int32),
+        np.zeros(1600, np.uint8),
+        np.zeros((800, 2)),
+        [[0.0] * 1600, [0.0] * 1600],
+        ["a.wav", "b.wav"],
+        [],
+        None,
+        3,
+        object(),
+    ],
+    ids=lambda value: str(value)[:40].replace("\n", " "),
+)
+def test_what_is_no_sound_gets_a_sentence_and_stops_nothing(wrong: Any) -> None:
+    good = sound(0.5)
+    first, second, third = listener(SMALL).embed_each([good, wrong, good], "clip")
+    assert isinstance(second, AudioError) and 5 < len(str(second)) < 500
+    close(first, third)
+
+
+def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
+    ear = listener(SMALL)
+    with pytest.warns(EatWarning, match="expected floats in"):
+        ear.predict(sound(1) * 32_768)
+    ear.predict(sound(1) * 7)  # nothing is said of what is merely too loud
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
+def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
+    with pytest.raises(RecipeError, match="top_k="):
+        listener(SMALL).predict(sound(0.2), top_k=top_k)
+    with pytest.raises(RecipeError, match="batch="):
+        next(listener(SMALL).embed_each([sound(0.2)], "clip", batch=0))
+
+
 # ---- finer steps
 
 
@@ -340,6 +560,17 @@ def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EatError, match="no such file"):
         next(predict_files([tmp_path / "absent.wav"], listener()))
+
+
+def test_folders_without_recordings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(AudioError, match="empty: no recordings in it"):
+        next(predict_files([tmp_path / "empty"], listener(SMALL)))
+    path = write(tmp_path / "a.wav", sound(0.2))
+    with pytest.warns(EatWarning, match="empty: no recordings in it"):
+        assert len(list(predict_files([tmp_path / "empty", path], listener(SMALL)))) == 1
+    assert len(list(predict_files([tmp_path, tmp_path], listener(SMALL)))) == 1
 
 
 def expected() -> Iterator[tuple[str, str]]:

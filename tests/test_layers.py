@@ -25,7 +25,7 @@ ORDER = [
     ("pretrained",),
     ("evaluate", "probe"),
     ("pretrain",),
-    ("finetune", "inference", "embed", "detect"),
+    ("finetune", "inference", "embed", "detect", "sounds", "stores", "windows"),
     ("chain", "flops"),
     ("wrappers", "bench", "report", "demo", "share"),
     ("compare",),

@@ -40,13 +40,15 @@ from eat_audio.models.base import AudioEncoder
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.eat import EATRun
 from eat_audio.pretrained import family_of, find_model
+from eat_audio.progress import say
 from eat_audio.report.drawings import percent, with_error
 from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
 from eat_audio.report.pictures import Example
-from eat_audio.train.checkpoint import read_json, write_json
+from eat_audio.train.checkpoint import read_json
 from eat_audio.train.log import read_log
 from eat_audio.vectors import linear_score
+from eat_audio.writing import write_json, write_text
 
 RECIPES = ("eat_demo", "eat_demo_finetune")
 CLIPS_PER_FAMILY = 60
@@ -161,7 +163,7 @@ def run(
             versions=_versions(),
             commands=_commands(out, data),
         )
-    (out / "report.html").write_text(render(found), encoding="utf-8")
+    write_text(out / "report.html", render(found))
     write_json(out / RECORD, _record(found))
     _tell(found, out, stages.seconds)
     return found
@@ -423,13 +425,13 @@ class Stages:
     def tell(self, name: str) -> Iterator[None]:
         """Say what begins; remember how long it took."""
         start = self.seconds
-        print(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}", flush=True)
+        say(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}")
         yield
         self.done.append((name, self.seconds - start))
 
     def say(self, message: str) -> None:
         """A result of the stage."""
-        print(f"             {message}", flush=True)
+        say(f"             {message}")
 
 
 def _probe_line(found: probe.Probe) -> str:
@@ -471,12 +473,12 @@ def _tell(found: Findings, out: Path, seconds: float) -> None:
             )
         ),
     ]
-    print(f"\n{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)")
+    say("", f"{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)")
     for name, value in rows:
-        print(f"  {name:38}{value}")
-    print(verdict(found))
+        say(f"  {name:38}{value}")
+    say(*verdict(found).splitlines())
     scores = ", ".join(f"{label} {percent(score)}" for label, score in found.guess.scores[:3])
-    print(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
-    print(f"report: {out / 'report.html'}\nnext:")
+    say(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
+    say(f"report: {out / 'report.html'}", "next:")
     for command in found.commands:
-        print(f"  {command}")
+        say(f"  {command}")

@@ -26,12 +26,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE, find_audio
-from eat_audio.embed import distinct_stem, plain_stem
-from eat_audio.errors import AudioError, DataError, RecipeError
-from eat_audio.inference import Array, Listener, Sound, as_text, stretches, with_last
+from eat_audio.audio import SAMPLE_RATE
+from eat_audio.errors import AudioError, OutputError, RecipeError
+from eat_audio.inference import Listener
 from eat_audio.logmel import FRAME, HOP, log_mel
 from eat_audio.progress import track
+from eat_audio.sounds import Sound, as_text, recordings
+from eat_audio.stores import distinct_stem, plain_stem
+from eat_audio.text import csv_cell, printable
+from eat_audio.windows import Array, stretches, unreadable, with_last
+from eat_audio.writing import write_text
 
 STRETCH_SECONDS = 10
 """Of a sound, about, that are read at a time."""
@@ -121,15 +125,21 @@ class FileDetection:
 
 
 def detect(
-    sound: Sound, listener: Listener, rules: Rules | None = None, *, batch: int = 32
+    sound: Sound,
+    listener: Listener,
+    rules: Rules | None = None,
+    *,
+    batch: int = 32,
+    sampling_rate: int | None = None,
 ) -> Detection:
     """The events in one sound of any length.
 
     Args:
-        sound: A file, or a waveform.
+        sound: A file, a waveform, or a sample of `datasets`.
         listener: What `load` gave; a classifier.
         rules: What decides where events begin and end.
         batch: Windows heard at once.
+        sampling_rate: Rate in Hz of a waveform; 16 kHz if None.
 
     Raises:
         AudioError: It cannot be heard.
@@ -138,7 +148,7 @@ def detect(
     rules = rules or Rules()
     heard = _Heard(round(rules.hop * SAMPLE_RATE))
     steps = max(round(STRETCH_SECONDS / rules.hop), 1)
-    passing = heard.passing(stretches(sound, steps * heard.step))
+    passing = heard.passing(stretches(sound, steps * heard.step, sampling_rate))
     blocks = listener.over_time(passing, window=rules.window, hop=rules.hop, batch=batch)
     scores = (
         np.where(heard.levels_of_next(len(block)) < rules.quiet, np.float32(0), block)
@@ -172,13 +182,18 @@ def detect_files(
             What is wrong with a single file is part of its result, and the others go on.
     """
     rules, out = rules or Rules(), Path(out)
-    paths = find_audio(places)
+    paths = recordings(places)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: cannot be written (not a folder)")
     for path, name in zip(track(paths, "detect", len(paths)), _names(paths), strict=True):
         told = as_text(path)
         try:
             heard = detect(path, listener, rules, batch=batch)
         except AudioError as error:
             yield FileDetection(told, None, as_text(error))
+            continue
+        except OSError as error:
+            yield FileDetection(told, None, as_text(unreadable(path, error)))
             continue
         files = {".csv": as_csv(heard), ".txt": as_label_track(heard)}
         files[".json"] = as_json(heard, told, rules)
@@ -336,7 +351,7 @@ def as_csv(heard: Detection) -> str:
     rows = csv.writer(text)
     rows.writerow(["onset", "offset", "label", "score"])
     for e in heard.events:
-        rows.writerow([f"{e.onset:.3f}", f"{e.offset:.3f}", e.label, f"{e.score:.4f}"])
+        rows.writerow([f"{e.onset:.3f}", f"{e.offset:.3f}", csv_cell(e.label), f"{e.score:.4f}"])
     return text.getvalue()
 
 
@@ -350,7 +365,8 @@ def as_json(heard: Detection, path: str, rules: Rules) -> str:
 def as_label_track(heard: Detection) -> str:
     """What Audacity imports (File > Import > Labels): onset, offset and label between tabs."""
     return "".join(
-        f"{e.onset:.6f}\t{e.offset:.6f}\t{' '.join(e.label.split())}\n" for e in heard.events
+        f"{e.onset:.6f}\t{e.offset:.6f}\t{printable(' '.join(e.label.split()))}\n"
+        for e in heard.events
     )
 
 
@@ -366,11 +382,5 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _write(out: Path, name: str, files: dict[str, str]) -> None:
     """Write files that are either the old or the new ones, never half of them."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in files.items():
-            aside = out / f".{name}{suffix}.incomplete"
-            aside.write_text(text, encoding="utf-8", newline="")
-            aside.replace(out / f"{name}{suffix}")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+    for suffix, text in files.items():
+        write_text(out / f"{name}{suffix}", text)

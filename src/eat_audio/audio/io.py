@@ -90,7 +90,7 @@ def open_int16(path: Source) -> Iterator[Opened]:
 
 
 def stream_audio(
-    path: str | Path, *, seconds: float, hop: float | None = None
+    path: Source, *, seconds: float, hop: float | None = None
 ) -> Iterator[tuple[float, Tensor]]:
     """Read one recording of any length in windows of `seconds`, in bounded memory.
 

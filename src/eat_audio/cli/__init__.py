@@ -1,17 +1,42 @@
 """The `eat` command: words in, one call out.
 
 Exit codes: 0 done, 2 the user's mistake (one sentence, no traceback), 130 interrupted (the
-state is saved), 1 a bug (with its traceback). A job that its scheduler stops ends with 0.
+state is saved), 141 nobody reads the output any more, 1 a bug (with its traceback). A job that
+its scheduler stops ends with 0.
 """
 
+import io
 import os
 import sys
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
 import typer
 
 from eat_audio.cli import bench, compare, data, detect, give, learn, look, tokens, use
-from eat_audio.errors import EatError, Interrupted, Preempted
+from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
+from eat_audio.progress import ReaderGone, say
+
+GONE = 141
+"""The exit code where nobody reads what is printed any more, as of other programs."""
+TAKE_SETTINGS = {"pretrain", "finetune", "compare"}
+"""Commands that take settings as KEY=VALUE."""
+SETTINGS = {
+    "epochs": "steps",
+    "lr": "optim.lr",
+    "learning-rate": "optim.lr",
+    "warmup": "optim.warmup",
+    "weight-decay": "optim.weight_decay",
+    "wd": "optim.weight_decay",
+    "batch-size": "batch",
+    "bs": "batch",
+    "workers": "clips.workers",
+    "num-workers": "clips.workers",
+    "seconds": "clips.seconds",
+    "dataset": "data",
+}
+"""What other programs call a setting -> its name here."""
 
 # What typer raises for words it cannot read; its place in typer has moved between versions.
 UsageError: Any = typer.BadParameter.__mro__[2]
@@ -36,29 +61,99 @@ app.add_typer(data.app)
 
 def main() -> NoReturn:
     """Run the command and turn what the user can mend into one sentence and exit code 2."""
+    _hold_every_character()
+    warnings.showwarning = _in_one_line(warnings.showwarning)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit(_run())
     from eat_audio.train.distributed import leave
 
     if os.environ["RANK"] != "0":
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one process speaks for all, to the end
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - one process speaks for all, to the end
     leave(_run())
 
 
 def _run() -> int:
     """Run the command; its exit code."""
     try:
+        code = _of_command()
+    except (BrokenPipeError, ReaderGone):
+        _discard_output()
+        return GONE
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            say(f"eat: standard output: cannot be written ({error.strerror})", error=True)
+        return code or (GONE if isinstance(error, BrokenPipeError) else 2)
+    return code
+
+
+def _of_command() -> int:
+    try:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Interrupted as error:
-        print(f"eat: {error}; --resume goes on from there", file=sys.stderr)
+        say(f"eat: {error}; --resume goes on from there", error=True)
         return 0 if isinstance(error, Preempted) else 130
     except EatError as error:
         for line in str(error).splitlines():
-            print(f"eat: {line}", file=sys.stderr)
+            say(f"eat: {line}", error=True)
         return 2
     except UsageError as error:
+        if hint := _hint(error):
+            error.possibilities = []
+            error.message = f"{error.message.rstrip('.')}; {hint}"
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
+
+
+def _hint(error: Any) -> str:
+    """How a setting is written that was given as an option; nothing for other mistakes."""
+    option = str(getattr(error, "option_name", "") or "")
+    context = getattr(error, "ctx", None)
+    if not option.startswith("--") or getattr(context, "info_name", "") not in TAKE_SETTINGS:
+        return ""
+    name = option.lstrip("-")
+    setting = SETTINGS.get(name.replace("_", "-"), name.replace("-", "_"))
+    return f"settings have no dashes: {setting}=..."
+
+
+def _hold_every_character() -> None:
+    """Have streams that cannot hold a character print an escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let nothing that is still to be printed fail once more when Python ends."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # no real file
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _in_one_line(usual: Callable[..., None]) -> Callable[..., None]:
+    """What Python shows warnings with, but for ours: one line on stderr."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if file is None and issubclass(category, EatWarning):
+            say(f"eat: warning: {message}", error=True)
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    return show

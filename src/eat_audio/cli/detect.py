@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from eat_audio.cli.words import Device, ModelPlace, Places, end_of_job, show_table
+from eat_audio.cli.words import Device, ModelPlace, Places, end_of_job, expanded, show_table
 
 app = typer.Typer()
 
@@ -41,7 +41,9 @@ def detect(
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     failed = []
-    for found in detect_files(places, load(model, device=device), out, rules, draw=timeline):
+    for found in detect_files(
+        expanded(places), load(model, device=device), out, rules, draw=timeline
+    ):
         if found.heard is None:
             failed.append(found.error or "")
             continue

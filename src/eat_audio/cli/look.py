@@ -1,7 +1,5 @@
 """Commands that look at what was learnt: report, probe."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.words import AsJSON, show_table
+from eat_audio.progress import say, say_json
 
 app = typer.Typer()
 
@@ -29,7 +28,7 @@ def report(
     """
     from eat_audio.report import write_report
 
-    print(write_report(run, out, data))
+    say(write_report(run, out, data))
 
 
 @app.command()
@@ -63,11 +62,11 @@ def probe(
         most=clips,
     )
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        say_json(asdict(found))
         return
     _show(found, knn=knn)
     for sentence in found.unreadable:
-        print(f"skipped: {sentence}", file=sys.stderr)
+        say(f"skipped: {sentence}", error=True)
 
 
 def _show(found: Any, *, knn: bool) -> None:
@@ -81,8 +80,8 @@ def _show(found: Any, *, knn: bool) -> None:
         told = [f"{100 * one.mean:.1f} ± {100 * one.spread:.1f} %" for one in scores]
         rows.append((row.features, row.encoder, *told, f"{row.effective_rank:.1f}"))
     show_table(f"Probe on {found.corpus}", tuple(columns), rows)
-    print(
+    say(
         f"{found.clips} clips, {found.classes} labels, {found.rounds}; "
         f"by chance {100 * found.chance:.1f} %"
     )
-    print(f"±: standard deviation over {found.spread}; of random encoders, over their seeds")
+    say(f"±: standard deviation over {found.spread}; of random encoders, over their seeds")

@@ -1,7 +1,6 @@
 """Commands that use a model: evaluate, predict, embed, convert, inspect."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -9,8 +8,17 @@ from typing import Annotated, Any, cast
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.words import AsJSON, Device, ModelPlace, Places, end_of_job, show_table
+from eat_audio.cli.words import (
+    AsJSON,
+    Device,
+    ModelPlace,
+    Places,
+    end_of_job,
+    expanded,
+    show_table,
+)
 from eat_audio.errors import EatError
+from eat_audio.progress import say, say_json
 
 app = typer.Typer()
 
@@ -38,7 +46,7 @@ def evaluate(
     if out is not None:
         result.write(out)
     if as_json:
-        print(json.dumps(asdict(result), ensure_ascii=False))
+        say_json(asdict(result))
     else:
         show_evaluation(result)
 
@@ -59,11 +67,11 @@ def predict(
     from eat_audio.inference import load, predict_files
 
     failed = []
-    for heard in predict_files(places, load(model, device=device), top_k=top_k):
+    for heard in predict_files(expanded(places), load(model, device=device), top_k=top_k):
         if as_json:
             labels = [{"label": p.label, "score": p.score} for p in heard.predictions]
             line = {"path": heard.path, "predictions": labels, "error": heard.error}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            say_json(line)
         elif heard.error is None:
             rows = [(p.label, f"{p.score:.3f}") for p in heard.predictions]
             show_table(heard.path, ("label", "score"), rows, heading=True)
@@ -88,13 +96,14 @@ def embed(
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
-    from eat_audio.embed import embed_files
+    from eat_audio.embed import check_output, embed_files
     from eat_audio.inference import load
 
+    check_output(out)
     listener = load(model, device=device)
-    done = embed_files(places, listener, out, level=cast(Any, level), hop_ms=hop)
+    done = embed_files(expanded(places), listener, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
-    print(f"{out}: {done.done} files embedded{already}")
+    say(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
 
 
@@ -125,11 +134,11 @@ def convert(
     here = on_disk(place)
     model, features = find_with_front_end(here, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
-    print(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
+    say(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for what in lost:
-        print(f"{out}: this layout has no place for {what}", file=sys.stderr)
+        say(f"{out}: this layout has no place for {what}", error=True)
     if licence := licence_of(here):
-        print(f"{out}: the licence of these weights is {licence}", file=sys.stderr)
+        say(f"{out}: the licence of these weights is {licence}", error=True)
 
 
 @app.command()
@@ -146,7 +155,7 @@ def inspect(
     """
     told = _inspected(place)
     if as_json:
-        print(json.dumps(told, ensure_ascii=False))
+        say_json(told)
     else:
         show_table(place, ("what", "value"), list(_rows(told)))
 
@@ -261,10 +270,10 @@ def show_evaluation(evaluation: Any) -> None:
     known.sort(key=lambda row: row[evaluation.metric])
     rows = [(r["label"], str(r["clips"]), f"{r[evaluation.metric]:.1%}") for r in known]
     show_table("Classes", ("label", "clips", evaluation.metric), rows)
-    print(f"{evaluation.metric} {evaluation.value:.2%} on {evaluation.clips} clips", end="")
-    print(f", {len(known)} classes" + _left_out(evaluation))
+    total = f"{evaluation.metric} {evaluation.value:.2%} on {evaluation.clips} clips"
+    say(f"{total}, {len(known)} classes{_left_out(evaluation)}")
     for sentence in evaluation.unreadable:
-        print(f"skipped: {sentence}", file=sys.stderr)
+        say(f"skipped: {sentence}", error=True)
 
 
 def _left_out(evaluation: Any) -> str:

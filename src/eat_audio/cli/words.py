@@ -1,6 +1,6 @@
 """What the commands share: their usual words, and how a table is printed."""
 
-import sys
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from eat_audio.errors import EatError
+from eat_audio.progress import say, say_row
 from eat_audio.text import printable
 
 RecipeName = Annotated[str, Argument(help="A name from `eat recipes`, or a YAML file.")]
@@ -28,6 +29,15 @@ Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 
+def expanded(places: list[Path]) -> list[Path]:
+    """Return places in which patterns are what they match, where no shell has expanded them."""
+    found: list[Path] = []
+    for place in places:
+        matches = [] if place.exists() or not has_magic(str(place)) else glob(str(place))
+        found += sorted(map(Path, matches)) or [place]
+    return found
+
+
 def show_table(
     title: str, columns: tuple[str, ...], rows: list[Any], *, heading: bool = False
 ) -> None:
@@ -35,12 +45,14 @@ def show_table(
     console = Console()
     if not console.is_terminal:
         if heading:
-            print(printable(title))
-        print("\t".join(columns))
+            say(title)
+        say_row(columns)
         for row in rows:
-            print("\t".join(printable(cell) for cell in row))
+            say_row(row)
         return
-    table = Table(*columns, title=Text(printable(title)))
+    table = Table(title=Text(printable(title)))
+    for column in columns:
+        table.add_column(Text(printable(column)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
@@ -49,6 +61,6 @@ def show_table(
 def end_of_job(failed: list[str]) -> None:
     """List what could not be read; the job went on without it, and says so by exit code 2."""
     for sentence in failed:
-        print(f"skipped: {printable(sentence)}", file=sys.stderr)
+        say(f"skipped: {sentence}", error=True)
     if failed:
         raise EatError(f"{len(failed)} of the files could not be read; all others are done")

@@ -41,6 +41,7 @@ from eat_audio.report.exhibits import by_class, masked_clips, neighbours
 from eat_audio.report.pictures import masked
 from eat_audio.train.checkpoint import checkpoints, read_json
 from eat_audio.train.log import read_log
+from eat_audio.writing import write_text
 
 SHOWN = 3
 """Clips whose masks are shown."""
@@ -99,10 +100,7 @@ def write_report(place: str | Path, out: str | Path | None = None, data: str | N
     """
     told = read_run(Path(place), data)
     file = Path(out) if out is not None else told.place / "report.html"
-    try:
-        file.write_text(render(told), encoding="utf-8")
-    except OSError as error:
-        raise EatError(f"{file}: cannot be written ({error.strerror or error})") from error
+    write_text(file, render(told))
     return file
 
 
@@ -125,10 +123,10 @@ def read_run(place: Path, data: str | None = None) -> Told:
 def _evaluation(place: Path) -> Evaluation | None:
     """What an evaluation in the folder says, if it can be understood."""
     try:
-        found = Evaluation(**json.loads((place / "evaluation.json").read_text()))
+        found = Evaluation(**json.loads((place / "evaluation.json").read_text(encoding="utf-8")))
         by_class(found)
         return found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

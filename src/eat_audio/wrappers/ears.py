@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import AudioError, CheckpointError
-from eat_audio.inference import Level, Listener, Sound, load
+from eat_audio.inference import Listener, load
+from eat_audio.sounds import Sound
+from eat_audio.windows import Level
 
 VARIABLE = "EAT_MODEL"
 """The environment variable that names a model where a benchmark gives no word to do so."""

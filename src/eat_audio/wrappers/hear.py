@@ -11,7 +11,7 @@ those of its validator (hearvalidator 2021.0.2).
 import torch
 from torch import Tensor
 
-from eat_audio.inference import COLUMN_SECONDS
+from eat_audio.windows import COLUMN_SECONDS
 from eat_audio.wrappers.ears import Ears
 
 HOP_MS = 40

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eat_audio.inference import COLUMN_SECONDS
+from eat_audio.windows import COLUMN_SECONDS
 from eat_audio.wrappers.ears import Ears
 
 
