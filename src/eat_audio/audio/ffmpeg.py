@@ -164,7 +164,7 @@ class _Track:
         head = next(pieces, None)
         if head is None:
             return iter(())
-        position = round(float(head.time - begin) * self.rate)
+        position = round(float(head.time * self.track.time_base - begin) * self.rate)
         joined = at_one_rate(_gathered(chain([head], pieces)), self.rate)
         return sliced(joined, max(0, first - position))
 
@@ -199,7 +199,7 @@ class _Track:
                     lost += float((packet.duration or 0) * packet.time_base)
                     continue
                 for frame in frames:
-                    rate, time = frame.sample_rate, (frame.pts or 0) * frame.time_base
+                    rate, time = frame.sample_rate, frame.pts or 0
                     parts = [frame]
                     if frame.format.name not in ("fltp", "flt"):
                         key = (frame.format.name, frame.layout.name, rate)
@@ -229,8 +229,8 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    time: Fraction
-    """Of its first sample, in seconds."""
+    time: int
+    """Of its first sample, in the units of the track."""
     rate: int
     planes: list[NDArray[np.float32]]
     """One for each channel."""

@@ -8,7 +8,8 @@ from eat_audio.errors import AudioError
 
 AUDIO_SUFFIXES = frozenset(
     ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf "
-    ".m4a .mp4 .mov .3gp .aac .webm .mka .mkv .wma .amr .ac3".split()
+    ".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .wma .amr .ac3 "
+    ".mp2 .wv .tta .ape .avi .flv .mpg".split()
 )
 """What a folder is searched for, in lower case."""
 

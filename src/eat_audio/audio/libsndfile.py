@@ -60,7 +60,6 @@ def by_libsndfile(
 
 
 def _opened(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: bool) -> Recording:
-    size = size_of(file)
     if head.startswith(b"fLaC"):
         return _flac(stack, source, file, head)
     # libsndfile shares the place in the file with us: it is opened when all else has been read
