@@ -345,11 +345,11 @@ def _is_doubtful(columns: Columns, number: int, rows: Sequence[Sequence[str]]) -
     words = _words(columns.names[number])
     if set(words) & CLOCK or (len(rows) > 1 and _distinct(rows, number, 1) is not None):
         return False
-    if key_of(columns.names[number]) in LABELS and columns.label is not None:
+    label_like = {"label", "labels", "class", "category", "species", "tag", "tags"} & set(words)
+    if columns.label is not None and (label_like or key_of(columns.names[number]) in LABELS):
         return not _same_information(rows, columns.label, number)
-    if columns.label is None and not columns.one_hot:
-        if {"label", "labels", "class", "category", "species", "tag", "tags"} & set(words):
-            return True
+    if columns.label is None and not columns.one_hot and label_like:
+        return True
     split_like = {*SPLIT_COLUMNS, *FOLD_COLUMNS} - {"mode", "phase", "dataset", "set"}
     tests: list[Callable[[], bool]] = [
         lambda: key_of(columns.names[number]) in split_like,
