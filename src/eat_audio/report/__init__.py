@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from eat_audio.data.batches import ClipSettings
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.rounds import sample
-from eat_audio.errors import CheckpointError, EatError
+from eat_audio.errors import CheckpointError, EatError, OutputError
 from eat_audio.evaluate import Evaluation
 from eat_audio.models import families
 from eat_audio.models.base import AudioEncoder
@@ -100,6 +100,8 @@ def write_report(place: str | Path, out: str | Path | None = None, data: str | N
     """
     told = read_run(Path(place), data)
     file = Path(out) if out is not None else told.place / "report.html"
+    if not file.parent.is_dir():  # a typing error, more often than a folder to be made
+        raise OutputError(f"{file}: cannot be written (no such folder)")
     write_text(file, render(told))
     return file
 
