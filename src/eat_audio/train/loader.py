@@ -81,6 +81,17 @@ def attended(
         attending.end()
 
 
+class _Quiet:
+    """Torch's handler, outside of training: what it finds is not raised wherever one is."""
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):
+            self.handler(number, frame)
+
+
 class _Attending(Iterator[Any]):
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
@@ -99,13 +110,14 @@ class _Attending(Iterator[Any]):
             self._hold_back()
 
     def end(self) -> None:
-        """Let go of the batches and their processes, then give torch's handler its place back."""
+        """Let go of the batches and their processes; no later word about them ends anything."""
         if close := getattr(self.batches, "close", None):
             close()
-        if self.handler is not None:
-            with suppress(RuntimeError):
-                self.handler(self.number, None)
-        self._let_through()
+        handler, self.handler = self.handler or self._current(), None
+        if self.number is not None and callable(handler) and not isinstance(handler, _Quiet):
+            for _ in range(2):  # what is pending is raised by the first
+                with suppress(ValueError, RuntimeError):
+                    signal.signal(self.number, _Quiet(handler))
 
     def _let_through(self) -> None:
         if self.handler is not None and self.number is not None:
@@ -118,6 +130,8 @@ class _Attending(Iterator[Any]):
 
     def _hold_back(self) -> None:
         handler = self._current()
+        if isinstance(handler, _Quiet):
+            handler = handler.handler
         if self.number is not None and callable(handler):
             with suppress(ValueError):  # not the main thread, which alone has handlers
                 signal.signal(self.number, self._note)
