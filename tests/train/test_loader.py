@@ -147,6 +147,18 @@ def test_memory_that_runs_out_in_training_is_said(error: Exception) -> None:
     assert saved == [2]
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_said(error: Exception) -> None:
+    def cut_off() -> Iterator[Numbers]:
+        yield Numbers(torch.ones(2))
+        raise error
+
+    saved: list[int] = []
+    with pytest.raises(EatError, match=r"DataLoader worker is gone \(.*; step 1 is saved"):
+        trained(cut_off(), saved)
+    assert saved == [1]
+
+
 def test_half_an_update_is_never_saved() -> None:
     class Broken(Line):
         def after_step(self, step: int) -> None:

@@ -106,6 +106,9 @@ class _Attending(Iterator[Any]):
                 self.died = False
                 handler(self.number, None)  # raises if it was a loader's process
             return next(self.batches)
+        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
+            words = str(error) or type(error).__name__
+            raise RuntimeError(f"DataLoader worker is gone ({words})") from error
         finally:
             self._hold_back()
 
