@@ -374,7 +374,7 @@ def test_the_command_runs_processes_and_prints_the_verdict(
     [
         (["eat_tiny"], "one budget is expected, --minutes, --tflop or --clips; found none"),
         (["eat_tiny", "--clips=8", "--minutes=1"], "found --minutes and --clips"),
-        (["eat_tny", "--clips=8"], "no recipe called 'eat_tny'; there are "),
+        (["eat_tny", "--clips=8"], "no recipe called 'eat_tny'; did you mean eat_tiny"),
         (["eat_tiny_finetune", "--clips=8"], "eat_tiny_finetune: is a recipe of fine-tuning"),
         (["beats_tiny_tokenizer", "--clips=8"], "makes a tokenizer; expected a recipe that ends"),
         (["eat_tiny", "--clips=7"], "7 clips are 1 steps of eat_tiny; expected at least 4"),
