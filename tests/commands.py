@@ -121,9 +121,11 @@ class Commands:
         return Ended(**json.loads(self.process.stdout.readline()))
 
 
-def _command(words: list[str], cwd: str) -> bytes:
+def _command(words: list[str], cwd: str, absent: list[str]) -> bytes:
     """The exit code of a command, as text."""
     from eat_audio import cli
+
+    _take_away(absent)
 
     if cwd:
         os.chdir(cwd)
@@ -140,6 +142,12 @@ def _command(words: list[str], cwd: str) -> bytes:
     return str(code).encode()
 
 
+def _take_away(names: list[str]) -> None:
+    """Make modules such as cannot be imported."""
+    for name in names:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 def main() -> None:
     """See the top of this file."""
     import forks
@@ -147,8 +155,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if "resource" in sys.argv[2:] and find_spec("psutil"):
         import_module("psutil")  # which does without it on systems that have none
-    for name in sys.argv[2:]:
-        sys.modules[name] = None  # type: ignore[assignment]
+    absent = sys.argv[2:]
+    _take_away(absent)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -162,13 +170,16 @@ def main() -> None:
     import eat_audio.inference
     import eat_audio.pretrain.method  # noqa: F401
 
+    for name in absent:  # waiting for a fork takes `resource`
+        del sys.modules[name]
+
     idle = forks.idle_kilobytes()
     out, err = folder / "out", folder / "err"
     for line in sys.stdin:
         asked = json.loads(line)
         words = [os.fsdecode(word.encode("latin-1")) for word in asked["words"]]
         ended = forks.in_fork(
-            lambda: _command(words, asked["cwd"]),  # noqa: B023
+            lambda: _command(words, asked["cwd"], absent),  # noqa: B023
             out=out,
             err=err,
             idle=idle,
