@@ -339,9 +339,9 @@ def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
 
 def test_lines_are_printed_in_a_locale_of_ascii() -> None:
     script = (
-        "from eat_audio.progress import say, say_json\n"
+        "from eat_audio.progress import print_lines, print_json\n"
         "from eat_audio.cli.words import show_table\n"
-        "say('\\u00b1', 'two\\nlines'); say_json({'a': '\\u00b1'})\n"
+        "print_lines('\\u00b1', 'two\\nlines'); print_json({'a': '\\u00b1'})\n"
         "show_table('', ('\\u00b1',), [('\\u00e9',)])"
     )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -40,7 +40,7 @@ from eat_audio.models.base import AudioEncoder
 from eat_audio.pretrain import run as pretrain
 from eat_audio.pretrain.eat import EATRun
 from eat_audio.pretrained import family_of, find_model
-from eat_audio.progress import say
+from eat_audio.progress import print_lines
 from eat_audio.report.drawings import percent, with_error
 from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
@@ -425,13 +425,13 @@ class Stages:
     def tell(self, name: str) -> Iterator[None]:
         """Say what begins; remember how long it took."""
         start = self.seconds
-        say(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}")
+        print_lines(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}")
         yield
         self.done.append((name, self.seconds - start))
 
     def say(self, message: str) -> None:
         """A result of the stage."""
-        say(f"             {message}")
+        print_lines(f"             {message}")
 
 
 def _probe_line(found: probe.Probe) -> str:
@@ -473,12 +473,14 @@ def _tell(found: Findings, out: Path, seconds: float) -> None:
             )
         ),
     ]
-    say("", f"{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)")
+    print_lines(
+        "", f"{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)"
+    )
     for name, value in rows:
-        say(f"  {name:38}{value}")
-    say(*verdict(found).splitlines())
+        print_lines(f"  {name:38}{value}")
+    print_lines(*verdict(found).splitlines())
     scores = ", ".join(f"{label} {percent(score)}" for label, score in found.guess.scores[:3])
-    say(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
-    say(f"report: {out / 'report.html'}", "next:")
+    print_lines(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
+    print_lines(f"report: {out / 'report.html'}", "next:")
     for command in found.commands:
-        say(f"  {command}")
+        print_lines(f"  {command}")

@@ -44,7 +44,7 @@ def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[
         yield from bar.track(items, total, description=escape(printable(title)))
 
 
-def say(*lines: object, error: bool = False) -> None:
+def print_lines(*lines: object, error: bool = False) -> None:
     """Print each of `lines` as one line, control characters escaped, and show it at once.
 
     Raises:
@@ -54,13 +54,13 @@ def say(*lines: object, error: bool = False) -> None:
         _print(printable(line), sys.stderr if error else sys.stdout)
 
 
-def say_row(cells: Iterable[object]) -> None:
-    """Print the cells of a row with tabs between them; raises as `say`."""
+def print_row(cells: Iterable[object]) -> None:
+    """Print the cells of a row with tabs between them; raises as `print_lines`."""
     _print("\t".join(printable(cell) for cell in cells), sys.stdout)
 
 
-def say_json(value: Any, *, indent: int | None = None) -> None:
-    """Print a value as JSON that any reader gets back exactly; raises as `say`.
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print a value as JSON that any reader gets back exactly; raises as `print_lines`.
 
     Letters are shown as they are where the stream holds all of them; what is not printable is
     escaped as JSON escapes it.

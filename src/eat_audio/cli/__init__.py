@@ -16,7 +16,7 @@ import typer
 
 from eat_audio.cli import bench, compare, data, detect, give, learn, look, tokens, use
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
-from eat_audio.progress import ReaderGone, say
+from eat_audio.progress import ReaderGone, print_lines
 
 GONE = 141
 """The exit code where nobody reads what is printed any more, as of other programs."""
@@ -85,7 +85,7 @@ def _run() -> int:
     except OSError as error:
         _discard_output()
         if code == 0 and not isinstance(error, BrokenPipeError):
-            say(f"eat: standard output: cannot be written ({error.strerror})", error=True)
+            print_lines(f"eat: standard output: cannot be written ({error.strerror})", error=True)
         return code or (GONE if isinstance(error, BrokenPipeError) else 2)
     return code
 
@@ -95,11 +95,11 @@ def _of_command() -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Interrupted as error:
-        say(f"eat: {error}; --resume goes on from there", error=True)
+        print_lines(f"eat: {error}; --resume goes on from there", error=True)
         return 0 if isinstance(error, Preempted) else 130
     except EatError as error:
         for line in str(error).splitlines():
-            say(f"eat: {line}", error=True)
+            print_lines(f"eat: {line}", error=True)
         return 2
     except UsageError as error:
         if hint := _hint(error):
@@ -152,7 +152,7 @@ def _in_one_line(usual: Callable[..., None]) -> Callable[..., None]:
         line: str | None = None,
     ) -> None:
         if file is None and issubclass(category, EatWarning):
-            say(f"eat: warning: {message}", error=True)
+            print_lines(f"eat: warning: {message}", error=True)
         else:
             usual(message, category, filename, lineno, file, line)
 

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from eat_audio.cli.words import show_table
 from eat_audio.errors import RecipeError
-from eat_audio.progress import say
+from eat_audio.progress import print_lines
 
 app = typer.Typer()
 
@@ -91,10 +91,10 @@ def compare(
         finetune_steps=finetune_steps,
         workers=workers,
     )
-    summary = comparison.run(asked, out=out, say=lambda sentence: say(sentence, error=True))
+    summary = comparison.run(asked, out=out, say=lambda sentence: print_lines(sentence, error=True))
     columns, rows = table(summary)
     show_table(f"{summary.budget} each", tuple(columns), rows)
-    say(*verdict(summary), about(summary), f"figure, settings: {out}/compare.html")
+    print_lines(*verdict(summary), about(summary), f"figure, settings: {out}/compare.html")
 
 
 def _by_method(words: list[str], methods: list[str]) -> dict[str, str]:

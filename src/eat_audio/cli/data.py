@@ -1,7 +1,5 @@
 """Commands about corpora: `eat data ...`."""
 
-import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +8,7 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.words import AsJSON, show_table
-from eat_audio.text import printable
+from eat_audio.progress import print_json, print_lines
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Corpus
@@ -49,13 +47,13 @@ def data_stats(
     found = measure(corpus.select(*split) if split else corpus)
     mean, std = round(found.statistics.mean, 4), round(found.statistics.std, 4)
     if as_json:
-        print(json.dumps({"mean": mean, "std": std, "clips": found.clips}))
+        print_json({"mean": mean, "std": std, "clips": found.clips})
         return
-    print(f"mean {mean}, standard deviation {std}")
-    print(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
-    print(f"use them with clips.statistics=[{mean},{std}]")
+    print_lines(f"mean {mean}, standard deviation {std}")
+    print_lines(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
+    print_lines(f"use them with clips.statistics=[{mean},{std}]")
     for sentence in found.unreadable:
-        print(printable(f"skipped: {sentence}"), file=sys.stderr)
+        print_lines(f"skipped: {sentence}", error=True)
 
 
 @app.command("prepare")
@@ -97,7 +95,7 @@ def data_prepare(
         return
     show_table(f"{report.corpus} in {report.root}", ("corpus", report.corpus), report.rows())
     for kind, what in report.problems():
-        print(printable(f"{kind}: {what}"), file=sys.stderr)
+        print_lines(f"{kind}: {what}", error=True)
 
 
 @app.command("manifest")
@@ -112,9 +110,9 @@ def data_manifest(
 
     corpus = open_corpus(place)
     for clip in missing_files(corpus):
-        print(printable(f"missing: {clip.path}"), file=sys.stderr)
+        print_lines(f"missing: {clip.path}", error=True)
     write_csv(corpus, out)
-    print(printable(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels"))
+    print_lines(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
 
 
 MOST_MEASURED = 5_000
@@ -136,7 +134,7 @@ def data_show(
     corpus = open_corpus(place, several=True)
     missing = missing_files(corpus)
     for clip in missing:
-        print(printable(f"missing: {clip.path}"), file=sys.stderr)
+        print_lines(f"missing: {clip.path}", error=True)
     splits = Counter(clip.split for clip in corpus.clips)
     times = Counter(label for clip in corpus.clips for label in clip.labels)
     rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
@@ -230,7 +228,7 @@ def data_pack(
         jobs=jobs or os.cpu_count() or 1,
     )
     if as_json:
-        print(json.dumps(asdict(packed), indent=1))
+        print_json(asdict(packed), indent=1)
         return
     rows = [
         ("clips", str(packed.clips)),
@@ -241,4 +239,4 @@ def data_pack(
     ]
     show_table("Shards", ("shards", str(out)), rows)
     for sentence in packed.unreadable:
-        print(printable(f"skipped: {sentence}"), file=sys.stderr)
+        print_lines(f"skipped: {sentence}", error=True)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
+from eat_audio.progress import print_lines
+
 app = typer.Typer()
 
 
@@ -30,9 +32,9 @@ def share(
 
     if to is not None:
         folder = prepare(model, to, name=name, licence=licence)
-        print(f"{folder}: read its README.md, then run the same without --to")
+        print_lines(f"{folder}: read its README.md, then run the same without --to")
     else:
-        print(upload(model, name, licence=licence, private=private))
+        print_lines(upload(model, name, licence=licence, private=private))
 
 
 @app.command()
@@ -55,7 +57,7 @@ def export(
     from eat_audio.wrappers.onnx import export
 
     done = export(model, out, takes=takes, gives=gives)
-    print(
+    print_lines(
         f"{done.path}: {done.input} -> {', '.join(done.outputs)}; differs from the model by at "
         f"most {done.difference:.1e} ({done.batches} batches tried, {done.tolerance:g} allowed)"
     )

@@ -10,7 +10,7 @@ from eat_audio import recipe as recipes
 from eat_audio.cli.use import show_evaluation
 from eat_audio.cli.words import Changes, Out, PrintConfig, RecipeName, Resume, show_table
 from eat_audio.errors import RecipeError
-from eat_audio.text import printable
+from eat_audio.progress import print_lines
 
 app = typer.Typer()
 
@@ -48,19 +48,17 @@ def pretrain(
 
     stages = chain.stages_of(recipe, settings or [])
     if print_config:
-        print(
-            "---\n".join(recipes.dump(stage.settings(Path(out or "OUT"))) for stage in stages),
-            end="",
-        )
+        shown = (recipes.dump(stage.settings(Path(out or "OUT"))) for stage in stages)
+        print_lines(*"---\n".join(shown).splitlines())
         return
     out = _told(out)
     asked = [stage.settings(out) for stage in stages]
-    chain.run(stages, out=out, resume=resume, say=print)
+    chain.run(stages, out=out, resume=resume, say=print_lines)
     for stage in stages:
         _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.place(out))
-    print(f"encoder: {out}")
+    print_lines(f"encoder: {out}")
     if isinstance(asked[-1], PretrainRun):
-        print(f"next: {asked[-1].then(str(out))}")
+        print_lines(f"next: {asked[-1].then(str(out))}")
 
 
 def _show_pretraining(title: str, place: Path) -> None:
@@ -107,7 +105,7 @@ def finetune(
 
     asked = chain.finetuning(recipe, settings or [])
     if print_config:
-        print(recipes.dump(asked), end="")
+        print_lines(*recipes.dump(asked).splitlines())
         return
     out = _told(out)
     if cross_validate:
@@ -120,8 +118,8 @@ def finetune(
     if finished.evaluation is not None:
         show_evaluation(finished.evaluation)
     if finished.note:
-        print(printable(finished.note))
-    print(f"model: {out}\nnext: eat predict FILES --model {out}")
+        print_lines(finished.note)
+    print_lines(f"model: {out}", f"next: eat predict FILES --model {out}")
 
 
 @app.command("recipes")
@@ -144,7 +142,7 @@ def list_recipes(
     tree = recipes.read(name, settings or [])
     if "stages" in tree:
         lines = "".join(f"- {stage}\n" for stage in tree["stages"])
-        print(f"{recipes.head(name)}stages:\n{lines}", end="")
+        print_lines(*f"{recipes.head(name)}stages:\n{lines}".splitlines())
         return
     schema = _schema(tree)
     if options:
@@ -152,7 +150,7 @@ def list_recipes(
         show_table(f"Settings of {name}", ("setting", "default", "meaning"), rows)
     else:
         resolved = recipes.dump(recipes.load(schema, name, settings or []))
-        print(recipes.head(name) + resolved, end="")
+        print_lines(*(recipes.head(name) + resolved).splitlines())
 
 
 def _told(out: Path | None) -> Path:

@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.words import AsJSON, show_table
-from eat_audio.progress import say, say_json
+from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def report(
     """
     from eat_audio.report import write_report
 
-    say(write_report(run, out, data))
+    print_lines(write_report(run, out, data))
 
 
 @app.command()
@@ -62,11 +62,11 @@ def probe(
         most=clips,
     )
     if as_json:
-        say_json(asdict(found))
+        print_json(asdict(found))
         return
     _show(found, knn=knn)
     for sentence in found.unreadable:
-        say(f"skipped: {sentence}", error=True)
+        print_lines(f"skipped: {sentence}", error=True)
 
 
 def _show(found: Any, *, knn: bool) -> None:
@@ -80,8 +80,8 @@ def _show(found: Any, *, knn: bool) -> None:
         told = [f"{100 * one.mean:.1f} ± {100 * one.spread:.1f} %" for one in scores]
         rows.append((row.features, row.encoder, *told, f"{row.effective_rank:.1f}"))
     show_table(f"Probe on {found.corpus}", tuple(columns), rows)
-    say(
+    print_lines(
         f"{found.clips} clips, {found.classes} labels, {found.rounds}; "
         f"by chance {100 * found.chance:.1f} %"
     )
-    say(f"±: standard deviation over {found.spread}; of random encoders, over their seeds")
+    print_lines(f"±: standard deviation over {found.spread}; of random encoders, over their seeds")

@@ -7,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.words import Device, end_of_job
+from eat_audio.progress import print_lines
 
 app = typer.Typer()
 
@@ -45,9 +46,9 @@ def tokenize(
         batch=batch,
         device=Training(device=device).on(),
     )
-    print(f"{out}: labels of {told.done} clips, {told.skipped} were there already")
+    print_lines(f"{out}: labels of {told.done} clips, {told.skipped} were there already")
     found = labels.usage(out)
-    print(
+    print_lines(
         f"{found.used} of {found.codes} codes are used ({found.used / found.codes:.0%}), the "
         f"commonest by {found.majority:.1%} of patches; perplexity {found.perplexity:.1f}"
     )

@@ -18,7 +18,7 @@ from eat_audio.cli.words import (
     show_table,
 )
 from eat_audio.errors import EatError
-from eat_audio.progress import say, say_json
+from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
 
@@ -46,7 +46,7 @@ def evaluate(
     if out is not None:
         result.write(out)
     if as_json:
-        say_json(asdict(result))
+        print_json(asdict(result))
     else:
         show_evaluation(result)
 
@@ -71,7 +71,7 @@ def predict(
         if as_json:
             labels = [{"label": p.label, "score": p.score} for p in heard.predictions]
             line = {"path": heard.path, "predictions": labels, "error": heard.error}
-            say_json(line)
+            print_json(line)
         elif heard.error is None:
             rows = [(p.label, f"{p.score:.3f}") for p in heard.predictions]
             show_table(heard.path, ("label", "score"), rows, heading=True)
@@ -103,7 +103,7 @@ def embed(
     listener = load(model, device=device)
     done = embed_files(expanded(places), listener, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
-    say(f"{out}: {done.done} files embedded{already}")
+    print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
 
 
@@ -134,11 +134,11 @@ def convert(
     here = on_disk(place)
     model, features = find_with_front_end(here, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
-    say(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
+    print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for what in lost:
-        say(f"{out}: this layout has no place for {what}", error=True)
+        print_lines(f"{out}: this layout has no place for {what}", error=True)
     if licence := licence_of(here):
-        say(f"{out}: the licence of these weights is {licence}", error=True)
+        print_lines(f"{out}: the licence of these weights is {licence}", error=True)
 
 
 @app.command()
@@ -155,7 +155,7 @@ def inspect(
     """
     told = _inspected(place)
     if as_json:
-        say_json(told)
+        print_json(told)
     else:
         show_table(place, ("what", "value"), list(_rows(told)))
 
@@ -271,9 +271,9 @@ def show_evaluation(evaluation: Any) -> None:
     rows = [(r["label"], str(r["clips"]), f"{r[evaluation.metric]:.1%}") for r in known]
     show_table("Classes", ("label", "clips", evaluation.metric), rows)
     total = f"{evaluation.metric} {evaluation.value:.2%} on {evaluation.clips} clips"
-    say(f"{total}, {len(known)} classes{_left_out(evaluation)}")
+    print_lines(f"{total}, {len(known)} classes{_left_out(evaluation)}")
     for sentence in evaluation.unreadable:
-        say(f"skipped: {sentence}", error=True)
+        print_lines(f"skipped: {sentence}", error=True)
 
 
 def _left_out(evaluation: Any) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from eat_audio.errors import EatError
-from eat_audio.progress import say, say_row
+from eat_audio.progress import print_lines, print_row
 from eat_audio.text import printable
 
 RecipeName = Annotated[str, Argument(help="A name from `eat recipes`, or a YAML file.")]
@@ -45,10 +45,10 @@ def show_table(
     console = Console()
     if not console.is_terminal:
         if heading:
-            say(title)
-        say_row(columns)
+            print_lines(title)
+        print_row(columns)
         for row in rows:
-            say_row(row)
+            print_row(row)
         return
     table = Table(title=Text(printable(title)))
     for column in columns:
@@ -61,6 +61,6 @@ def show_table(
 def end_of_job(failed: list[str]) -> None:
     """List what could not be read; the job went on without it, and says so by exit code 2."""
     for sentence in failed:
-        say(f"skipped: {sentence}", error=True)
+        print_lines(f"skipped: {sentence}", error=True)
     if failed:
         raise EatError(f"{len(failed)} of the files could not be read; all others are done")

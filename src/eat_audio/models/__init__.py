@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eat_audio.errors import EatError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
@@ -25,7 +27,12 @@ class Family:
 
 @cache
 def families() -> dict[str, Family]:
-    """Every method's classes by its `model_type`."""
+    """Every method's classes by its `model_type`.
+
+    Raises:
+        EatError: transformers, or a package that it needs, does not work on this system.
+    """
+    _check_transformers()
     from eat_audio.models.audiomae import (
         AudioMAEConfig,
         AudioMAEForAudioClassification,
@@ -48,6 +55,19 @@ def families() -> dict[str, Family]:
         ),
         "eat": Family(EATConfig, EATModel, EATForAudioClassification, EATFeatureExtractor),
     }
+
+
+def _check_transformers() -> None:
+    try:
+        import transformers.modeling_utils  # noqa: F401 - what all models are made of
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        raise EatError(
+            f"transformers does not work here ({cause}); this system or this set of packages is "
+            "not supported"
+        ) from error
 
 
 def register() -> None:
