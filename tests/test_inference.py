@@ -360,6 +360,15 @@ class Broken:
         raise OSError("gone")
 
 
+def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
+    ear = listener(tiny(id2label={0: "years"}))
+    (found,) = ear.predict(sound(1))
+    features = ear.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
+    with torch.inference_mode():
+        logit = ear.model(**features).logits.item()
+    assert found.score == pytest.approx(logit, abs=1e-4) and abs(logit - 1) > 1e-3
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig
 
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.data.batches import ClipSettings
@@ -28,7 +27,13 @@ from eat_audio.data.splits import Roles
 from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
 from eat_audio.evaluate import Evaluation, judge, score
 from eat_audio.logmel import FRAME, HOP, PATCH_FRAMES
-from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.models.base import (
+    AudioClassifier,
+    AudioModel,
+    is_regression,
+    scores_of,
+    several_labels,
+)
 from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.pretrained import find_model, find_with_front_end
 from eat_audio.progress import track
@@ -76,7 +81,6 @@ AHEAD = 4
 """Batches of windows that are read before one is heard, so that like lengths meet."""
 LONGEST_TESTED = 60.0
 """Seconds of a clip that are heard when a model is scored, unless told otherwise."""
-AUDIOSET_CLASSES = 527
 
 
 @dataclass(frozen=True)
@@ -431,6 +435,8 @@ def evaluate_model(
     listener = Listener(_moved(model, device), features)
     listener._must_classify()
     assert isinstance(model, AudioClassifier)
+    if is_regression(model.config):
+        raise CheckpointError(f"{place}: predicts numbers (regression), not classes to be scored")
 
     corpus = open_corpus(data, several=several_labels(model.config))
     if not corpus.label_names:
@@ -460,13 +466,6 @@ def _with_labels_of(listener: Listener, corpus: Corpus) -> Corpus:
     return corpus.with_labels(names)
 
 
-def several_labels(config: PreTrainedConfig) -> bool:
-    """Whether a classifier gives several labels per clip; if it does not say: those of AudioSet."""
-    if config.problem_type is None:
-        return config.num_labels == AUDIOSET_CLASSES
-    return config.problem_type == "multi_label_classification"
-
-
 Hear = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
 """(model, spectrogram, mask) -> what is wanted of it, a row per window."""
 
@@ -477,8 +476,7 @@ def _clip_and_patches(model: AudioModel, x: Tensor, mask: Tensor | None) -> tupl
 
 
 def _probabilities(model: AudioClassifier, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-    logits = model(x, mask).logits.float()
-    return (logits.sigmoid() if several_labels(model.config) else logits.softmax(dim=1),)
+    return (scores_of(model(x, mask).logits.float(), model.config),)
 
 
 HEAR: dict[Level, Hear] = {

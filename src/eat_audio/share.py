@@ -15,9 +15,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from transformers import PreTrainedConfig
 
 from eat_audio.errors import CheckpointError, EatError
-from eat_audio.inference import several_labels
 from eat_audio.models import save
-from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.models.base import AudioClassifier, AudioModel, several_labels
 from eat_audio.models.features import AudioFeatureExtractor
 from eat_audio.pretrained import find_with_front_end, on_disk, read_settings
 from eat_audio.text import printable, shortened

@@ -19,6 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from eat_audio.errors import DataError
 from eat_audio.models.layers import masked_mean
 
+AUDIOSET_CLASSES = 527
+
 
 class AudioConfig(PreTrainedConfig):
     """The shape of an encoder: what the configurations of all methods share."""
@@ -208,18 +210,18 @@ class AudioClassifier(AudioModel):
         encoded = self.encode(input_values, attention_mask)
         logits = self.logits(encoded)
         output = SequenceClassifierOutput(
-            loss=None if labels is None else _loss(logits, labels, self.config.problem_type),
+            loss=None if labels is None else _loss(logits, labels, self.config),
             logits=logits,
             hidden_states=self._asked(encoded.states, output_hidden_states),
         )
         return output if return_dict is not False else output.to_tuple()
 
 
-def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
+def _loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
     """The loss that the labels, the problem type and the number of classes decide on."""
     clips, classes = logits.shape
     given = f"labels of type {str(labels.dtype).removeprefix('torch.')}, {tuple(labels.shape)}"
-    if problem == "regression" or (problem is None and classes == 1):
+    if is_regression(config):
         if not labels.is_floating_point() or labels.numel() != logits.numel():
             raise DataError(
                 f"{given}: expected floats, one for each of {clips} clips and {classes} outputs "
@@ -233,3 +235,28 @@ def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
     if labels.shape != (clips,) or labels.is_floating_point() or labels.is_complex():
         raise DataError(f"{given}: expected numbers of classes, int64, ({clips},)")
     return F.cross_entropy(logits, labels.long())
+
+
+def several_labels(config: PreTrainedConfig) -> bool:
+    """Return whether clips have several labels; if the config does not say: those of AudioSet."""
+    if config.problem_type is None:
+        return config.num_labels == AUDIOSET_CLASSES
+    return config.problem_type == "multi_label_classification"
+
+
+def is_regression(config: PreTrainedConfig) -> bool:
+    """Return whether the outputs are numbers; as in transformers, a single output is one."""
+    if config.problem_type is None:
+        return config.num_labels == 1
+    return config.problem_type == "regression"
+
+
+def scores_of(logits: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Turn logits (B, classes) into scores of the same shape.
+
+    Probabilities: of each class by itself (sigmoid) where clips may have several labels, else of
+    all together (softmax). The outputs of a regression stay as they are.
+    """
+    if several_labels(config):
+        return logits.sigmoid()
+    return logits if is_regression(config) else logits.softmax(dim=1)

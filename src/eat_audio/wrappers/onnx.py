@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from eat_audio import logmel
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.errors import CheckpointError, EatError, RecipeError
-from eat_audio.inference import Listener, load, several_labels
-from eat_audio.models.base import AudioClassifier, AudioModel
+from eat_audio.inference import Listener, load
+from eat_audio.models.base import AudioClassifier, AudioModel, scores_of
 from eat_audio.models.features import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.weights.sink import Sink
 from eat_audio.writing import written_aside
@@ -173,12 +173,7 @@ class _Program(nn.Module):
             frames = encoded.patches.unflatten(1, self.model.grid(sound)).mean(dim=2)
             return encoded.clip, frames
         assert isinstance(self.model, AudioClassifier)
-        return (_scores(self.model, self.model.logits(encoded)),)
-
-
-def _scores(model: AudioModel, logits: Tensor) -> Tensor:
-    """Probabilities, as `eat predict` prints them: (B, classes)."""
-    return logits.sigmoid() if several_labels(model.config) else logits.softmax(dim=1)
+        return (scores_of(self.model.logits(encoded), self.model.config),)
 
 
 def _write(listener: Listener, path: Path, takes: Input, gives: What, kind: str) -> None:
@@ -253,7 +248,7 @@ def _difference(listener: Listener, run: Run, takes: Input, gives: What) -> floa
             features = listener.model.features(heard, mask)
             own = [features.clip, features.frames]
         else:
-            own = [_scores(listener.model, listener.model(heard, mask).logits)]
+            own = [scores_of(listener.model(heard, mask).logits, listener.model.config)]
         for ours, theirs in zip(own, run(heard if takes == "logmel" else sound), strict=True):
             apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
             worst = max(worst, apart if math.isfinite(apart) else math.inf)
