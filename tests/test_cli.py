@@ -98,6 +98,7 @@ def test_predict_survives_every_nasty_file(
 
 
 @needs_data
+@pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 def test_embed_survives_the_nasty_folder_and_resumes(run: Any, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "audio"
     shutil.copytree(NASTY / "audio", folder)

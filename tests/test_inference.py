@@ -592,7 +592,7 @@ def expected() -> Iterator[tuple[str, str]]:
 
 
 @needs_data
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
     wanted = dict(expected())
     ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))

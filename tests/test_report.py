@@ -290,7 +290,7 @@ def test_a_folder_without_a_run_is_refused_and_runs_inside_are_named(tmp_path: P
     with pytest.raises(CheckpointError, match="there are runs in it: fold-1"):
         write_report(tmp_path)
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="holds no recipe"):
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
         read_run(tmp_path)
 
 

@@ -10,6 +10,7 @@ epoch and start-up are not in it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -118,5 +119,6 @@ def _walk(settings: PretrainRun) -> Iterator[None]:
     batches = training_batches(steps, start=0, stop=settings.steps * settings.accumulate)
     for step in range(settings.steps):
         until = settings.model_copy(update={"steps": step + 1})
-        fit(objective, batches, optimiser, until, settings.optim, start=step)
+        this_step = islice(batches, settings.accumulate)
+        fit(objective, this_step, optimiser, until, settings.optim, start=step)
         yield
