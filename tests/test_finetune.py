@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import golden_sets, needs_data, sidecar, tensors
+from eat_audio.adaptation import adapt, freeze
 from eat_audio.data import augment
 from eat_audio.data.batches import Batch, ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus
@@ -24,10 +25,8 @@ from eat_audio.finetune import (
     Classification,
     FinetuneRun,
     FreshEncoder,
-    adapt,
     classification_loss,
     cross_validate,
-    freeze,
     run,
     split,
     start_from,

@@ -24,7 +24,7 @@ ORDER = [
     ("weights",),
     ("pretrained",),
     ("evaluate", "probe"),
-    ("pretrain",),
+    ("pretrain", "adaptation"),
     ("finetune", "inference", "embed", "detect", "sounds", "stores", "windows"),
     ("chain", "flops"),
     ("wrappers", "bench", "report", "demo", "share"),

@@ -54,7 +54,7 @@ def test_kills_at_random_and_while_saving_leave_no_torn_checkpoint_and_the_same_
 ) -> None:
     out, whole = tmp_path / "killed", tmp_path / "whole"
     saves = out / "checkpoints"
-    moments = random.Random()  # other moments each time
+    moments = random.Random(0)
     reached = 0
     for number in range(kills):
         process = begun(helper, out, 10**6)
