@@ -86,7 +86,7 @@ def test_kills_at_random_and_while_saving_leave_no_torn_checkpoint_and_the_same_
 
 @pytest.mark.parametrize("damages", DAMAGES)
 def test_every_flipped_bit_of_the_newest_checkpoint_is_found(tmp_path: Path, damages: int) -> None:
-    draws = random.Random()
+    draws = random.Random(0)
     a_run_of(tmp_path, 1, 2)
     for number in range(3, 3 + damages):
         folder = checkpoints(tmp_path)[-1]
