@@ -77,9 +77,11 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for kind in ("md", "png"):
         shutil.copy(out / f"compare.{kind}", RESULTS / f"{name}.{kind}")
-    record = json.loads((out / "compare.json").read_text()) | {"codebooks": codebooks(data, out)}
+    record = json.loads((out / "compare.json").read_text(encoding="utf-8")) | {
+        "codebooks": codebooks(data, out)
+    }
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:

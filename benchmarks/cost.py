@@ -257,8 +257,8 @@ def _head(*names: str) -> list[str]:
 
 def main() -> None:
     found = results()
-    (RESULTS / "cost.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "cost.md").write_text(table(found))
+    (RESULTS / "cost.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "cost.md").write_text(table(found), encoding="utf-8")
     print(table(found))
 
 

@@ -161,10 +161,10 @@ def main() -> None:
         "cost": cost("base", told.repeats),
         "load": round(os.getloadavg()[0], 1),
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    before, rest = PAGE.read_text().split(MARKS[0])
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}\n{MARKS[1]}{after}")
+    PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}\n{MARKS[1]}{after}", encoding="utf-8")
     print(table(results))
 
 

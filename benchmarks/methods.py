@@ -70,7 +70,7 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text()))
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

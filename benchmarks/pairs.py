@@ -91,7 +91,7 @@ def finished(folder: Path, marker: str, settings: recipe.Settings) -> bool:
     """
     if not (folder / marker).is_file():
         return False
-    made = _flat(json.loads((folder / "run.json").read_text())["recipe"])
+    made = _flat(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
     now = _flat(settings.model_dump(mode="json"))
     for name in sorted((made.keys() & now.keys()) - MAY_CHANGE - {"data"}):
         if made[name] != now[name]:
@@ -117,7 +117,7 @@ def run_pair(benchmark: Benchmark, data: str, out: Path, seed: int, part: Part) 
         if not finished(here / start, "evaluation.json", recipe.load(FinetuneRun, name, told)):
             source = ["--from", str(encoder)] if start == "pretrained" else []
             eat("finetune", name, *told, *source, "--out", str(here / start), "--resume")
-        scores[start] = json.loads((here / start / "evaluation.json").read_text())
+        scores[start] = json.loads((here / start / "evaluation.json").read_text(encoding="utf-8"))
     values = ", ".join(f"{start} {scores[start]['value']:.1%}" for start in STARTS)
     print(" ".join(f"seed {seed} {part.folder}".split()) + f": {values}", flush=True)
     return scores
@@ -240,8 +240,10 @@ def main(benchmark: Benchmark, description: str) -> None:
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (RESULTS / f"{benchmark.name}.json").write_text(text + "\n")
-    (RESULTS / f"{benchmark.name}.md").write_text(table(benchmark, rows, seeds=told.seeds))
+    (RESULTS / f"{benchmark.name}.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / f"{benchmark.name}.md").write_text(
+        table(benchmark, rows, seeds=told.seeds), encoding="utf-8"
+    )
 
 
 def _recipes(benchmark: Benchmark) -> dict[str, Any]:

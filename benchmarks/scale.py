@@ -45,7 +45,7 @@ def write_manifest(folder: Path, clips: int) -> Path:
     folder.mkdir(parents=True)
     labels = [f"/m/{number:05x}" for number in range(CLASSES)]
     lines = (f'{number},{label},"Class {number}"\n' for number, label in enumerate(labels))
-    (folder / "label_descriptors.csv").write_text("".join(lines))
+    (folder / "label_descriptors.csv").write_text("".join(lines), encoding="utf-8")
     with (folder / "train.tsv").open("w") as rows, (folder / "train.lbl").open("w") as heard:
         rows.write(".\n")
         for number, own in enumerate(_labels(clips)):
@@ -84,7 +84,7 @@ def write_index(folder: Path, clips: int) -> Path:
         "statistics": None,
         "plan": "",
     }
-    (folder / ABOUT).write_text(json.dumps(about))
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     return folder
 
 
@@ -178,10 +178,10 @@ def main() -> None:
         "python": platform.python_version(),
         "rows": rows,
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    before, rest = PAGE.read_text().split(MARKS[0])
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}\n{MARKS[1]}{after}")
+    PAGE.write_text(f"{before}{MARKS[0]}\n{table(results)}\n{MARKS[1]}{after}", encoding="utf-8")
     print(table(results))
 
 

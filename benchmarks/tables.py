@@ -22,7 +22,9 @@ MARKS = ("<!-- bench -->\n", "<!-- end of bench -->\n")
 
 def documents(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """All runs that are kept, by the name of their files."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("bench_*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench_*.json"))
+    ]
 
 
 def full(runs: list[dict[str, Any]]) -> str:
@@ -177,9 +179,9 @@ def main() -> None:
     """Write the tables, and draw the figure."""
     runs = documents()
     for page, table in PAGES.items():
-        before, rest = page.read_text().split(MARKS[0])
+        before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
         after = rest.split(MARKS[1])[1]
-        page.write_text(f"{before}{MARKS[0]}\n{table(runs)}\n{MARKS[1]}{after}")
+        page.write_text(f"{before}{MARKS[0]}\n{table(runs)}\n{MARKS[1]}{after}", encoding="utf-8")
     points = [point for run in runs for point in run["points"]]
     if points:
         draw(points, ROOT / "docs" / "scaling.png")

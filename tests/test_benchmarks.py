@@ -159,8 +159,8 @@ def kept(folder: Path, made: recipe.Settings) -> Path:
     """The folder of a finished run."""
     folder.mkdir(parents=True)
     told = {"recipe": made.model_dump(mode="json")}
-    (folder / "run.json").write_text(json.dumps(told))
-    (folder / "evaluation.json").write_text(json.dumps(evaluation(0.5)))
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "evaluation.json").write_text(json.dumps(evaluation(0.5)), encoding="utf-8")
     return folder
 
 
@@ -188,7 +188,7 @@ def test_a_pair_is_run_once_and_then_read(tmp_path: Path, monkeypatch: pytest.Mo
             del changes[changes.index("--from") :]
         schema = EATRun if command == "pretrain" else FinetuneRun
         folder = kept(Path(words[words.index("--out") + 1]), recipe.load(schema, name, changes))
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
         asked.append(words)
 
     monkeypatch.setattr(pairs, "eat", pretend)
@@ -275,5 +275,5 @@ def test_spoken_digits_are_told_apart_after_pretraining(tmp_path: Path) -> None:
 
 
 def test_the_committed_digits_are_as_good_as_the_page_says() -> None:
-    told = json.loads((pairs.RESULTS / "fsdd.json").read_text())
+    told = json.loads((pairs.RESULTS / "fsdd.json").read_text(encoding="utf-8"))
     assert told["seeds"] == 3 and min(told["pretrained"]["by_seed"]) >= 97.0

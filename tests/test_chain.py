@@ -40,12 +40,12 @@ def stages(corpus: Path, tmp_path: Path) -> list[chain.Stage]:
 
 def written(folder: Path, *lines: str) -> str:
     file = folder / "chain.yaml"
-    file.write_text(json.dumps({"stages": lines}))
+    file.write_text(json.dumps({"stages": lines}), encoding="utf-8")
     return str(file)
 
 
 def told(place: Path) -> dict[str, object]:
-    return json.loads((place / "run.json").read_text())["recipe"]
+    return json.loads((place / "run.json").read_text(encoding="utf-8"))["recipe"]
 
 
 def test_every_stage_learns_from_the_one_before_and_the_last_lies_where_a_single_run_would(
@@ -67,9 +67,9 @@ def test_a_chain_goes_on_with_the_stage_that_was_not_finished(
     out = tmp_path / "beats"
     chain.run(stages[:2], out=out)
     logs = [(place / "log.jsonl") for place in (stages[0].place(out), stages[1].place(out))]
-    before = [log.read_text() for log in logs]
+    before = [log.read_text(encoding="utf-8") for log in logs]
     chain.run(stages, out=out, resume=True)
-    assert [log.read_text() for log in logs] == before
+    assert [log.read_text(encoding="utf-8") for log in logs] == before
     assert read_log(out)[-1]["step"] == 2
 
 

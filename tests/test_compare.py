@@ -135,7 +135,7 @@ def test_stages_share_a_budget_as_their_recipes_say(listing: Path, tmp_path: Pat
 
 def staged(listing: Path, folder: Path, budget: Budget) -> Method:
     file = folder / "staged.yaml"
-    file.write_text(json.dumps({"stages": STAGES}))
+    file.write_text(json.dumps({"stages": STAGES}), encoding="utf-8")
     (method,) = make_plan(asked(listing, str(file), budget=budget), folder / "out", never).methods
     return method
 
@@ -147,10 +147,10 @@ def test_a_restart_runs_nothing_again_and_says_the_same(
     compared: tuple[Asked, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, out = compared
-    before = (out / "compare.md").read_text()
+    before = (out / "compare.md").read_text(encoding="utf-8")
     monkeypatch.setattr(children, "spawn", never)
     summary = comparison.run(told, out=out)
-    assert markdown(summary) == before == (out / "compare.md").read_text()
+    assert markdown(summary) == before == (out / "compare.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_the_tested_fold_is_never_heard_before(compared: tuple[Asked, Path], lis
     runs = sorted(out.rglob("run.json"))
     finished = [run for run in runs if "checkpoints" not in run.parts]
     assert len(finished) == 6  # of two methods: pre-trained, fine-tuned, from scratch
-    assert {json.loads(run.read_text())["data"] for run in finished} == {others}
+    assert {json.loads(run.read_text(encoding="utf-8"))["data"] for run in finished} == {others}
     (part,) = divide(corpus, 1)
     assert part.tested == ("1",) and part.heard == ("2", "3")
 
 
 def test_the_record_tells_what_every_run_has_learnt(compared: tuple[Asked, Path]) -> None:
     _, out = compared
-    for run in json.loads((out / "compare.json").read_text())["runs"]:
+    for run in json.loads((out / "compare.json").read_text(encoding="utf-8"))["runs"]:
         here = out / run["method"] / f"seed-{run['seed']}" / run["part"]
         (row,) = [row for row in read_log(here) if "loss" in row]
         assert run["learnt"][run["method"]]["loss"] == row["loss"]
@@ -209,7 +209,7 @@ def test_what_was_stopped_goes_on_and_has_cost_both(tmp_path: Path) -> None:
     def stopped_at_first(words: Sequence[str], errors: Path) -> Usage:
         calls.append(words)
         if len(calls) == 2:
-            (tmp_path / "run/config.json").write_text("{}")
+            (tmp_path / "run/config.json").write_text("{}", encoding="utf-8")
         return Usage(1.5, 2.0)
 
     told = {"marker": "config.json", "spawn": stopped_at_first}
@@ -220,10 +220,14 @@ def test_what_was_stopped_goes_on_and_has_cost_both(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_had_cost_is_not_made_up(tmp_path: Path) -> None:
-    (tmp_path / "cost.json").write_text('{"begun": [null, {"cpu": 1.0, "wall": 1.0}]}')
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "cost.json").write_text(
+        '{"begun": [null, {"cpu": 1.0, "wall": 1.0}]}', encoding="utf-8"
+    )
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     settings = recipe.load(EATRun, "eat_tiny")
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": settings.model_dump(mode="json")}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"recipe": settings.model_dump(mode="json")}), encoding="utf-8"
+    )
     told = {"marker": "config.json", "spawn": never}
     assert train("pretrain", settings, tmp_path, **told) is None  # type: ignore[arg-type]
 
@@ -233,8 +237,11 @@ def test_what_a_killed_run_had_cost_is_not_made_up(tmp_path: Path) -> None:
 
 def test_every_method_is_in_all_that_is_written(compared: tuple[Asked, Path]) -> None:
     told, out = compared
-    record = json.loads((out / "compare.json").read_text())
-    html, text = (out / "compare.html").read_text(), (out / "compare.md").read_text()
+    record = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    html, text = (
+        (out / "compare.html").read_text(encoding="utf-8"),
+        (out / "compare.md").read_text(encoding="utf-8"),
+    )
     assert "|  | eat_tiny | audiomae_tiny | log-mel statistics |" in text
     assert "| steps | 4 | 4 |" in text and "| clips heard | 16 | 16 |" in text
     for name in told.labels:
@@ -252,7 +259,7 @@ def test_every_method_is_in_all_that_is_written(compared: tuple[Asked, Path]) ->
 def test_nothing_tells_where_the_clips_lay(compared: tuple[Asked, Path], listing: Path) -> None:
     _, out = compared
     for name in ("compare.json", "compare.html", "compare.md"):
-        assert str(listing) not in (out / name).read_text()
+        assert str(listing) not in (out / name).read_text(encoding="utf-8")
 
 
 # ---- what the numbers say ----
@@ -365,7 +372,9 @@ def test_the_command_runs_processes_and_prints_the_verdict(
     assert code == 0, err
     assert "Best, with 8 clips of pre-training each: eat_tiny, " in said
     assert "1 of 1: eat_tiny, seed 0, fold-1: probe " in err
-    (cost,) = json.loads((tmp_path / "out/eat_tiny/seed-0/fold-1/cost.json").read_text())["begun"]
+    (cost,) = json.loads(
+        (tmp_path / "out/eat_tiny/seed-0/fold-1/cost.json").read_text(encoding="utf-8")
+    )["begun"]
     assert cost["cpu"] > 0 and cost["wall"] > 0
 
 
@@ -408,6 +417,6 @@ def test_clips_without_labels_are_refused(listing: Path, tmp_path: Path) -> None
     with listing.open(newline="") as there:
         paths = [row["path"] for row in itertools.islice(csv.DictReader(there), 4)]
     bare = listing.with_name("bare.csv")
-    bare.write_text("path\n" + "".join(f"{path}\n" for path in paths))
+    bare.write_text("path\n" + "".join(f"{path}\n" for path in paths), encoding="utf-8")
     with pytest.raises(EatError, match="fewer than two labels"):
         make_plan(asked(bare), tmp_path, never)

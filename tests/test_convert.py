@@ -69,14 +69,14 @@ def unknown(out: Path) -> str:
 def test_the_licence_is_what_lies_beside_the_weights(
     name: str, text: str, expected: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     assert licence.licence_of(tmp_path) == expected
 
 
 def test_the_licence_is_shown_when_weights_are_converted(
     convert: Any, released: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
     shutil.copy(released, tmp_path / "a.pt")
     _, _, err = convert(tmp_path / "a.pt", tmp_path / "out")
     assert err == f"{tmp_path / 'out'}: the licence of these weights is cc-by-nc-4.0\n"

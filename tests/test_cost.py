@@ -12,8 +12,8 @@ def found() -> dict:
 
 
 def test_the_committed_table_is_what_the_command_writes(found):
-    assert (cost.RESULTS / "cost.md").read_text() == cost.table(found)
-    committed = json.loads((cost.RESULTS / "cost.json").read_text())
+    assert (cost.RESULTS / "cost.md").read_text(encoding="utf-8") == cost.table(found)
+    committed = json.loads((cost.RESULTS / "cost.json").read_text(encoding="utf-8"))
     assert committed == json.loads(json.dumps(found))
 
 

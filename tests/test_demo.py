@@ -77,7 +77,7 @@ def test_the_demo_leaves_models_and_a_report(finished):
     for name in ("pretrained", "finetuned", "scratch"):
         assert (out / name / "model.safetensors").is_file()
     assert (out / "unseen.wav").is_file()
-    assert json.loads((out / "demo.json").read_text())["demo"] == "finished"
+    assert json.loads((out / "demo.json").read_text(encoding="utf-8"))["demo"] == "finished"
 
 
 def test_the_report_loads_nothing_but_itself(finished):
@@ -147,19 +147,19 @@ def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, caps
 def test_a_demo_starts_over_in_its_own_folder_and_leaves_what_is_not_its_own(tmp_path):
     out = tmp_path / "demo"
     small(out)
-    (out / "notes.txt").write_text("mine")
-    (out / "pretrained" / "log.jsonl").write_text("")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    (out / "pretrained" / "log.jsonl").write_text("", encoding="utf-8")
     small(out)
-    assert (out / "notes.txt").read_text() == "mine"
-    assert (out / "pretrained" / "log.jsonl").read_text()
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (out / "pretrained" / "log.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_not_a_demos_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "sound").mkdir()
-    (tmp_path / "sound" / "take.txt").write_text("mine")
+    (tmp_path / "sound" / "take.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(EatError, match="not a demo's"):
         small(tmp_path)
-    assert (tmp_path / "sound" / "take.txt").read_text() == "mine"
+    assert (tmp_path / "sound" / "take.txt").read_text(encoding="utf-8") == "mine"
     with pytest.raises(EatError, match="is a file"):
         small(tmp_path / "sound" / "take.txt")
 
@@ -212,7 +212,7 @@ def test_clips_with_several_labels_are_scored_by_map(tmp_path):
         split = "test" if clip % 3 == 2 else "train"
         rows.append(f"low/{clip}.wav,low{';soft' if clip % 2 else ''},{split}")
         rows.append(f"high/{clip}.wav,high{';soft' if clip % 2 else ''},{split}")
-    (data / "clips.csv").write_text("\n".join(rows) + "\n")
+    (data / "clips.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     found = small(tmp_path / "demo", data / "clips.csv")
     assert found.metric == found.before.metric == "mAP"
     assert "loss: bce_per_label" in report(tmp_path / "demo")

@@ -20,7 +20,9 @@ from eat_audio.models.features import EATFeatureExtractor
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    return re.findall(
+        rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL
+    )
 
 
 @pytest.fixture
@@ -75,5 +77,5 @@ def test_a_model_is_shared_as_shown(
 
 @pytest.mark.parametrize("page", ["checkpoints.md", "share.md"])
 def test_links_of_the_pages_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / page).read_text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / page).read_text(encoding="utf-8")):
         assert (ROOT / "docs" / target).exists(), target

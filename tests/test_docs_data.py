@@ -13,7 +13,7 @@ from conftest import ROOT
 from eat_audio import cli
 from eat_audio.data.corpora import open_corpus
 
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SHORT = "steps=1 optim.warmup=0 batch=2 clips.seconds=0.5 log_every=1"
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -38,16 +38,16 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(exist_ok=True)
         for name, clip in zip(reversed(lists), ("-0RWZT-miFs", "_0RWZT-miFs"), strict=False):
             text = f'# YTID, start_seconds, ...\n{clip}, 30.000, 40.000, "/m/09x0r,/m/0bt9lr"\n'
-            (tmp_path / folder / f"{name}_segments.csv").write_text(text)
+            (tmp_path / folder / f"{name}_segments.csv").write_text(text, encoding="utf-8")
     clips = [f"{fold}-100032-A-{target}.wav" for fold in (1, 2) for target in (0, 38)]
     sounds(tmp_path / "ESC-50" / "audio", *clips)
     (tmp_path / "ESC-50" / "meta").mkdir()
     rows = [f"{clip},{clip[0]},{clip.split('-')[-1][:-4]},class {clip[-6:-4]}\n" for clip in clips]
     table = "filename,fold,target,category\n" + "".join(rows)
-    (tmp_path / "ESC-50" / "meta" / "esc50.csv").write_text(table)
+    (tmp_path / "ESC-50" / "meta" / "esc50.csv").write_text(table, encoding="utf-8")
     sounds(tmp_path / "speech_commands", "yes/a.wav", "no/b.wav", "_background_noise_/hum.wav")
     for name in ("validation_list.txt", "testing_list.txt"):
-        (tmp_path / "speech_commands" / name).write_text("yes/a.wav\n")
+        (tmp_path / "speech_commands" / name).write_text("yes/a.wav\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

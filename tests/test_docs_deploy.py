@@ -17,7 +17,7 @@ from wrappers.small_models import LABELS, write_model
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text()
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -75,6 +75,6 @@ def test_int8_and_streaming_of_the_deploy_page_run(reader: Path, monkeypatch, ca
 
 def test_links_lead_somewhere() -> None:
     for page in ("benchmarks.md", "deploy.md"):
-        text = (ROOT / "docs" / page).read_text()
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("https://") or (ROOT / "docs" / target).exists(), target

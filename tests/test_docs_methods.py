@@ -11,7 +11,7 @@ from benchmarks import methods
 
 from eat_audio import chain
 
-TEXT = methods.PAGE.read_text()
+TEXT = methods.PAGE.read_text(encoding="utf-8")
 NAMED = re.findall(r"\[`([\w.]+)`\]\(\.\./src/(eat_audio/[\w/]+)\.py\)", TEXT)
 """Names of functions, and the files that they are said to be in."""
 COMMANDS = [

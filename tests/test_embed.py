@@ -139,7 +139,7 @@ def test_many_rows_are_written_in_several_groups(
 def test_unreadable_files_are_listed_and_do_not_stop_the_job(
     listener: Listener, clips: Path, out: Path
 ) -> None:
-    (clips / "b" / "broken.wav").write_text("no sound")
+    (clips / "b" / "broken.wav").write_text("no sound", encoding="utf-8")
     summary = embed_files([clips], listener, out)
     assert (summary.done, summary.skipped, len(summary.failed)) == (5, 0, 1)
     assert "broken.wav" in summary.failed[0]
@@ -149,7 +149,7 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_job(
 def test_nothing_but_unreadable_files_gives_an_empty_result(
     listener: Listener, tmp_path: Path, out: Path
 ) -> None:
-    (tmp_path / "broken.wav").write_text("no sound")
+    (tmp_path / "broken.wav").write_text("no sound", encoding="utf-8")
     assert embed_files([tmp_path / "broken.wav"], listener, out).done == 0
     assert read(out) == {}
 
@@ -237,16 +237,16 @@ def test_vectors_of_two_models_or_levels_do_not_mix(
 
 
 def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.parquet").write_text("mine")
+    (tmp_path / "text.parquet").write_text("mine", encoding="utf-8")
     (tmp_path / "folder.parquet").mkdir()
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "index.csv").write_text("mine")
+    (tmp_path / "folder" / "index.csv").write_text("mine", encoding="utf-8")
     for name in ("text.parquet", "folder.parquet", "file", "folder"):
         with pytest.raises(DataError, match=name):
             embed_files([clips], listener, tmp_path / name)
-    assert (tmp_path / "text.parquet").read_text() == "mine"
-    assert (tmp_path / "folder" / "index.csv").read_text() == "mine"
+    assert (tmp_path / "text.parquet").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "folder" / "index.csv").read_text(encoding="utf-8") == "mine"
 
 
 # ---- recordings that are there already
@@ -295,7 +295,7 @@ def test_no_vector_is_kept_of_a_file_that_is_no_sound_any_more(
     listener: Listener, clips: Path, out: Path
 ) -> None:
     embed_files([clips], listener, out)
-    (clips / "a" / "dog.wav").write_text("no sound")
+    (clips / "a" / "dog.wav").write_text("no sound", encoding="utf-8")
     summary = embed_files([clips], listener, out)
     assert (summary.done, summary.skipped, len(summary.failed)) == (0, 4, 1)
     assert str(clips / "a" / "dog.wav") not in read(out) and len(read(out)) == 4
@@ -422,17 +422,17 @@ def test_a_second_job_with_the_same_output_is_refused(
 def test_leftovers_of_killed_jobs_go(listener: Listener, clips: Path, out: Path) -> None:
     parts = out.with_name(f".{out.name}.parts") if out.suffix else out
     parts.mkdir()
-    (parts / ".00000001.parquet.0123456789ab.incomplete").write_text("half")
+    (parts / ".00000001.parquet.0123456789ab.incomplete").write_text("half", encoding="utf-8")
     embed_files([clips], listener, out)
     assert len(read(out)) == 5 and not list(out.parent.rglob(".*incomplete"))
 
 
 def test_planted_links_are_not_followed(listener: Listener, clips: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
-    mine.write_text("mine")
+    mine.write_text("mine", encoding="utf-8")
     (tmp_path / ".out.parquet.incomplete").symlink_to(mine)
     embed_files([clips], listener, tmp_path / "out.parquet")
-    assert mine.read_text() == "mine" and len(read(tmp_path / "out.parquet")) == 5
+    assert mine.read_text(encoding="utf-8") == "mine" and len(read(tmp_path / "out.parquet")) == 5
 
 
 def test_modes_follow_the_umask(listener: Listener, clips: Path, out: Path) -> None:

@@ -62,9 +62,9 @@ def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) ->
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
     found = judge(told(np.eye(4), np.eye(4)), NAMES, multi_label=False)
     found.write(tmp_path)
-    again = json.loads((tmp_path / "evaluation.json").read_text())
+    again = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert again["value"] == 1.0 and again["metric"] == "accuracy"
-    table = (tmp_path / "evaluation.csv").read_text().splitlines()
+    table = (tmp_path / "evaluation.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "label,clips,accuracy" and table[1] == "dog,1,1.0"
 
 

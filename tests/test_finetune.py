@@ -228,7 +228,7 @@ def listed(made: Path, folder: Path, header: str, *cells: str) -> Path:
         f"{sorted(names[n % 2].iterdir())[n // 2]},{names[n % 2].name},{cell}\n"
         for n, cell in enumerate(cells)
     ]
-    (folder / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}")
+    (folder / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}", encoding="utf-8")
     return folder / "clips.csv"
 
 
@@ -297,7 +297,7 @@ def test_that_clips_were_held_out_is_noted(made: Path, tmp_path: Path) -> None:
 def test_one_label_is_nothing_to_learn(made: Path, tmp_path: Path) -> None:
     one = sorted(made.iterdir())[0]
     rows = "".join(f"{path},{one.name}\n" for path in one.iterdir())
-    (tmp_path / "clips.csv").write_text(f"path,label\n{rows}")
+    (tmp_path / "clips.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
     for place in (tmp_path / "clips.csv", one):
         with pytest.raises(RecipeError, match="one label only|in that of a class"):
             run(settings(place), out=tmp_path / "out", start=None)
@@ -517,7 +517,7 @@ def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
     assert test is not None
     kept = EATForAudioClassification.from_pretrained(tmp_path / "run")
     scores = score(kept, load_features(tmp_path / "run"), test, told.clips)
-    said = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    said = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
     assert judge(scores, test.label_names, multi_label=False).value == said["value"]
 
 

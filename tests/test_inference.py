@@ -560,7 +560,7 @@ def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
 def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
     for name in "ac":
         write(tmp_path / f"{name}.wav", sound(1))
-    (tmp_path / "b.wav").write_text("no sound")
+    (tmp_path / "b.wav").write_text("no sound", encoding="utf-8")
     first, second, third = predict_files([tmp_path], listener(), batch=2)
     assert first.predictions and third.predictions and not first.error
     assert second.predictions == [] and "b.wav" in (second.error or "")
@@ -667,7 +667,7 @@ def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Pat
     table = corpus / "table.csv"
     splits = ["train", "test", "train", "train", "test", "fold 3"]
     lines = [f"{row},{split}\n" for row, split in zip(rows, splits, strict=True)]
-    table.write_text("path,label,split\n" + "".join(lines))
+    table.write_text("path,label,split\n" + "".join(lines), encoding="utf-8")
     assert evaluate_model(fine_tuned, table).clips == 2
     assert evaluate_model(fine_tuned, table, splits=["train"]).clips == 3
     with pytest.raises(DataError, match="no split called 'valid'"):

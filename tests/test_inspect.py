@@ -91,7 +91,7 @@ def test_the_recipe_of_a_run_can_be_run_again(
     name: str, kind: type[recipe.Settings], runs: Path, inspect: Any, tmp_path: Path
 ) -> None:
     kept = told(inspect, runs / name)["recipe"]
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump(kept))
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     again = recipe.load(kind, tmp_path / "again.yaml")
     assert again.model_dump(mode="json") == kept
     assert again.data == str(runs / "clips" / "clips.csv")
@@ -157,7 +157,7 @@ def test_a_record_that_is_none_gets_one_sentence(
 ) -> None:
     for file in ("config.json", "model.safetensors"):
         shutil.copy(runs / "pre" / file, tmp_path)
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
     code, said, err = inspect(tmp_path)
     assert code == 2 and not said
     assert err.startswith(f"eat: {tmp_path / 'run.json'}: {sentence}") and err.count("\n") == 1

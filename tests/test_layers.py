@@ -175,7 +175,7 @@ def test_words_are_understood_before_torch_is_loaded(name):
 )
 def test_an_import_that_goes_the_wrong_way_is_named(tmp_path, file, line):
     (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(line)
+    (tmp_path / file).write_text(line, encoding="utf-8")
     (breach,) = breaches(tmp_path / file, tmp_path)
     assert breach.startswith(f"{file} imports eat_audio")
 
@@ -194,5 +194,5 @@ def test_an_import_that_goes_the_wrong_way_is_named(tmp_path, file, line):
 )
 def test_an_import_that_goes_the_right_way_is_not(tmp_path, file, line):
     (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(line)
+    (tmp_path / file).write_text(line, encoding="utf-8")
     assert breaches(tmp_path / file, tmp_path) == []

@@ -55,7 +55,7 @@ def refused(place: str | Path, kind: Any = None) -> str:
 
 def change(folder: Path, **changes: Any) -> Path:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
     return folder
 
 
@@ -132,7 +132,7 @@ def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
     index = encoder / "model.safetensors.index.json"
     for names in ({"a": "../other.safetensors"}, {"a": 3}, {"a": []}, ["a"], {}):
         for told in ({"weight_map": names}, names):
-            index.write_text(json.dumps(told))
+            index.write_text(json.dumps(told), encoding="utf-8")
             refused(encoder)
 
 
@@ -263,26 +263,28 @@ DEEP = [
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', *DEEP])
 def test_a_broken_config_is_refused(encoder: Path, text: str) -> None:
-    (encoder / "config.json").write_text(text)
+    (encoder / "config.json").write_text(text, encoding="utf-8")
     refused(encoder)
 
 
 @pytest.mark.parametrize("text", DEEP)
 def test_a_front_end_that_is_nested_deeply_is_refused(encoder: Path, text: str) -> None:
-    (encoder / "preprocessor_config.json").write_text(text)
+    (encoder / "preprocessor_config.json").write_text(text, encoding="utf-8")
     assert "preprocessor_config.json" in str(refusal(encoder))
 
 
 @pytest.mark.parametrize("text", [*DEEP, '{"weight_map": {"a": "' + "b" * 300 + '"}}'])
 def test_a_broken_index_is_refused(encoder: Path, text: str) -> None:
     (encoder / "model.safetensors").unlink()
-    (encoder / "model.safetensors.index.json").write_text(text)
+    (encoder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     refused(encoder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_settings_of_many_megabytes_are_refused(encoder: Path, name: str) -> None:
-    (encoder / name).write_text('{"model_type": "eat", "x": "' + "x" * 6_000_000 + '"}')
+    (encoder / name).write_text(
+        '{"model_type": "eat", "x": "' + "x" * 6_000_000 + '"}', encoding="utf-8"
+    )
     assert "too long" in str(refusal(encoder))
 
 
@@ -535,6 +537,6 @@ def test_the_front_end_comes_with_the_model(encoder: Path) -> None:
     ["{", "[]", '{"feature_extractor_type": "ASTFeatureExtractor"}', '{"std": 0}', '{"mean": "a"}'],
 )
 def test_a_front_end_that_cannot_be_used_is_refused(encoder: Path, told: str) -> None:
-    (encoder / "preprocessor_config.json").write_text(told)
+    (encoder / "preprocessor_config.json").write_text(told, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
         load_features(encoder)

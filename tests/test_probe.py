@@ -151,7 +151,7 @@ def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path)
     rows = ["path,label,split"]
     for number, clip in enumerate(corpus.clips[:45]):
         rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]},{number % 3 + 1}")
-    (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     found = compare(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, most=40)
     assert found.rounds == "3 folds, each tested once" and found.spread == "rounds"
     assert found.clips == 40 and len(found.rows) == 4

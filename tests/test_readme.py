@@ -16,7 +16,7 @@ from conftest import ROOT
 from eat_audio import cli
 from eat_audio.data.synthetic import write_corpus
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"
 EXTRA = {"pretrain": f"{SHORT} masks=2 block=[3,3]", "finetune": SHORT, "embed": "", "predict": ""}
 
@@ -68,7 +68,7 @@ def test_the_pages_commands_run_in_the_order_of_the_work(
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (first, *_) = blocks("sh")
     for line in first.splitlines():
         target = line.split("#")[0].split()[1]
@@ -82,12 +82,14 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_committed_table_of_results_is_on_the_page_or_a_link_away() -> None:
     for table in (ROOT / "benchmarks" / "results").glob("*.md"):
-        here = table.read_text().strip() in README
+        here = table.read_text(encoding="utf-8").strip() in README
         assert here or f"({table.relative_to(ROOT)})" in README, table.name
 
 
 def test_the_verdict_of_the_comparison_is_told_as_it_was_found() -> None:
-    record = json.loads((ROOT / "benchmarks" / "results" / "compare.json").read_text())
+    record = json.loads(
+        (ROOT / "benchmarks" / "results" / "compare.json").read_text(encoding="utf-8")
+    )
     told = [s for s in record["verdict"] if s.startswith("Best") or "scratch" in s]
     assert len(told) >= 2
     for sentence in told:

@@ -55,7 +55,9 @@ def shipped(tmp_path, monkeypatch):
     """A package folder of recipes: eat_base, and eat_tiny, which extends it."""
     folder = tmp_path / "shipped"
     folder.mkdir()
-    (folder / "eat_base.yaml").write_text("# The base.\nsteps: 400_000\noptim: {lr: 1e-3}\n")
+    (folder / "eat_base.yaml").write_text(
+        "# The base.\nsteps: 400_000\noptim: {lr: 1e-3}\n", encoding="utf-8"
+    )
     (folder / "eat_tiny.yaml").write_text(
         "# A tiny one.\n# eat pretrain eat_tiny\nextends: eat_base\noptim: {warmup: 7}\n"
     )
@@ -67,7 +69,7 @@ def shipped(tmp_path, monkeypatch):
 def write(tmp_path):
     def write(text: str, name: str = "mine.yaml") -> str:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         return str(tmp_path / name)
 
     return write
@@ -221,7 +223,7 @@ def test_all_mistakes_are_reported_at_once(write):
 
 
 def test_a_mistake_in_a_file_names_the_file_that_makes_it(shipped, write):
-    (shipped / "eat_base.yaml").write_text("# The base.\noptim: {warmup: none}\n")
+    (shipped / "eat_base.yaml").write_text("# The base.\noptim: {warmup: none}\n", encoding="utf-8")
     path = write("extends: eat_base\nsteps: 4.5\n")
     assert sorted(mistakes(path)) == [
         "eat_base.yaml: optim.warmup=none: a whole number is expected",

@@ -76,12 +76,12 @@ def differences(one: str, other: str) -> dict[str, Any]:
 
 def own(name: str) -> dict[str, Any]:
     """What the file of a recipe itself says."""
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def golden(name: str) -> dict[str, Any]:
     (path,) = golden_sets(f"{name}.json")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -377,12 +377,12 @@ def test_the_page_about_recipes_has_the_table_of_eat_recipes(eat: Any) -> None:
     _, said, _ = eat("recipes")
     cells = [line.split("\t") for line in said.splitlines()[1:]]
     table = "\n".join(f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in cells)
-    assert table in DOCS.read_text(), f"docs/recipes.md should say\n{table}"
+    assert table in DOCS.read_text(encoding="utf-8"), f"docs/recipes.md should say\n{table}"
 
 
 def test_the_recipe_that_the_page_writes_works(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    (tmp_path / "birds.yaml").write_text(text)
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "birds.yaml").write_text(text, encoding="utf-8")
     run, base = recipe.load(EATRun, tmp_path / "birds.yaml"), resolved("eat_tiny")
     assert (run.clips.seconds, run.optim.lr) == (3.2, 5e-4)
     assert run.clips.crop == base.clips.crop and run.optim.warmup == base.optim.warmup
@@ -410,7 +410,7 @@ def test_a_printed_run_is_the_same_run_when_it_is_read_back(
 ) -> None:
     code, said, err = eat(*words, "--print-config")
     assert code == 0, err
-    (tmp_path / "mine.yaml").write_text(said)
+    (tmp_path / "mine.yaml").write_text(said, encoding="utf-8")
     changes = [word for word in words[2:] if "=" in word]
     again = recipe.load(kind, tmp_path / "mine.yaml")
     assert again == recipe.load(kind, words[1], changes)

@@ -28,7 +28,7 @@ from eat_audio.pretrain.eat import EATRun
 from eat_audio.report import read_run, write_report
 from eat_audio.report.drawings import Line, chart, levels, percent, running_mean, short, thinned
 
-PAGE = (ROOT / "docs" / "monitoring.md").read_text()
+PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 EVIL = "<script>alert(1)</script>"
 SHAPE = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
@@ -81,8 +81,10 @@ def pretraining(out: Path, data: str | None, rows: list[dict[str, Any]], **recor
 def written(out: Path, recipe: dict[str, Any], rows: list[dict[str, Any]], **record: Any) -> Path:
     out.mkdir(parents=True)
     told = {"eat_audio": "0.1.0", "torch": "2.13.0", "data": "20 clips, sha256 ab"}
-    (out / "run.json").write_text(json.dumps(told | {"recipe": recipe} | record))
-    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "run.json").write_text(json.dumps(told | {"recipe": recipe} | record), encoding="utf-8")
+    (out / "log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     torch.manual_seed(0)
     EATModel(EATConfig(**SHAPE)).save_pretrained(out)
     EATFeatureExtractor().save_pretrained(out)
@@ -125,7 +127,7 @@ def finetuning(out: Path, labels: list[str], **settings: Any) -> Path:
     recipe = FinetuneRun.model_validate({"steps": 40, "optim": {"warmup": 1}} | settings)
     rows = [{"step": n, "loss": 2.5 / n, "accuracy": 0.125 * n} for n in range(1, 5)]
     written(out, recipe.model_dump(mode="json"), rows)
-    (out / "evaluation.json").write_text(json.dumps(asdict(evaluation(labels))))
+    (out / "evaluation.json").write_text(json.dumps(asdict(evaluation(labels))), encoding="utf-8")
     return out
 
 
@@ -234,7 +236,7 @@ def test_clips_without_labels_have_masks_but_no_neighbours(tmp_path: Path, listi
 )
 def test_a_run_that_has_just_begun_can_be_looked_at(tmp_path: Path, log: str) -> None:
     place = pretraining(tmp_path / "run", None, [])
-    (place / "log.jsonl").write_text(log)
+    (place / "log.jsonl").write_text(log, encoding="utf-8")
     write_report(place)
     assert "step 0 of 40" in shown(place) and "No step is logged yet" in shown(place)
 
@@ -244,7 +246,7 @@ def test_fine_tuning_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -
         place = finetuning(tmp_path / name, ["a", "b"])
         (place / "evaluation.json").unlink()
         if content is not None:
-            (place / "evaluation.json").write_text(content)
+            (place / "evaluation.json").write_text(content, encoding="utf-8")
         write_report(place)
         words = Shown(shown(place)).words
         assert "eat evaluate" in words and "Recall by class" not in words
@@ -254,7 +256,9 @@ def test_nothing_that_comes_from_a_run_becomes_html(tmp_path: Path) -> None:
     rows = [{"step": n, "loss": 1.0, EVIL: 2.0} for n in (1, 2)]
     place = tmp_path / "<b>run"
     written(place, finetuned_recipe(EVIL), rows, data=EVIL, torch=EVIL, origin={"encoder": EVIL})
-    (place / "evaluation.json").write_text(json.dumps(asdict(evaluation([EVIL, "b"]))))
+    (place / "evaluation.json").write_text(
+        json.dumps(asdict(evaluation([EVIL, "b"]))), encoding="utf-8"
+    )
     write_report(place)
     page = Shown(shown(place))
     assert "script" not in page.tags and "<script" not in shown(place)
@@ -289,7 +293,7 @@ def test_a_folder_without_a_run_is_refused_and_runs_inside_are_named(tmp_path: P
     pretraining(tmp_path / "fold-1", None, [])
     with pytest.raises(CheckpointError, match="there are runs in it: fold-1"):
         write_report(tmp_path)
-    (tmp_path / "run.json").write_text("[]")
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="expected a JSON object"):
         read_run(tmp_path)
 

@@ -6,13 +6,13 @@ from benchmarks import scale
 
 
 def test_the_page_shows_the_numbers_that_were_measured():
-    results = json.loads(scale.RESULTS.read_text())
-    assert scale.table(results) in scale.PAGE.read_text()
+    results = json.loads(scale.RESULTS.read_text(encoding="utf-8"))
+    assert scale.table(results) in scale.PAGE.read_text(encoding="utf-8")
     assert results["clips"] == 2_000_000
 
 
 def test_two_million_clips_fit_into_a_laptop():
-    for row in json.loads(scale.RESULTS.read_text())["rows"]:
+    for row in json.loads(scale.RESULTS.read_text(encoding="utf-8"))["rows"]:
         _, busy = map(sum, zip(row["open"], row["first_batch"], strict=True))
         assert busy < 10 and row["peak_mb"] < 2_000
 

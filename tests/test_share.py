@@ -43,19 +43,19 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     config = EATConfig(**SHAPE).for_labels(LABELS, several=False, drop_path=0.0, pooling="cls")
     save(EATForAudioClassification(config), EATFeatureExtractor(mean=-6.5, std=5.25), folder)
-    (folder / "evaluation.json").write_text(json.dumps(SCORES))
+    (folder / "evaluation.json").write_text(json.dumps(SCORES), encoding="utf-8")
     record = {
         "eat_audio": "0.1.0",
         "data": "32 clips, sha256 0123456789abcdef",
         "recipe": {"data": "/home/somebody/esc10/", "steps": 7, "monitor": {"data": "/x/own"}},
     }
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
     """The card's YAML head, and its text."""
-    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    _, head, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(head), text
 
 
@@ -63,7 +63,7 @@ def test_what_is_shared_is_the_model_with_its_scores(run: Path, tmp_path: Path) 
     folder = share.prepare(run, tmp_path / "out", name="me/dogs", licence="cc-by-4.0")
     shared, own = find_model(folder).state_dict(), find_model(run).state_dict()
     assert all(torch.equal(shared[name], tensor) for name, tensor in own.items())
-    assert json.loads((folder / "evaluation.json").read_text()) == SCORES
+    assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) == SCORES
     assert {path.name for path in folder.iterdir()} == {
         *("README.md", "config.json", "model.safetensors"),
         *("preprocessor_config.json", "evaluation.json"),
@@ -229,9 +229,9 @@ def test_a_folder_that_is_there_is_not_written_into(run: Path) -> None:
 def test_nothing_from_outside_is_markup_in_the_card(run: Path, tmp_path: Path) -> None:
     hostile = "<script>x</script>\n\n# h ![a](http://b) | `c` ```\x1b[2J" + "y" * 10_000
     row = {"label": hostile, "clips": 1, "accuracy": 0.0}
-    (run / "evaluation.json").write_text(json.dumps(SCORES | {"classes": [row]}))
+    (run / "evaluation.json").write_text(json.dumps(SCORES | {"classes": [row]}), encoding="utf-8")
     record = {"data": hostile, "torch": hostile, "recipe": {"note": hostile, "x": [hostile]}}
-    (run / "run.json").write_text(json.dumps(record))
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     _, text = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit"))
     assert "<script" not in text and "![a]" not in text.split("```yaml")[0] and "\x1b" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| &#60;script")]
@@ -255,7 +255,7 @@ def test_a_name_that_the_hub_cannot_have_is_refused(run: Path, tmp_path: Path, n
     ids=str,
 )
 def test_scores_that_are_none_are_refused(run: Path, tmp_path: Path, changes: Any) -> None:
-    (run / "evaluation.json").write_text(json.dumps(SCORES | changes))
+    (run / "evaluation.json").write_text(json.dumps(SCORES | changes), encoding="utf-8")
     with pytest.raises(EatError, match="holds no scores"):
         share.prepare(run, tmp_path / "out", name="me/dogs", licence="mit")
     assert not (tmp_path / "out").exists()

@@ -23,18 +23,18 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(KeyError), written_aside(path) as aside:
-        aside.write_text("half")
+        aside.write_text("half", encoding="utf-8")
         raise KeyError
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_planted_link_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
-    victim.write_text("mine")
+    victim.write_text("mine", encoding="utf-8")
     (tmp_path / ".a.txt.incomplete").symlink_to(victim)
     write_text(tmp_path / "a.txt", "new")
-    assert victim.read_text() == "mine"
+    assert victim.read_text(encoding="utf-8") == "mine"
     assert aside_name(tmp_path / "a.txt") != aside_name(tmp_path / "a.txt")
 
 
@@ -68,15 +68,15 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path):
 
 
 def test_a_parent_that_is_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "a").write_text("")
+    (tmp_path / "a").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be written"):
         write_text(tmp_path / "a" / "b.txt", "x")
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     path = tmp_path / "a[1].txt"
-    aside_name(path).write_text("half")
+    aside_name(path).write_text("half", encoding="utf-8")
     other = aside_name(tmp_path / "b.txt")
-    other.write_text("half")
+    other.write_text("half", encoding="utf-8")
     remove_leftovers(path)
     assert os.listdir(tmp_path) == [other.name]

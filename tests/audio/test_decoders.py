@@ -91,7 +91,7 @@ def test_without_pyav_ffmpeg_decodes(ffmpeg_alone, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for ffmpeg is a shell script")
 def test_what_ffmpeg_cannot_read_is_refused_with_its_reason(ffmpeg_alone, tmp_path):
-    ffmpeg_alone.write_text("#!/bin/sh\necho moov atom not found >&2\nexit 1\n")
+    ffmpeg_alone.write_text("#!/bin/sh\necho moov atom not found >&2\nexit 1\n", encoding="utf-8")
     (tmp_path / "a.m4a").write_bytes(M4A)
     with pytest.raises(
         AudioError, match=r"a\.m4a: cannot be read as audio \(moov atom not found\)"
@@ -180,6 +180,6 @@ def test_lists_of_other_files_are_not_followed(text, tmp_path):
     path.write_bytes(b"\xff\0" + text.encode())
     with pytest.raises(AudioError):
         load_audio(path)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(AudioError):
         load_audio(path)

@@ -19,7 +19,7 @@ import soxr
 import torch
 from small_recordings import assert_is_a_waveform, memory_below, noise, write
 
-from conftest import DATA, needs_data
+from conftest import DATA, any_name, needs_data
 from eat_audio.audio import (
     SAMPLE_RATE,
     audio_claims,
@@ -83,6 +83,8 @@ def test_int16_of_a_file_that_was_cut_short_is_what_is_there(tmp_path, suffix):
 @pytest.mark.parametrize("case", cases("audio"), ids=lambda case: Path(case["file"]).name)
 def test_a_difficult_file_is_read_or_refused_in_one_sentence(case):
     path = NASTY / case["file"]
+    if not (any_name or case["file"].isascii()):
+        pytest.skip("file names here cannot hold all letters")
     began = time.perf_counter()
     with memory_below(MEMORY):
         try:
@@ -123,7 +125,7 @@ def test_a_name_that_is_not_utf8_is_read(tmp_path):
 @pytest.mark.parametrize("name", ["text.raw", "text.au", "text.gsm", "text.vox", "text.mp3"])
 def test_a_suffix_does_not_make_sound_of_text(name, tmp_path):
     path = tmp_path / name
-    path.write_text("This is not a recording. " * 200)
+    path.write_text("This is not a recording. " * 200, encoding="utf-8")
     with pytest.raises(AudioError, match=f"{name}: cannot be read as audio"):
         load_audio(path)
 
@@ -411,7 +413,7 @@ def test_a_hop_longer_than_its_window_is_refused(tmp_path):
 
 
 def test_streaming_what_is_not_audio_is_refused(tmp_path):
-    (tmp_path / "a.wav").write_text("no")
+    (tmp_path / "a.wav").write_text("no", encoding="utf-8")
     with pytest.raises(AudioError, match=r"a\.wav"):
         next(stream_audio(tmp_path / "a.wav", seconds=1.0))
 

@@ -86,7 +86,7 @@ def test_the_command_shows_a_table_and_keeps_a_document(tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "times as fast" in done.stdout and "masks, 4 clips x 16" in done.stdout
-    assert json.loads(place.read_text())["pairs"][0]["bench"] == "masks"
+    assert json.loads(place.read_text(encoding="utf-8"))["pairs"][0]["bench"] == "masks"
 
 
 @pytest.mark.parametrize(

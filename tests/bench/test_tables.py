@@ -46,7 +46,7 @@ RUN = {
 def test_a_page_shows_the_runs_that_are_kept(page):
     runs = tables.documents()
     assert runs and all(run["schema"] == 1 for run in runs)
-    shown = page.read_text().split(tables.MARKS[0])[1].split(tables.MARKS[1])[0]
+    shown = page.read_text(encoding="utf-8").split(tables.MARKS[0])[1].split(tables.MARKS[1])[0]
     assert shown.strip() == tables.PAGES[page](runs).strip()
 
 
@@ -75,7 +75,7 @@ def test_the_first_page_shows_what_has_a_target():
 
 def test_runs_are_taken_by_the_names_of_their_files(tmp_path):
     for name in ("bench_b", "bench_a", "esc10"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(name))
+        (tmp_path / f"{name}.json").write_text(json.dumps(name), encoding="utf-8")
     assert tables.documents(tmp_path) == ["bench_a", "bench_b"]
 
 

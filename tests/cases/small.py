@@ -50,8 +50,8 @@ def make_small(eat: Commands, folder: Path) -> Small:
         *("path,label", "cat/cat0.wav,animal;cat", "cat/cat1.wav,animal;cat", "cat/cat2.wav,"),
         *("dog/dog0.wav,animal;dog", "dog/dog1.wav,animal;dog", "dog/dog2.wav,"),
     ]
-    (sound / "several.csv").write_text("\n".join(lines) + "\n")
-    (folder / "small.yaml").write_text(RECIPE)
+    (sound / "several.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "small.yaml").write_text(RECIPE, encoding="utf-8")
     made = Small(
         eat,
         folder,

@@ -177,7 +177,7 @@ def script(
 ) -> tuple[str, str]:
     """Both streams of a script, whose first argument is an `eat`."""
     eat = tmp_path / "eat"
-    eat.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m eat_audio "$@"\n')
+    eat.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m eat_audio "$@"\n', encoding="utf-8")
     eat.chmod(0o755)
     runner = [sys.executable] if name.endswith(".py") else ["bash"]
     places = os.pathsep.join(filter(None, sys.path))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import needs_any_name
 from eat_audio.data.corpora import (
     audioset,
     esc50,
@@ -91,7 +92,7 @@ def test_folds_share_no_clip_and_cover_all(data):
 )
 def test_an_esc_table_that_is_wrong_is_named(tmp_path, rows, message):
     table = files(tmp_path, "meta/esc50.csv") / "meta" / "esc50.csv"
-    table.write_text(f"filename,fold,target,category\n{rows}\n")
+    table.write_text(f"filename,fold,target,category\n{rows}\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"esc50.csv.*{message}"):
         open_corpus(tmp_path)
 
@@ -111,7 +112,7 @@ def test_speech_commands_are_split_as_published(data):
 
 def test_background_noise_is_no_word(tmp_path):
     files(tmp_path, "yes/a.wav", "no/a.wav", "_background_noise_/hum.wav", "validation_list.txt")
-    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n", encoding="utf-8")
     corpus = speech_commands(tmp_path)
     assert corpus.label_names == ("no", "yes")
     assert [(clip.id, clip.split) for clip in corpus.clips] == [
@@ -122,7 +123,7 @@ def test_background_noise_is_no_word(tmp_path):
 
 def test_test_clips_under_another_name_do_not_become_training_data(tmp_path):
     files(tmp_path, "yes/a.flac", "no/a.flac", "validation_list.txt")
-    (tmp_path / "testing_list.txt").write_text("yes/a.wav\n")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\n", encoding="utf-8")
     with pytest.raises(DataError, match="1 clips of its lists are missing, as 'yes/a.wav'"):
         open_corpus(tmp_path)
 
@@ -157,8 +158,8 @@ def test_audioset_is_multi_label_even_where_every_clip_has_one(tmp_path):
     files(tmp_path, "label_descriptors.csv").joinpath("label_descriptors.csv").write_text(
         "0,/m/a,A"
     )
-    (tmp_path / "train.tsv").write_text(".\na.wav\t1\n")
-    (tmp_path / "train.lbl").write_text("a\t/m/a\n")
+    (tmp_path / "train.tsv").write_text(".\na.wav\t1\n", encoding="utf-8")
+    (tmp_path / "train.lbl").write_text("a\t/m/a\n", encoding="utf-8")
     assert audioset(tmp_path).multi_label
     assert open_corpus(tmp_path).statistics is None
     assert not open_corpus(tmp_path).multi_label
@@ -177,11 +178,17 @@ def test_audioset_is_multi_label_even_where_every_clip_has_one(tmp_path):
 )
 def test_released_manifests_are_read_as_they_are(tmp_path, first, end, name):
     root = files(tmp_path, name, "b.wav")
-    (root / "label_descriptors.csv").write_text('0,/m/a,"A, all of it"\n1,/m/b,"B"\n')
+    (root / "label_descriptors.csv").write_text(
+        '0,/m/a,"A, all of it"\n1,/m/b,"B"\n', encoding="utf-8"
+    )
     rows = [".", f"{name}\t32000", "b.wav\t32000"]  # no true length, as in the published AS-20K
-    (root / "train.tsv").write_text(first + "".join(row + end for row in rows), newline="")
+    (root / "train.tsv").write_text(
+        first + "".join(row + end for row in rows), newline="", encoding="utf-8"
+    )
     labels = [f"{Path(name).stem}\t/m/a,/m/b", "b\t/m/b"]
-    (root / "train.lbl").write_text(first + "".join(row + end for row in labels), newline="")
+    (root / "train.lbl").write_text(
+        first + "".join(row + end for row in labels), newline="", encoding="utf-8"
+    )
     corpus = open_corpus(root)
     assert ids(corpus) == [Path(name).stem, "b"]
     assert missing_files(corpus) == []
@@ -258,7 +265,9 @@ def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
 
 
 def test_a_table_is_a_corpus(tmp_path):
-    files(tmp_path, "a.wav").joinpath("clips.csv").write_text("path,label\na.wav,dog\n")
+    files(tmp_path, "a.wav").joinpath("clips.csv").write_text(
+        "path,label\na.wav,dog\n", encoding="utf-8"
+    )
     assert open_corpus(tmp_path / "clips.csv").label_names == ("dog",)
 
 
@@ -427,7 +436,7 @@ def test_lists_may_be_written_on_other_machines(tmp_path, entry):
 @pytest.mark.parametrize("entry", ["a.wav\n", "maybe/a.wav\n", "YES/a.wav\n", "yes-a.wav\n"])
 def test_a_list_of_which_no_line_matches_is_refused_everywhere(tmp_path, entry):
     files(tmp_path, "yes/a.wav", "no/a.wav", "validation_list.txt")
-    (tmp_path / "testing_list.txt").write_text(entry)
+    (tmp_path / "testing_list.txt").write_text(entry, encoding="utf-8")
     for read in (open_corpus, speech_commands_listing):
         with pytest.raises(DataError, match="testing_list.txt: not one of its 1 lines matches"):
             read(tmp_path)
@@ -435,7 +444,7 @@ def test_a_list_of_which_no_line_matches_is_refused_everywhere(tmp_path, entry):
 
 def test_lines_for_words_that_are_not_here_are_counted(tmp_path):
     files(tmp_path, "yes/a.wav", "no/a.wav", "validation_list.txt")
-    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n")
+    (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n", encoding="utf-8")
     assert open_corpus(tmp_path).notes == (
         "1 lines of its lists name words that are not here, as 'maybe/a.wav'",
     )
@@ -458,7 +467,7 @@ def test_lines_for_words_that_are_not_here_are_counted(tmp_path):
 def test_tables_beside_recordings_give_their_labels(tmp_path, tables):
     files(tmp_path, "a.wav", "b.wav", *tables)
     for name, text in tables.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     corpus = open_corpus(tmp_path)
     heard = {Path(c.path).name: corpus.label_names[c.labels[0]] for c in corpus.clips}
     assert heard == {"a.wav": "dog", "b.wav": "cat"} and missing_files(corpus) == []
@@ -467,11 +476,13 @@ def test_tables_beside_recordings_give_their_labels(tmp_path, tables):
 
 def test_tables_that_are_not_clear_are_named(tmp_path):
     files(tmp_path, "a.wav", "b.wav")
-    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\n")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\n", encoding="utf-8")
     corpus = open_corpus(tmp_path)
     assert corpus.label_names == () and "lists 1 of the 2 recordings" in corpus.notes[1]
-    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\nb.wav,cat\n")
-    (tmp_path / "other.csv").write_text("file_name,label\na.wav,x\nb.wav,y\n")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,label\na.wav,dog\nb.wav,cat\n", encoding="utf-8"
+    )
+    (tmp_path / "other.csv").write_text("file_name,label\na.wav,x\nb.wav,y\n", encoding="utf-8")
     corpus = open_corpus(tmp_path)
     assert corpus.label_names == ()
     assert "not used: metadata.csv, other.csv; data=" in corpus.notes[-1]
@@ -479,7 +490,7 @@ def test_tables_that_are_not_clear_are_named(tmp_path):
 
 def test_folders_of_classes_go_before_a_table_beside_them(tmp_path):
     files(tmp_path, "dog/a.wav", "cat/b.wav")
-    (tmp_path / "labels.csv").write_text("path,label\ndog/a.wav,x\ncat/b.wav,y\n")
+    (tmp_path / "labels.csv").write_text("path,label\ndog/a.wav,x\ncat/b.wav,y\n", encoding="utf-8")
     corpus = open_corpus(tmp_path)
     assert corpus.label_names == ("cat", "dog") and "not used: labels.csv" in corpus.notes[0]
 
@@ -493,8 +504,8 @@ def test_folders_of_classes_go_before_a_table_beside_them(tmp_path):
         ("wav\\a.wav", "wav/a.wav"),
         (".\\wav\\a.wav", "wav/a.wav"),
         (" a.wav ", "a.wav"),
-        ("K\u00e4uzchen.wav", "Ka\u0308uzchen.wav"),
-        ("Ka\u0308uzchen.wav", "K\u00e4uzchen.wav"),
+        pytest.param("K\u00e4uzchen.wav", "Ka\u0308uzchen.wav", marks=needs_any_name),
+        pytest.param("Ka\u0308uzchen.wav", "K\u00e4uzchen.wav", marks=needs_any_name),
         ("../x/a.wav", "../x/a.wav"),
         ("~/a.wav", "home/a.wav"),
     ],
@@ -520,7 +531,7 @@ def test_paths_are_taken_as_they_are_meant(tmp_path, monkeypatch, written, name)
     ],
 )
 def test_a_path_that_leads_nowhere_is_shown(tmp_path, written, message):
-    (tmp_path / "clips.csv").write_text(f"path,label\n{written},dog\n")
+    (tmp_path / "clips.csv").write_text(f"path,label\n{written},dog\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"clips.csv:? ?{message}"):
         open_corpus(tmp_path / "clips.csv")
 
@@ -678,17 +689,19 @@ def test_statistics_that_are_promised_exist(data):
 
 def test_statistics_beside_a_manifest_are_those_of_the_corpus(tmp_path):
     files(tmp_path, "a.wav")
-    (tmp_path / "clips.csv").write_text("path\na.wav\n")
-    (tmp_path / "statistics.json").write_text('{"mean": -5, "std": 4.5}')
+    (tmp_path / "clips.csv").write_text("path\na.wav\n", encoding="utf-8")
+    (tmp_path / "statistics.json").write_text('{"mean": -5, "std": 4.5}', encoding="utf-8")
     assert open_corpus(tmp_path / "clips.csv").statistics == (-5.0, 4.5)
     assert open_corpus(tmp_path).statistics == (-5.0, 4.5)
     assert open_corpus(tmp_path / "a.wav").statistics is None
-    (tmp_path / "statistics.json").write_text('{"published": "esc50"}')
+    (tmp_path / "statistics.json").write_text('{"published": "esc50"}', encoding="utf-8")
     assert open_corpus(tmp_path).statistics == "esc50"
 
 
 def test_statistics_of_no_sound_are_refused(tmp_path):
-    files(tmp_path, "a.wav").joinpath("statistics.json").write_text('{"mean": -5, "std": 0}')
+    files(tmp_path, "a.wav").joinpath("statistics.json").write_text(
+        '{"mean": -5, "std": 0}', encoding="utf-8"
+    )
     with pytest.raises(DataError, match="standard deviation 0"):
         open_corpus(tmp_path)
 

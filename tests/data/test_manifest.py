@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import DATA
+from conftest import DATA, needs_any_name
 from eat_audio.data import tsv
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, missing_files
 from eat_audio.data.manifest import below, read_csv, split_in_name, write_csv
@@ -60,7 +60,7 @@ def manifest(folder: Path, tsv: str, lbl: str | None = None, name: str = "train"
     (folder / f"{name}.tsv").write_text(tsv, encoding="utf-8", newline="")
     if lbl is not None:
         (folder / f"{name}.lbl").write_text(lbl, encoding="utf-8", newline="")
-        (folder / "label_descriptors.csv").write_text(DESCRIPTORS)
+        (folder / "label_descriptors.csv").write_text(DESCRIPTORS, encoding="utf-8")
     return folder / f"{name}.tsv"
 
 
@@ -152,7 +152,7 @@ def test_a_line_that_is_wrong_is_named(tmp_path, tsv, lbl, message):
 )
 def test_label_names_that_are_wrong_are_named(tmp_path, text, message):
     path = manifest(tmp_path, ".\na.wav\t1\n", "a\t/m/dog\n")
-    path.with_name("label_descriptors.csv").write_text(text)
+    path.with_name("label_descriptors.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=f"label_descriptors.csv.*{message}"):
         read_tsv(path)
 
@@ -166,7 +166,9 @@ def test_labels_without_their_names_are_refused(tmp_path):
 
 def test_the_header_of_the_official_class_list_is_no_label(tmp_path):
     path = manifest(tmp_path, ".\na.wav\t1\n", "a\t/m/man\n")
-    path.with_name("label_descriptors.csv").write_text("index,mid,display_name\n" + DESCRIPTORS)
+    path.with_name("label_descriptors.csv").write_text(
+        "index,mid,display_name\n" + DESCRIPTORS, encoding="utf-8"
+    )
     assert heard(read_tsv(path)) == {"a": ["Male speech, man speaking"]}
 
 
@@ -394,6 +396,7 @@ NAMES = st.text(
 ).filter(lambda name: name not in (".", "..") and name.strip())
 
 
+@needs_any_name
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=6, unique_by=lambda pair: pair[0]))
 def test_any_file_name_survives_a_table(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("table")
@@ -427,7 +430,7 @@ def test_a_corpus_survives_a_table(tmp_path):
     write_csv(corpus, tmp_path / "out.csv")
     assert read_csv(tmp_path / "out.csv") == corpus
     assert read_csv(tmp_path / "lists" / "out.csv") == corpus
-    assert '\n"x/a.wav",' in (tmp_path / "out.csv").read_text()
+    assert '\n"x/a.wav",' in (tmp_path / "out.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -448,20 +451,22 @@ def test_a_corpus_survives_the_tsv_format(tmp_path):
     corpus = Corpus("eval", clips, ("Dog", "Male speech, man speaking"), multi_label=True)
     write_tsv(corpus, tmp_path / "eval.tsv", samples=[16_000, 5])
     assert read_tsv(tmp_path / "eval.tsv") == corpus
-    assert (tmp_path / "eval.tsv").read_text() == ".\nx/a.wav\t16000\nb.wav\t5\n"
+    assert (tmp_path / "eval.tsv").read_text(encoding="utf-8") == ".\nx/a.wav\t16000\nb.wav\t5\n"
 
 
 def test_a_manifest_elsewhere_names_its_root_in_full(tmp_path):
     corpus = Corpus("train", (Clip("a", tmp_path / "x" / "a.wav"),))
     write_tsv(corpus, tmp_path / "lists" / "train.tsv", samples=[1])
-    assert (tmp_path / "lists" / "train.tsv").read_text() == f"{tmp_path}/x\na.wav\t1\n"
+    assert (tmp_path / "lists" / "train.tsv").read_text(
+        encoding="utf-8"
+    ) == f"{tmp_path}/x\na.wav\t1\n"
 
 
 def test_a_part_of_a_corpus_keeps_the_label_ids_that_are_there(tmp_path):
     corpus = read_tsv(manifest(tmp_path, ".\na.wav\t1\nb.wav\t1\n", "a\t/m/dog\nb\t/m/man\n"))
     part = Corpus("part", corpus.clips[1:], corpus.label_names)
     write_tsv(part, tmp_path / "train_part.tsv", samples=[1])
-    assert (tmp_path / "train_part.lbl").read_text() == "b\t/m/man\n"
+    assert (tmp_path / "train_part.lbl").read_text(encoding="utf-8") == "b\t/m/man\n"
 
 
 def test_label_names_that_are_there_are_not_overwritten(tmp_path):
@@ -469,7 +474,7 @@ def test_label_names_that_are_there_are_not_overwritten(tmp_path):
     other = Corpus("x", (Clip("a", tmp_path / "a.wav", (0,)),), ("Cat",))
     with pytest.raises(DataError, match="label_descriptors.csv: holds other labels"):
         write_tsv(other, tmp_path / "x.tsv", samples=[1])
-    assert (tmp_path / "label_descriptors.csv").read_text() == DESCRIPTORS
+    assert (tmp_path / "label_descriptors.csv").read_text(encoding="utf-8") == DESCRIPTORS
 
 
 @pytest.mark.parametrize("name", ["a\tb.wav", "a\nb.wav"])

@@ -323,7 +323,9 @@ def test_an_index_of_more_rows_than_it_can_hold_takes_no_memory(
     assert file.stat().st_size < 200_000
     with pytest.raises(DataError, match="does not fit"):
         open_packed(tmp_path / "out")
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"clips": 1_000_000}))
+    about.write_text(
+        json.dumps(json.loads(about.read_text(encoding="utf-8")) | {"clips": 1_000_000})
+    )
     began = pa.total_allocated_bytes()
     with pytest.raises(DataError, match="claims more than it holds"):
         open_packed(tmp_path / "out")
@@ -348,7 +350,7 @@ def test_a_description_of_wrong_kinds_is_refused(
 ) -> None:
     pack(corpus, tmp_path / "out")
     file = tmp_path / "out" / "shards.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes))
     with pytest.raises(DataError, match=r"shards.json") as told:
         open_packed(tmp_path / "out")
     assert len(str(told.value)) < 480
@@ -360,9 +362,9 @@ def test_a_description_that_lacks_something_is_refused(
 ) -> None:
     pack(corpus, tmp_path / "out")
     file = tmp_path / "out" / "shards.json"
-    about = json.loads(file.read_text())
+    about = json.loads(file.read_text(encoding="utf-8"))
     del about[name]
-    file.write_text(json.dumps(about))
+    file.write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(DataError, match=name):
         open_packed(tmp_path / "out")
 
@@ -370,7 +372,7 @@ def test_a_description_that_lacks_something_is_refused(
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "", "\x00"])
 def test_a_description_that_is_none_is_refused(corpus: Corpus, tmp_path: Path, text: str) -> None:
     pack(corpus, tmp_path / "out")
-    (tmp_path / "out" / "shards.json").write_text(text)
+    (tmp_path / "out" / "shards.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"shards.json"):
         open_packed(tmp_path / "out")
 

@@ -46,7 +46,7 @@ def test_all_that_is_understood_and_all_that_is_not_is_shown(tmp_path, monkeypat
 def test_many_labels_are_shown_in_part(tmp_path, monkeypatch, capsys):
     rows = "".join(f"a.wav,l{n},{n},1\n" for n in range(40))
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * 20), 16_000)
-    (tmp_path / "clips.csv").write_text(f"path,label,start,seconds\n{rows}")
+    (tmp_path / "clips.csv").write_text(f"path,label,start,seconds\n{rows}", encoding="utf-8")
     text = show(tmp_path / "clips.csv", monkeypatch, capsys)
     assert text.count("\nlabel ") == 30 and "other labels\t10, each with fewer clips" in text
     assert "clips that begin after the end of their file\t20" in text

@@ -92,17 +92,19 @@ def test_roles_keep_the_order_and_name_one_split_to_test():
 def test_a_column_of_splits_is_known_by_its_header_or_its_words(tmp_path, header, words, splits):
     rows = [f"{n}.wav,{'dog' if n % 2 else 'cat'},{words[n // 2]}\n" for n in range(4)]
     (tmp_path / "0.wav").touch()
-    (tmp_path / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}")
+    (tmp_path / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}", encoding="utf-8")
     assert open_corpus(tmp_path / "clips.csv").splits == splits
 
 
 def test_a_row_without_a_fold_is_refused(tmp_path):
-    (tmp_path / "clips.csv").write_text("path,label,fold\na.wav,x,1\nb.wav,x,\nc.wav,y,2\n")
+    (tmp_path / "clips.csv").write_text(
+        "path,label,fold\na.wav,x,1\nb.wav,x,\nc.wav,y,2\n", encoding="utf-8"
+    )
     with pytest.raises(DataError, match="clips.csv line 3: no fold, but others have one"):
         open_corpus(Path(tmp_path / "clips.csv"))
 
 
 def test_a_split_may_be_asked_for_in_other_words(tmp_path):
     (tmp_path / "a.wav").touch()
-    (tmp_path / "clips.csv").write_text("path,split\na.wav,train\nb.wav,test\n")
+    (tmp_path / "clips.csv").write_text("path,split\na.wav,train\nb.wav,test\n", encoding="utf-8")
     assert len(open_corpus(tmp_path / "clips.csv").select("Testing")) == 1

@@ -117,7 +117,9 @@ def test_a_clip_does_not_depend_on_how_many_are_written(tmp_path):
     write_corpus(tmp_path / "many", clips_per_family=7, seconds=1, seed=0)
     few_files, many_files = contents(tmp_path / "few"), contents(tmp_path / "many")
     assert all(few_files[row["path"]] == many_files[row["path"]] for row in rows(few))
-    assert set(few.read_text().splitlines()) < set(many_files["clips.csv"].decode().splitlines())
+    assert set(few.read_text(encoding="utf-8").splitlines()) < set(
+        many_files["clips.csv"].decode().splitlines()
+    )
 
 
 def test_no_two_clips_are_the_same(corpus):

@@ -295,7 +295,7 @@ def _manifests(folder: Path) -> Iterator[Seed]:
     for number, name in enumerate(names):
         soundfile.write(one / name, tone(0.2, 16_000) * (1 + number), 16_000)
     for name, lines in forms.items():
-        (one / name).write_text("\n".join(lines) + "\n")
+        (one / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name in forms:
         opened = name if name.endswith((".csv", ".tsv")) else "train.tsv"
         opened = "train.tsv" if name == "label_descriptors.csv" else opened
@@ -307,8 +307,8 @@ def _manifests(folder: Path) -> Iterator[Seed]:
         (words / word).mkdir(parents=True)
         for n in range(3):
             shutil.copy(one / f"{n}.wav", words / word / f"{n}.wav")
-    (words / "testing_list.txt").write_text("yes/0.wav\nno/0.wav\n")
-    (words / "validation_list.txt").write_text("yes/1.wav\n")
+    (words / "testing_list.txt").write_text("yes/0.wav\nno/0.wav\n", encoding="utf-8")
+    (words / "validation_list.txt").write_text("yes/1.wav\n", encoding="utf-8")
     for name in ("testing_list.txt", "validation_list.txt"):
         yield Seed(f"words {name}", words, TABLE, name)
 

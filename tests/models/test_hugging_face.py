@@ -63,7 +63,7 @@ def test_the_auto_classes_give_back_what_was_saved(family: Family, tmp_path: Pat
     family.features(mean=-1.5).save_pretrained(tmp_path)
     assert AutoFeatureExtractor.from_pretrained(tmp_path).mean == -1.5
     assert type(AutoConfig.from_pretrained(tmp_path)) is family.config
-    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
 
 
 def test_an_encoder_comes_out_of_a_classifier_with_the_same_weights(

@@ -428,7 +428,7 @@ def test_labels_of_two_tokenizers_never_mix(corpus: Corpus, tmp_path: Path) -> N
     with pytest.raises(DataError, match="holds labels with another seconds"):
         tokenize(corpus, tokenizer(), tmp_path / "labels", seconds=5)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="holds something else"):
         tokenize(corpus, tokenizer(), tmp_path / "other", seconds=5)
 
@@ -445,7 +445,7 @@ def test_labels_of_another_length_damaged_ones_and_none_are_refused(
     np.save(out / "part-00000.npy", np.zeros(5, np.int16))
     with pytest.raises(DataError, match="part-00000.json: describes no labels"):
         StoredLabels(out)
-    (out / "labels.json").write_text("{}")
+    (out / "labels.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match="does not say which labels these are"):
         StoredLabels(out)
 

@@ -219,7 +219,7 @@ def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
 
 
 def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("extends: eat_tiny\nmethod: eet\n")
+    (tmp_path / "mine.yaml").write_text("extends: eat_tiny\nmethod: eet\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"method=eet: 'audiomae' or .*'eat' is expected"):
         recipe.load(schema, tmp_path / "mine.yaml")
 
@@ -334,7 +334,7 @@ def test_the_command_shows_the_numbers_of_the_objective_and_no_others(finished: 
 
 def test_the_report_of_a_run_shows_its_masks_and_its_charts(finished: Any) -> None:
     method, run, _ = finished
-    page = write_report(run).read_text()
+    page = write_report(run).read_text(encoding="utf-8")
     assert METHODS[method].settings.about_masks in page
     assert "What the student sees" in page and "Linear probe" in page
     assert ("Spread" in page) == (method != "beats")  # it has labels, not vectors, to guess

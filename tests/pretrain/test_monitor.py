@@ -169,7 +169,7 @@ def test_several_labels_per_clip_are_scored_by_map(listing: Path) -> None:
     for clip in corpus.clips[:30]:
         rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]};{clip.labels[0] % 2}")
     several = listing.with_name("several.csv")
-    several.write_text("\n".join(rows) + "\n")
+    several.write_text("\n".join(rows) + "\n", encoding="utf-8")
     look = monitor(several)
     numbers = look(2, encoder())
     assert {"linear_map_both", "knn_map_both"} <= set(numbers)

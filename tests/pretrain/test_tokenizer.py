@@ -154,7 +154,7 @@ def test_a_released_tokenizer_gives_the_recorded_labels(path: Path, tmp_path: Pa
 
 
 def test_the_released_tokenizer_has_as_many_parameters_as_ours() -> None:
-    told = json.loads(golden_sets("base_init_stats*.json")[0].read_text())
+    told = json.loads(golden_sets("base_init_stats*.json")[0].read_text(encoding="utf-8"))
     with torch.device("meta"):
         config = BEATsConfig()
         ours = TokenizerPretraining(

@@ -21,7 +21,7 @@ class Recipe(Settings):
 
 
 def export(folder: Path, state: dict[str, Tensor]) -> None:
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     save_file(state, folder / "model.safetensors")
 
 

@@ -44,6 +44,6 @@ def work(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         work(job)
     leave(0)

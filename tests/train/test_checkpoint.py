@@ -48,7 +48,7 @@ def a_run(
     optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
 
     def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
 
     return Run(out, recipe or Recipe(), data, model, optimiser, export, keep)
 
@@ -158,7 +158,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def change(record: Path, **told: object) -> None:
-    record.write_text(json.dumps(json.loads(record.read_text()) | told))
+    record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | told))
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -204,9 +204,9 @@ def test_checkpoints_of_earlier_versions_have_no_digests_and_are_gone_on_from(
 ) -> None:
     a_run_of(tmp_path, 1, 2)
     for folder in checkpoints(tmp_path):
-        record = json.loads((folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         del record["files"]
-        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     assert a_run(tmp_path).begin(resume=True) == 2
     os.truncate(tmp_path / "checkpoints" / "step-00000002" / "objective.safetensors", 90)
     with pytest.warns(EatWarning, match="objective.safetensors is cut off"):
@@ -225,7 +225,7 @@ def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: P
     with pytest.raises(CheckpointError, match=r"begun with lr=0.1, not lr=0.2"):
         a_run(tmp_path, Recipe(lr=0.2)).begin(resume=True)
     assert a_run(tmp_path).begin(resume=True) == 2
-    assert json.loads((tmp_path / "run.json").read_text())["data"] == "3 clips"
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["data"] == "3 clips"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: P
 )
 def test_a_record_that_is_none_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
     a_run_of(tmp_path, 1)
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=words) as error:
         a_run(tmp_path).begin(resume=True)
     assert "run.json" in str(error.value) and "\n" not in str(error.value)
@@ -300,12 +300,12 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path, how: str) -> No
 def test_a_record_that_was_removed_is_put_back(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.begin(resume=False)
-    before = (tmp_path / "run.json").read_text()
+    before = (tmp_path / "run.json").read_text(encoding="utf-8")
     step(run)
     run.save(1)
     (tmp_path / "run.json").unlink()
     run.save(2)
-    assert (tmp_path / "run.json").read_text() == before
+    assert (tmp_path / "run.json").read_text(encoding="utf-8") == before
 
 
 def test_what_is_saved_has_the_mode_of_the_umask(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_what_is_saved_has_the_mode_of_the_umask(tmp_path: Path) -> None:
 def an_export(weight: float = 1.0, fail: str = "") -> Callable[[Path, dict[str, Tensor]], None]:
     def export(folder: Path, state: dict[str, Tensor]) -> None:
         for name in ("config.json", "preprocessor_config.json"):
-            (folder / name).write_text(f'{{"weight": {weight}}}')
+            (folder / name).write_text(f'{{"weight": {weight}}}', encoding="utf-8")
             if fail == name:
                 raise OSError(28, "No space left on device")
         save_file({"weight": torch.tensor([weight])}, folder / "model.safetensors")
@@ -455,7 +455,7 @@ def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
 
 
 def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CheckpointError, match="cannot be made"), claim(place):
             pass

@@ -69,11 +69,11 @@ def test_what_a_dead_process_claimed_is_free(
     ended = subprocess.run(
         [sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True
     )
-    (tmp_path / HOLDER).write_text(ended.stdout)
+    (tmp_path / HOLDER).write_text(ended.stdout, encoding="utf-8")
     with claim(tmp_path):
-        assert str(os.getpid()) in (tmp_path / HOLDER).read_text()
+        assert str(os.getpid()) in (tmp_path / HOLDER).read_text(encoding="utf-8")
     for other in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
-        (tmp_path / HOLDER).write_text(other)
+        (tmp_path / HOLDER).write_text(other, encoding="utf-8")
         with pytest.raises(CheckpointError, match=f"if it is not, remove .*{HOLDER}"):
             with claim(tmp_path):
                 raise AssertionError("claimed")

@@ -145,7 +145,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             job(method, f"{method}-ddp-workers", still, "clips.workers=2", "clips.memory_mb=0"),
             *resumed(method, f"{method}-ddp-ddp", f"{method}-ddp", still),
         ]
-    (home / "jobs.json").write_text(json.dumps(together))
+    (home / "jobs.json").write_text(json.dumps(together), encoding="utf-8")
     done = subprocess.run(
         torchrun(str(Path(__file__).with_name("team.py")), str(home / "jobs.json")),
         env=ENVIRONMENT,
@@ -190,7 +190,8 @@ def test_two_processes_have_the_losses_of_one_that_accumulates_two(
 def test_so_does_fine_tuning_whose_batches_weigh_by_their_labels(runs: Path, other: str) -> None:
     torch.testing.assert_close(losses(runs / other), losses(runs / "tuned-one"), rtol=5e-6, atol=0)
     ours, theirs = (
-        json.loads((runs / name / "evaluation.json").read_text()) for name in (other, "tuned-one")
+        json.loads((runs / name / "evaluation.json").read_text(encoding="utf-8"))
+        for name in (other, "tuned-one")
     )
     assert ours["value"] == theirs["value"]
 
@@ -361,7 +362,7 @@ distributed.PATIENCE = timedelta(seconds=8)
 sys.argv = {["eat", *words[2:]]!r}
 main()
 """
-    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
     process = start(torchrun(str(tmp_path / "script.py")))
     wait_for(tmp_path, 25, process)
     os.kill(stopped := sorted(workers(process.pid))[1], signal.SIGSTOP)

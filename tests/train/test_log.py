@@ -31,7 +31,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    text = (out / "log.jsonl").read_text()
+    text = (out / "log.jsonl").read_text(encoding="utf-8")
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
@@ -95,14 +95,14 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path: Path
 def test_a_resumed_run_forgets_later_steps_and_broken_lines_only(tmp_path: Path) -> None:
     kept = ['{"step": 0, "rank_mean": 3.0}', '{"step": 10, "loss": 2.0}']
     gone = ['{"step": 20, "loss": 1.0}', '{"step": 30, "lo']
-    (tmp_path / "log.jsonl").write_text("\n".join([*kept, "[1]", *gone]))
+    (tmp_path / "log.jsonl").write_text("\n".join([*kept, "[1]", *gone]), encoding="utf-8")
     told = log(tmp_path, start=10)
     assert told.looked
     assert [line["step"] for line in lines(tmp_path)] == [0, 10]
 
 
 def test_a_run_that_begins_anew_forgets_everything(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 0, "rank_mean": 3.0}\n')
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "rank_mean": 3.0}\n', encoding="utf-8")
     assert not log(tmp_path).looked and lines(tmp_path) == []
 
 
@@ -119,7 +119,9 @@ def test_numbers_of_one_step_are_read_as_one_row(tmp_path: Path) -> None:
 
 def test_a_log_that_is_being_written_can_be_read(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "lo', encoding="utf-8"
+    )
     assert read_log(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
@@ -280,10 +282,10 @@ def test_wandb_offline_keeps_the_run_and_goes_on_in_it(
     with log(tmp_path, also=also, recipe={"steps": 100}) as told:
         assert "wandb" in told._trackers
         told.write(1, {"loss": 2.5})
-    known = (tmp_path / "wandb.id").read_text()
+    known = (tmp_path / "wandb.id").read_text(encoding="utf-8")
     with log(tmp_path, also=also, start=1) as told:
         told.write(2, {"loss": 2.0})
         assert "wandb" in told._trackers
-    assert (tmp_path / "wandb.id").read_text() == known
+    assert (tmp_path / "wandb.id").read_text(encoding="utf-8") == known
     kept = list((tmp_path / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb"))
     assert kept and all(file.stat().st_size > 1_000 for file in kept)

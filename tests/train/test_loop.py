@@ -274,7 +274,7 @@ def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: 
     )
     log = killed / "log.jsonl"
     while process.poll() is None:
-        lines = log.read_text().splitlines() if log.is_file() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         if len(lines) * 2 >= moment:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -294,5 +294,5 @@ def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: 
         load_file(whole / "model.safetensors"),
     )
     assert all(torch.equal(final[key], expected[key]) for key in expected)
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 24

@@ -75,7 +75,7 @@ def python(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_system_without_posix_trains_resumes_and_loads(noise: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(WITHOUT)
+    (tmp_path / "script.py").write_text(WITHOUT, encoding="utf-8")
     done = python(str(tmp_path / "script.py"), str(noise), str(tmp_path / "run"), *PRETRAIN)
     assert done.returncode == 0, done.stderr[-2_000:]
     assert "Embedding" in done.stdout

@@ -193,7 +193,7 @@ def test_a_folder_as_released_holds_no_code_and_what_the_released_code_reads(
     write(model, EATFeatureExtractor(mean=-5.0), tmp_path / "hf", layout="released-hf")
     files = {path.name for path in (tmp_path / "hf").iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    told = json.loads((tmp_path / "hf" / "config.json").read_text())
+    told = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
     assert (told["model_type"], told["max_length"], told["num_classes"]) == ("eat", 768, 3)
     assert "auto_map" not in told
     table = load_file(tmp_path / "hf" / "model.safetensors")

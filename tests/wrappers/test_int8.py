@@ -40,8 +40,8 @@ def test_a_clip_sounds_nearly_the_same(tmp_path, method):
 
 
 def test_the_page_shows_the_numbers_that_were_measured():
-    results = json.loads(benchmark.RESULTS.read_text())
-    assert benchmark.table(results) in benchmark.PAGE.read_text()
+    results = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    assert benchmark.table(results) in benchmark.PAGE.read_text(encoding="utf-8")
     assert results["command"] == "python -m benchmarks.int8"
 
 

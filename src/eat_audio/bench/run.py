@@ -118,7 +118,7 @@ def write(document: dict[str, Any], place: Path) -> None:
         BenchError: It cannot be written.
     """
     try:
-        place.write_text(json.dumps(document, indent=1) + "\n")
+        place.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise BenchError(f"{place}: cannot be written ({error.strerror})") from error
 

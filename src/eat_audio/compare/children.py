@@ -127,7 +127,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     begun = read_json(record)["begun"] if record.is_file() else []
     write_json(record, {"begun": [*begun, None]})
-    (out / "recipe.yaml").write_text(recipe.dump(settings))
+    (out / "recipe.yaml").write_text(recipe.dump(settings), encoding="utf-8")
     words = [kind, str(out / "recipe.yaml"), "--out", str(out), "--resume"]
     used = spawn(words + (["--from", str(start)] if start else []), out / "errors.txt")
     begun = [*begun, asdict(used)]

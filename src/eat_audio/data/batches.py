@@ -317,8 +317,11 @@ def training_batches(steps: Steps, *, start: int, stop: int) -> Iterator[Batch]:
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
+    with warnings.catch_warnings():  # of forks beside threads; these workers only decode
+        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+        batches = iter(loader)
     seen: set[str] = set()
-    for batch in loader:
+    for batch in batches:
         for message in batch.warnings:
             if message not in seen:
                 warnings.warn(message, EatWarning, stacklevel=2)

@@ -5,6 +5,7 @@ a function of (seed, step), so a resumed run draws what the uninterrupted one wo
 """
 
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -80,9 +81,11 @@ class Training(Settings):
 
 
 def _why_not(error: Exception) -> str:
-    """Why a device cannot be used, as far as that is about CUDA; the rest is a list of kernels."""
+    """Why a device cannot be used, as far as CUDA says it; the rest is a list of kernels."""
     words = str(error).partition("\n")[0].partition(". ")[0]
-    return f" ({words})" if "CUDA" in words.upper() and len(words) < 120 else ""
+    return (
+        f" ({words})" if re.search("cuda|nvidia", words, re.IGNORECASE) and len(words) < 120 else ""
+    )
 
 
 def _devices() -> list[str]:
