@@ -15,6 +15,8 @@ import pytest
 
 FEW = 40
 MANY = {"checkpoints": 2_000, "recordings": 3_000, "tables": 500}
+ONCE_WRONG = ["recordings 1028", "recordings 1498"]
+"""Inputs that once ended with a traceback: a transport stream whose streams change."""
 FORMATS = 30
 """Formats of recordings that are damaged."""
 FIRST = int(os.environ.get("EAT_FUZZ_FROM") or 0)
@@ -54,9 +56,9 @@ def all_end_well(ended: list[dict[str, Any]]) -> None:
 
 
 def test_a_few_damaged_inputs_end_in_use_or_in_a_sentence(tmp_path: Path) -> None:
-    lines = [line for kind in MANY for line in numbers(kind, FEW)]
+    lines = ONCE_WRONG + [line for kind in MANY for line in numbers(kind, FEW)]
     ended = results(tmp_path, lines)
-    assert len(ended) == FEW * len(MANY)
+    assert len(ended) == len(lines)
     all_end_well(ended)
 
 
