@@ -93,7 +93,8 @@ class _Track:
         import av
 
         self.source, self.file, self.demuxer, self.mpeg = source, file, demuxer, mpeg
-        self.errors = (av.FFmpegError, OSError, ValueError, ArithmeticError)
+        # LookupError: a stream that begins in the middle of a damaged file is not in its list
+        self.errors = (av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError)
         self.walk: _Walk | None = None
         try:
             self.container = self._open()
