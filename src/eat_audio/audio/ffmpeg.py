@@ -93,6 +93,7 @@ class _Track:
         import av
 
         self.source, self.file, self.demuxer, self.mpeg = source, file, demuxer, mpeg
+        # LookupError: a stream that begins in the middle of a damaged file is not in its list
         self.errors = (av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError)
         self.walk: _Walk | None = None
         try:

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from eat_audio.cli.words import AsJSON, show_table
 from eat_audio.progress import print_json, print_lines
+from eat_audio.text import sentence
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Corpus
@@ -52,8 +53,8 @@ def data_stats(
     print_lines(f"mean {mean}, standard deviation {std}")
     print_lines(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
     print_lines(f"use them with clips.statistics=[{mean},{std}]")
-    for sentence in found.unreadable:
-        print_lines(f"skipped: {sentence}", error=True)
+    for reason in found.unreadable:
+        print_lines(f"skipped: {reason}", error=True)
 
 
 @app.command("prepare")
@@ -110,7 +111,7 @@ def data_manifest(
 
     corpus = open_corpus(place)
     for clip in missing_files(corpus):
-        print_lines(f"missing: {clip.path}", error=True)
+        print_lines(sentence(f"missing: {clip.path}"), error=True)
     write_csv(corpus, out)
     print_lines(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
 
@@ -134,7 +135,7 @@ def data_show(
     corpus = open_corpus(place, several=True)
     missing = missing_files(corpus)
     for clip in missing:
-        print_lines(f"missing: {clip.path}", error=True)
+        print_lines(sentence(f"missing: {clip.path}"), error=True)
     splits = Counter(clip.split for clip in corpus.clips)
     times = Counter(label for clip in corpus.clips for label in clip.labels)
     rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
@@ -238,5 +239,5 @@ def data_pack(
         ("unreadable clips", str(len(packed.unreadable))),
     ]
     show_table("Shards", ("shards", str(out)), rows)
-    for sentence in packed.unreadable:
-        print_lines(f"skipped: {sentence}", error=True)
+    for reason in packed.unreadable:
+        print_lines(f"skipped: {reason}", error=True)
