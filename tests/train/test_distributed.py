@@ -265,13 +265,17 @@ def test_fifty_kills_half_of_them_while_saving_lose_nothing(
     processes = multiprocessing.get_context("forkserver")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where `team` is imported once
     processes.set_forkserver_preload(["team"])
-    moments = random.Random()  # other moments each time
+    moments = random.Random(0)
     saves = tmp_path / "killed" / "checkpoints"
     reached = 0
     for number in range(KILLS):
         process = processes.Process(target=work, args=(job("killed"),))
         process.start()
-        process.join(moments.uniform(0.5, 2.0))
+        while process.is_alive() and len(list(saves.glob("step-*"))) == 0:
+            time.sleep(0.002)
+        while process.is_alive() and int(checkpoints(tmp_path / "killed")[-1].name[-8:]) <= reached:
+            time.sleep(0.002)  # it goes on before it is killed
+        process.join(moments.uniform(0, 0.3))
         while number % 2 and process.is_alive() and not list(saves.glob(".step-*.incomplete")):
             time.sleep(0.001)
         assert process.exitcode is None, "the run ended before it could be killed so often"

@@ -79,7 +79,8 @@ def test_a_system_without_posix_trains_resumes_and_loads(noise: Path, tmp_path: 
     done = python(str(tmp_path / "script.py"), str(noise), str(tmp_path / "run"), *PRETRAIN)
     assert done.returncode == 0, done.stderr[-2_000:]
     assert "Embedding" in done.stdout
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines]
     assert [line["step"] for line in log] == [1, 2] and "memory_mb" not in log[0]
 
 
