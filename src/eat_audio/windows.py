@@ -6,7 +6,6 @@ the length of a sound, but for the vectors that are wanted of it.
 Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -109,27 +108,33 @@ class Grid:
 
     def __init__(self, passes: int = 1, *, level: int = 0) -> None:
         self.passes, self.level = passes, level
-        self.parts: deque[tuple[int, Array]] = deque()  # first place on the grid, columns
         self.places = 0
+        # sums in one growing array: small copies of every window would leave holes in the heap
+        self.total: Array = np.zeros(0, np.float32)
+        self.times: Array = np.zeros(0, np.float32)
 
     def add(self, part: Part) -> None:
-        """Keep the columns that are real."""
+        """Add the columns that are real."""
+        columns = part.levels[self.level][: part.columns]
         first = part.column * self.passes + part.shift
-        # a copy, because the rows of a batch would keep all of it, padding included
-        self.parts.append((first, part.levels[self.level][: part.columns].copy()))
-        self.places = max(self.places, first + (part.columns - 1) * self.passes + 1)
+        end = first + (len(columns) - 1) * self.passes + 1
+        if end > len(self.times):
+            self._grow(max(end, 2 * len(self.times)), columns.shape[1:])
+        self.total[first : end : self.passes] += columns
+        self.times[first : end : self.passes] += 1
+        self.places = max(self.places, end)
+
+    def _grow(self, places: int, shape: tuple[int, ...]) -> None:
+        total, times = np.zeros((places, *shape), np.float32), np.zeros(places, np.float32)
+        if self.places:
+            total[: self.places] = self.total[: self.places]
+            times[: self.places] = self.times[: self.places]
+        self.total, self.times = total, times
 
     def result(self) -> Array:
-        """(T', ...); can be had once, as every part is let go when it is in its place."""
-        total = np.zeros((self.places, *self.parts[0][1].shape[1:]), np.float32)
-        times = np.zeros(len(total), np.float32)
-        while self.parts:
-            first, columns = self.parts.popleft()
-            here = slice(first, first + (len(columns) - 1) * self.passes + 1, self.passes)
-            total[here] += columns
-            times[here] += 1
-        total /= times.reshape(-1, *[1] * (total.ndim - 1))
-        return total
+        """(T', ...)."""
+        total = self.total[: self.places]
+        return total / self.times[: self.places].reshape(-1, *[1] * (total.ndim - 1))
 
 
 class Both:
