@@ -38,12 +38,12 @@ cost: $(VENV)/eat.stamp  ## count what pre-training on AudioSet-2M takes, method
 
 bench: $(VENV)/dev.stamp  ## how fast everything is beside the plain way to do it; about half an hour of one core
 	@for what in $(BENCH); do \
-	  OMP_NUM_THREADS=1 $(VENV)/bin/eat bench $$(echo $$what | tr , ' ') --json benchmarks/results/bench_cpu_$${what%%,*}.json || exit; done
-	@OMP_NUM_THREADS=1 $(VENV)/bin/eat bench scaling --size small --json benchmarks/results/bench_cpu_scaling.json
+	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed $$(echo $$what | tr , ' ') --json benchmarks/results/bench_cpu_$${what%%,*}.json || exit; done
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed scaling --size small --json benchmarks/results/bench_cpu_scaling.json
 	@$(VENV)/bin/python -m benchmarks.tables
 
 compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs with the same CPU time, on ESC-10
-	@$(VENV)/bin/python -m benchmarks.compare $(ARGS)
+	@$(VENV)/bin/python -m benchmarks.compare_methods.agreed $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy only
 	@echo "ruff check, ruff format --check, mypy"

@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost             (nothing is trained or measured)
 
-Operations are those of `eat_audio.flops`, for clips of 10 seconds, with the steps, clips and GPUs
-that the recipes say. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
+Operations are those of `eat_audio.pretraining.flops`, for clips of 10 seconds, with the steps, clips and
+GPUs that the recipes say. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
 """
 
 import json
@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eat_audio import recipe
-from eat_audio.flops import pretraining
-from eat_audio.pretrain.run import schema
+from eat_audio import config as recipe
+from eat_audio.pretraining.flops import pretraining
+from eat_audio.pretraining.run import schema
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 10.0

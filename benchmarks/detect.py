@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from eat_audio.audio import SAMPLE_RATE, load_audio
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.detect import Rules, detect
-from eat_audio.inference import Array, Listener, load
+from eat_audio.inference.detect import Rules, detect
+from eat_audio.inference.predictor import Array, Listener, load
 
 CELL = SAMPLE_RATE // 100
 """Samples that are right or wrong together."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from eat_audio import recipe
+from eat_audio import config as recipe
 from eat_audio.data.corpora import open_corpus
 from eat_audio.finetune import FinetuneRun
-from eat_audio.pretrain.eat import EATRun
-from eat_audio.train.checkpoint import MAY_CHANGE
+from eat_audio.pretraining.eat import EATRun
+from eat_audio.training.checkpoint import MAY_CHANGE
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("pretrained", "scratch")

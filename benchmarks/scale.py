@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eat_audio.data.batches import ClipSettings, Steps
 from eat_audio.data.corpora import open_corpus
+from eat_audio.data.loader import ClipSettings, Steps
 from eat_audio.data.shards import ABOUT, INDEX, ROWS
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"

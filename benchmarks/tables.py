@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eat_audio import flops, recipe
-from eat_audio.pretrain.eat import EATRun
+from eat_audio import config as recipe
+from eat_audio.pretraining import flops
+from eat_audio.pretraining.eat import EATRun
 
 CLIPS = 1_912_134
 """Of AudioSet-2M, as the EAT paper counts them."""

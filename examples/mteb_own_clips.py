@@ -18,7 +18,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 import eat_audio as eat
 from eat_audio.data.corpora import open_corpus
-from eat_audio.wrappers.mteb import encoder
+from eat_audio.integrations.mteb import encoder
 
 
 class OwnClips(AbsTaskClassification):

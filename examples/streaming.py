@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import eat_audio as eat
-from eat_audio.inference import Listener, Prediction
+from eat_audio.inference.predictor import Listener, Prediction
 
 RATE = 16_000
 CHUNK = RATE // 10

@@ -9,7 +9,7 @@ import torch
 from transformers import pipeline
 
 import eat_audio as eat
-from eat_audio.wrappers import hear, xares
+from eat_audio.integrations import hear, xares
 
 
 def main() -> None:

@@ -165,10 +165,10 @@ def main() -> None:
 
     import eat_audio.cli  # noqa: F401
     import eat_audio.data.corpora
-    import eat_audio.embed
     import eat_audio.finetune
-    import eat_audio.inference
-    import eat_audio.pretrain.method  # noqa: F401
+    import eat_audio.inference.embed
+    import eat_audio.inference.predictor
+    import eat_audio.pretraining.method  # noqa: F401
 
     for name in absent:  # waiting for a fork takes `resource`
         del sys.modules[name]

@@ -20,8 +20,8 @@ import torch
 from conftest import DATA, eat, needs_data
 from eat_audio import cli
 from eat_audio.errors import Interrupted
-from eat_audio.models.eat import EATConfig, EATForAudioClassification
-from eat_audio.models.features import EATFeatureExtractor
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 
 NASTY = DATA / "nasty"
 PAYLOAD = Path("/tmp/pwned_eat")  # what the hostile checkpoints try to leave behind
@@ -341,7 +341,7 @@ def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
 def test_lines_are_printed_in_a_locale_of_ascii() -> None:
     script = (
         "from eat_audio.progress import print_lines, print_json\n"
-        "from eat_audio.cli.words import show_table\n"
+        "from eat_audio.cli.console import show_table\n"
         "print_lines('\\u00b1', 'two\\nlines'); print_json({'a': '\\u00b1'})\n"
         "show_table('', ('\\u00b1',), [('\\u00e9',)])"
     )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from conftest import golden_sets, needs_data, sidecar, tensors
 from eat_audio.adaptation import adapt, freeze
-from eat_audio.data import augment
-from eat_audio.data.batches import Batch, ClipSettings, Steps
+from eat_audio.checkpoints.load import load_features
+from eat_audio.data import transforms as augment
 from eat_audio.data.corpora import open_corpus
+from eat_audio.data.loader import Batch, ClipSettings, Steps
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, RecipeError
-from eat_audio.evaluate import judge, score
+from eat_audio.evaluation.evaluate import judge, score
 from eat_audio.finetune import (
     Augmentation,
     Classification,
@@ -31,13 +32,12 @@ from eat_audio.finetune import (
     split,
     start_from,
 )
-from eat_audio.inference import evaluate_model
+from eat_audio.inference.predictor import evaluate_model
 from eat_audio.models import families, save
-from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.pretrained import load_features
-from eat_audio.train.optim import Optim, adamw, parameter_groups, set_rates
-from eat_audio.weights.eat import encoder_names
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.eat.checkpoint import encoder_names
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
 
 SETS = golden_sets("finetune_tiny_*.json")
 each = pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)

@@ -13,22 +13,18 @@ ORDER = [
     ("errors",),
     ("writing",),
     ("yaml_text",),
-    ("recipe",),
+    ("config",),
     ("progress",),
     ("audio",),
-    ("logmel",),
     ("masking",),
-    ("vectors",),
     ("data",),
     ("models",),
-    ("weights",),
-    ("pretrained",),
-    ("evaluate", "probe"),
-    ("pretrain", "adaptation"),
-    ("finetune", "inference", "embed", "detect", "sounds", "stores", "windows"),
-    ("chain", "flops"),
-    ("wrappers", "bench", "report", "demo", "share"),
-    ("compare",),
+    ("checkpoints",),
+    ("evaluation",),
+    ("pretraining", "adaptation"),
+    ("finetune", "inference"),
+    ("pipeline",),
+    ("integrations", "report", "demo"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -36,13 +32,13 @@ ORDER = [
 """The rooms of the package from the ground up: each may import those before it and its own line."""
 
 MAY_IMPORT = {
-    room: {below for line in ORDER[: floor + 1] for below in line} | {"train"}
+    room: {below for line in ORDER[: floor + 1] for below in line} | {"training"}
     for floor, line in enumerate(ORDER)
     for room in line
 }
 """By room: which rooms its files may import."""
 
-MAY_IMPORT["train"] = {"text", "errors", "writing", "recipe", "train"}
+MAY_IMPORT["training"] = {"text", "errors", "writing", "config", "training"}
 """How anything learns knows neither sound nor methods."""
 
 for room in (
@@ -50,16 +46,14 @@ for room in (
     "errors",
     "writing",
     "yaml_text",
-    "recipe",
+    "config",
     "progress",
     "audio",
-    "logmel",
     "masking",
     "data",
     "models",
-    "weights",
 ):
-    MAY_IMPORT[room] -= {"train"}
+    MAY_IMPORT[room] -= {"training"}
 
 HEAVY = {"torch", "transformers"}
 """What `eat --help` must not wait for."""
@@ -151,7 +145,7 @@ def test_no_file_imports_what_breaks_beside_a_cpu_torch(file):
     assert FOREIGN.isdisjoint(name.partition(".")[0] for name in imports(file))
 
 
-@pytest.mark.parametrize("name", ["cli/__init__.py", "cli/learn.py", "cli/data.py", "recipe.py"])
+@pytest.mark.parametrize("name", ["cli/__init__.py", "cli/train.py", "cli/data.py", "config.py"])
 def test_words_are_understood_before_torch_is_loaded(name):
     assert HEAVY.isdisjoint(loaded_at_once(PACKAGE / name))
 
@@ -159,17 +153,17 @@ def test_words_are_understood_before_torch_is_loaded(name):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("errors.py", "import eat_audio.recipe"),
-        ("audio.py", "from eat_audio.data.batches import batches"),
+        ("errors.py", "import eat_audio.config"),
+        ("audio.py", "from eat_audio.data.loader import batches"),
         ("masking.py", "from eat_audio import models"),
-        ("models/eat.py", "from eat_audio.pretrain.eat import EATPretraining"),
-        ("models/eat.py", "from ..pretrain import eat"),
-        ("models/eat.py", "def late():\n    from .. import pretrain"),
-        ("train/loop.py", "from eat_audio.models.eat import EATModel"),
-        ("train/loop.py", "from eat_audio.audio import load_audio"),
+        ("models/eat.py", "from eat_audio.pretraining.eat import EATPretraining"),
+        ("models/eat.py", "from ..pretraining import eat"),
+        ("models/eat.py", "def late():\n    from .. import pretraining"),
+        ("training/loop.py", "from eat_audio.models.eat.modeling import EATModel"),
+        ("training/loop.py", "from eat_audio.audio import load_audio"),
         ("data/manifest.py", "from eat_audio import load_audio"),
         ("finetune.py", "import eat_audio"),
-        ("bench.py", "from eat_audio.cli import main"),
+        ("demo.py", "from eat_audio.cli import main"),
         ("__init__.py", "from .cli import main"),
     ],
 )
@@ -183,11 +177,11 @@ def test_an_import_that_goes_the_wrong_way_is_named(tmp_path, file, line):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("models/eat.py", "from eat_audio.models.layers import Block"),
+        ("models/eat.py", "from eat_audio.models.common.layers import Block"),
         ("models/eat.py", "from .layers import Block"),
         ("models/eat.py", "from ..masking import Masks"),
-        ("pretrain/eat.py", "from eat_audio.train.loop import fit"),
-        ("train/loop.py", "from eat_audio.errors import TrainingDiverged"),
+        ("pretraining/eat.py", "from eat_audio.training.loop import fit"),
+        ("training/loop.py", "from eat_audio.errors import TrainingDiverged"),
         ("finetune.py", "from eat_audio import evaluate"),
         ("cli.py", "from eat_audio import __version__"),
     ],

@@ -13,13 +13,15 @@ import pytest
 import yaml
 
 from conftest import ROOT, golden_sets
-from eat_audio import chain, cli, recipe
+from eat_audio import cli
+from eat_audio import config as recipe
+from eat_audio import pipeline as chain
+from eat_audio.config import RECIPES, Settings
 from eat_audio.finetune import FinetuneRun
-from eat_audio.models.audiomae import AudioMAEConfig
-from eat_audio.pretrain.audiomae import AudioMAERun
-from eat_audio.pretrain.eat import EATRun
-from eat_audio.pretrain.run import schema as schema_of
-from eat_audio.recipe import RECIPES, Settings
+from eat_audio.models.audiomae.modeling import AudioMAEConfig
+from eat_audio.pretraining.audiomae import AudioMAERun
+from eat_audio.pretraining.eat import EATRun
+from eat_audio.pretraining.run import schema as schema_of
 
 ALL = [name for name, _ in recipe.names()]
 CHAINS = [name for name in ALL if "stages" in recipe.read(name)]

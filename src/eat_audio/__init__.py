@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eat_audio.audio import load_audio
     from eat_audio.errors import EatError
-    from eat_audio.inference import load
-    from eat_audio.models.audiomae import (
+    from eat_audio.inference.predictor import load
+    from eat_audio.models.audiomae.modeling import (
         AudioMAEConfig,
         AudioMAEForAudioClassification,
         AudioMAEModel,
     )
-    from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification, BEATsModel
-    from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-    from eat_audio.models.features import (
+    from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+    from eat_audio.models.common.feature_extraction import (
         AudioMAEFeatureExtractor,
         BEATsFeatureExtractor,
         EATFeatureExtractor,
     )
+    from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
 __all__ = [
     "AudioMAEConfig",
@@ -55,20 +55,20 @@ __all__ = [
 __version__ = version("eat-audio")
 
 _HOMES = {
-    "AudioMAEConfig": "models.audiomae",
-    "AudioMAEFeatureExtractor": "models.features",
-    "AudioMAEForAudioClassification": "models.audiomae",
-    "AudioMAEModel": "models.audiomae",
-    "BEATsConfig": "models.beats",
-    "BEATsFeatureExtractor": "models.features",
-    "BEATsForAudioClassification": "models.beats",
-    "BEATsModel": "models.beats",
-    "EATConfig": "models.eat",
-    "EATFeatureExtractor": "models.features",
-    "EATForAudioClassification": "models.eat",
-    "EATModel": "models.eat",
+    "AudioMAEConfig": "models.audiomae.modeling",
+    "AudioMAEFeatureExtractor": "models.common.feature_extraction",
+    "AudioMAEForAudioClassification": "models.audiomae.modeling",
+    "AudioMAEModel": "models.audiomae.modeling",
+    "BEATsConfig": "models.beats.modeling",
+    "BEATsFeatureExtractor": "models.common.feature_extraction",
+    "BEATsForAudioClassification": "models.beats.modeling",
+    "BEATsModel": "models.beats.modeling",
+    "EATConfig": "models.eat.modeling",
+    "EATFeatureExtractor": "models.common.feature_extraction",
+    "EATForAudioClassification": "models.eat.modeling",
+    "EATModel": "models.eat.modeling",
     "EatError": "errors",
-    "load": "inference",
+    "load": "inference.predictor",
     "load_audio": "audio",
 }
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from eat_audio.errors import RecipeError
-from eat_audio.models.base import AudioClassifier
-from eat_audio.train.optim import block_of
+from eat_audio.models.common.modeling import AudioClassifier
+from eat_audio.training.optim import block_of
 
 
 def freeze(model: AudioClassifier, blocks: int) -> None:

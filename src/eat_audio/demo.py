@@ -23,31 +23,34 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from transformers.utils import logging as transformers_logging
 
-from eat_audio import finetune, logmel, probe, recipe
+from eat_audio import config as recipe
+from eat_audio import finetune
 from eat_audio.audio import SAMPLE_RATE, audio_seconds
+from eat_audio.audio import fbank as logmel
+from eat_audio.checkpoints.load import family_of, find_model
 from eat_audio.data import synthetic
-from eat_audio.data.batches import ClipSettings, ordered_batches
-from eat_audio.data.containers import sound_of
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.manifest import write_csv
 from eat_audio.data.splits import Roles, train_and_test
+from eat_audio.data.storage import sound_of
 from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.evaluation import probe
+from eat_audio.evaluation.metrics import linear_score
 from eat_audio.finetune import FinetuneRun
-from eat_audio.inference import load
+from eat_audio.inference.predictor import load
 from eat_audio.masking import hash_id
-from eat_audio.models.base import AudioEncoder
-from eat_audio.pretrain import run as pretrain
-from eat_audio.pretrain.eat import EATRun
-from eat_audio.pretrained import family_of, find_model
+from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.pretraining import run as pretrain
+from eat_audio.pretraining.eat import EATRun
 from eat_audio.progress import print_lines
 from eat_audio.report.drawings import percent, with_error
 from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
 from eat_audio.report.pictures import Example
-from eat_audio.train.checkpoint import read_json
-from eat_audio.train.log import read_log
-from eat_audio.vectors import linear_score
+from eat_audio.training.checkpoint import read_json
+from eat_audio.training.metrics_log import read_log
 from eat_audio.writing import write_json, write_text
 
 RECIPES = ("eat_demo", "eat_demo_finetune")

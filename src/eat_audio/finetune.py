@@ -20,26 +20,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from eat_audio.adaptation import adapt, freeze, merged
-from eat_audio.data import augment
-from eat_audio.data.batches import Batch, ClipSettings, Steps, whole_patches
+from eat_audio.checkpoints.load import family_of, find_model, load_features
+from eat_audio.config import Settings
+from eat_audio.data import transforms as augment
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import Batch, ClipSettings, Steps, whole_patches
 from eat_audio.data.splits import Roles, role_of, train_and_test
 from eat_audio.errors import DataError, RecipeError
-from eat_audio.evaluate import Evaluation, judge, score
+from eat_audio.evaluation.evaluate import Evaluation, judge, score
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
-from eat_audio.models.base import AudioClassifier, AudioEncoder
-from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrain.method import EncoderSettings
-from eat_audio.pretrain.run import extractor, part, training_log, watched
-from eat_audio.pretrained import family_of, find_model, load_features
-from eat_audio.recipe import Settings
-from eat_audio.train.checkpoint import Run, claim, fingerprint
-from eat_audio.train.distributed import Team, join, share
-from eat_audio.train.loop import Training, fit
-from eat_audio.train.optim import Optim, adamw, parameter_groups
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
+from eat_audio.pretraining.method import EncoderSettings
+from eat_audio.pretraining.run import extractor, part, training_log, watched
+from eat_audio.training.checkpoint import Run, claim, fingerprint
+from eat_audio.training.distributed import Team, join, share
+from eat_audio.training.loop import Training, fit
+from eat_audio.training.optim import Optim, adamw, parameter_groups
 from eat_audio.writing import write_json
 
 ROLL, NOISE = 1, 2

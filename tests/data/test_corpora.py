@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import needs_any_name
+from eat_audio.audio.fbank import STATISTICS
 from eat_audio.data.corpora import (
     audioset,
     esc50,
@@ -22,7 +23,6 @@ from eat_audio.data.corpora import (
 from eat_audio.data.corpus import Clip, Corpus, missing_files
 from eat_audio.data.listing import speech_commands_listing
 from eat_audio.errors import DataError, EatWarning
-from eat_audio.logmel import STATISTICS
 
 
 def files(folder: Path, *names: str) -> Path:

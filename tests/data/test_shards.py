@@ -21,13 +21,14 @@ import torch
 from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.cli import app
-from eat_audio.data import containers, shards
-from eat_audio.data.batches import ClipReader, ClipSettings, Steps, training_batches
-from eat_audio.data.containers import read_bytes, sound_of
+from eat_audio.data import shards
+from eat_audio.data import storage as containers
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
+from eat_audio.data.loader import ClipReader, ClipSettings, Steps, training_batches
 from eat_audio.data.shard_index import FIELDS
 from eat_audio.data.shards import open_packed, pack
+from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
 from eat_audio.writing import aside_name
 

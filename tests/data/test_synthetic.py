@@ -13,9 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from eat_audio.audio.fbank import log_mel
 from eat_audio.data.synthetic import FAMILIES, synthesise, write_corpus
 from eat_audio.errors import DataError
-from eat_audio.logmel import log_mel
 
 families = pytest.mark.parametrize("family", FAMILIES)
 

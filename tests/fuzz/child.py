@@ -113,8 +113,8 @@ def table(path: Path) -> str:
     said = command("data", "show", str(path))
     if said != "used":
         return said
-    from eat_audio.data.batches import ClipSettings, Steps
     from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.loader import ClipSettings, Steps
     from eat_audio.errors import EatError
 
     try:
@@ -228,10 +228,8 @@ def main() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
+    import eat_audio.checkpoints.load  # noqa: F401
     import eat_audio.cli  # noqa: F401
-    import eat_audio.data.batches
-    import eat_audio.pretrain.method
-    import eat_audio.pretrained  # noqa: F401
 
     kinds: dict[str, Inputs] = {}
     for line in sys.stdin:

@@ -79,8 +79,8 @@ class Seed:
 
 def checkpoints(folder: Path) -> list[Seed]:
     """Released `.pt` files, Hugging Face folders, folders in parts, and runs."""
+    from eat_audio.checkpoints.convert import LAYOUTS, write
     from eat_audio.models import families
-    from eat_audio.weights import LAYOUTS, write
 
     seeds = [Seed("golden.pt", GOLDEN, TORCH)]
     for method, family in families().items():

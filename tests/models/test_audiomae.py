@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
 from conftest import golden_sets, needs, sidecar, tensors
-from eat_audio.data.augment import mixup, roll_and_gain
-from eat_audio.models.audiomae import (
+from eat_audio.checkpoints.load import find_with_front_end
+from eat_audio.data.transforms import mixup, roll_and_gain
+from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEForAudioClassification,
     AudioMAEModel,
     positions,
     some_of_a_grid,
 )
-from eat_audio.models.features import AudioMAEFeatureExtractor
-from eat_audio.models.layers import sincos_positions
-from eat_audio.pretrained import find_with_front_end
-from eat_audio.train.optim import Optim, learning_rate, parameter_groups
+from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
+from eat_audio.models.common.layers import sincos_positions
+from eat_audio.training.optim import Optim, learning_rate, parameter_groups
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 4}
 PRETRAINED = golden_sets("mae_local*.json")

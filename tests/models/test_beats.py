@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
 from conftest import golden_sets, sidecar, tensors
-from eat_audio import logmel
-from eat_audio.models.base import AudioModel
-from eat_audio.models.beats import (
+from eat_audio.audio import fbank as logmel
+from eat_audio.models.beats import checkpoint as beats
+from eat_audio.models.beats.modeling import (
     BEATsConfig,
     BEATsEncoder,
     BEATsForAudioClassification,
@@ -20,8 +20,8 @@ from eat_audio.models.beats import (
     buckets,
     patches_heard,
 )
-from eat_audio.models.features import BEATsFeatureExtractor
-from eat_audio.weights import beats
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
+from eat_audio.models.common.modeling import AudioModel
 
 SMALL: dict[str, Any] = {
     "embed_dim": 32,

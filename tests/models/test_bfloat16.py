@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eat_audio.data.batches import Batch
-from eat_audio.models import beats, families
-from eat_audio.models.layers import MLP, Attention, PatchEmbedding, convolve
-from eat_audio.pretrain import audiomae as pretrain_audiomae
-from eat_audio.pretrain.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
-from eat_audio.pretrain.beats import BEATsMethod, BEATsPretraining, RandomTokenizer
-from eat_audio.pretrain.eat import Decoder, DecoderSettings, EATMethod, EATPretraining
-from eat_audio.pretrain.estimator import Estimator
-from eat_audio.pretrain.method import Pretraining
-from eat_audio.pretrain.tokenizer import Teacher, TokenizerMethod, TokenizerPretraining
+from eat_audio.data.loader import Batch
+from eat_audio.models import families
+from eat_audio.models.beats import modeling as beats
+from eat_audio.models.common.layers import MLP, Attention, PatchEmbedding, convolve
+from eat_audio.pretraining import audiomae as pretrain_audiomae
+from eat_audio.pretraining.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
+from eat_audio.pretraining.beats.objective import BEATsMethod, BEATsPretraining, RandomTokenizer
+from eat_audio.pretraining.beats.predictor import Estimator
+from eat_audio.pretraining.beats.tokenizer import Teacher, TokenizerMethod, TokenizerPretraining
+from eat_audio.pretraining.eat import Decoder, DecoderSettings, EATMethod, EATPretraining
+from eat_audio.pretraining.method import Pretraining
 
 FORWARD = 1e-3
 """Most that the cosine of outputs, or of all gradients together, falls short of 1."""

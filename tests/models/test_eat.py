@@ -10,11 +10,11 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClass
 
 import eat_audio
 from conftest import golden_sets, sidecar, tensors
-from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.models.features import EATFeatureExtractor
-from eat_audio.models.layers import sincos_positions
-from eat_audio.pretrain.eat import Decoder, DecoderSettings
-from eat_audio.weights.eat import encoder_names
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.common.layers import sincos_positions
+from eat_audio.models.eat.checkpoint import encoder_names
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+from eat_audio.pretraining.eat import Decoder, DecoderSettings
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 4}
 INITS = golden_sets("init_stats_*.json")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from eat_audio.models import families
-from eat_audio.models.base import Features
-from eat_audio.models.features import AudioFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.modeling import Features
 
 SECONDS = (0.2, 1.0, 5.0, 10.0, 30.0)
 

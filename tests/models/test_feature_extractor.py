@@ -8,7 +8,7 @@ import torch
 
 from eat_audio.errors import AudioError, EatWarning
 from eat_audio.models import families
-from eat_audio.models.features import AudioFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)
 SECOND = NOISE[:16_000]  # 98 frames

@@ -20,10 +20,10 @@ from transformers import (
     pipeline,
 )
 
+from eat_audio.checkpoints.load import find_model
 from eat_audio.errors import DataError
 from eat_audio.models import Family, families
-from eat_audio.models.base import AudioClassifier, AudioModel
-from eat_audio.pretrained import find_model
+from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 
 LABELS = ["bark", "meow", "silence"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eat_audio.errors import AudioError, EatWarning
-from eat_audio.models.waveforms import mono_waveform, mono_waveforms, warn_of_scale
+from eat_audio.models.common.waveforms import mono_waveform, mono_waveforms, warn_of_scale
 
 CLIP = np.sin(np.arange(800) / 10).astype(np.float32)
 

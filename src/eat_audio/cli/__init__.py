@@ -14,13 +14,13 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from eat_audio.cli import bench, compare, data, detect, give, learn, look, tokens, use
+from eat_audio.cli import analysis, data, detect, hub, inference, tokens, train
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
 
 GONE = 141
 """The exit code where nobody reads what is printed any more, as of other programs."""
-TAKE_SETTINGS = {"pretrain", "finetune", "compare"}
+TAKE_SETTINGS = {"pretrain", "finetune"}
 """Commands that take settings as KEY=VALUE."""
 SETTINGS = {
     "epochs": "steps",
@@ -48,34 +48,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(learn.app)
+app.add_typer(train.app)
 app.add_typer(tokens.app)
-app.add_typer(use.app)
+app.add_typer(inference.app)
 app.add_typer(detect.app)
-app.add_typer(look.app)
-app.add_typer(compare.app)
-app.add_typer(bench.app)
-app.add_typer(give.app)
+app.add_typer(analysis.app)
+app.add_typer(hub.app)
 app.add_typer(data.app)
 
 
-def main() -> NoReturn:
+def main(command: typer.Typer = app) -> NoReturn:
     """Run the command and turn what the user can mend into one sentence and exit code 2."""
     _hold_every_character()
     warnings.showwarning = _in_one_line(warnings.showwarning)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        raise SystemExit(_run())
-    from eat_audio.train.distributed import leave
+        raise SystemExit(_run(command))
+    from eat_audio.training.distributed import leave
 
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - one process speaks for all, to the end
-    leave(_run())
+    leave(_run(command))
 
 
-def _run() -> int:
+def _run(command: typer.Typer) -> int:
     """Run the command; its exit code."""
     try:
-        code = _of_command()
+        code = _of_command(command)
     except (BrokenPipeError, ReaderGone):
         _discard_output()
         return GONE
@@ -90,9 +88,9 @@ def _run() -> int:
     return code
 
 
-def _of_command() -> int:
+def _of_command(command: typer.Typer) -> int:
     try:
-        code = app(standalone_mode=False)
+        code = command(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Interrupted as error:
         print_lines(f"eat: {error}; --resume goes on from there", error=True)

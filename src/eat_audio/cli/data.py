@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.words import AsJSON, show_table
+from eat_audio.cli.console import AsJSON, show_table
 from eat_audio.progress import print_json, print_lines
 from eat_audio.text import sentence
 
@@ -42,7 +42,7 @@ def data_stats(
 ) -> None:
     """Measure the mean and standard deviation that normalise a corpus' log-mel."""
     from eat_audio.data.corpora import open_corpus
-    from eat_audio.data.stats import measure
+    from eat_audio.data.statistics import measure
 
     corpus = open_corpus(place)
     found = measure(corpus.select(*split) if split else corpus)
@@ -79,7 +79,7 @@ def data_prepare(
     as_json: AsJSON = False,
 ) -> None:
     """Check a local copy of a corpus and write manifests of what can be used."""
-    from eat_audio.data.prepare import prepare
+    from eat_audio.data.validate import prepare
 
     report = prepare(
         layout.value,
@@ -165,8 +165,8 @@ def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
     from statistics import median
 
     from eat_audio.audio import audio_seconds
-    from eat_audio.data.containers import sound_of
-    from eat_audio.data.rounds import sample
+    from eat_audio.data.cross_validation import sample
+    from eat_audio.data.storage import sound_of
     from eat_audio.errors import EatError
 
     seconds: list[float] = []

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from eat_audio.cli.words import Device, ModelPlace, Places, end_of_job, expanded, show_table
+from eat_audio.cli.console import Device, ModelPlace, Places, end_of_job, expanded, show_table
 
 app = typer.Typer()
 
@@ -35,8 +35,8 @@ def detect(
 
     Example: eat detect dog.wav recordings/ --model runs/esc50 -o events/
     """
-    from eat_audio.detect import Rules, detect_files
-    from eat_audio.inference import load
+    from eat_audio.inference.detect import Rules, detect_files
+    from eat_audio.inference.predictor import load
     from eat_audio.report.timeline import timeline
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)

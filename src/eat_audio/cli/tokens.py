@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.words import Device, end_of_job
+from eat_audio.cli.console import Device, end_of_job
 from eat_audio.progress import print_lines
 
 app = typer.Typer()
@@ -34,9 +34,9 @@ def tokenize(
     Example: eat tokenize as2m.tsv --tokenizer runs/tokenizer2 -o labels2/
     """
     from eat_audio.data.corpora import open_corpus
-    from eat_audio.pretrain import labels
-    from eat_audio.pretrain.tokenizer import find_tokenizer
-    from eat_audio.train.loop import Training
+    from eat_audio.pretraining.beats import stored_labels as labels
+    from eat_audio.pretraining.beats.tokenizer import find_tokenizer
+    from eat_audio.training.loop import Training
 
     told = labels.tokenize(
         open_corpus(data),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from eat_audio.audio import AUDIO_SUFFIXES
+from eat_audio.audio.fbank import STATISTICS, Statistics
 from eat_audio.data.annotations import is_annotation, read_annotations
 from eat_audio.data.beside import labels_beside
 from eat_audio.data.corpus import Clip, Corpus, first_missing
@@ -36,7 +37,6 @@ from eat_audio.data.shards import is_packed, open_packed
 from eat_audio.data.splits import SPLITS
 from eat_audio.data.tsv import read_tsv
 from eat_audio.errors import DataError
-from eat_audio.logmel import STATISTICS, Statistics
 from eat_audio.masking import hash_id
 
 AUDIOSET_CLASSES = 527

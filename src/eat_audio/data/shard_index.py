@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eat_audio.data.containers import read_bytes
+from eat_audio.audio.fbank import STATISTICS
+from eat_audio.data.storage import read_bytes
 from eat_audio.errors import DataError
-from eat_audio.logmel import STATISTICS
 from eat_audio.text import shortened
 
 INDEX, ABOUT = "index.parquet", "shards.json"

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, Encoded, load_audio, to_int16
-from eat_audio.data.containers import read_bytes, sound_of
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
 from eat_audio.data.shard_index import ABOUT, INDEX, ROWS, VERSION, read_about, read_index
+from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
 from eat_audio.masking import hash_id
 from eat_audio.progress import track

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
-    from eat_audio.models.base import AudioClassifier, AudioEncoder
-    from eat_audio.models.features import AudioFeatureExtractor
+    from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+    from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ def families() -> dict[str, Family]:
         EatError: transformers, or a package that it needs, does not work on this system.
     """
     _check_transformers()
-    from eat_audio.models.audiomae import (
+    from eat_audio.models.audiomae.modeling import (
         AudioMAEConfig,
         AudioMAEForAudioClassification,
         AudioMAEModel,
     )
-    from eat_audio.models.beats import BEATsConfig, BEATsForAudioClassification, BEATsModel
-    from eat_audio.models.eat import EATConfig, EATForAudioClassification, EATModel
-    from eat_audio.models.features import (
+    from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+    from eat_audio.models.common.feature_extraction import (
         AudioMAEFeatureExtractor,
         BEATsFeatureExtractor,
         EATFeatureExtractor,
     )
+    from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
     return {
         "audiomae": Family(

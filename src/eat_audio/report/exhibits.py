@@ -5,20 +5,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from eat_audio import logmel
-from eat_audio.data.batches import ClipReader, ClipSettings, ordered_batches, whole_patches
+from eat_audio.audio import fbank as logmel
 from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.loader import ClipReader, ClipSettings, ordered_batches, whole_patches
 from eat_audio.errors import AudioError, EatError
-from eat_audio.evaluate import Evaluation
+from eat_audio.evaluation.evaluate import Evaluation
+from eat_audio.evaluation.metrics import directions, nearest
+from eat_audio.evaluation.probe import encode
 from eat_audio.masking import clip_keys, hash_id
-from eat_audio.models.base import AudioModel
-from eat_audio.models.features import AudioFeatureExtractor
-from eat_audio.pretrain.method import PretrainRun
-from eat_audio.pretrain.patches import real_columns
-from eat_audio.probe import encode
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.modeling import AudioModel
+from eat_audio.pretraining.masked_patches import real_columns
+from eat_audio.pretraining.method import PretrainRun
 from eat_audio.report.drawings import bars, confusion, percent, text
 from eat_audio.report.pictures import Array, Example, thumbnail
-from eat_audio.vectors import directions, nearest
 
 ASKED, ANSWERS = 6, 5
 """Clips whose nearest neighbours are shown, and how many of them."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eat_audio.evaluate import Evaluation
-from eat_audio.probe import Probe
+from eat_audio.evaluation.evaluate import Evaluation
+from eat_audio.evaluation.probe import Probe
 from eat_audio.report.curves import Log, points
 from eat_audio.report.drawings import (
     Line,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eat_audio.logmel import HIGHEST, LOWEST
+from eat_audio.audio.fbank import HIGHEST, LOWEST
 from eat_audio.report.drawings import figure, percent, svg
 
 PATCH = 16

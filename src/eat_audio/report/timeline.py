@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eat_audio.detect import Detection, Event
+from eat_audio.inference.detect import Detection, Event
 from eat_audio.report import drawings
 from eat_audio.report.pictures import PATCH, PITCHES, data_url, mel_position, paint, png
 

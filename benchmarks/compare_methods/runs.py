@@ -1,0 +1,319 @@
+"""A plan -> runs in folders, and their scores.
+
+    out/plan.json
+        NAME/seed-0/fold-1/            a pre-training, its stages in numbered folders in it
+            cost.json                  CPU and wall seconds, one entry for every time it was begun
+            probe.json                 what a linear probe found at the points of its budget
+            finetuned/                 what fine-tuning has made of it
+        NAME/random.json               the same probe of encoders of its shape with random weights
+        scratch/METHOD-.../seed-0/...  the same fine-tuning from random weights
+
+Every training is a process of its own on one thread, so that its CPU time is its own. What is
+finished is read and not run again; what was stopped goes on from its last step.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.compare_methods.folds import Part
+from benchmarks.compare_methods.plan import Leg, Method, Plan
+from benchmarks.compare_methods.probes import log_mel_scores, probe_scores, random_scores
+from benchmarks.compare_methods.subprocesses import Say, Spawn, Usage, stoppable, train
+from eat_audio import config as recipe
+from eat_audio.finetune import FinetuneRun, open_labelled
+from eat_audio.training.checkpoint import checkpoints, keep_model_only, read_json, write_json
+from eat_audio.training.metrics_log import read_log
+
+LAST = 5
+"""Logged steps whose numbers are averaged to tell what a run had learnt."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An encoder in the course of a pre-training, and what it had cost by then."""
+
+    stage: str
+    steps: int
+    """Of that stage."""
+    clips: int
+    """Heard so far, in all stages."""
+    tflop: float
+    cpu_seconds: float | None
+    """None where a run was killed together with whoever counted."""
+    probe: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method, pre-trained with one seed on one part, and what came of it."""
+
+    method: str
+    seed: int
+    part: str
+    cpu_seconds: float | None
+    wall_seconds: float | None
+    points: list[Point]
+    learnt: dict[str, dict[str, float]]
+    """Stage -> what its objective told at the end: loss, how many labels were guessed right, ..."""
+    finetuned: float | None = None
+    scratch: float | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All scores of a comparison, between 0 and 1."""
+
+    metric: str
+    runs: list[Run]
+    random: dict[str, list[list[float]]]
+    """Method -> seed -> part: the probe of an encoder that has learnt nothing."""
+    log_mel: list[float]
+    """Part by part: the same classifier on log-mel statistics."""
+
+
+# ---- one method, one seed, one part ----
+
+
+def pretrain_and_probe(
+    plan: Plan, method: Method, seed: int, part: Part, out: Path, spawn: Spawn
+) -> Run:
+    """All of a method's stages, then a probe of what there was at the points of its budget."""
+    here = out / method.label / f"seed-{seed}" / part.name
+    used: list[Usage | None] = []
+    places: list[tuple[Leg, int, Path]] = []
+    for leg in method.legs:
+        looks = plan.asked.points if leg is method.legs[-1] else 1
+        settings = leg.settings(here, seed, part, points=looks)
+        place = leg.stage.place(here)
+        used.append(train("pretrain", settings, place, marker="config.json", spawn=spawn))
+        if leg.usual.method == method.name:  # a tokenizer is no encoder to be compared
+            for halved in reversed(range(looks)):
+                steps = leg.steps // 2**halved
+                folder = place / "checkpoints" / f"step-{steps:08d}" if halved else place
+                places.append((leg, steps, folder))
+    scores = _kept(
+        here / "probe.json",
+        lambda: [probe_scores(plan, folder, [part])[0] for *_, folder in places],
+    )
+    _slim(here)
+    points = [
+        _point(method, used, leg, steps, score)
+        for (leg, steps, _), score in zip(places, scores, strict=True)
+    ]
+    whole = None if None in used else [each for each in used if each is not None]
+    learnt = {Path(leg.stage.recipe).stem: _learnt(leg.stage.place(here)) for leg in method.legs}
+    return Run(
+        method.label,
+        seed,
+        part.name,
+        None if whole is None else sum(each.cpu for each in whole),
+        None if whole is None else sum(each.wall for each in whole),
+        points,
+        learnt,
+    )
+
+
+def _learnt(place: Path) -> dict[str, float]:
+    """What an objective told: means over the last `LAST` of the logged steps."""
+    rows = [row for row in read_log(place) if "loss" in row][-LAST:]
+    if not rows:  # it was too short to log a step
+        return {}
+    names = list(rows[-1])  # what the objective tells stands before what the loop adds
+    names = names[names.index("loss") : names.index("gradient_norm")]
+    return {name: mean(row[name] for row in rows) for name in names}
+
+
+def _point(
+    method: Method, used: Sequence[Usage | None], leg: Leg, steps: int, score: float
+) -> Point:
+    """What had been spent when a stage had done so many steps: of it, and of those before it."""
+    place = method.legs.index(leg)
+    shares = [1.0] * place + [steps / leg.steps]
+    spent = list(zip(method.legs, used, shares, strict=False))
+    cpu = [share * each.cpu for _, each, share in spent if each is not None]
+    return Point(
+        stage=Path(leg.stage.recipe).stem,
+        steps=steps,
+        clips=round(sum(share * one.steps * one.clips_per_step for one, _, share in spent)),
+        tflop=sum(share * one.tflop for one, _, share in spent),
+        cpu_seconds=sum(cpu) if len(cpu) == len(spent) else None,
+        probe=score,
+    )
+
+
+def _slim(place: Path) -> None:
+    """Keep the encoders of a finished run, and not what would only be needed to go on."""
+    for folder in checkpoints(place):
+        keep_model_only(folder)
+
+
+def _kept(file: Path, find: Callable[[], Any]) -> Any:
+    """What was found out before, or is now."""
+    if not file.is_file():
+        write_json(file, {"scores": find()})
+    return read_json(file)["scores"]
+
+
+# ---- fine-tuning ----
+
+
+def finetuning(plan: Plan, method: Method, seed: int, part: Part) -> FinetuneRun:
+    """The settings that teach an encoder of a method the labels of a part.
+
+    Raises:
+        RecipeError: There is no such recipe, or it cannot learn these labels.
+    """
+    named = plan.asked.finetune or {}
+    name = named.get(method.name, f"{method.name}_tiny_finetune")
+    usual = recipe.load(FinetuneRun, name)
+    steps = plan.asked.finetune_steps or usual.steps
+    shape = method.legs[-1].usual.encoder.model_dump(exclude={"pooling"})
+    told = {
+        "data": plan.data,
+        "seed": seed,
+        "steps": steps,
+        "optim.warmup": min(round(usual.optim.warmup * steps / usual.steps), steps - 1),
+        "train_splits": list(part.heard),
+        "test_splits": list(part.tested),
+        "save_every": steps,
+        "keep": 1,
+        "encoder.method": method.name,
+        **{f"encoder.{setting}": value for setting, value in shape.items()},
+    }
+    return recipe.load(FinetuneRun, name, [f"{k}={json.dumps(v)}" for k, v in told.items()])
+
+
+def from_scratch(settings: FinetuneRun) -> FinetuneRun:
+    """The same from random weights: all of them learn, and none more slowly than others."""
+    optim = settings.optim.model_copy(update={"layer_decay": 1.0})
+    return settings.model_copy(update={"optim": optim, "freeze": 0, "lora": 0})
+
+
+def _finetuned(settings: FinetuneRun, out: Path, start: Path | None, spawn: Spawn) -> float:
+    """Its score on the tested clips."""
+    train("finetune", settings, out, marker="evaluation.json", start=start, spawn=spawn)
+    for folder in checkpoints(out):
+        shutil.rmtree(folder)
+    return float(read_json(out / "evaluation.json")["value"])
+
+
+def _shared(settings: FinetuneRun) -> str:
+    """A name that is the same for runs from random weights that differ in seed and part only."""
+    tree = settings.model_dump(mode="json", exclude={"seed", "train_splits", "test_splits"})
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{settings.encoder.method}-{digest}"
+
+
+# ---- all of them ----
+
+
+def run_all(plan: Plan, out: Path, *, say: Say, spawn: Spawn) -> Results:
+    """Run what is missing and gather the scores.
+
+    Args:
+        plan: What is to be run.
+        out: The folder of the comparison.
+        say: Told a sentence for every finished run.
+        spawn: Runs an `eat` command.
+
+    Raises:
+        EatError: What the user can mend.
+        KeyboardInterrupt: It was stopped.
+    """
+    seeds = range(plan.asked.seeds)
+    jobs: dict[tuple[str, int, str], Callable[[], Any]] = {}
+    scratch: dict[tuple[str, int, str], tuple[str, int, str]] = {}
+    for seed in seeds:
+        for part in plan.parts:
+            for method in plan.methods:
+                key = (method.label, seed, part.name)
+                jobs[key] = partial(_whole_run, plan, method, seed, part, out, spawn)
+                if plan.asked.finetune is None:
+                    continue
+                bare = from_scratch(finetuning(plan, method, seed, part))
+                open_labelled(bare)  # says now, not in hours, that its loss is not for such labels
+                shared = scratch[key] = (f"scratch/{_shared(bare)}", seed, part.name)
+                place = out / shared[0] / f"seed-{seed}" / part.name
+                jobs.setdefault(shared, partial(_finetuned, bare, place, None, spawn))
+    with stoppable(say):
+        found = _in_turn(jobs, plan.asked.workers, say)
+        random = {
+            method.label: _random(plan, method, out / method.label) for method in plan.methods
+        }
+        log_mel = _kept(out / f"log-mel-{len(plan.parts)}.json", lambda: log_mel_scores(plan))
+    runs = [
+        replace(found[key], scratch=found[scratch[key]] if key in scratch else None)
+        for key in jobs
+        if isinstance(found[key], Run)
+    ]
+    return Results("mAP" if plan.corpus.multi_label else "accuracy", runs, random, log_mel)
+
+
+def _whole_run(plan: Plan, method: Method, seed: int, part: Part, out: Path, spawn: Spawn) -> Run:
+    run = pretrain_and_probe(plan, method, seed, part, out, spawn)
+    if plan.asked.finetune is None:
+        return run
+    here = out / method.label / f"seed-{seed}" / part.name
+    settings = finetuning(plan, method, seed, part)
+    return replace(run, finetuned=_finetuned(settings, here / "finetuned", here, spawn))
+
+
+def _random(plan: Plan, method: Method, place: Path) -> list[list[float]]:
+    """The probe of random encoders, seed by seed, part by part."""
+    shaped = place / "seed-0" / plan.parts[0].name
+    rows = []
+    for seed in range(plan.asked.seeds):
+        file = place / f"random-{seed}-{len(plan.parts)}.json"
+        rows.append(_kept(file, partial(random_scores, plan, shaped, seed)))
+    return rows
+
+
+def _in_turn(
+    jobs: dict[tuple[str, int, str], Callable[[], Any]], workers: int, say: Say
+) -> dict[tuple[str, int, str], Any]:
+    """What all jobs found, `workers` of them at a time."""
+    found: dict[tuple[str, int, str], Any] = {}
+    clock = time.perf_counter()
+    pool = ThreadPoolExecutor(workers)
+
+    def begin(key: tuple[str, int, str]) -> Any:
+        say(f"begins: {_name(key)}")
+        return jobs[key]()
+
+    try:
+        waiting = {pool.submit(begin, key): key for key in jobs}
+        for done in as_completed(waiting):
+            key = waiting[done]
+            found[key] = done.result()
+            left = (time.perf_counter() - clock) / len(found) * (len(jobs) - len(found))
+            say(_sentence(key, found[key], f"{len(found)} of {len(jobs)}", left))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return found
+
+
+def _sentence(key: tuple[str, int, str], found: Any, count: str, left: float) -> str:
+    name = f"{count}: {_name(key)}"
+    if not isinstance(found, Run):
+        told = f"fine-tuned from scratch {found:.1%}"
+    else:
+        told = f"probe {found.points[-1].probe:.1%}"
+        told += "" if found.cpu_seconds is None else f" after {found.cpu_seconds:.0f} CPU s"
+        told += "" if found.finetuned is None else f", fine-tuned {found.finetuned:.1%}"
+    return f"{name}: {told}" + (f"; about {left / 60:.0f} min left" if left >= 30 else "")
+
+
+def _name(key: tuple[str, int, str]) -> str:
+    label, seed, part = key
+    return f"{label.partition('/')[0]}, seed {seed}, {part}"

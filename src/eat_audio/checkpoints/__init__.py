@@ -1,0 +1,1 @@
+"""Checkpoint files: load, convert, fetch and share them, without running code in them."""

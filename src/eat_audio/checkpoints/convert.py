@@ -1,0 +1,122 @@
+"""Foreign checkpoints -> our models, and back.
+
+A file is read safely (`unpickle`), asked whose it is, and put into our terms by the method that
+knows it (`eat`, `beats`, `audiomae`). Whether its tensors are exactly those of a model is checked
+where all models are loaded, in `pretrained`.
+"""
+
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from eat_audio.checkpoints.folder import folder_aside
+from eat_audio.checkpoints.sink import Sink
+from eat_audio.checkpoints.torch_file import DAMAGED, read_pickled
+from eat_audio.errors import CheckpointError
+from eat_audio.models import save
+from eat_audio.models.audiomae import checkpoint as audiomae
+from eat_audio.models.beats import checkpoint as beats
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.modeling import AudioModel
+from eat_audio.models.common.released import Foreign
+from eat_audio.models.eat import checkpoint as eat
+from eat_audio.text import shortened
+from eat_audio.writing import write_json, write_tensors, written_aside
+
+__all__ = ["LAYOUTS", "Foreign", "read", "read_pickled", "write"]
+
+LAYOUTS = ("eat-audio", "released", "released-hf")
+"""How a model may be written: as here, as its authors' own code does, as their Hub folders are."""
+
+
+METHODS = {"eat": eat, "beats": beats, "audiomae": audiomae}
+"""Who knows released files, by `model_type`."""
+
+
+def read(path: str | Path, *, teacher: bool = False) -> Foreign:
+    """Read a released `.pt`, `.pth` or `.bin` file of any method, without running anything in it.
+
+    Args:
+        path: The file.
+        teacher: Take the teacher of pre-training instead of the student, where one is held.
+
+    Raises:
+        CheckpointError: It cannot be read safely, or is of no method known here.
+    """
+    content = read_pickled(path)
+    method = next((one for one in METHODS.values() if one.knows(content)), None)
+    if method is None:
+        there = ", ".join(map(shortened, list(_names(content))[:3])) or "nothing"
+        raise CheckpointError(f"{path}: holds no released EAT, BEATs or Audio-MAE ({there})")
+    try:
+        if not teacher:
+            return method.ours(content)
+        if method is not eat:
+            raise CheckpointError("holds no teacher; only pre-trained EAT files do")
+        return eat.ours(content, teacher=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: is no released checkpoint ({reason})") from error
+
+
+def _names(content: dict[str, Any]) -> dict[str, Any]:
+    state = content.get("model")
+    return state if isinstance(state, dict) else content
+
+
+def write(
+    model: AudioModel, features: AudioFeatureExtractor, out: Path, *, layout: str = "eat-audio"
+) -> list[str]:
+    """Write a model as one of `LAYOUTS`: tensors and settings, no code.
+
+    Args:
+        model: Whose weights.
+        features: Its front end.
+        out: A folder that does not exist yet; with "released" a file.
+        layout: See `LAYOUTS`.
+
+    Returns:
+        What the layout has no place for, so that `out` does not say it.
+
+    Raises:
+        CheckpointError: `out` exists or cannot be written, or the layout has no such models.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out}: is there already; expected a new name")
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
+    if layout == "released":
+        content = METHODS[model.config.model_type].theirs(model, features)
+        with written_aside(out) as aside, Sink(aside) as file:
+            torch.save(content, cast(IO[bytes], file))
+        return _lost(model, features, read(out))
+    with folder_aside(out) as aside:
+        if layout == "released-hf":
+            _write_released_folder(model, features, aside)
+        else:
+            save(model, features, aside)
+    return []
+
+
+def _write_released_folder(
+    model: AudioModel, features: AudioFeatureExtractor, folder: Path
+) -> None:
+    method = model.config.model_type
+    if method != "eat":
+        raise CheckpointError(f"of {method} no Hugging Face folder was released; EAT's were")
+    told, state = eat.released_folder(model)
+    write_tensors(folder / "model.safetensors", state, metadata={"format": "pt"})
+    write_json(folder / "config.json", told)
+    features.save_pretrained(folder)
+
+
+def _lost(model: AudioModel, features: AudioFeatureExtractor, back: Foreign) -> list[str]:
+    lost = []
+    if (features.mean, features.std) != (back.features.mean, back.features.std):
+        lost.append(f"its statistics, mean {features.mean:g} and deviation {features.std:g}")
+    if back.classifier and model.config.id2label != back.config.id2label:
+        lost.append("the names of its labels")
+    return lost

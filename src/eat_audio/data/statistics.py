@@ -1,0 +1,50 @@
+"""A corpus -> the mean and standard deviation of its log-mel, which normalise what models hear."""
+
+from dataclasses import dataclass
+
+from eat_audio.audio import load_audio
+from eat_audio.audio.fbank import RunningStatistics, Statistics, log_mel
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.storage import sound_of
+from eat_audio.errors import AudioError, DataError
+from eat_audio.progress import track
+
+
+@dataclass(frozen=True)
+class CorpusStatistics:
+    """What was measured, and on what."""
+
+    statistics: Statistics
+    clips: int
+    seconds: float
+    unreadable: list[str]
+
+
+def measure(corpus: Corpus, *, longest: float = 60.0) -> CorpusStatistics:
+    """Exact mean and standard deviation over all mel cells of all clips, one clip at a time.
+
+    Every clip loses its own mean first, as in training; padding is never counted.
+
+    Args:
+        corpus: The clips.
+        longest: Seconds of a clip that are read at most, from its beginning.
+
+    Raises:
+        DataError: Not one clip can be read.
+    """
+    running = RunningStatistics()
+    unreadable: list[str] = []
+    seconds, clips = 0.0, 0
+    for clip in track(corpus.clips, "listen", len(corpus)):
+        try:
+            wanted = min(longest, clip.seconds or longest)
+            waveform = load_audio(sound_of(clip), start=clip.start, seconds=wanted)
+        except AudioError as error:
+            unreadable.append(str(error))
+            continue
+        running.add(log_mel(waveform - waveform.mean()))
+        seconds += len(waveform) / 16_000
+        clips += 1
+    if not clips:
+        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+    return CorpusStatistics(running.result(), clips, seconds, unreadable)

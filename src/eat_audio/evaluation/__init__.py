@@ -1,0 +1,1 @@
+"""Scores of encoders and classifiers: evaluation, probes, the monitor of a run."""

@@ -1,0 +1,1 @@
+"""Prediction, embeddings and detection on recordings of any length."""

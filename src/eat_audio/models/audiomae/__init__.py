@@ -1,0 +1,1 @@
+"""Audio-MAE: encoder, classifier, released checkpoints."""

@@ -1,0 +1,127 @@
+"""Released Audio-MAE checkpoints <-> our models.
+
+Names are ours without "model.". Positions are computed here; the table of a file says in which of
+two layouts, and is written anew on the way back.
+
+Shapes: N positions, D width.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eat_audio.errors import CheckpointError
+from eat_audio.models.audiomae.modeling import AudioMAEConfig, positions
+from eat_audio.models.common.feature_extraction import (
+    AudioFeatureExtractor,
+    AudioMAEFeatureExtractor,
+)
+from eat_audio.models.common.modeling import AudioModel
+from eat_audio.models.common.released import Foreign
+from eat_audio.text import shortened
+
+NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+"""What tells the shape of an encoder."""
+BINS = 128
+"""Mel bins of a released encoder."""
+SLACK = 1e-5
+"""How far a table is at most from the positions it is taken for."""
+
+
+def knows(content: dict[str, Any]) -> bool:
+    """Whether this is (or was meant to be) the content of a released Audio-MAE file."""
+    state = _state(content)
+    return "cls_token" in state and "patch_embed.proj.weight" in state
+
+
+def ours(content: dict[str, Any], *, num_heads: int | None = None) -> Foreign:
+    """A pre-trained or fine-tuned Audio-MAE file in our terms.
+
+    Args:
+        content: "model" (tensors by released name), or those tensors themselves. All released
+            files are of AudioSet, whose statistics the front end gets.
+        num_heads: Attention heads, of which released files say nothing; by default what a file
+            written here says, else one for every 64 channels.
+
+    Raises:
+        CheckpointError: It does not tell the shape of an encoder, or has other positions.
+    """
+    state = _state(content)
+    if missing := [name for name in NEEDED if name not in state]:
+        raise CheckpointError(f"has no {missing[0]}; expected an Audio-MAE encoder")
+    if odd := [name for name, x in state.items() if not isinstance(x, Tensor)]:
+        raise CheckpointError(f"holds something under {odd[0]} that is no tensor")
+    decoder = [name for name in state if name.startswith("decoder_") or name == "mask_token"]
+    ignored = dict.fromkeys(decoder, "decoder of pre-training")
+    ignored["pos_embed"] = "positions, which are computed"
+    tensors = {f"model.{name}": x for name, x in state.items() if name not in ignored}
+    classifies = "head.weight" in state
+    config = _config(state, content, num_heads)
+    return Foreign(config, tensors, classifies, AudioMAEFeatureExtractor(), ignored)
+
+
+def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
+    """A model in the layout of the released files: {"model": tensors, "args": settings}.
+
+    There is no place in it for names of labels, nor for the statistics of a corpus.
+    """
+    config = cast(AudioMAEConfig, model.config)
+    rows = config.mel_bins // config.patch_size
+    period = config.pos_length if config.pos_layout == "released" else rows
+    table = positions(config.pos_length * rows, config.embed_dim, period=period)
+    state = {"pos_embed": torch.cat([torch.zeros(1, config.embed_dim), table])[None]}
+    for name, tensor in model.state_dict().items():
+        state[name.removeprefix("model.")] = tensor.detach().clone()
+    return {"model": state, "args": {"num_heads": config.num_heads}}
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    """The tensors by released name; a file may hold nothing else."""
+    state = content.get("model", content)
+    return state if isinstance(state, dict) else {}
+
+
+def _config(
+    state: dict[str, Tensor], content: dict[str, Any], num_heads: int | None
+) -> AudioMAEConfig:
+    """The shape of an encoder from its tensors, and what they cannot tell from its settings."""
+    width, side = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
+    told = content.get("args")
+    if num_heads is None and isinstance(told, dict) and isinstance(told.get("num_heads"), int):
+        num_heads = told["num_heads"]
+    if num_heads is not None and not 0 < num_heads <= width:
+        raise CheckpointError(f"says num_heads={shortened(num_heads)} of a width of {width}")
+    if num_heads is None and width % 64:
+        raise CheckpointError(f"does not tell the number of heads of its encoder (width {width})")
+    layout, columns = _layout(state["pos_embed"], width=width, rows=BINS // side)
+    head = state.get("head.weight")
+    return AudioMAEConfig(
+        embed_dim=width,
+        depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        num_heads=num_heads or width // 64,
+        patch_size=side,
+        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
+        num_classes=527 if head is None else len(head),
+        final_norm=head is None or "norm.weight" in state,
+        pos_layout=layout,
+        pos_length=columns,
+    )
+
+
+def _layout(table: Tensor, *, width: int, rows: int) -> tuple[str, int]:
+    """Which of the two layouts a table of positions (1, 1 + N, D) has, and for how many columns."""
+    shape = tuple(table.shape)
+    columns = table.numel() // (rows * width)
+    if shape != (1, 1 + columns * rows, width) or not columns:
+        raise CheckpointError(
+            f"has positions of shape {shape}; expected (1, 1 + columns * {rows}, {width})"
+        )
+    cls = torch.zeros(1, width)
+    for layout, period in (("released", columns), ("correct", rows)):
+        computed = torch.cat([cls, positions(columns * rows, width, period=period)])
+        if (table[0].float() - computed).abs().max() <= SLACK:  # never of what is not a number
+            return layout, columns
+    raise CheckpointError(
+        "has other positions than Audio-MAE's fixed ones, in the released layout or the correct one"
+    )

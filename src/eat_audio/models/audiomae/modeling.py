@@ -1,0 +1,365 @@
+"""Spectrogram -> tokens: the Audio-MAE encoder, with and without a classifier, in Hugging Face.
+
+    tokens = norm(blocks([CLS, patches(x) + positions]))         pre-trained
+    logits = head(fc_norm(mean of the patches of blocks(...)))   fine-tuned: no norm after blocks
+
+What survives pre-training: a plain pre-norm vision transformer over 16 x 16 patches of log-mel.
+Parameters carry the names of the released checkpoints behind `model.` (`model.cls_token`,
+`model.patch_embed.proj`, `model.blocks.N.norm1`, `model.norm`, `model.fc_norm`, `model.head`).
+
+Letters: B clips, R rows (a clip or some of its patches), N = T' x F' patches (time-major), D width.
+
+Huang et al., "Masked Autoencoders that Listen" (2207.06405).
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from eat_audio.models.common.layers import (
+    MLP,
+    Attention,
+    PatchEmbedding,
+    begin_patches,
+    drop_path,
+    fitting,
+    masked_mean,
+    patch_mask,
+)
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioConfig,
+    AudioEncoder,
+    AudioModel,
+    Encoded,
+)
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+"""Small and base as in the paper (table 1); tiny trains on a laptop."""
+
+POOLINGS = ("cls", "mean")
+LAYOUTS = ("released", "correct")
+
+
+class AudioMAEConfig(AudioConfig):
+    """The shape of an Audio-MAE encoder.
+
+    Args:
+        embed_dim: Width D of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads per block.
+        norm_eps: Epsilon of every norm.
+        final_norm: Whether a norm follows the last block: in pre-trained encoders one does, in
+            fine-tuned classifiers, where `fc_norm` follows the pooling, none.
+        pos_layout: Where positions believe a patch to be. "correct": in its column and row.
+            "released": in column n mod `pos_length` and row n div `pos_length`, n being its place
+            in the time-major sequence; a mistake that the released weights have learnt to live
+            with.
+        pos_length: Columns of the position table of the released checkpoints (one column is
+            16 frames, 160 ms). Longer clips get a longer table.
+        pooling: What stands for the whole clip: "mean" of the patches, or "cls".
+        start_drop_path_rate: Stochastic depth of the first block.
+        end_drop_path_rate: Stochastic depth of the last block.
+        mask_t_prob: Share of columns that a classifier does not hear of a clip while it trains.
+        mask_f_prob: Share of rows that it does not hear.
+    """
+
+    sizes = SIZES
+    model_type = "audiomae"
+    attribute_map = {
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "num_heads",
+    }
+
+    def __init__(
+        self,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        patch_size: int = 16,
+        mel_bins: int = 128,
+        num_classes: int = 527,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        final_norm: bool = True,
+        pos_layout: str = "released",
+        pos_length: int = 64,
+        pooling: str = "mean",
+        attn_drop_rate: float = 0.0,
+        start_drop_path_rate: float = 0.0,
+        end_drop_path_rate: float = 0.0,
+        mask_t_prob: float = 0.0,
+        mask_f_prob: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.mel_bins = mel_bins
+        self.mlp_ratio = mlp_ratio
+        self.norm_eps = norm_eps
+        self.final_norm = final_norm
+        self.pos_layout = pos_layout
+        self.pos_length = pos_length
+        self.pooling = pooling
+        self.attn_drop_rate = attn_drop_rate
+        self.start_drop_path_rate = start_drop_path_rate
+        self.end_drop_path_rate = end_drop_path_rate
+        self.mask_t_prob = mask_t_prob
+        self.mask_f_prob = mask_f_prob
+        super().__init__(num_classes, **kwargs)
+
+    def _refuse_what_cannot_be(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
+            )
+        if self.embed_dim % 4:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
+            )
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
+        if self.mel_bins < self.patch_size or self.mel_bins % self.patch_size:
+            raise ValueError(
+                f"mel_bins={self.mel_bins} is not a multiple of patch_size={self.patch_size}"
+            )
+        if self.pos_length < 1:
+            raise ValueError(f"pos_length={self.pos_length}: 1 or more is expected")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        if self.pos_layout not in LAYOUTS:
+            raise ValueError(f"pos_layout={self.pos_layout}: expected one of {', '.join(LAYOUTS)}")
+        for name in ("mask_t_prob", "mask_f_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")
+
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        return {"end_drop_path_rate": drop_path, "final_norm": False}
+
+
+def positions(tokens: int, width: int, *, period: int) -> Tensor:
+    """Fixed positions (tokens, width): the n-th encodes n mod `period`, then n div `period`.
+
+    Each half of the channels is [sin, cos] of index * 10000^(-k / (width / 4)), computed in
+    float64. With the number of rows as period that is row and column of a time-major grid.
+    """
+    rates = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    n = np.arange(tokens)
+    halves = [index[:, None] * rates for index in (n % period, n // period)]
+    waves = [wave(angles) for angles in halves for wave in (np.sin, np.cos)]
+    return torch.from_numpy(np.concatenate(waves, axis=1).astype(np.float32))
+
+
+class Positions:
+    """The positions of a configuration's patches, in a table that grows and follows its user.
+
+    Neither a parameter nor a buffer: it is computed where it is needed and saved nowhere.
+    """
+
+    def __init__(self, config: AudioMAEConfig, width: int) -> None:
+        rows = config.mel_bins // config.patch_size
+        self.width = width
+        self.period = config.pos_length if config.pos_layout == "released" else rows
+        self.shortest = config.pos_length * rows
+        self.table = torch.empty(0, width, device="cpu")
+
+    def __call__(self, tokens: int, like: Tensor) -> Tensor:
+        """Positions (tokens, width) of the first patches of a clip, on the device of `like`."""
+        if len(self.table) < tokens or self.table.device != like.device:
+            table = positions(max(tokens, self.shortest), self.width, period=self.period)
+            self.table = table.to(like.device)
+        return self.table[:tokens]
+
+
+class Block(GradientCheckpointingLayer):
+    """A transformer block whose norms come first: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: AudioMAEConfig, index: int) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.norm1 = nn.LayerNorm(width, config.norm_eps)
+        self.attn = Attention(
+            width, config.num_heads, bias=True, dropout=config.attn_drop_rate, config=config
+        )
+        self.norm2 = nn.LayerNorm(width, config.norm_eps)
+        self.mlp = MLP(width, int(width * config.mlp_ratio))
+        first, last = config.start_drop_path_rate, config.end_drop_path_rate
+        self.drop_path = first + (last - first) * index / max(config.depth - 1, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (R, N, D) -> tokens; `mask` (R, 1, 1, N) is True where a key is real."""
+        x = x + drop_path(self.attn(self.norm1(x), mask), self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
+
+
+class AudioMAEEncoder(nn.Module):
+    """The encoder proper; a plain module, so that pre-training can see every layer."""
+
+    def __init__(self, config: AudioMAEConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.config = config
+        self.patch_embed = PatchEmbedding(width, config.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = nn.LayerNorm(width, config.norm_eps) if config.final_norm else nn.Identity()
+        self.positions = Positions(config, width)
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
+        spectrogram = fitting(spectrogram, patch=self.config.patch_size, bins=self.config.mel_bins)
+        dtype = self.cls_token.dtype  # of the weights: models can be loaded in half precision
+        patches = self.patch_embed(spectrogram.to(dtype))
+        return patches + self.positions(patches.shape[1], patches).to(dtype)
+
+    def forward(
+        self, patches: Tensor, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Embedded patches (R, N, D), all of a clip or some in any order, through the blocks.
+
+        Args:
+            patches: What `embed` gave, or a selection of it.
+            real: (R, N), False for patches that nobody may listen to; None if all are real.
+
+        Returns:
+            CLS (R, D); patches (R, N, D); the tokens before every block and after the last (and
+            after the norm that follows it), each (R, 1 + N, D) with the CLS token first.
+        """
+        cls = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
+        x = torch.cat([cls, patches], dim=1)
+        mask = None if real is None else F.pad(real, (1, 0), value=True)[:, None, None]
+        states = [x]
+        for block in self.blocks:
+            x = block(x, mask)
+            states.append(x)
+        x = states[-1] = self.norm(x)
+        return x[:, 0], x[:, 1:], states
+
+    def pool(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
+        """One vector per clip, as the configuration says: (B, D)."""
+        return cls if self.config.pooling == "cls" else masked_mean(patches, real)
+
+
+class AudioMAEClassifier(AudioMAEEncoder):
+    """An encoder with a norm and a linear head on its pooled output."""
+
+    def __init__(self, config: AudioMAEConfig) -> None:
+        super().__init__(config)
+        self.fc_norm = nn.LayerNorm(config.embed_dim, config.norm_eps)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+
+def some_of_a_grid(
+    noise: tuple[Tensor, Tensor], hidden: tuple[float, float], real: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The patches in the columns and rows of the least noise.
+
+    Args:
+        noise: One number per column (R, T') and per row (R, F').
+        hidden: Shares of columns and of rows to leave out; what stays is rounded down, but one.
+        real: (R, T'), False for columns of padding, which are never kept; None if all are real.
+
+    Returns:
+        Patch numbers (R, M), by column and row of rising noise, and which of them count (R, M):
+        a row with fewer real columns keeps fewer; None if all do.
+    """
+    per_column, per_row = noise
+    columns, rows = per_column.shape[1], per_row.shape[1]
+    kept_columns, kept_rows = (
+        max(int(count * (1 - share)), 1)
+        for count, share in zip((columns, rows), hidden, strict=True)
+    )
+    seen = None
+    if real is not None:
+        per_column = per_column.masked_fill(~real, torch.inf)
+        kept = (real.sum(dim=1).double() * (1 - hidden[0])).long().clamp(min=1)
+        seen = torch.arange(kept_columns, device=real.device) < kept[:, None]
+        seen = seen.repeat_interleave(kept_rows, dim=1)
+    which = per_column.argsort(dim=1)[:, :kept_columns, None] * rows
+    return (which + per_row.argsort(dim=1)[:, None, :kept_rows]).flatten(1), seen
+
+
+class AudioMAEPreTrainedModel(AudioModel):
+    """What all Audio-MAE models share: how to initialise and how to encode."""
+
+    config_class = AudioMAEConfig
+    config: AudioMAEConfig
+    _no_split_modules = ["Block"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As released: Xavier for every map, 0.02 for the CLS token, next to nothing for a head."""
+        if isinstance(module, AudioMAEEncoder):
+            init.normal_(module.cls_token, std=0.02)
+            if isinstance(module, AudioMAEClassifier):
+                init.trunc_normal_(module.head.weight, std=2e-5)
+        elif isinstance(module, nn.Conv2d):
+            begin_patches(module)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
+        real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
+        return self._run(self.model.embed(input_values), real)
+
+    def _run(self, patches: Tensor, real: Tensor | None) -> Encoded:
+        encoder = cast(AudioMAEEncoder, self.model)
+        cls, patches, states = encoder(patches, real)
+        return Encoded(encoder.pool(cls, patches, real), cls, patches, states, real)
+
+
+class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):
+    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+
+    _keys_to_ignore_on_load_unexpected = [r"model\.(head|fc_norm)\."]
+
+    def __init__(self, config: AudioMAEConfig) -> None:
+        super().__init__(config)
+        self.model = AudioMAEEncoder(config)
+        self.post_init()
+
+
+class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
+    """Encoder and classifier: normalised log-mel in, logits out.
+
+    While it trains, a share of every clip's columns and rows of patches, drawn from torch's
+    generator, is left out (`mask_t_prob`, `mask_f_prob`): paper section 3.3.
+    """
+
+    def __init__(self, config: AudioMAEConfig) -> None:
+        super().__init__(config)
+        self.model = AudioMAEClassifier(config)
+        self.post_init()
+
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Spectrograms (B, T, 128) through the encoder: what is left of them, while training."""
+        hidden = (self.config.mask_t_prob, self.config.mask_f_prob)
+        if not (self.training and any(hidden)):
+            return super().encode(input_values, attention_mask)
+        patches = self.model.embed(input_values)
+        clips, (columns, rows) = len(patches), self.grid(input_values)
+        noise = [torch.rand(clips, count, device=patches.device) for count in (columns, rows)]
+        real = patch_mask(attention_mask, self.config.patch_size, 1)
+        ids, seen = some_of_a_grid((noise[0], noise[1]), hidden, real)
+        return self._run(patches.take_along_dim(ids[..., None], dim=1), seen)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """What the head says of encoded clips: (B, classes)."""
+        return self.model.head(self.model.fc_norm(encoded.clip))

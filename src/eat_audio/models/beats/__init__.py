@@ -1,0 +1,1 @@
+"""BEATs: encoder, classifier, released checkpoints."""

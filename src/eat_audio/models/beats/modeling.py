@@ -1,0 +1,531 @@
+"""Spectrogram -> tokens: the BEATs encoder, with and without a classifier, in Hugging Face.
+
+    tokens = proj(norm(patches(x)));  tokens = norm(tokens + gelu(conv(tokens))) -> blocks
+    x      = norm1(a x + attn(x));    x      = norm2(a x + mlp(x)),        a = (2 depth)^(1/4)
+    scores = q k^T / sqrt(d) + gate(q) * bias(key - query)
+
+What survives pre-training. Nothing in it knows where on the grid a patch is: a convolution over
+the time-major sequence and a bias by distance in it are all there is of position, so that any
+length can be heard. In its released code patches of padding are 0 before that convolution and
+nobody listens to them; since zeros also lie beyond a sequence's ends, a clip sounds the same alone.
+
+Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058); DeepNorm from
+"DeepNet" (2203.00555), which the factor a is of, the gated bias from WavLM (2110.13900).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from eat_audio.models.common.layers import (
+    MLP,
+    Attention,
+    PatchEmbedding,
+    convolve,
+    fitting,
+    linear_softmax,
+    masked_mean,
+)
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioConfig,
+    AudioEncoder,
+    AudioModel,
+    Encoded,
+)
+
+SIZES: dict[str, dict[str, int]] = {
+    name: {
+        "embed_dim": width // 3 * 2,
+        "encoder_layers": layers,
+        "encoder_embed_dim": width,
+        "encoder_ffn_embed_dim": 4 * width,
+        "encoder_attention_heads": width // 64,
+    }
+    for name, width, layers in (("tiny", 192, 6), ("small", 384, 12), ("base", 768, 12))
+}
+"""Base as released; tiny and small train on a laptop."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+POOLINGS = ("mean", "linear_softmax")
+
+
+class BEATsConfig(AudioConfig):
+    """The shape of a BEATs encoder; field names are those of the released `cfg`.
+
+    Args:
+        input_patch_size: Frames and mel bins of a patch.
+        embed_dim: Width of an embedded patch, before it is projected to that of a token.
+        conv_bias: Whether the patch embedding has a bias.
+        encoder_layers: Number of blocks.
+        encoder_embed_dim: Width D of a token.
+        encoder_ffn_embed_dim: Width inside the MLP of a block.
+        encoder_attention_heads: Attention heads per block.
+        activation_fn: "gelu" or "relu", inside the MLP.
+        layer_norm_first: Norms come before attention and MLP; not together with `deep_norm`.
+        deep_norm: Residual streams grow by (2 layers)^(1/4) before every sum.
+        dropout: Of tokens, and of what attention and MLP add to them.
+        attention_dropout: Of attention weights.
+        activation_dropout: Inside the MLP.
+        dropout_input: Of embedded patches.
+        encoder_layerdrop: Share of clips that a block is left out for while it trains.
+        conv_pos: Taps of the convolution that gives tokens their positions.
+        conv_pos_groups: Its groups.
+        relative_position_embedding: Whether scores are biased by distance.
+        num_buckets: Distances that are told apart, of both directions together.
+        max_distance: Where the last of them begins.
+        gru_rel_pos: Whether every query gates its biases.
+        layer_wise_gradient_decay_ratio: The gradient becomes so much of itself at the input of
+            every block.
+        predictor_dropout: Of patches, before the classifier.
+        pooling: What stands for the whole clip: "mean" of the patches (and of their logits, as
+            released), or "linear_softmax" over them.
+    """
+
+    sizes = SIZES
+    model_type = "beats"
+    attribute_map = {
+        "hidden_size": "encoder_embed_dim",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "patch_size": "input_patch_size",
+    }
+
+    def __init__(
+        self,
+        input_patch_size: int = 16,
+        embed_dim: int = 512,
+        conv_bias: bool = False,
+        encoder_layers: int = 12,
+        encoder_embed_dim: int = 768,
+        encoder_ffn_embed_dim: int = 3072,
+        encoder_attention_heads: int = 12,
+        activation_fn: str = "gelu",
+        layer_norm_first: bool = False,
+        deep_norm: bool = True,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        dropout_input: float = 0.1,
+        encoder_layerdrop: float = 0.05,
+        conv_pos: int = 128,
+        conv_pos_groups: int = 16,
+        relative_position_embedding: bool = True,
+        num_buckets: int = 320,
+        max_distance: int = 800,
+        gru_rel_pos: bool = True,
+        layer_wise_gradient_decay_ratio: float = 1.0,
+        predictor_dropout: float = 0.0,
+        pooling: str = "mean",
+        mel_bins: int = 128,
+        num_classes: int = 527,
+        **kwargs: Any,
+    ) -> None:
+        self.input_patch_size = input_patch_size
+        self.embed_dim = embed_dim
+        self.conv_bias = conv_bias
+        self.encoder_layers = encoder_layers
+        self.encoder_embed_dim = encoder_embed_dim
+        self.encoder_ffn_embed_dim = encoder_ffn_embed_dim
+        self.encoder_attention_heads = encoder_attention_heads
+        self.activation_fn = activation_fn
+        self.layer_norm_first = layer_norm_first
+        self.deep_norm = deep_norm
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.activation_dropout = activation_dropout
+        self.dropout_input = dropout_input
+        self.encoder_layerdrop = encoder_layerdrop
+        self.conv_pos = conv_pos
+        self.conv_pos_groups = conv_pos_groups
+        self.relative_position_embedding = relative_position_embedding
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.gru_rel_pos = gru_rel_pos
+        self.layer_wise_gradient_decay_ratio = layer_wise_gradient_decay_ratio
+        self.predictor_dropout = predictor_dropout
+        self.pooling = pooling
+        self.mel_bins = mel_bins
+        super().__init__(num_classes, **kwargs)
+
+    def _refuse_what_cannot_be(self) -> None:
+        width, side = self.encoder_embed_dim, self.input_patch_size
+        for part in ("encoder_attention_heads", "conv_pos_groups"):
+            if width % getattr(self, part):
+                raise ValueError(
+                    f"encoder_embed_dim={width} is not divisible by {part}={getattr(self, part)}"
+                )
+        if self.mel_bins % side or side % (self.mel_bins // side):
+            raise ValueError(
+                f"input_patch_size={side} does not fit {self.mel_bins} mel bins; expected so many "
+                "patches of them that their number divides its frames (8 patches of 16 in 128)"
+            )
+        if self.activation_fn not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation_fn={self.activation_fn}: expected one of {known}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        if self.deep_norm and self.layer_norm_first:
+            raise ValueError("deep_norm and layer_norm_first exclude each other")
+        if self.gru_rel_pos and not self.relative_position_embedding:
+            raise ValueError("gru_rel_pos needs relative_position_embedding, which it gates")
+        if (
+            self.num_buckets < 4
+            or self.num_buckets % 4
+            or self.max_distance * 4 <= self.num_buckets
+        ):
+            raise ValueError(
+                f"num_buckets={self.num_buckets}, max_distance={self.max_distance}: expected a "
+                "multiple of 4, and more than a quarter of it"
+            )
+
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        """As in the released fine-tuned models nothing is dropped but blocks."""
+        dropouts = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
+        none = dict.fromkeys((*dropouts, "predictor_dropout"), 0.0)
+        return none | {"encoder_layerdrop": drop_path}
+
+    @property
+    def residual_scale(self) -> float:
+        """What a residual stream is multiplied by before something is added: DeepNorm's alpha."""
+        return (2 * self.encoder_layers) ** 0.25 if self.deep_norm else 1.0
+
+    @property
+    def branch_scale(self) -> float:
+        """Gain of the first weights of what is added to a residual stream: DeepNorm's beta."""
+        return (8 * self.encoder_layers) ** -0.25
+
+
+# ---- positions ----
+
+
+class ConvolvedPositions(nn.Module):
+    """What tokens (R, N, D) learn from their neighbours in the sequence: gelu(conv(x)).
+
+    The weight of every tap is a direction v and a length g: weight = g * v / |v|.
+    """
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        width, self.groups = config.encoder_embed_dim, config.conv_pos_groups
+        self.taps = config.conv_pos
+        # transformers 5.2 renames what is called weight_g and weight_v, as files have it
+        self.length = nn.Parameter(torch.empty(1, 1, self.taps))
+        self.direction = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(self.direction, dim=(0, 1), keepdim=True)
+        weight = self.direction * (self.length / lengths)
+        half = self.taps // 2
+        mixed = convolve(x.transpose(1, 2), weight, self.bias, padding=half, groups=self.groups)
+        # an even number of taps gives one token too many
+        return F.gelu(mixed[..., : x.shape[1]]).transpose(1, 2)
+
+
+def buckets(distances: Tensor, *, count: int, longest: int) -> Tensor:
+    """Which of `count` numbers stand for distances in the sequence (key - query), int64.
+
+    Half of them for keys that follow. Of each half, the first half stands for one distance each,
+    the others for ranges that grow with their logarithm; the last of them has no end.
+    """
+    half = count // 2
+    near = half // 2
+    far = distances.abs()
+    # float32 and its truncation, as released
+    share = torch.log(far.clamp_min(1).float() / near) / math.log(longest / near)
+    ranged = near + (share * (half - near)).long()
+    return torch.where(far < near, far, ranged.clamp_max(half - 1)) + half * (distances > 0)
+
+
+class RelativeBias(nn.Module):
+    """A learnt bias for every head and distance; one table for all blocks."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        self.longest = config.max_distance
+        self.table = nn.Embedding(config.num_buckets, config.encoder_attention_heads)
+        self._buckets: Tensor | None = None
+
+    def forward(self, tokens: int) -> Tensor:
+        """Biases (1, H, N, N) of sequences of N tokens: row by query, column by key."""
+        reach = self._of_distances(tokens)
+        biases = self.table(reach).t()  # (H, 2N - 1)
+        place = torch.arange(tokens, device=biases.device)
+        return biases[:, place - place[:, None] + tokens - 1][None]
+
+    def _of_distances(self, tokens: int) -> Tensor:
+        """The buckets of distances from 1 - tokens to tokens - 1."""
+        known, device = self._buckets, self.table.weight.device
+        if known is None or len(known) < 2 * tokens - 1 or known.device != device:
+            with torch.inference_mode(False):  # what is remembered serves training, too
+                # by a CPU, whose logarithm decides at the edges of ranges
+                distances = torch.arange(1 - tokens, tokens, device="cpu")
+                count = self.table.num_embeddings
+                known = buckets(distances, count=count, longest=self.longest).to(device)
+            self._buckets = known
+        middle = len(known) // 2
+        return known[middle - tokens + 1 : middle + tokens]
+
+
+# ---- blocks ----
+
+
+class GatedAttention(Attention):
+    """Multi-head self-attention with biased scores, where every query gates its biases."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        width, heads = config.encoder_embed_dim, config.encoder_attention_heads
+        super().__init__(width, heads, bias=True, dropout=config.attention_dropout, config=config)
+        self.gated = config.gru_rel_pos
+        if self.gated:
+            self.gate = nn.Linear(width // heads, 8)
+            self.gate_scale = nn.Parameter(torch.empty(1, heads, 1, 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """Tokens (R, N, D); which keys are real (R, 1, 1, N); biases (1, H, N, N) of scores."""
+        q, k, v = self.split(x)
+        return self.mix(q, k, v, mask if bias is None else self._biases(q, bias, mask))
+
+    def _biases(self, q: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """What is added to the scores of queries (R, H, N, d): (R or 1, H, N, N)."""
+        if self.gated:
+            update, reset = self.gate(q).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)
+            bias = bias * (update * (reset * self.gate_scale - 1) + 2)
+        bias = bias.to(q.dtype)
+        return bias if mask is None else bias.masked_fill(~mask, torch.finfo(q.dtype).min)
+
+
+class Block(GradientCheckpointingLayer):
+    """A transformer block; its norms follow the residual sums unless the configuration differs."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        width = config.encoder_embed_dim
+        self.attn = GatedAttention(config)
+        self.norm1 = nn.LayerNorm(width)
+        self.mlp = MLP(
+            width,
+            config.encoder_ffn_embed_dim,
+            config.activation_dropout,
+            ACTIVATIONS[config.activation_fn],
+        )
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = config.dropout
+        self.norm_first = config.layer_norm_first
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Tokens (R, N, D) -> tokens; `mask` and `bias` as attention wants them."""
+        if self.norm_first:
+            x = x + self._dropped(self.attn(self.norm1(x), mask, bias))
+            return x + self._dropped(self.mlp(self.norm2(x)))
+        x = self.norm1(x * self.scale + self._dropped(self.attn(x, mask, bias)))
+        return self.norm2(x * self.scale + self._dropped(self.mlp(x)))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class _Damped(torch.autograd.Function):
+    """Leaves values alone and makes gradients smaller."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.share, None
+
+
+# ---- the encoder ----
+
+
+class BEATsEncoder(nn.Module):
+    """The encoder proper; a plain module, so that pre-training can give it some of the patches."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        inner, width = config.embed_dim, config.encoder_embed_dim
+        self.config = config
+        self.local_encoder = PatchEmbedding(inner, config.input_patch_size, bias=config.conv_bias)
+        self.patch_norm = nn.LayerNorm(inner)
+        self.patch_proj = nn.Identity() if inner == width else nn.Linear(inner, width)
+        self.positions = ConvolvedPositions(config)
+        self.norm = nn.LayerNorm(width)
+        self.relative_bias = RelativeBias(config) if config.relative_position_embedding else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """Log-mel (B, T, F), or (B, 1, T, F), -> patches (B, N, D), without positions."""
+        side = self.config.input_patch_size
+        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        # in the precision of the weights: models can be loaded in half precision
+        spectrogram = spectrogram.to(self.local_encoder.proj.weight.dtype)
+        patches = self.patch_proj(self.patch_norm(self.local_encoder(spectrogram)))
+        return F.dropout(patches, self.config.dropout_input, self.training)
+
+    def forward(self, patches: Tensor, real: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Embedded patches (R, N, D), all of a clip or some, through the blocks.
+
+        Positions are those in the sequence that is given, whatever was taken out of it.
+
+        Args:
+            patches: What `embed` gave, or a selection of it, in order.
+            real: (R, N), False for patches that nobody may listen to; None if all are real.
+
+        Returns:
+            Patches (R, N, D); the tokens before every block and after the last (those are the
+            patches), each (R, N, D).
+        """
+        settings = self.config
+        x = patches if real is None else patches.masked_fill(~real[..., None], 0)
+        x = x + self.positions(x)
+        if not settings.layer_norm_first:
+            x = self.norm(x)
+        x = F.dropout(x, settings.dropout, self.training)
+        bias = None if self.relative_bias is None else self.relative_bias(x.shape[1])
+        mask = None if real is None else real[:, None, None]
+        states = [x]
+        for block in self.blocks:
+            if settings.layer_wise_gradient_decay_ratio != 1:
+                x = _Damped.apply(x, settings.layer_wise_gradient_decay_ratio)
+            x = self._now_and_then(x, block(x, mask, bias))
+            states.append(x)
+        if settings.layer_norm_first:
+            x = states[-1] = self.norm(x)
+        return x, states
+
+    def _now_and_then(self, x: Tensor, deeper: Tensor) -> Tensor:
+        """What a block made of its input, or, for some clips in training, its input.
+
+        The released code decides for whole batches and leaves the work out; this way a clip's
+        luck is its own, and processes that learn together always use the same parameters.
+        """
+        share = self.config.encoder_layerdrop
+        if share == 0 or not self.training:
+            return deeper
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= share
+        return torch.where(keep, deeper, x.to(deeper.dtype))
+
+    def pool(self, patches: Tensor, real: Tensor | None) -> Tensor:
+        """One vector per clip, as the configuration says: (B, D)."""
+        pool = linear_softmax if self.config.pooling == "linear_softmax" else masked_mean
+        return pool(patches, real)
+
+
+class BEATsClassifier(BEATsEncoder):
+    """An encoder with a linear head on its patches."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.encoder_embed_dim, config.num_classes)
+
+
+def patches_heard(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
+    """Which frames are real (B, T) -> which patches are (B, N), by the released rule.
+
+    The n-th patch is real if any of the n-th T / N frames is (two for patches of 16 x 16 in 128
+    bins), not of its own: a column in whose middle a clip ends is real in its first rows. Where
+    clips end with a column, as `BEATsFeatureExtractor` lets them, that makes no difference.
+    """
+    if attention_mask is None:
+        return None
+    return attention_mask.bool().unflatten(1, (-1, patch // rows)).any(dim=2)
+
+
+class BEATsPreTrainedModel(AudioModel):
+    """What all BEATs models share: how to initialise and how to encode."""
+
+    config_class = BEATsConfig
+    config: BEATsConfig
+    _no_split_modules = ["Block"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As released (`base_init_stats` in the tests)."""
+        if isinstance(module, nn.Linear):
+            self._init_linear(module)
+        elif isinstance(module, nn.Conv2d):
+            _as_torch_does(module)
+        elif isinstance(module, ConvolvedPositions):
+            width, _, taps = module.direction.shape
+            init.normal_(module.direction, std=2 / (taps * width) ** 0.5)
+            lengths = torch.linalg.vector_norm(module.direction, dim=(0, 1), keepdim=True)
+            init.copy_(module.length, lengths)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module, GatedAttention) and module.gated:
+            init.ones_(module.gate_scale)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def _init_linear(self, layer: nn.Linear) -> None:
+        """By its place; one by one, as transformers asks for those alone that a file lacks."""
+        place = next(name for name, module in self.named_modules() if module is layer)
+        if ".blocks." not in place:
+            return _as_torch_does(layer)
+        part = place.rpartition(".")[2]
+        if part == "gate" or not self.config.deep_norm:
+            init.normal_(layer.weight, std=0.02)
+        elif part == "qkv":  # Xavier's law for each of the three, for values with less gain
+            spread = torch.tensor([1.0, 1.0, self.config.branch_scale]).to(layer.weight)
+            spread = spread.repeat_interleave(layer.in_features)[:, None] * layer.in_features**-0.5
+            init.copy_(layer.weight, torch.randn_like(layer.weight) * spread)
+        else:
+            init.xavier_normal_(layer.weight, gain=self.config.branch_scale)
+        init.zeros_(layer.bias)
+
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
+        encoder = cast(BEATsEncoder, self.model)
+        side, rows = self.config.input_patch_size, self.grid(input_values)[1]
+        real = patches_heard(attention_mask, side, rows)
+        patches, states = encoder(encoder.embed(input_values), real)
+        return Encoded(encoder.pool(patches, real), None, patches, states, real)
+
+
+def _as_torch_does(layer: nn.Linear | nn.Conv2d) -> None:
+    """Uniform up to 1 / sqrt(inputs): what linear maps and convolutions of torch begin with."""
+    bound = layer.weight[0].numel() ** -0.5
+    init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        init.uniform_(layer.bias, -bound, bound)
+
+
+class BEATsModel(BEATsPreTrainedModel, AudioEncoder):
+    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+
+    _keys_to_ignore_on_load_unexpected = [r"model\.head\."]
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__(config)
+        self.model = BEATsEncoder(config)
+        self.post_init()
+
+
+class BEATsForAudioClassification(BEATsPreTrainedModel, AudioClassifier):
+    """Encoder and classifier: normalised log-mel in, logits out."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__(config)
+        self.model = BEATsClassifier(config)
+        self.post_init()
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """What the head says of encoded clips, of every patch first if the mean counts: (B, C)."""
+        dropout = self.config.predictor_dropout
+        if self.config.pooling == "linear_softmax":
+            return self.model.head(F.dropout(encoded.clip, dropout, self.training))
+        patches = F.dropout(encoded.patches, dropout, self.training)
+        return masked_mean(self.model.head(patches), encoded.real)

@@ -1,0 +1,1 @@
+"""What all encoders share: base classes, layers, the front end."""

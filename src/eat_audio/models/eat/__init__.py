@@ -1,0 +1,1 @@
+"""EAT: encoder, classifier, released checkpoints."""

@@ -1,0 +1,311 @@
+"""Spectrogram -> tokens: the EAT encoder, with and without a classifier, at home in Hugging Face.
+
+    tokens = pre_norm([CLS, patches(x) + positions]) -> blocks
+
+What survives pre-training. Parameters carry the names of the released checkpoints
+(`model.local_encoder.proj`, `model.extra_tokens`, `model.blocks.N.attn.qkv`,
+`model.pre_norm`, `model.fc_norm`, `model.head`), so released files load as they are.
+
+Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from eat_audio.models.common.layers import (
+    MLP,
+    Attention,
+    PatchEmbedding,
+    begin_patches,
+    drop_path,
+    fitting,
+    linear_softmax,
+    masked_mean,
+    patch_mask,
+    sincos_positions,
+)
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioConfig,
+    AudioEncoder,
+    AudioModel,
+    Encoded,
+)
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+"""Base and large as in the paper (section 4.1); tiny and small train on a laptop."""
+
+POOLINGS = ("cls", "mean", "linear_softmax")
+
+
+class EATConfig(AudioConfig):
+    """The shape of an EAT encoder; field names are those of the released `config.json`.
+
+    Args:
+        embed_dim: Width D of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads per block.
+        pos_length: Columns of the position table (one column is 16 frames, 160 ms).
+            Longer clips get a longer table.
+        pooling: What stands for the whole clip: "cls", "mean" of the patches, or
+            "linear_softmax" over them.
+        head_norm_eps: Epsilon of the norm before the classifier: 1e-5 in the released Hugging
+            Face models, 1e-6 in the released fine-tuning code.
+    """
+
+    sizes = SIZES
+    model_type = "eat"
+    attribute_map = {
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "num_heads",
+    }
+
+    def __init__(
+        self,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        patch_size: int = 16,
+        stride: int = 16,
+        in_chans: int = 1,
+        mel_bins: int = 128,
+        num_classes: int = 527,
+        model_variant: str = "pretrain",
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        activation_dropout: float = 0.0,
+        post_mlp_drop: float = 0.0,
+        start_drop_path_rate: float = 0.0,
+        end_drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        norm_affine: bool = True,
+        layer_norm_first: bool = False,
+        fixed_positions: bool = True,
+        pos_length: int = 768,
+        pooling: str = "cls",
+        head_norm_eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.stride = stride
+        self.in_chans = in_chans
+        self.mel_bins = mel_bins
+        self.model_variant = model_variant
+        self.mlp_ratio = mlp_ratio
+        self.qkv_bias = qkv_bias
+        self.drop_rate = drop_rate
+        self.attn_drop_rate = attn_drop_rate
+        self.activation_dropout = activation_dropout
+        self.post_mlp_drop = post_mlp_drop
+        self.start_drop_path_rate = start_drop_path_rate
+        self.end_drop_path_rate = end_drop_path_rate
+        self.norm_eps = norm_eps
+        self.norm_affine = norm_affine
+        self.layer_norm_first = layer_norm_first
+        self.fixed_positions = fixed_positions
+        # The released files say max_length, which transformers keeps for text generation.
+        self.pos_length = kwargs.pop("max_length", pos_length)
+        self.pooling = pooling
+        self.head_norm_eps = head_norm_eps
+        super().__init__(num_classes, **kwargs)
+
+    def _refuse_what_cannot_be(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
+            )
+        if self.embed_dim % 4:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
+            )
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        if self.layer_norm_first or not self.fixed_positions:
+            raise ValueError("only post-norm encoders with fixed positions exist (as released)")
+        if self.in_chans != 1 or self.stride != self.patch_size:
+            raise ValueError("only one channel and patches side by side (stride = patch_size)")
+
+    def _classifying(self, drop_path: float) -> dict[str, Any]:
+        return {"end_drop_path_rate": drop_path, "head_norm_eps": 1e-6, "model_variant": "finetune"}
+
+
+class Block(GradientCheckpointingLayer):
+    """A transformer block whose norms follow the residual sums (post-norm), as in data2vec 2.0.
+
+    x = norm1(x + attn(x));  update = mlp(x);  x = norm2(x + update)
+    """
+
+    def __init__(self, config: EATConfig, index: int) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.norm1 = nn.LayerNorm(width, config.norm_eps, config.norm_affine)
+        self.attn = Attention(
+            width,
+            config.num_heads,
+            bias=config.qkv_bias,
+            dropout=config.attn_drop_rate,
+            config=config,
+        )
+        self.norm2 = nn.LayerNorm(width, config.norm_eps, config.norm_affine)
+        self.mlp = MLP(width, int(width * config.mlp_ratio), config.activation_dropout)
+        self.dropout = config.drop_rate
+        self.update_dropout = config.post_mlp_drop
+        first, last = config.start_drop_path_rate, config.end_drop_path_rate
+        self.drop_path = first + (last - first) * index / max(config.depth - 1, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (R, N, D) -> (tokens, update): the update is what the MLP adds, before norm2."""
+        mixed = F.dropout(self.attn(x, mask), self.dropout, self.training)
+        x = self.norm1(x + drop_path(mixed, self.drop_path, self.training))
+        update = self.mlp(x)
+        added = F.dropout(update, self.update_dropout, self.training)
+        return self.norm2(x + drop_path(added, self.drop_path, self.training)), update
+
+
+class EATEncoder(nn.Module):
+    """The encoder proper; a plain module, so that pre-training can see every layer."""
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.config = config
+        self.local_encoder = PatchEmbedding(width, config.patch_size)
+        self.extra_tokens = nn.Parameter(torch.empty(1, 1, width))
+        self.pre_norm = nn.LayerNorm(width, config.norm_eps, config.norm_affine)
+        self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.depth))
+        self._positions: Tensor | None = None
+
+    def positions(self, columns: int, rows: int, like: Tensor) -> Tensor:
+        """Positions (columns * rows, D) for a grid, of any length, on the device of `like`."""
+        table = self._positions
+        if table is None or len(table) < columns * rows or table.device != like.device:
+            longest = max(columns, self.config.pos_length)
+            table = sincos_positions(longest, rows, self.config.embed_dim).to(like.device)
+            self._positions = table
+        return table[: columns * rows]
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
+        side = self.config.patch_size
+        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        frames, bins = spectrogram.shape[1:]
+        dtype = self.extra_tokens.dtype  # of the weights: models can be loaded in half precision
+        patches = self.local_encoder(spectrogram.to(dtype))
+        return patches + self.positions(frames // side, bins // side, patches).to(dtype)
+
+    def forward(
+        self, patches: Tensor, real: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Embedded patches (R, N, D), all of a clip or some, through the blocks.
+
+        Args:
+            patches: What `embed` gave, or a selection of it.
+            real: (R, N), False for patches that nobody may listen to; None if all are real.
+
+        Returns:
+            CLS (R, D); patches (R, N, D); the tokens before every block and after the last,
+            and every block's update, each (R, 1 + N, D) with the CLS token first.
+        """
+        cls = self.extra_tokens.expand(len(patches), -1, -1).to(patches.dtype)
+        x = self.pre_norm(torch.cat([cls, patches], dim=1))
+        mask = None if real is None else F.pad(real, (1, 0), value=True)[:, None, None]
+        states, updates = [x], []
+        for block in self.blocks:
+            x, update = block(x, mask)
+            states.append(x)
+            updates.append(update)
+        return x[:, 0], x[:, 1:], states, updates
+
+    def pool(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
+        """One vector per clip, as the configuration says: (B, D)."""
+        if self.config.pooling == "mean":
+            return masked_mean(patches, real)
+        if self.config.pooling == "linear_softmax":
+            return linear_softmax(patches, real)
+        return cls
+
+
+class EATClassifier(EATEncoder):
+    """An encoder with a norm and a linear head on its pooled output."""
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__(config)
+        self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+
+class EATPreTrainedModel(AudioModel):
+    """What all EAT models share: how to initialise, what to ignore, how to encode."""
+
+    config_class = EATConfig
+    config: EATConfig
+    _no_split_modules = ["Block"]
+    _keys_to_ignore_on_load_unexpected = [r"fixed_positional_encoder\.positions"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As released: see section 3.6 of the released code's facts (`init_stats` in the tests)."""
+        if isinstance(module, EATEncoder):
+            init.normal_(module.extra_tokens)
+            module._positions = None
+        elif isinstance(module, nn.Conv2d):
+            begin_patches(module)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
+        encoder = cast(EATEncoder, self.model)
+        real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
+        cls, patches, states, _ = encoder(encoder.embed(input_values), real)
+        return Encoded(encoder.pool(cls, patches, real), cls, patches, states, real)
+
+
+class EATModel(EATPreTrainedModel, AudioEncoder):
+    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"fixed_positional_encoder\.positions",
+        r"model\.(head|fc_norm)\.",
+    ]
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__(config)
+        self.model = EATEncoder(config)
+        self.post_init()
+
+
+class EATForAudioClassification(EATPreTrainedModel, AudioClassifier):
+    """Encoder and classifier: normalised log-mel in, logits out."""
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__(config)
+        self.model = EATClassifier(config)
+        self.post_init()
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        """What the head says of encoded clips: (B, classes)."""
+        return self.model.head(self.model.fc_norm(encoded.clip))

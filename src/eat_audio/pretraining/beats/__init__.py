@@ -1,0 +1,1 @@
+"""BEATs' objective, tokenizer and stored labels."""

@@ -1,0 +1,277 @@
+"""A recipe and a corpus -> a pre-trained encoder in a folder.
+
+Puts together what the other files make: clips, features, objective, optimiser, loop, checkpoint.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from eat_audio.audio import fbank as logmel
+from eat_audio.data.contents import contents
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import Batch, ClipSettings, Steps, training_batches, whole_patches
+from eat_audio.errors import RecipeError
+from eat_audio.evaluation.monitor import Monitor
+from eat_audio.models import families, save
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
+from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.pretraining.audiomae import AudioMAEPretraining, AudioMAERun
+from eat_audio.pretraining.beats.objective import BEATsPretraining, BEATsRun
+from eat_audio.pretraining.beats.stored_labels import StoredLabels
+from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining, TokenizerRun
+from eat_audio.pretraining.eat import EATPretraining, EATRun
+from eat_audio.pretraining.method import Pretraining, PretrainRun
+from eat_audio.training.checkpoint import Run, claim
+from eat_audio.training.distributed import Team, join, share, whole
+from eat_audio.training.loop import Training, fit
+from eat_audio.training.metrics_log import TrainingLog
+from eat_audio.training.optim import adamw, parameter_groups
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method brings; its encoder and its front end are in `models.families`."""
+
+    settings: type[PretrainRun]
+    objective: type[Pretraining]
+
+
+METHODS = {
+    "audiomae": Method(AudioMAERun, AudioMAEPretraining),
+    "beats": Method(BEATsRun, BEATsPretraining),
+    "beats_tokenizer": Method(TokenizerRun, TokenizerPretraining),
+    "eat": Method(EATRun, EATPretraining),
+}
+"""Methods by the name that a recipe calls them."""
+
+
+def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
+    """The settings of the method that a recipe names; EAT if it names none.
+
+    Raises:
+        RecipeError: There is no such method.
+    """
+    name = recipe.get("method", "eat")
+    if not isinstance(name, str) or name not in METHODS:
+        known = " or ".join(f"'{known}'" for known in METHODS)
+        raise RecipeError(f"method={name}: {known} is expected")
+    return METHODS[name].settings
+
+
+def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
+    """Pre-train an encoder.
+
+    Args:
+        settings: The resolved recipe.
+        out: Folder for checkpoints, logs and the finished model.
+        resume: Continue what is in `out`.
+
+    Returns:
+        `out`, loadable by `eat_audio.load` and `AutoModel.from_pretrained`.
+
+    Raises:
+        RecipeError: No data are named.
+        EatError: What else the user can mend.
+    """
+    team = join(settings.on())
+    with team.working():
+        _pretrain(settings, out, resume, team)
+    return out
+
+
+def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> None:
+    if settings.data is None:
+        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER")
+    corpus = open_corpus(settings.data)
+    if settings.splits:
+        corpus = corpus.select(*settings.splits)
+
+    torch.manual_seed(settings.seed)
+    frames = whole_patches(settings.clips.seconds)
+    config, make = settings.config(), METHODS[settings.method].objective
+    features = extractor(corpus, settings.clips, method=config.model_type)
+    objective = make(config, settings, features, frames=frames, seed=settings.seed)
+    objective.to(settings.on()).train()
+    share(objective, team, how=settings.parallel)
+    groups = parameter_groups(
+        objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
+    )
+    optimiser = adamw(groups, settings.optim)
+
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        save(objective.student, features, folder, state=part(state, "student."))
+
+    origin = {"features": features.to_dict()}
+    here = Run(
+        out,
+        settings,
+        corpus.fingerprint(),
+        objective,
+        optimiser,
+        export,
+        settings.keep,
+        origin,
+        team,
+        _learnt_from(corpus, objective),
+    )
+    steps = Steps(
+        corpus,
+        settings.clips,
+        batch=settings.batch,
+        seed=settings.seed,
+        rank=team.rank,
+        ranks=team.ranks,
+    )
+    with claim(out, team):
+        start = here.begin(resume=resume)
+        with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
+            guard = CollapseGuard(objective, log, after=settings.optim.warmup)
+            look = looking(settings, objective, log)
+            look(0)
+
+            def tick(done: int) -> None:
+                log.tick(done)
+                look(done)
+
+            fit(
+                objective,
+                watched(steps, settings, start, log),
+                optimiser,
+                settings,
+                settings.optim,
+                start=start,
+                team=team,
+                log=guard.write,
+                say=log.say,
+                tick=tick,
+                save=here.save,
+            )
+        here.finish()
+
+
+def _learnt_from(corpus: Corpus, objective: Pretraining) -> str:
+    """A fingerprint of the recordings, and of the labels beside them that a run may have."""
+    stored = getattr(objective, "stored", None)
+    labels = f", labels {stored.contents()}" if isinstance(stored, StoredLabels) else ""
+    return contents(corpus) + labels
+
+
+def training_log(settings: Training, out: Path, title: str, start: int, team: Team) -> TrainingLog:
+    """What a run tells while it runs; of a team, one process speaks."""
+    return TrainingLog(
+        out,
+        title,
+        steps=settings.steps,
+        start=start,
+        clips_per_step=settings.batch * settings.accumulate * team.ranks,
+        also=settings.log,
+        recipe=settings.model_dump(mode="json"),
+        writes=team.leads,
+    )
+
+
+def looking(
+    settings: PretrainRun, objective: Pretraining, log: TrainingLog
+) -> Callable[[int], None]:
+    """What looks at the student after a step, if it is time to, and tells the log."""
+    in_slices = settings.parallel == "fsdp"  # then all processes have to help
+    if settings.monitor.data is None or not (log.writes or in_slices):
+        return lambda step: None
+    features, clips = objective.features, settings.clips
+    monitor = Monitor(settings.monitor, features, clips=clips, steps=settings.steps)
+    for sentence in monitor.unreadable:
+        log.skip(sentence)
+
+    def look(step: int) -> None:
+        if not log.looked:
+            log.add(0, monitor(0, objective.student))
+        if monitor.due(step):
+            numbers = monitor(step, in_full(objective.student))
+            log.add(step, numbers)
+            log.say(monitor.sentence(step, numbers))
+
+    return look
+
+
+def in_full(encoder: AudioEncoder) -> AudioEncoder:
+    """An encoder whose weights are whole: itself, or a copy where they are sliced."""
+    if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
+        return encoder
+    with torch.random.fork_rng():  # a look must not change what training draws
+        copy = type(encoder)(encoder.config)
+    copy.load_state_dict({name: whole(tensor) for name, tensor in encoder.state_dict().items()})
+    nn.Module.to(copy, next(encoder.parameters()).device)
+    return copy
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under what is left of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def extractor(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatureExtractor:
+    """A method's front end for a corpus: its statistics, unless the recipe says others.
+
+    Published statistics, and those that lie beside a corpus, are of the log-mel that EAT hears. A
+    front end with another log-mel knows AudioSet's only; others are told as two numbers.
+    """
+    kind = families()[method].features
+    same = issubclass(kind, EATFeatureExtractor)
+    told = clips.statistics or (corpus.statistics if same else None) or "audioset"
+    if told == "audioset":
+        return kind(released_padding=clips.released_padding)
+    if isinstance(told, str):
+        published = logmel.STATISTICS if same else {}
+        if told not in published:
+            known = ", ".join({"audioset": None, **published})
+            raise RecipeError(f"clips.statistics={told}: expected two numbers or one of {known}")
+        statistics = published[told]
+    else:
+        statistics = logmel.Statistics(*told)
+    return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
+
+
+def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
+    """The batches of a run; the log hears of clips that cannot be read."""
+    accumulate = settings.accumulate
+    batches = training_batches(steps, start=start * accumulate, stop=settings.steps * accumulate)
+    for batch in log.waiting(batches):
+        for sentence in batch.unreadable:
+            log.skip(sentence)
+        yield batch
+
+
+class CollapseGuard:
+    """Logs every step's numbers, and says so when a run stops learning anything.
+
+    Args:
+        objective: Knows which numbers are bad.
+        log: Where to.
+        after: Steps of warm-up, in which nothing is said.
+    """
+
+    def __init__(self, objective: Pretraining, log: TrainingLog, *, after: int) -> None:
+        self.objective = objective
+        self.log = log
+        self.after = after
+        self.told: set[str] = set()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Take the numbers of a step."""
+        self.log.write(step, numbers | self.objective.at(step))
+        doubts = self.objective.doubts(numbers) if step > self.after else {}
+        for name, sentence in doubts.items():
+            if name not in self.told:
+                self.told.add(name)
+                self.log.say(f"warning: step {step}: {sentence}")

@@ -1,0 +1,277 @@
+"""Batches and an objective -> a trained objective: the one loop of all methods.
+
+Every step of training is visible here, and nothing about audio is. All randomness of a step is
+a function of (seed, step), so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import math
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from eat_audio.config import Settings
+from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
+from eat_audio.text import printable
+from eat_audio.training.distributed import ALONE, Parallel, Team, exchange, local_rank, whole
+from eat_audio.training.optim import Optim, set_rates
+from eat_audio.training.trackers import LogSettings
+from eat_audio.training.workers import attended
+
+CPU = torch.device("cpu")
+
+
+class Training(Settings):
+    """How long and how wide to train, and how often to tell and to save."""
+
+    steps: PositiveInt = 400_000
+    batch: PositiveInt = 12
+    """Clips per micro-batch."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per optimiser step; the loss keeps its meaning."""
+    seed: int = Field(0, ge=0, le=2**40)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one, each process of a machine its own."""
+    parallel: Parallel = "ddp"
+    """How processes share the work: ddp, each holds the whole model; fsdp, each a slice of it."""
+    patience: PositiveInt = 10
+    """Steps in a row whose gradient is not finite, and which are left out, before giving up."""
+    log_every: PositiveInt = 50
+    save_every: PositiveInt = 5_000
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept on disk."""
+    log: LogSettings = LogSettings()
+
+    def on(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            EatError: It does not exist.
+        """
+        if self.device == "auto":
+            return torch.device("cuda", local_rank()) if torch.cuda.is_available() else CPU
+        try:
+            device = torch.device(self.device)
+            torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+            raise EatError(
+                f"device={printable(self.device)[:60]}: cannot be used here{_why_not(error)}; "
+                f"expected auto or one of those that are here: {', '.join(_devices())}"
+            ) from None
+        return device
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which losses are computed."""
+        chosen = self.precision
+        if chosen == "auto":
+            chosen = "bf16" if device.type == "cuda" else "fp32"
+        if chosen == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+
+def _why_not(error: Exception) -> str:
+    """Why a device cannot be used, as far as CUDA says it; the rest is a list of kernels."""
+    words = str(error).partition("\n")[0].partition(". ")[0]
+    return (
+        f" ({words})" if re.search("cuda|nvidia", words, re.IGNORECASE) and len(words) < 120 else ""
+    )
+
+
+def _devices() -> list[str]:
+    """The devices of this machine."""
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    return there + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+class Objective(Protocol):
+    """What the loop asks of a method.
+
+    Called with a batch and a generator it gives its losses: "loss" is the one to differentiate,
+    "weight" (1 if absent) says how much this batch counts beside others of the same step.
+    """
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+    def after_step(self, step: int) -> None: ...
+
+
+def fit(
+    objective: Objective,
+    batches: Iterator[Any],
+    optimiser: torch.optim.Optimizer,
+    training: Training,
+    optim: Optim,
+    *,
+    start: int = 0,
+    team: Team = ALONE,
+    log: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
+    say: Callable[[str], None] = lambda sentence: None,
+    tick: Callable[[int], None] = lambda step: None,
+    save: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train from step `start` to `training.steps`.
+
+    A step whose gradient is not finite is left out and counted ("skipped"); weights stay as they
+    were. A checkpoint that cannot be written is said and tried again at the next occasion.
+
+    Args:
+        objective: Losses of a batch, on the device to train on.
+        batches: Micro-batches of this process, already moved on to `start`; `accumulate` of them
+            make a step.
+        optimiser: From `adamw`, over groups with a "peak" rate.
+        training: How long, how often.
+        optim: Rates and clipping.
+        start: Steps already done.
+        team: The processes that train together.
+        log: Told the numbers of a step every `log_every` steps and at the end.
+        say: Told in a sentence what went wrong without ending the run.
+        tick: Told of every finished step.
+        save: Told to save every `save_every` steps, at the end, and when interrupted.
+
+    Raises:
+        TrainingDiverged: Too many gradients in a row are not finite; none of them was applied.
+        EatError: A process that decodes died, or memory ran out; the finished step is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the finished step is saved.
+        CheckpointError: The last checkpoint could not be written.
+    """
+    device = next(objective.parameters()).device
+    generator = torch.Generator(device)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    forward = team.wrap(objective)
+    clock = time.perf_counter()
+    skipped = in_a_row = 0
+    stop = _StopAfterStep(training)
+    with stop, attended(batches, stop, save, team, how=training.parallel) as batches:
+        for step in range(start, training.steps):
+            set_rates(optimiser, optim, step, training.steps)
+
+            weight: float | Tensor = 0.0
+            sums: dict[str, Tensor] = {}
+            for micro in range(training.accumulate):
+                batch = next(batches).to(device)  # before seeding: loaders draw from torch's own
+                number = (step * training.accumulate + micro) * team.ranks + team.rank
+                _seed(generator, training.seed, number)
+                with exchange(forward, when=micro + 1 == training.accumulate):
+                    with training.autocast(device):
+                        losses = forward(batch, generator)
+                    share: float | Tensor = losses.pop("weight", 1.0)
+                    (losses["loss"] * share).backward()
+                weight = weight + share
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() * share
+
+            if isinstance(weight, Tensor):
+                weight = team.mean(weight).item()
+            norm = _finish_gradients(parameters, weight, optim.clip)
+            numbers = {name: value / weight for name, value in sums.items()}
+            done = step + 1
+            if math.isfinite(norm):
+                stop.finished = None
+                optimiser.step()
+                objective.after_step(done)
+                in_a_row = 0
+            else:
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                say(sentence := _not_finite(step, norm, numbers))
+                if in_a_row == training.patience:
+                    raise TrainingDiverged(f"{sentence}, {in_a_row} times in a row: given up")
+            optimiser.zero_grad(set_to_none=True)
+            stop.finished = done
+            last = done == training.steps
+            stopping = team.any(stop.asked, device=device)
+
+            tick(done)
+            if done % training.log_every == 0 or last:
+                told = _over_team(numbers, team)
+                rate = max(group["lr"] for group in optimiser.param_groups)
+                told |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
+                log(done, told | {"seconds": time.perf_counter() - clock})
+            if done % training.save_every == 0 or last or stopping:
+                try:
+                    save(done)
+                except CheckpointError as error:
+                    if last or stopping:
+                        raise
+                    say(f"{error}; training goes on")
+            if stopping and not last:
+                raise stop.error()
+
+
+def _over_team(numbers: dict[str, Tensor], team: Team) -> dict[str, float]:
+    """The numbers of a step, averaged over processes."""
+    values = team.mean(torch.stack([value.float() for value in numbers.values()]))
+    return dict(zip(numbers, values.tolist(), strict=True))
+
+
+def _not_finite(step: int, norm: float, numbers: dict[str, Tensor]) -> str:
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in numbers.items())
+    return f"step {step}: left out, as its gradient is {norm} ({values})"
+
+
+def _seed(generator: torch.Generator, seed: int, draw: int) -> None:
+    """Make every draw of a micro-batch a function of (seed, its number)."""
+    torch.manual_seed(seed * 1_000_003 + draw)  # dropout and stochastic depth draw from here
+    generator.manual_seed(seed * 1_000_003 + draw)
+
+
+def _finish_gradients(parameters: list[torch.nn.Parameter], weight: float, longest: float) -> float:
+    """Divide the summed gradients by their weight, shorten them, return their norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if weight != 1.0:
+        torch._foreach_div_(gradients, weight)
+    norm = clip_grad_norm_(parameters, longest if longest > 0 else math.inf)
+    return whole(norm).item()
+
+
+class _StopAfterStep:
+    """Turns the first signal to end into a wish to stop after the step; a second one kills."""
+
+    def __init__(self, training: Training) -> None:
+        self.asked = False
+        self.finished: int | None = None
+        """The last step that is done, if all weights are of it: not in the middle of an update."""
+        self._last = training.steps
+        self._kind: type[Interrupted] = Interrupted
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopAfterStep":
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        try:
+            for number in numbers:
+                if number in (signal.SIGINT, signal.SIGTERM) or _listens_to(number):
+                    self._before[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread, which alone may listen to signals
+            pass
+        return self
+
+    def error(self) -> Interrupted:
+        """What ends the run when it has stopped as it was asked to."""
+        done = "before its first step" if self.finished is None else f"after step {self.finished}"
+        return self._kind(f"stopped {done} of {self._last}")
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._kind = Preempted if number == signal.SIGTERM else Interrupted
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _listens_to(number: int) -> bool:
+    """Whether a signal does anything: nohup has SIGHUP ignored, and means it."""
+    return signal.getsignal(number) is not signal.SIG_IGN

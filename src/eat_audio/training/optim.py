@@ -1,0 +1,130 @@
+"""Parameters -> groups with their own rates, and the rates step by step.
+
+AdamW as in the released runs (fairseq's): epsilon is added to the square root of the raw second
+moment, so torch's epsilon is rescaled with the bias correction, and a group's rate follows its
+own warm-up and cosine from `min_lr` to its peak and back. BEATs falls along a line instead.
+
+Source: fairseq `optim/adam.py` and `optim/lr_scheduler/cosine_lr_scheduler.py`, as observed
+(the recorded sets `schedule_a`, `pretrain_tiny_a_train`, `finetune_layer_decay_table`).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
+from torch import nn
+
+from eat_audio.config import Settings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optim(Settings):
+    """AdamW, its rates and what it may do to which parameter."""
+
+    lr: PositiveFloat = 5e-4
+    """Peak learning rate."""
+    min_lr: float = Field(0.0, ge=0)
+    """Rate at the first step and at the end; not scaled by `layer_decay`."""
+    warmup: NonNegativeInt = 0
+    """Steps of linear growth from `min_lr` to the peak."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate falls from the peak to `min_lr` at the last step."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.05, ge=0)
+    decay_all: bool = False
+    """Also decay biases, norms and the CLS token, as the released runs did (by mistake)."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Block i of n learns at layer_decay^(n - i) of the rate; all else at the full rate."""
+    stem_decay: bool = False
+    """What comes before the blocks learns at layer_decay^(n + 1) of the rate, as in the released
+    Audio-MAE, not at the full rate, as in the released EAT."""
+    clip: float = Field(4.0, ge=0)
+    """Longest gradient that is applied as it is; 0: any."""
+
+
+def block_of(name: str, depth: int) -> int:
+    """Which of an encoder's blocks a parameter is in: -1 if before them, `depth` if behind them."""
+    if re.search(r"\b(decoder|estimator|fc_norm|head|predictor)\.", name):
+        return depth
+    block = re.search(r"\bblocks\.(\d+)\.", name)
+    return int(block.group(1)) if block else -1
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], settings: Optim, *, depth: int
+) -> list[dict[str, Any]]:
+    """Group trainable parameters by learning rate and weight decay.
+
+    Args:
+        named: Names and parameters; "blocks.<i>." in a name says which block it belongs to.
+        settings: Rates and decay.
+        depth: Number of blocks.
+
+    Returns:
+        Groups for AdamW, with "peak" (their highest rate) and "names" beside the usual entries.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        block = block_of(name, depth)
+        whole = block == depth or (block < 0 and not settings.stem_decay)
+        scale = 1.0 if whole else settings.layer_decay ** (depth - block)
+        spared = parameter.ndim <= 1 or name.endswith("extra_tokens")
+        decay = 0.0 if spared and not settings.decay_all else settings.weight_decay
+        group = groups.setdefault(
+            (scale, decay),
+            {"params": [], "names": [], "peak": settings.lr * scale, "weight_decay": decay},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def adamw(groups: Sequence[dict[str, Any]], settings: Optim) -> torch.optim.AdamW:
+    """The optimiser over those groups."""
+    return torch.optim.AdamW(
+        list(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+    )
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    min_lr: float,
+    warmup: int,
+    steps: int,
+    schedule: Literal["cosine", "linear"] = "cosine",
+) -> float:
+    """The rate of step `step` (from 0): linear growth, then a half cosine or a line down.
+
+    A peak below `min_lr` stays constant, as in the released fine-tuning of the first blocks.
+    """
+    low = min(min_lr, peak)
+    if step < warmup:
+        return low + step * (peak - low) / warmup
+    done = (step - warmup) / (steps - warmup)
+    if schedule == "linear":
+        return peak - (peak - low) * done
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * done))
+
+
+def set_rates(optimiser: torch.optim.Optimizer, settings: Optim, step: int, steps: int) -> None:
+    """Prepare the optimiser for step `step` of `steps`."""
+    correction = math.sqrt(1 - settings.betas[1] ** (step + 1))
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(
+            step,
+            peak=group["peak"],
+            min_lr=settings.min_lr,
+            warmup=settings.warmup,
+            steps=steps,
+            schedule=settings.schedule,
+        )
+        group["eps"] = settings.eps / correction

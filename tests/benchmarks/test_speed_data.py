@@ -1,0 +1,103 @@
+"""The plain data path makes what ours makes, and every benchmark of it runs."""
+
+import json
+import math
+
+import pytest
+import torch
+from benchmarks.speed import baseline_data as plain_data
+from benchmarks.speed import data, run
+from benchmarks.speed.measure import BenchError
+from typer.testing import CliRunner
+
+from eat_audio.audio.fbank import log_mel
+from eat_audio.cli import app
+from eat_audio.masking import clip_keys, inverse_block_masks, random_masks
+
+
+def ours(clips: int, law=inverse_block_masks, **changes) -> torch.Tensor:
+    keys = clip_keys(0, 0, torch.arange(clips), 16)
+    return law(keys, plain_data.GRID, **changes).hidden.flatten(0, 1)
+
+
+def plain(clips: int) -> torch.Tensor:
+    return torch.cat([plain_data.block_masks(16) for _ in range(clips)])
+
+
+# ---- the plain way is right
+
+
+def test_plain_masks_follow_the_law_of_ours():
+    assert data.laws_apart(ours(100), plain(100)) < data.ODDS
+
+
+def test_masks_of_another_law_are_told_apart():
+    others = {
+        "crumbs": ours(100, random_masks, hidden_ratio=0.8),
+        "small blocks": ours(100, block=(3, 3)),
+    }
+    for name, masks in others.items():
+        assert data.laws_apart(masks, plain(100)) > data.ODDS, name
+    assert data.laws_apart(ours(10, hidden_ratio=0.75), plain(10)) == math.inf
+
+
+def test_the_plain_filterbank_is_kaldis():
+    waveform = torch.from_numpy(data.sound(1.0, seed=3))
+    assert torch.allclose(plain_data.log_mel(waveform), log_mel(waveform), atol=3e-3)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000])
+def test_a_tone_stays_the_same_tone_when_it_is_resampled(rate):
+    heard = plain_data.resample(torch.sin(2 * math.pi * 440 * torch.arange(rate) / rate), rate)
+    true = torch.sin(2 * math.pi * 440 * torch.arange(16_000) / 16_000)
+    assert len(heard) == 16_000
+    assert (heard - true)[500:-500].abs().max() < 3e-3
+
+
+# ---- the benchmarks
+
+
+@pytest.mark.parametrize("name", ["masks", "logmel", "loader", "optimiser", "kernels"])
+def test_a_benchmark_runs_in_a_small_size_and_says_what_it_found(name):
+    document = run.measure([name], size="tiny", repeats=2)
+    json.dumps(document, allow_nan=False)
+    assert document["schema"] == 1 and document["pairs"]
+    assert {"time", "git", "command", "host", "ceilings", "rows", "pairs"} <= document.keys()
+    assert [row["way"] for row in document["rows"]] == ["ours", "plain"] * len(document["pairs"])
+    names = [pair["name"] for pair in document["pairs"]]
+    assert len(set(names)) == len(names)
+    for pair in document["pairs"]:
+        assert pair["ratio_lo"] <= pair["ratio"] <= pair["ratio_hi"]
+        assert pair["difference"] <= pair["within"]
+        assert pair["target"] is None, "targets are about the base size"
+
+
+def test_a_wrong_filterbank_is_refused(monkeypatch):
+    monkeypatch.setattr(data, "_log_mel", lambda waveforms: data._plain_log_mel(waveforms) + 1e-3)
+    with pytest.raises(BenchError, match="not comparable: log-mel, 2 clips"):
+        run.measure(["logmel"], size="tiny", repeats=1)
+
+
+# ---- the command
+
+
+def test_the_command_shows_a_table_and_keeps_a_document(tmp_path):
+    place = tmp_path / "bench.json"
+    words = ["bench", "masks", "--size", "tiny", "--repeats", "1", "--json", str(place)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "times as fast" in done.stdout and "masks, 4 clips x 16" in done.stdout
+    assert json.loads(place.read_text(encoding="utf-8"))["pairs"][0]["bench"] == "masks"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["mask"], "no benchmark called 'mask'"),
+        (["masks", "--size", "huge"], "size=huge"),
+        (["masks", "--device", "tpu"], "device=tpu"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words, told):
+    with pytest.raises(BenchError, match=told):
+        CliRunner().invoke(app, ["bench", *words], catch_exceptions=False)

@@ -1,0 +1,544 @@
+"""Which models load, from which places, and what is refused in one sentence."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import DATA, golden_sets, needs_data
+from eat_audio.checkpoints import hub
+from eat_audio.checkpoints.load import find_model, find_with_front_end, load_features
+from eat_audio.errors import CheckpointError
+from eat_audio.models import families
+from eat_audio.models.beats.modeling import BEATsModel
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.common.layers import sincos_positions
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+
+MARKER = Path("/tmp/pwned_eat")
+TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_labels": 3}
+CHECKPOINTS = DATA / "nasty" / "checkpoints"
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    return saved(EATForAudioClassification(EATConfig(**TINY)), tmp_path / "classifier")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return saved(EATModel(EATConfig(**TINY)), tmp_path / "encoder")
+
+
+def saved(model: Any, folder: Path, **told: Any) -> Path:
+    model.save_pretrained(folder, **told)
+    EATFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(folder)
+    return folder
+
+
+def refused(place: str | Path, kind: Any = None) -> str:
+    with pytest.raises(CheckpointError) as told:
+        find_model(place, kind)
+    sentence = str(told.value)
+    assert "\n" not in sentence and str(place) in sentence
+    return sentence
+
+
+def change(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
+    return folder
+
+
+def rewrite(folder: Path, **changes: Any) -> Path:
+    """Weights with other tensors under these names; None takes one away."""
+    path = folder / "model.safetensors"
+    state = load_file(path) | {name.replace("__", "."): x for name, x in changes.items()}
+    save_file({name: x for name, x in state.items() if x is not None}, path)
+    return folder
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
+    model = EATForAudioClassification(EATConfig(**TINY, id2label={0: "cat", 1: "dog", 2: "owl"}))
+    found = find_model(saved(model, tmp_path))
+    assert isinstance(found, EATForAudioClassification)
+    assert same_weights(found, model)
+    assert found.config.id2label[2] == "owl"
+    assert not found.training and found.dtype == torch.float32
+
+
+def test_what_is_there_decides_the_kind(classifier: Path, encoder: Path) -> None:
+    assert type(find_model(classifier)) is EATForAudioClassification
+    assert type(find_model(encoder)) is EATModel
+    assert type(find_model(classifier, EATModel)) is EATModel
+
+
+def test_a_head_makes_a_classifier_whatever_the_file_calls_itself(classifier: Path) -> None:
+    change(classifier, architectures=["EATModel"])
+    assert type(find_model(classifier)) is EATForAudioClassification
+
+
+def test_an_encoder_is_no_classifier(encoder: Path) -> None:
+    assert "no model.fc_norm.weight" in refused(encoder, EATForAudioClassification)
+
+
+def test_the_newest_checkpoint_stands_for_an_unfinished_run(tmp_path: Path) -> None:
+    models = [EATModel(EATConfig(**TINY)) for _ in range(2)]
+    for step, model in enumerate(models):
+        saved(model, tmp_path / "checkpoints" / f"step-{step:08d}")
+    assert same_weights(find_model(tmp_path), models[1])
+    assert load_features(tmp_path) is not None
+
+
+def test_a_weights_file_is_read_with_the_config_beside_it(encoder: Path) -> None:
+    file = encoder / "model.safetensors"
+    assert same_weights(find_model(file), find_model(encoder))
+    other = shutil.copy(file, encoder / "best.safetensors")
+    assert same_weights(find_model(other), find_model(encoder))
+    features = load_features(other)
+    assert features is not None and features.mean == -5.0
+
+
+def test_a_weights_file_alone_is_refused(encoder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(encoder / "model.safetensors", alone)
+    with pytest.raises(CheckpointError, match="config.json"):
+        find_model(alone)
+
+
+def test_a_model_in_several_files_loads(tmp_path: Path) -> None:
+    model = EATModel(EATConfig(**TINY))
+    saved(model, tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert same_weights(find_model(tmp_path), model)
+
+
+def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
+    (encoder / "model.safetensors").unlink()
+    index = encoder / "model.safetensors.index.json"
+    for names in ({"a": "../other.safetensors"}, {"a": 3}, {"a": []}, ["a"], {}):
+        for told in ({"weight_map": names}, names):
+            index.write_text(json.dumps(told), encoding="utf-8")
+            refused(encoder)
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    saved(EATModel(EATConfig(**TINY)).bfloat16(), tmp_path)
+    assert {x.dtype for x in find_model(tmp_path).state_dict().values()} == {torch.float32}
+
+
+def test_loading_draws_no_random_numbers(encoder: Path) -> None:
+    torch.manual_seed(1)
+    find_model(encoder)
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    assert drawn == torch.rand(())
+
+
+def test_a_model_does_not_change_with_the_file_it_came_from(encoder: Path) -> None:
+    model = find_model(encoder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (encoder / "model.safetensors").write_bytes(bytes(10))
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+
+
+POSITIONS = "model.fixed_positional_encoder.positions"
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_stored_positions_are_not_in_the_way(encoder: Path, kind: torch.dtype) -> None:
+    rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind)})
+    find_model(encoder)
+    rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind).float()})
+    if kind != torch.bfloat16:
+        find_model(encoder)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        torch.full((1, 64, 48), -3.0),
+        torch.full((1, 64, 48), torch.nan),
+        sincos_positions(64, 8, 48)[None] + 0.01,
+        sincos_positions(64, 8, 48)[None].flip(1),
+        sincos_positions(8, 8, 24)[None],
+        torch.zeros(64, 48),
+        torch.zeros(1, 0, 48),
+    ],
+    ids=range(7),
+)
+def test_other_positions_than_ours_are_refused(encoder: Path, positions: torch.Tensor) -> None:
+    assert "positions" in refused(rewrite(encoder, **{POSITIONS: positions}))
+
+
+def test_positions_under_another_name_are_no_positions(encoder: Path) -> None:
+    rewrite(encoder, **{f"model.blocks.0.{POSITIONS}": sincos_positions(8, 8, 48)[None]})
+    assert "an unknown" in refused(encoder)
+
+
+class Counting(EATModel):
+    """An encoder with a buffer of whole numbers, as batch norms have."""
+
+    def __init__(self, config: EATConfig) -> None:
+        super().__init__(config)
+        self.model.register_buffer("tracked", torch.tensor(7))
+
+
+def test_a_buffer_of_whole_numbers_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = replace(families()["eat"], encoder=Counting)
+    monkeypatch.setitem(families(), "eat", family)
+    saved(Counting(EATConfig(**TINY)), tmp_path)
+    found = find_model(tmp_path).state_dict()["model.tracked"]
+    assert (found.dtype, found.item()) == (torch.int64, 7)
+    assert "torch.float32" in refused(rewrite(tmp_path, model__tracked=torch.tensor(7.0)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.pre_norm.weight": None}, "no model.pre_norm.weight"),
+        ({"model.surprise": torch.zeros(2)}, "an unknown model.surprise"),
+        ({"model.pre_norm.weight": torch.ones(48).char()}, "torch.int8"),
+        ({"model.pre_norm.weight": torch.zeros(4)}, r"of shape (4,) instead of (48,)"),
+    ],
+)
+def test_every_tensor_is_accounted_for(encoder: Path, changes: Any, said: str) -> None:
+    assert said in refused(rewrite(encoder, **changes))
+
+
+def test_a_config_larger_than_the_weights_takes_no_memory(encoder: Path) -> None:
+    change(encoder, embed_dim=96_000, depth=4, pos_length=8)  # 1.8 TB
+    assert "instead of" in refused(encoder) or "no model" in refused(encoder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "wav2vec2"},
+        {"model_type": None},
+        {"num_heads": 5},
+        {"num_heads": 0},
+        {"embed_dim": "wide"},
+        {"depth": None},
+        {"embed_dim": -48},
+        {"pooling": "max"},
+        {"depth": 10**9},
+        {"num_classes": 10**12},
+    ],
+    ids=str,
+)
+def test_a_config_that_describes_no_eat_model_is_refused(encoder: Path, changes: Any) -> None:
+    refused(change(encoder, **changes))
+
+
+def test_a_config_cannot_have_code_fetched(encoder: Path) -> None:
+    change(encoder, attn_implementation="somebody/kernel", auto_map={"AutoModel": "x.Evil"})
+    config = find_model(encoder).config
+    assert config._attn_implementation == "sdpa" and not hasattr(config, "auto_map")
+
+
+DEEP = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"model_type": "eat", "id2label": {"0": ' + "[" * 900 + "]" * 900 + "}}",
+    '{"model_type": "eat", "feature_extractor_type": null, "x": ' + "[" * 900 + "]" * 900 + "}",
+]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', *DEEP])
+def test_a_broken_config_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "config.json").write_text(text, encoding="utf-8")
+    refused(encoder)
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_a_front_end_that_is_nested_deeply_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    assert "preprocessor_config.json" in str(refusal(encoder))
+
+
+@pytest.mark.parametrize("text", [*DEEP, '{"weight_map": {"a": "' + "b" * 300 + '"}}'])
+def test_a_broken_index_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "model.safetensors").unlink()
+    (encoder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    refused(encoder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_settings_of_many_megabytes_are_refused(encoder: Path, name: str) -> None:
+    (encoder / name).write_text(
+        '{"model_type": "eat", "x": "' + "x" * 6_000_000 + '"}', encoding="utf-8"
+    )
+    assert "too long" in str(refusal(encoder))
+
+
+def refusal(place: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as told:
+        find_with_front_end(place)
+    return told.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id2label": {"0": ["x"]}},
+        {"id2label": {"0": "a", "5": "b", "9": "c"}},
+        {"id2label": {"zero": "x"}},
+        {"id2label": ["a", "b", "c"]},
+        {"id2label": "abc"},
+        {"label2id": {"a": [1]}},
+        {"label2id": 7},
+        {"architectures": [["EATModel"]]},
+        {"architectures": {"a": 1}},
+        {"problem_type": ["x"]},
+        {"problem_type": "no such"},
+        {"num_labels": "many"},
+        {"num_labels": -1},
+        {"embed_dim": 10**30},
+        {"embed_dim": 48.0},
+        {"embed_dim": True},
+        {"mlp_ratio": 1e300},
+        {"mlp_ratio": "4"},
+        {"norm_eps": "x"},
+        {"norm_eps": -1.0},
+        {"norm_eps": float("nan")},
+        {"pos_length": 100_000},
+        {"pos_length": -1},
+        {"pos_length": "64"},
+        {"pooling": ["cls"]},
+        {"mel_bins": 99},
+        {"qkv_bias": [1]},
+        {"drop_rate": "x"},
+    ],
+    ids=str,
+)
+def test_a_config_of_wrong_kinds_is_refused(classifier: Path, changes: Any) -> None:
+    assert "config.json" in refused(change(classifier, **changes))
+
+
+def test_a_folder_whose_weights_are_a_pickle_is_refused(encoder: Path) -> None:
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    assert "pickle" in refused(encoder)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["runs_code.pt", "pickle.safetensors", "header_2e62.safetensors"])
+def test_hostile_files_are_refused_and_run_nothing(encoder: Path, name: str) -> None:
+    MARKER.unlink(missing_ok=True)
+    refused(CHECKPOINTS / name)
+    shutil.copyfile(CHECKPOINTS / name, encoder / "model.safetensors")
+    refused(encoder)
+    shutil.copyfile(CHECKPOINTS / name, encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    refused(encoder)
+    refused(encoder / "pytorch_model.bin")
+    assert not MARKER.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, 5_000, -1])
+def test_damaged_weights_are_refused(encoder: Path, cut: int) -> None:
+    file = encoder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut])
+    refused(encoder)
+
+
+@pytest.mark.parametrize("place", ["no/such/folder", "./runs", "/absent", "a.pt", "b c/d"])
+def test_a_place_that_does_not_exist_is_refused(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where somebody works, runs/ may well exist
+    assert "no such file or folder" in refused(place)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert "holds no model" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("runs/tiny", "Runs/tiny", "out/x", "checkpoints/step-00000040", "models/eat", "data/a"),
+        *("somebody/model.safetensors", "somebody/eat.PT", "here/tiny", "tiny", "a\\b", "~/runs"),
+        *("hf://tiny", "hf://a/b/c", "hf://../a", "a/..", "https://x/y", "a/b\n", "a//b"),
+    ],
+)
+def test_what_looks_like_a_place_of_this_machine_is_never_fetched(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("eat_audio.checkpoints.hub.fetch", lambda name: pytest.fail(name))
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        find_model(place)
+
+
+def test_without_a_network_a_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "Hugging Face Hub" in refused("nobody/no-such-model")
+
+
+@pytest.mark.parametrize("place", ["somebody/eat", "hf://somebody/eat", "hf://runs/eat"])
+def test_what_can_only_be_a_name_of_the_hub_is_fetched(
+    place: str, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "eat_audio.checkpoints.hub.fetch", lambda name: asked.append(name) or encoder
+    )
+    assert same_weights(find_model(place), find_model(encoder))
+    assert load_features(place) is not None
+    assert set(asked) == {place.removeprefix("hf://")}
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A server that stands for the Hub; what it knows is set from outside."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    waits: threading.Event | None
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        if self.waits is not None:
+            self.waits.wait(30)
+        elif path.startswith("/api/models/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.answer(
+                self.files.get(path)
+                or json.dumps(
+                    {"id": "somebody/eat", "sha": "a" * 40, "siblings": siblings}
+                ).encode()
+            )
+        else:
+            self.answer(self.files.get(path.rpartition("/")[2]))
+
+    def answer(self, content: bytes | None) -> None:
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("ETag", hashlib.sha1(content or b"").hexdigest())
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if content and self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[type[Answers]]:
+    """A server that stands for the Hub; its somebody/eat is the encoder, code and a pickle."""
+    Answers.files = {file.name: file.read_bytes() for file in encoder.iterdir()}
+    Answers.files |= {"modeling_eat.py": b"raise SystemExit", "pytorch_model.bin": b"x"}
+    Answers.asked, Answers.waits = [], None
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    serving.daemon_threads = True
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{serving.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.fetch.cache_clear()
+    yield Answers
+    if Answers.waits is not None:
+        Answers.waits.set()
+    serving.shutdown()
+    serving.server_close()
+    hub.fetch.cache_clear()
+
+
+def test_it_is_said_what_is_fetched_and_code_is_not(
+    server: type[Answers], encoder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert same_weights(find_model("somebody/eat"), find_model(encoder))
+    find_model("somebody/eat")
+    err = capsys.readouterr().err
+    assert err.startswith("fetching somebody/eat from the Hugging Face Hub\n")
+    assert err.count("fetching") == 1
+    got = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
+    assert got == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert not any("modeling_eat" in path or "pytorch" in path for path in server.asked)
+
+
+def test_a_server_that_never_answers_is_given_up(
+    server: type[Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.waits = threading.Event()
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    assert "did not answer for 1 seconds" in refused("somebody/eat")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"null", b"{}", b"no JSON", b'{"id": 3}', b'{"siblings": [1]}', b"[" * 100_000]
+    + [b'{"id": "a/b", "siblings": [{"rfilename": "../config.json"}], "sha": 3}']
+    + [b'{"id": "a/b", "siblings": [{"rfilename": "config.json"}], "sha": 3}'],
+    ids=range(9),
+)
+def test_a_server_that_answers_oddly_is_refused(server: type[Answers], answer: bytes) -> None:
+    server.files["/api/models/somebody/eat"] = answer
+    assert "Hugging Face Hub" in refused("somebody/eat")
+
+
+def test_a_local_folder_comes_before_the_hub(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(classifier.parent)
+    assert find_model("classifier").config.num_labels == 3
+
+
+@pytest.mark.parametrize("path", golden_sets("*_pretrain.pt"), ids=lambda path: path.stem)
+def test_a_released_file_is_an_encoder_with_the_released_front_end(path: Path) -> None:
+    model, features = find_with_front_end(path)
+    assert type(model) is EATModel and type(features) is EATFeatureExtractor
+    assert (features.mean, features.std) == (-4.268, 4.569)
+    told = load_features(path)
+    assert told is not None and told.to_dict() == features.to_dict()
+    refused(path, EATForAudioClassification)
+
+
+def test_another_method_than_the_one_that_is_wanted_is_refused(encoder: Path) -> None:
+    assert "holds EATModel; expected BEATsModel" in refused(encoder, BEATsModel)
+
+
+def test_the_front_end_comes_with_the_model(encoder: Path) -> None:
+    features = load_features(encoder)
+    assert features is not None and (features.mean, features.std) == (-5.0, 4.0)
+    (encoder / "preprocessor_config.json").unlink()
+    assert load_features(encoder) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["{", "[]", '{"feature_extractor_type": "ASTFeatureExtractor"}', '{"std": 0}', '{"mean": "a"}'],
+)
+def test_a_front_end_that_cannot_be_used_is_refused(encoder: Path, told: str) -> None:
+    (encoder / "preprocessor_config.json").write_text(told, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        load_features(encoder)

@@ -1,0 +1,197 @@
+"""The probe: fixed, the same for every encoder, and beside what has to be beaten."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import eat, needs_data
+from eat_audio.audio.fbank import log_mel
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import ClipSettings, ordered_batches
+from eat_audio.data.synthetic import write_corpus
+from eat_audio.evaluation.probe import (
+    clip_vectors,
+    compare,
+    linear_probe,
+    log_mel_statistics,
+    random_like,
+)
+from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+
+SHAPE = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    return write_corpus(folder, clips_per_family=6, seconds=1.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def corpus(listing: Path) -> Corpus:
+    return open_corpus(listing)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier, in whose encoder a probe looks."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(7)
+    EATForAudioClassification(EATConfig(**SHAPE)).save_pretrained(folder)
+    EATFeatureExtractor(mean=-5.0, std=4.0).save_pretrained(folder)
+    return folder
+
+
+def model() -> EATModel:
+    torch.manual_seed(0)
+    return EATModel(EATConfig(**SHAPE))
+
+
+def test_the_same_encoder_gets_the_same_score_above_chance(corpus: Corpus) -> None:
+    train, test = corpus.select("train"), corpus.select("test")
+    clips = ClipSettings(seconds=1.0)
+    one, other = (
+        linear_probe(model(), EATFeatureExtractor(), train, test, clips) for _ in range(2)
+    )
+    assert one == other and one.metric == "accuracy"
+    assert one.best == max(one.cls, one.mean, one.both) > 0.1
+
+
+def test_vectors_belong_to_their_clips_and_the_encoder_stays_as_it_was(corpus: Corpus) -> None:
+    encoder = model().train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    found = clip_vectors(encoder, EATFeatureExtractor(), corpus, ClipSettings(seconds=1.0), batch=7)
+    assert found.cls.shape == found.mean.shape == (len(corpus), 32)
+    assert found.views["both"].shape == (len(corpus), 64)
+    assert found.ids == [clip.id for clip in corpus.clips]
+    assert found.labels.argmax(axis=1).tolist() == [clip.labels[0] for clip in corpus.clips]
+    assert encoder.training and np.isfinite(found.cls).all()
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_log_mel_statistics_are_those_of_every_clip_by_itself(corpus: Corpus) -> None:
+    (batch, *_) = ordered_batches(corpus, ClipSettings(seconds=0.8), batch=3)
+    seen: list[torch.Tensor] = []
+    rows = log_mel_statistics(batch, seen.append)
+    alone = log_mel(batch.waveforms[1, : int(batch.lengths[1])])
+    assert torch.equal(rows[1, :128], alone.mean(dim=0))
+    assert torch.equal(rows[1, 128:], alone.std(dim=0, correction=0))
+    assert len(seen) == 3 and torch.equal(seen[1], alone)
+
+
+def test_a_random_encoder_is_another_for_each_seed_and_leaves_torchs_draws_alone() -> None:
+    like = model()
+    state = torch.get_rng_state()
+    one, same, other = (random_like(like, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.model.extra_tokens, same.model.extra_tokens)
+    assert not torch.equal(one.model.extra_tokens, other.model.extra_tokens)
+
+
+@pytest.fixture(scope="module")
+def compared(saved: Path, listing: Path) -> Any:
+    return compare(saved, listing, seconds=1.0, seeds=2, neighbours=3)
+
+
+def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compared: Any) -> None:
+    assert [(row.features, row.encoder) for row in compared.rows] == [
+        ("CLS token", "this one"),
+        ("CLS token", "random (2)"),
+        ("mean of patches", "this one"),
+        ("mean of patches", "random (2)"),
+        ("both", "this one"),
+        ("both", "random (2)"),
+        ("log-mel statistics", "none"),
+    ]
+    for row in compared.rows:
+        assert 0 <= row.linear.mean <= 1 and row.knn is not None and 0 <= row.knn.mean <= 1
+        assert row.linear.spread >= 0 and row.effective_rank >= 1
+    assert compared.chance == pytest.approx(0.1) and compared.classes == 10
+    assert compared.spread == "resampled tested clips" and "tested on" in compared.rounds
+
+
+def test_an_encoder_without_a_cls_token_is_probed_by_the_mean_of_its_patches(
+    corpus: Corpus, listing: Path, tmp_path: Path
+) -> None:
+    config = BEATsConfig.named("tiny", encoder_layers=1, encoder_embed_dim=48, conv_pos=16)
+    beats, features = BEATsModel(config), BEATsFeatureExtractor()
+    parts = (corpus.select("train"), corpus.select("test"))
+    found = linear_probe(beats, features, *parts, ClipSettings(seconds=1.0))
+    assert found.cls is None and found.both is None and found.best == found.mean
+    beats.save_pretrained(tmp_path)
+    features.save_pretrained(tmp_path)
+    rows = compare(tmp_path, listing, seconds=1.0, seeds=1).rows
+    assert [row.features for row in rows] == ["mean of patches"] * 2 + ["log-mel statistics"]
+    assert rows[0].linear.mean == found.mean
+
+
+def test_a_split_corpus_is_scored_as_the_plain_probe_scores_it(
+    compared: Any, saved: Path, corpus: Corpus
+) -> None:
+    encoder = EATModel.from_pretrained(saved)
+    plain = linear_probe(
+        encoder,
+        EATFeatureExtractor(mean=-5.0, std=4.0),
+        corpus.select("train"),
+        corpus.select("test"),
+        ClipSettings(seconds=1.0),
+    )
+    assert [compared.rows[n].linear.mean for n in (0, 2, 4)] == [plain.cls, plain.mean, plain.both]
+
+
+def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path) -> None:
+    corpus = open_corpus(listing)
+    rows = ["path,label,split"]
+    for number, clip in enumerate(corpus.clips[:45]):
+        rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]},{number % 3 + 1}")
+    (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    found = compare(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, most=40)
+    assert found.rounds == "3 folds, each tested once" and found.spread == "rounds"
+    assert found.clips == 40 and len(found.rows) == 4
+    assert all(row.knn is None for row in found.rows)
+
+
+def test_the_command_prints_a_table_and_json_with_the_same_numbers(
+    saved: Path,
+    listing: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("probe", saved, "--data", listing, "--seconds", 1, "--seeds", 1, "--clips", 40)
+    code, shown, _ = eat(monkeypatch, capsys, *words, "--knn")
+    assert code == 0
+    code, told, _ = eat(monkeypatch, capsys, *words, "--knn", "--json")
+    found = json.loads(told)
+    assert code == 0 and len(found["rows"]) == 7
+    for row in found["rows"]:
+        assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['spread']:.1f} %" in shown
+        assert f"{row['effective_rank']:.1f}" in shown
+
+
+def test_clips_without_labels_end_the_command_with_a_sentence(
+    saved: Path,
+    listing: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clip = open_corpus(listing).clips[0].path
+    code, _, said = eat(monkeypatch, capsys, "probe", saved, "--data", clip)
+    assert code == 2 and "fewer than two labels" in said and said.startswith("eat: ")
+
+
+@needs_data
+def test_several_labels_are_probed_by_map(data: Path) -> None:
+    corpus = open_corpus(data / "audioset_mini")
+    train, test = (
+        Corpus(split, corpus.select(split).clips[:20], corpus.label_names, multi_label=True)
+        for split in ("train", "eval")
+    )
+    found = linear_probe(model(), EATFeatureExtractor(), train, test, ClipSettings(seconds=1.0))
+    assert found.metric == "mAP" and 0 < found.best <= 1

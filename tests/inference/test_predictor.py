@@ -1,0 +1,690 @@
+"""What a model says about sound: vectors and labels, of any length, whatever is beside it."""
+
+import csv
+import io
+import subprocess
+import sys
+import tarfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from conftest import DATA, needs_data
+from eat_audio.audio import load_audio
+from eat_audio.audio.fbank import n_frames
+from eat_audio.errors import (
+    AudioError,
+    CheckpointError,
+    DataError,
+    EatError,
+    EatWarning,
+    RecipeError,
+)
+from eat_audio.inference.predictor import Listener, evaluate_model, load, predict_files
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+
+RATE = 16_000
+CLASSES = {0: "cat", 1: "dog", 2: "owl"}
+SMALL = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=CLASSES)
+
+
+def tiny(**changes: Any) -> EATConfig:
+    return EATConfig(embed_dim=48, depth=2, num_heads=3, **{"id2label": CLASSES, **changes})
+
+
+def listener(config: EATConfig | None = None, **told: Any) -> Listener:
+    """A random classifier; its head is large, so that its answers differ."""
+    torch.manual_seed(0)
+    model = EATForAudioClassification(config or tiny())
+    model.model.head.weight.data *= 50
+    features = EATFeatureExtractor(released_padding=told.pop("released_padding", False))
+    return Listener(model, features, **told)
+
+
+def sound(seconds: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(round(seconds * RATE), generator=generator)
+    return 0.3 * noise * torch.linspace(0, 12, len(noise)).sin()
+
+
+def write(path: Path, waveform: Tensor) -> Path:
+    soundfile.write(path, waveform.numpy(), RATE, subtype="FLOAT")
+    return path
+
+
+def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
+# ---- vectors
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.2, 1, 5, 10, 10.26, 10.27, 20.48, 60])
+def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
+    waveform = sound(seconds)
+    heard = listener().embed(waveform)
+    columns = -(-n_frames(len(waveform)) // 16)
+    assert heard.clip.shape == (48,)
+    assert heard.frames.shape == (columns, 48)
+    assert heard.patches.shape == (columns, 8, 48)
+    close(heard.seconds, (np.arange(columns) + 0.5) * 0.16, atol=1e-4)
+    for level in (heard.clip, heard.frames, heard.patches, heard.seconds):
+        assert level.dtype == np.float32 and np.isfinite(level).all()
+
+
+@pytest.mark.parametrize("level", ["clip", "frame", "patch"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "linear_softmax"])
+@pytest.mark.parametrize("released_padding", [False, True])
+def test_a_clip_is_heard_alike_alone_and_beside_others(
+    level: Any, pooling: str, released_padding: bool
+) -> None:
+    ear = listener(tiny(pooling=pooling), released_padding=released_padding)
+    sounds = [sound(1, seed=1), sound(10, seed=2), sound(0.2, seed=3), sound(13, seed=4)]
+    together = ear.embed_each(sounds, level, batch=3)
+    alone = (next(ear.embed_each([one], level)) for one in sounds)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert not isinstance(ours, AudioError)
+        close(ours, theirs)
+
+
+def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = listener()
+    sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
+    alone = [next(ear.embed_each([one], "clip")) for one in sounds]
+    batches: list[list[int]] = []
+    hear = ear._together
+
+    def listening(windows: Any, what: Any) -> Any:
+        batches.append([len(window.waveform) // RATE for window in windows])
+        return hear(windows, what)
+
+    monkeypatch.setattr(ear, "_together", listening)
+    for ours, theirs in zip(ear.embed_each(sounds, "clip", batch=3), alone, strict=True):
+        close(ours, theirs)
+    assert batches == [[1, 1, 1], [3, 3]]
+
+
+def test_the_levels_are_those_of_the_model() -> None:
+    ear, waveform = listener(), sound(3)
+    inputs = ear.features(waveform)
+    with torch.no_grad():
+        theirs = ear.model.features(inputs["input_values"], inputs["attention_mask"])
+    ours, real = ear.embed(waveform), int(theirs.real.sum())
+    close(ours.clip, theirs.clip[0])
+    close(ours.frames, theirs.frames[0, :real])
+    close(ours.patches, theirs.patches[0, :real])
+    close(ours.seconds, theirs.seconds[:real])
+    for level, expected in (("clip", ours.clip), ("frame", ours.frames), ("patch", ours.patches)):
+        close(next(ear.embed_each([waveform], level)), expected)  # type: ignore[arg-type]
+
+
+def test_a_long_sound_is_heard_window_by_window() -> None:
+    ear, waveform = listener(), sound(25)
+    whole = ear.embed(waveform)
+    hop = round(10.24 * RATE)
+    parts = [ear.embed(waveform[first : first + ear.samples]) for first in (0, hop, 2 * hop)]
+    weights = [len(part.frames) for part in parts]
+    assert weights == [64, 64, 29]
+    close(whole.patches, np.concatenate([part.patches for part in parts]))
+    close(whole.clip, np.average([part.clip for part in parts], axis=0, weights=weights))
+
+
+def test_where_windows_overlap_their_columns_are_averaged() -> None:
+    ear, waveform = listener(window=1.6, overlap=0.8), sound(2.4)
+    both = ear.embed(waveform).frames
+    first = ear.embed(waveform[: ear.samples]).frames
+    second = ear.embed(waveform[round(0.8 * RATE) :]).frames
+    assert len(both) == 15
+    close(both[:5], first[:5])
+    close(both[5:10], (first[5:] + second[:5]) / 2)
+    close(both[10:], second[5:])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 2.56])
+def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None:
+    ear = listener(overlap=overlap)
+    path = write(tmp_path / "a.wav", sound(24))
+    ours, theirs = ear.embed(path), ear.embed(load_audio(path))
+    close(ours.clip, theirs.clip)
+    close(ours.patches, theirs.patches)
+
+
+def test_ten_minutes_give_a_vector_for_every_160_ms() -> None:
+    ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
+    assert len(ear.embed(sound(600)).frames) == 3750
+
+
+def test_arrays_of_all_kinds_are_heard_alike() -> None:
+    ear = listener()
+    steps = (sound(1) * 32_768).round().clamp(-32_768, 32_767)
+    expected = ear.embed(steps / 32_768).clip
+    array = (steps / 32_768).numpy()
+    array.flags.writeable = False
+    for same in (steps.short(), steps.short().numpy(), array, array.astype(np.float64)):
+        close(ear.embed(same).clip, expected)
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        torch.zeros(2, 16_000),
+        torch.zeros(0),
+        torch.zeros(16_000, dtype=torch.int64),
+        torch.full((16_000,), torch.nan),
+        np.array([0.0, np.inf]),
+    ],
+    ids=["stereo", "empty", "integers", "nan", "infinite"],
+)
+def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
+    with pytest.raises(AudioError):
+        listener().embed(waveform)
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap"), [(10, 0), (10.24, 0.1), (1.6, 1.6), (0, 0), (1.6, -0.16)]
+)
+def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: float) -> None:
+    with pytest.raises(RecipeError, match=r"0\.16 s"):
+        listener(window=window, overlap=overlap)
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(RecipeError, match="clip, frame, patch"):
+        next(listener().embed_each([sound(1)], "song"))  # type: ignore[arg-type]
+
+
+# ---- long sounds
+
+
+def most_alive(ear: Listener, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most waveforms that are in memory whenever the model gets some."""
+    seen: list[weakref.ref[Tensor]] = []
+    counts = [0]
+    hear = ear._together
+
+    def counting(windows: Any, what: Any) -> Any:
+        seen.extend(weakref.ref(window.waveform) for window in windows)
+        counts.append(sum(one() is not None for one in seen))
+        return hear(windows, what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ear, "_together", counting)
+        use()
+    assert len(seen) > counts[-1]
+    return max(counts)
+
+
+@pytest.mark.parametrize("what", ["predict", "embed", "clip", "frame", "patch"])
+def test_no_sound_of_past_windows_is_kept(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = listener(SMALL, window=0.16)
+    alive = []
+    for seconds in (12, 24):
+        path = write(tmp_path / f"{seconds}.wav", sound(seconds))
+
+        def use(path: Path = path) -> None:
+            if what in ("predict", "embed"):
+                getattr(ear, what)(path)
+            else:
+                next(ear.embed_each([path], what))  # type: ignore[arg-type]
+
+        alive.append(most_alive(ear, use, monkeypatch))
+    assert alive[1] <= alive[0] <= 64
+
+
+GROWTH = """
+import resource, sys
+import numpy as np, soundfile, torch
+from eat_audio.inference.predictor import Listener
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+
+torch.set_num_threads(1)
+config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, num_labels=50)
+ear = Listener(EATForAudioClassification(config), EATFeatureExtractor())
+minute = np.random.default_rng(0).integers(-20_000, 20_000, 960_000, np.int16)
+for minutes in map(int, sys.argv[2:]):
+    with soundfile.SoundFile(sys.argv[1], "w", 16000, 1, "PCM_16", format="WAV") as file:
+        for _ in range(minutes):
+            file.write(minute)
+    ear.predict(sys.argv[1])
+    next(ear.embed_each([sys.argv[1]], "frame"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux only")
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", GROWTH, str(tmp_path / "long.wav"), "12", "240"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
+    assert long - short < 40_000, f"{long - short} KiB more; the sound takes {240 * 3_750}"
+
+
+# ---- what a sound may be
+
+
+def encoded(waveform: Tensor, rate: int = RATE, kind: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform.numpy(), rate, format=kind, subtype="FLOAT")
+    return file.getvalue()
+
+
+class Decoder:
+    """An object that decodes as torchcodec's AudioDecoder does."""
+
+    class Samples:
+        def __init__(self, data: Tensor, rate: int) -> None:
+            self.data, self.sample_rate = data, rate
+
+    def __init__(self, data: Tensor, rate: int = RATE) -> None:
+        self.samples = self.Samples(data, rate)
+
+    def get_all_samples(self) -> "Decoder.Samples":
+        return self.samples
+
+
+def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
+    ear, waveform = listener(), sound(2)
+    path, array = write(tmp_path / "a.wav", waveform), waveform.numpy()
+    expected = ear.predict(waveform)
+    data = encoded(waveform)
+    sounds: list[Any] = [
+        path,
+        str(path),
+        array,
+        array.tolist(),
+        {"array": array, "sampling_rate": RATE},
+        {"path": "nowhere.wav", "array": array, "sampling_rate": RATE},
+        {"raw": array, "sampling_rate": RATE},
+        {"bytes": data, "path": "nowhere.wav"},
+        {"bytes": None, "path": str(path)},
+        {"label": 3, "audio": {"bytes": data, "path": None}},
+        {"label": 3, "audio": Decoder(waveform[None])},
+        data,
+        bytearray(data),
+        memoryview(data),
+        io.BytesIO(data),
+        Decoder(torch.stack([waveform, waveform])),
+        Decoder(waveform).samples,
+    ]
+    for number, found in enumerate(ear.predict_each(sounds, batch=3)):
+        assert not isinstance(found, AudioError), (number, found)
+        assert [row.label for row in found] == [row.label for row in expected], number
+        close([row.score for row in found], [row.score for row in expected])
+    with path.open("rb") as file:
+        close(ear.embed(file).clip, ear.embed(path).clip)
+    close(ear.embed({"array": array, "sampling_rate": RATE}).patches, ear.embed(path).patches)
+    steps = list(ear.over_time(io.BytesIO(data)))
+    close(np.concatenate(steps), np.concatenate(list(ear.over_time(waveform))))
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
+def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, rate: int) -> None:
+    ear = listener()
+    waveform = sound(rate / RATE)  # a second
+    soundfile.write(tmp_path / "a.wav", waveform.numpy(), rate, subtype="FLOAT")
+    expected = ear.embed(tmp_path / "a.wav").clip
+    close(ear.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
+    close(ear.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip, expected, atol=1e-4)
+    close(ear.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
+    (clip,) = ear.embed_each([waveform], "clip", sampling_rate=rate)
+    close(clip, expected, atol=1e-4)
+    told = ear.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
+    close([row.score for row in told], [row.score for row in ear.predict(tmp_path / "a.wav")], 1e-3)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1, 999, 1.5, "16000", float("nan"), True, 2**40, [16_000]])
+def test_rates_that_cannot_be_are_refused(rate: Any) -> None:
+    with pytest.raises(AudioError, match="sampling_rate="):
+        listener(SMALL).embed(sound(0.1), sampling_rate=rate)
+    with pytest.raises(AudioError):
+        listener(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
+
+
+class Broken:
+    def get_all_samples(self) -> Any:
+        raise RuntimeError("no more packets")
+
+    def read(self) -> Any:
+        raise OSError("gone")
+
+
+def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
+    ear = listener(tiny(id2label={0: "years"}))
+    (found,) = ear.predict(sound(1))
+    features = ear.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
+    with torch.inference_mode():
+        logit = ear.model(**features).logits.item()
+    assert found.score == pytest.approx(logit, abs=1e-4) and abs(logit - 1) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"array": np.zeros(1600, np.float32)},
+        {"array": None, "sampling_rate": RATE},
+        {"bytes": "text", "path": None},
+        {"bytes": b"no sound", "path": "a.wav"},
+        {"array": np.zeros((2, 1600), np.float32), "sampling_rate": RATE},
+        {"audio": {"audio": {"audio": {"audio": {"audio": {}}}}}},
+        {"text": "no sound"},
+        b"",
+        b"no sound",
+        io.BytesIO(b"no sound"),
+        io.StringIO("no sound"),
+        Broken(),
+        np.zeros(1600, np.int32),
+        np.zeros(1600, np.uint8),
+        np.zeros((800, 2)),
+        [[0.0] * 1600, [0.0] * 1600],
+        ["a.wav", "b.wav"],
+        [],
+        None,
+        3,
+        object(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_sound_gets_a_sentence_and_stops_nothing(wrong: Any) -> None:
+    good = sound(0.5)
+    first, second, third = listener(SMALL).embed_each([good, wrong, good], "clip")
+    assert isinstance(second, AudioError) and 5 < len(str(second)) < 500
+    close(first, third)
+
+
+def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
+    ear = listener(SMALL)
+    with pytest.warns(EatWarning, match="expected floats in"):
+        ear.predict(sound(1) * 32_768)
+    ear.predict(sound(1) * 7)  # nothing is said of what is merely too loud
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
+def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
+    with pytest.raises(RecipeError, match="top_k="):
+        listener(SMALL).predict(sound(0.2), top_k=top_k)
+    with pytest.raises(RecipeError, match="batch="):
+        next(listener(SMALL).embed_each([sound(0.2)], "clip", batch=0))
+
+
+# ---- finer steps
+
+
+@pytest.mark.parametrize("hop_ms", [80, 40])
+@pytest.mark.parametrize("samples", [16, 1_039, 1_040, 3_003, 200_001])
+def test_finer_frames_are_regular_whatever_the_length(hop_ms: int, samples: int) -> None:
+    waveform = sound(samples / RATE)
+    heard = listener(SMALL).embed(waveform, hop_ms=hop_ms)
+    # as many as begin with a whole frame of the spectrogram
+    assert len(heard.frames) == -(-n_frames(samples) * 10 // hop_ms)
+    close(heard.seconds, 0.08 + np.arange(len(heard.frames)) * hop_ms / 1000)
+    assert np.abs(heard.patches).sum(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("told", [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}], ids=str)
+def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
+    ear, waveform = listener(**told), sound(3.33)
+    whole = ear.embed(waveform, hop_ms=40)
+    for shift in range(4):
+        later = ear.embed(waveform[shift * 640 :])
+        close(whole.patches[shift::4], later.patches)
+    close(whole.clip, ear.embed(waveform).clip)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 2.56])
+@pytest.mark.parametrize("seconds", [10.3, 10.4, 18.01])
+def test_finer_frames_of_a_file_are_those_of_its_waveform(
+    tmp_path: Path, overlap: float, seconds: float
+) -> None:
+    ear = listener(SMALL, overlap=overlap)
+    path = write(tmp_path / "a.wav", sound(seconds))
+    close(ear.embed(path, hop_ms=40).frames, ear.embed(load_audio(path), hop_ms=40).frames)
+    (frames,) = ear.embed_each([path], "frame", hop_ms=40, batch=3)
+    close(frames, ear.embed(path, hop_ms=40).frames)
+
+
+def test_steps_that_passes_cannot_make_are_refused() -> None:
+    with pytest.raises(RecipeError, match="160, 80, 40 ms"):
+        listener().embed(sound(1), hop_ms=50)
+    with pytest.raises(RecipeError, match="a clip has one vector"):
+        next(listener().embed_each([sound(1)], "clip", hop_ms=40))
+
+
+# ---- labels over time
+
+
+def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
+    ear, waveform = listener(), sound(4)
+    steps = np.concatenate(list(ear.over_time(waveform, window=0.96, hop=0.16, batch=3)))
+    assert steps.shape == (25, 3)
+    size = 96 * 160 + 240  # just enough samples for 96 frames
+    for number in (0, 1, 7, 24):
+        first = number * 2560 - (size - 2560) // 2
+        alone = {
+            row.label: row.score for row in ear.predict(waveform[max(first, 0) : first + size])
+        }
+        close(steps[number], [alone[label] for label in ear.labels])
+
+
+@pytest.mark.parametrize(("window", "hop"), [(0.16, 0.16), (0.96, 0.07), (2.4, 1.0)])
+def test_steps_do_not_depend_on_how_the_sound_arrives(
+    tmp_path: Path, window: float, hop: float
+) -> None:
+    ear, waveform = listener(SMALL), sound(3.01)
+    whole = np.concatenate(list(ear.over_time(waveform, window=window, hop=hop)))
+    assert len(whole) == -(-len(waveform) // round(hop * RATE))
+    arrivals = [iter(waveform.split(some)) for some in (999, 30_000)]
+    for arriving in [write(tmp_path / "a.wav", waveform), *arrivals]:
+        close(np.concatenate(list(ear.over_time(arriving, window=window, hop=hop))), whole)
+
+
+def test_steps_wider_than_the_window_are_refused() -> None:
+    with pytest.raises(RecipeError, match="hop=1"):
+        next(listener().over_time(sound(1), window=0.96, hop=1.0))
+    with pytest.raises(CheckpointError, match="without a classifier"):
+        next(Listener(EATModel(tiny()), EATFeatureExtractor()).over_time(sound(1)))
+
+
+# ---- labels
+
+
+def test_the_likeliest_labels_come_first() -> None:
+    told = listener().predict(sound(2))
+    assert {row.label for row in told} == set(CLASSES.values())
+    scores = [row.score for row in told]
+    assert scores == sorted(scores, reverse=True)
+    assert listener().predict(sound(2), top_k=1) == told[:1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "classes", "one_in_all"),
+    [
+        ("single_label_classification", 3, True),
+        ("multi_label_classification", 3, False),
+        (None, 3, True),
+        (None, 527, False),
+        ("single_label_classification", 527, True),
+    ],
+)
+def test_scores_are_of_one_label_or_of_each(
+    problem: str | None, classes: int, one_in_all: bool
+) -> None:
+    names = {number: str(number) for number in range(classes)}
+    ear = listener(tiny(problem_type=problem, id2label=names))
+    told = ear.predict(sound(1), top_k=classes)
+    assert (abs(sum(row.score for row in told) - 1) < 1e-4) is one_in_all
+
+
+def test_scores_of_a_long_sound_are_the_mean_over_its_windows() -> None:
+    ear, waveform = listener(), sound(16)
+    cut = round(10.24 * RATE)
+    first, second = ({r.label: r.score for r in ear.predict(part)}
+                     for part in (waveform[: ear.samples], waveform[cut:]))  # fmt: skip
+    for row in ear.predict(waveform):
+        mean = np.average([first[row.label], second[row.label]], weights=[64, 36])
+        assert row.score == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_encoder_has_no_labels() -> None:
+    ear = Listener(EATModel(tiny()), EATFeatureExtractor())
+    assert ear.embed(sound(1)).clip.shape == (48,)
+    with pytest.raises(CheckpointError, match="without a classifier"):
+        ear.predict(sound(1))
+
+
+def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
+    ear = listener()
+    ear.model.save_pretrained(tmp_path)
+    EATFeatureExtractor(mean=-6.0, std=5.0).save_pretrained(tmp_path)
+    loaded = load(tmp_path, device="cpu")
+    assert loaded.features.mean == -6.0
+    assert loaded.labels == ("cat", "dog", "owl")
+    loaded.features.mean, loaded.features.std = ear.features.mean, ear.features.std
+    close(loaded.embed(sound(1)).clip, ear.embed(sound(1)).clip)
+    with pytest.raises(EatError, match="nonsense"):
+        load(tmp_path, device="nonsense")
+
+
+def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in "ac":
+        write(tmp_path / f"{name}.wav", sound(1))
+    (tmp_path / "b.wav").write_text("no sound", encoding="utf-8")
+    first, second, third = predict_files([tmp_path], listener(), batch=2)
+    assert first.predictions and third.predictions and not first.error
+    assert second.predictions == [] and "b.wav" in (second.error or "")
+
+
+def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EatError, match="no such file"):
+        next(predict_files([tmp_path / "absent.wav"], listener()))
+
+
+def test_folders_without_recordings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(AudioError, match="empty: no recordings in it"):
+        next(predict_files([tmp_path / "empty"], listener(SMALL)))
+    path = write(tmp_path / "a.wav", sound(0.2))
+    with pytest.warns(EatWarning, match="empty: no recordings in it"):
+        assert len(list(predict_files([tmp_path / "empty", path], listener(SMALL)))) == 1
+    assert len(list(predict_files([tmp_path, tmp_path], listener(SMALL)))) == 1
+
+
+def expected() -> Iterator[tuple[str, str]]:
+    table = DATA / "nasty" / "EXPECTED.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["kind"] == "audio":
+                    yield row["file"], row["expected"]
+
+
+@needs_data
+@pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
+def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
+    wanted = dict(expected())
+    ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))
+    results = predict_files([data / "nasty" / "audio"], ear, batch=16)
+    told = {f"audio/{Path(result.path).name}": result for result in results}
+    assert told.keys() == wanted.keys()
+    for name, result in told.items():
+        scored = bool(result.predictions)
+        assert scored is (result.error is None)
+        assert wanted[name] == "ok_or_error" or scored is (wanted[name] == "ok"), result
+        assert all(np.isfinite(row.score) for row in result.predictions)
+        assert result.error is None or Path(name).name in result.error
+
+
+@needs_data
+def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
+    with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    names = {Path(result.path).name for result in predict_files([tmp_path], listener())}
+    assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
+
+
+# ---- evaluation
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three recordings of each of two classes."""
+    for seed, label in enumerate(["dog", "owl"] * 3):
+        (tmp_path / "clips" / label).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "clips" / label / f"{seed}.wav", sound(0.5 + seed, seed=seed))
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def fine_tuned(tmp_path: Path) -> Path:
+    return save(listener(), tmp_path / "model")
+
+
+def save(ear: Listener, folder: Path) -> Path:
+    ear.model.save_pretrained(folder)
+    ear.features.save_pretrained(folder)
+    return folder
+
+
+def test_clips_are_scored_by_the_names_of_their_labels(corpus: Path, fine_tuned: Path) -> None:
+    result = evaluate_model(fine_tuned, corpus)
+    guesses = predict_files([corpus], load(fine_tuned), top_k=1)
+    right = [Path(one.path).parent.name == one.predictions[0].label for one in guesses]
+    assert result.metric == "accuracy" and result.clips == 6
+    assert result.value == pytest.approx(np.mean(right))
+    assert [row["label"] for row in result.classes] == ["cat", "dog", "owl"]
+
+
+def test_a_label_the_model_has_not_learnt_is_refused(corpus: Path, fine_tuned: Path) -> None:
+    (corpus / "owl").rename(corpus / "newt")
+    with pytest.raises(DataError, match="'newt'"):
+        evaluate_model(fine_tuned, corpus)
+
+
+def test_a_model_without_names_takes_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    unnamed = save(listener(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path)
+    assert [r["label"] for r in evaluate_model(unnamed, corpus).classes] == ["dog", "owl"]
+    (corpus / "newt").mkdir()
+    write(corpus / "newt" / "a.wav", sound(1))
+    with pytest.raises(DataError, match="without names"):
+        evaluate_model(unnamed, corpus)
+
+
+def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Path) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(corpus.glob("*/*.wav"))]
+    table = corpus / "table.csv"
+    splits = ["train", "test", "train", "train", "test", "fold 3"]
+    lines = [f"{row},{split}\n" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("path,label,split\n" + "".join(lines), encoding="utf-8")
+    assert evaluate_model(fine_tuned, table).clips == 2
+    assert evaluate_model(fine_tuned, table, splits=["train"]).clips == 3
+    with pytest.raises(DataError, match="no split called 'valid'"):
+        evaluate_model(fine_tuned, table, splits=["valid"])
+
+
+def test_a_model_of_several_labels_is_judged_by_map(corpus: Path, tmp_path: Path) -> None:
+    several = save(listener(tiny(problem_type="multi_label_classification")), tmp_path)
+    assert evaluate_model(several, corpus, seconds=0.5).metric == "mAP"
+
+
+def test_an_encoder_cannot_be_evaluated(corpus: Path, tmp_path: Path) -> None:
+    encoder = Listener(EATModel(tiny()), EATFeatureExtractor())
+    with pytest.raises(CheckpointError):
+        evaluate_model(save(encoder, tmp_path), corpus)
+
+
+def test_clips_without_labels_cannot_be_scored(fine_tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        evaluate_model(fine_tuned, write(tmp_path / "a.wav", sound(1)))

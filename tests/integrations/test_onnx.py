@@ -1,0 +1,107 @@
+"""Exported files: what they say is what the model says; what cannot be is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import LABELS, METHODS, write_model
+
+import eat_audio as eat
+from conftest import needs_data
+from eat_audio.audio import load_audio, to_int16
+from eat_audio.checkpoints.load import find_model
+from eat_audio.errors import CheckpointError, EatError, RecipeError
+from eat_audio.integrations import onnx
+from eat_audio.models import families
+from eat_audio.models.common.modeling import AudioEncoder
+
+needs_onnx = pytest.mark.skipif(
+    any(onnx.find_spec(name) is None for name in onnx.NEEDED[".onnx"]),
+    reason="onnx, onnxscript or onnxruntime is not installed (pip install 'eat-audio[onnx]')",
+)
+
+
+def both(method: str, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-mel of matrix products, and that of the front end."""
+    features = families()[method].features()
+    length = torch.tensor([len(waveform)])
+    own, _ = features.spectrogram(to_int16(waveform[None]), length)
+    return onnx.LogMel(features)(waveform[None]), own
+
+
+@needs_data
+@pytest.mark.parametrize("method", METHODS)
+def test_matrix_products_hear_recordings_as_the_front_end_does(data: Path, method):
+    for path in sorted((data / "esc10" / "audio").iterdir())[::40]:
+        found, own = both(method, load_audio(path))
+        torch.testing.assert_close(found, own, rtol=0, atol=5e-3)
+        assert (found - own).abs().mean() < 1e-5, path.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("samples", [5_360, 12_345, 16_000, 48_001])
+def test_matrix_products_hear_noise_of_any_length(method, samples):
+    found, own = both(method, torch.randn(samples) * 0.1)
+    torch.testing.assert_close(found, own, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("level", [0.0, 0.5])
+def test_silence_is_the_floor_even_beside_zero(method, level):
+    found, own = both(method, torch.full((16_000,), level))
+    torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("takes", ["waveform", "logmel"])
+@pytest.mark.parametrize("gives", ["embed", "classify"])
+def test_every_method_is_exported_in_every_way(tmp_path, method, takes, gives):
+    place = write_model(tmp_path / "model", method)
+    for name in ("model.onnx", "model.pt2"):
+        done = onnx.export(place, tmp_path / name, takes=takes, gives=gives)
+        assert done.difference < 1e-4
+
+
+@needs_onnx
+def test_a_file_gives_the_labels_and_scores_of_eat_predict(tmp_path):
+    import onnxruntime
+
+    place = write_model(tmp_path / "model", blocks=1)
+    onnx.export(place, tmp_path / "tags.onnx", gives="classify")
+    session = onnxruntime.InferenceSession(tmp_path / "tags.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["labels"]) == list(LABELS) and about["rate"] == "16000"
+    sound = np.random.default_rng(0).normal(0, 0.1, 43_210).astype(np.float32)
+    (scores,) = session.run(None, {"waveform": np.stack([sound, sound / 2])})
+    expected = {one.label: one.score for one in eat.load(place, device="cpu").predict(sound)}
+    found = dict(zip(LABELS, scores[0].tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
+    place = write_model(tmp_path / "model", blocks=1)
+    monkeypatch.setattr(onnx, "_write", lambda listener, path, *given: path.touch())
+    monkeypatch.setattr(onnx, "_opened", lambda path: lambda sound: [torch.zeros(len(sound), 3)])
+    with pytest.raises(EatError, match="at most 0.001 is expected, so nothing was written"):
+        onnx.export(place, tmp_path / "out" / "x.pt2", gives="classify")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
+    place = write_model(tmp_path / "model", blocks=1)
+    with pytest.raises(RecipeError, match="ends in .onnx or .pt2"):
+        onnx.export(place, tmp_path / "model.tflite")
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
+    with pytest.raises(EatError, match="onnx is not installed"):
+        onnx.export(place, tmp_path / "model.onnx")
+
+    find_model(place, AudioEncoder).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="is an encoder without a classifier"):
+        onnx.export(tmp_path / "encoder", tmp_path / "model.pt2", gives="classify")
+    eat.EATFeatureExtractor(released_padding=True).save_pretrained(place)
+    with pytest.raises(CheckpointError, match="export with logmel as input"):
+        onnx.export(place, tmp_path / "model.pt2")

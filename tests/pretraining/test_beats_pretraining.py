@@ -1,0 +1,519 @@
+"""BEATs' objective learns labels that no batch, padding or neighbour has a say in."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from conftest import needs_data
+from eat_audio import cli, finetune
+from eat_audio import config as recipe
+from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import Batch, ClipSettings, Steps, ordered_batches, training_batches
+from eat_audio.errors import DataError, RecipeError
+from eat_audio.masking import Masks, clip_keys, random_masks
+from eat_audio.models import save
+from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
+from eat_audio.models.eat.modeling import EATConfig
+from eat_audio.pretraining.beats import stored_labels as labels
+from eat_audio.pretraining.beats.objective import (
+    BEATsMethod,
+    BEATsPretraining,
+    BEATsRun,
+    RandomTokenizer,
+    RandomTokenizerSettings,
+)
+from eat_audio.pretraining.beats.quantizer import Codebook, census
+from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, tokenize, usage
+from eat_audio.pretraining.beats.tokenizer import Heard, Tokenizer, find_tokenizer, hear, projection
+from eat_audio.pretraining.run import schema
+from eat_audio.training.loop import Training, fit
+from eat_audio.training.optim import Optim, adamw, parameter_groups
+
+FEATURES = BEATsFeatureExtractor()
+SMALL = BEATsConfig(
+    embed_dim=16,
+    encoder_layers=2,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=64,
+    encoder_attention_heads=2,
+    dropout=0.0,
+    attention_dropout=0.0,
+    dropout_input=0.0,
+    encoder_layerdrop=0.0,
+)
+CODES = RandomTokenizerSettings(codes=64, width=32)
+LITERAL = RandomTokenizerSettings(input_norm="none", projection_norm="none", code_norm="none")
+
+
+def small(frames: int = 256, **told: Any) -> BEATsPretraining:
+    torch.manual_seed(0)
+    method = BEATsMethod(**{"random": CODES, "predictor_layers": 2} | told)
+    return BEATsPretraining(SMALL, method, FEATURES, frames=frames, seed=1)
+
+
+def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
+    """Clips of noise, each the same at every call."""
+    count = round(16_000 * seconds)
+    waves = [
+        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
+        for number in ids
+    ]
+    return Batch(
+        step=0,
+        waveforms=torch.stack(waves).to(torch.int16),
+        lengths=torch.full((len(ids),), count),
+        clips=torch.tensor(ids),
+        epochs=torch.full((len(ids),), epoch),
+        ids=[str(number) for number in ids],
+    )
+
+
+def close(ours: Tensor, theirs: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# ---- the drawn tokenizer ----
+
+
+def drawn(settings: RandomTokenizerSettings, seed: int = 0) -> RandomTokenizer:
+    return RandomTokenizer(settings, FEATURES, patch=16, seed=seed)
+
+
+@needs_data
+def test_taken_literally_the_paper_uses_few_codes_and_normalised_many(data: Path) -> None:
+    corpus = open_corpus(data / "esc10")
+    clips = Corpus(corpus.name, corpus.clips[::10], corpus.label_names)
+    (batch,) = ordered_batches(clips, ClipSettings(seconds=5), batch=40)
+    spectrogram, _ = FEATURES.spectrogram(batch.waveforms, batch.lengths)
+    patches = spectrogram.unflatten(2, (-1, 16)).unflatten(1, (-1, 16))
+    loud = (patches.var(dim=(2, 4)) > 1e-8).flatten(1).float()
+    both_l2 = RandomTokenizerSettings(input_norm="none")
+    found = [
+        census(drawn(settings).labels(spectrogram).flatten(1), loud, 1024)
+        for settings in (LITERAL, both_l2, RandomTokenizerSettings())
+    ]
+    literal, on_sphere, recommended = ({n: x.item() for n, x in told.items()} for told in found)
+    assert literal["used"] < 100 and literal["perplexity"] < 15 and literal["majority"] > 0.2
+    assert literal["perplexity"] < on_sphere["perplexity"] / 3
+    assert 300 < on_sphere["used"] < 800
+    assert recommended["used"] > 900 and recommended["perplexity"] > 200
+    assert recommended["majority"] < 0.12
+
+
+@pytest.mark.parametrize("input_norm", ["none", "patch", "dim"])
+@pytest.mark.parametrize("projection_norm", ["none", "l2", "layernorm"])
+def test_drawn_labels_depend_on_the_seed_and_on_no_neighbour(
+    input_norm: Any, projection_norm: Any
+) -> None:
+    settings = RandomTokenizerSettings(input_norm=input_norm, projection_norm=projection_norm)
+    clips, columns = torch.randn(2, 160, 128), torch.tensor([10, 4])
+    real = (torch.arange(10) < columns[:, None]).repeat_interleave(8, dim=1)
+    labels = drawn(settings).labels(clips, real)
+    assert labels.shape == (2, 10, 8) and (labels[1, 4:] == -1).all()
+    alone = drawn(settings).labels(clips[1:, :64])
+    assert torch.equal(labels[1, :4], alone[0])
+    clips[1, 64:] = 100.0
+    assert torch.equal(drawn(settings).labels(clips, real), labels)
+    assert not torch.equal(drawn(settings, seed=1).labels(clips, real), labels)
+
+
+def test_loudness_changes_no_label_where_patches_are_normalised() -> None:
+    clip = torch.randn(1, 64, 128)
+    recommended = drawn(RandomTokenizerSettings())
+    assert torch.equal(recommended.labels(clip + 0.7), recommended.labels(clip))
+    literal = drawn(LITERAL)
+    assert not torch.equal(literal.labels(clip + 0.7), literal.labels(clip))
+
+
+def test_silence_has_one_name() -> None:
+    silence = torch.full((1, 64, 128), -1.2543)
+    assert drawn(RandomTokenizerSettings()).labels(silence).unique().numel() == 1
+
+
+def test_the_drawn_tokenizer_is_part_of_what_is_saved() -> None:
+    state = small().state_dict()
+    assert state["tokenizer.codes"].shape == (64, 32)
+    assert state["tokenizer.projection"].shape == (256, 32)
+    assert not any(name.startswith("tokenizer.") for name, _ in small().named_parameters())
+
+
+# ---- the objective ----
+
+
+def heard(spectrogram: Tensor, columns: Tensor | None = None) -> Heard:
+    """What an objective is given of a spectrogram, so many columns of which are real."""
+    if columns is None:
+        return Heard(spectrogram, None, None, None)
+    grid = spectrogram.shape[1] // 16
+    here = torch.arange(grid) < columns[:, None]
+    return Heard(spectrogram, None, here.repeat_interleave(8, dim=1), columns)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "learned"])
+@pytest.mark.parametrize("columns", [1, 3, 12])
+@torch.no_grad()
+def test_a_clips_loss_does_not_depend_on_its_padding(columns: int, fill: str) -> None:
+    ours = small(fill=fill, label_smoothing=0.1).eval()
+    keys, real = clip_keys(0, 0, torch.tensor([5]), 1), torch.tensor([columns])
+    spectrogram = torch.randn(1, columns * 16, 128)
+    labels = torch.randint(0, 64, (1, columns, 8))
+    found = []
+    for longest, filling in ((columns, 0.0), (16, 0.0), (16, 100.0), (23, -7.0)):
+        behind = torch.full((1, (longest - columns) * 16, 128), filling)
+        nothing = torch.full((1, longest - columns, 8), -1)
+        masks = random_masks(keys, (longest, 8), hidden_ratio=0.75, valid_columns=real)
+        whole = heard(torch.cat([spectrogram, behind], dim=1), real)
+        found.append(ours.losses(whole, masks, torch.cat([labels, nothing], dim=1)))
+    for name, first in found[0].items():
+        for other in found[1:]:
+            close(other[name], first, atol=2e-5)
+    assert found[0]["loss"] > 0
+
+
+def masks_of(ours: BEATsPretraining, batch: Batch) -> Masks:
+    found: list[Masks] = []
+    ours.losses = lambda heard, masks, labels: found.append(masks) or {}  # type: ignore[method-assign]
+    ours(batch, torch.Generator())
+    return found[0]
+
+
+def test_of_ten_seconds_124_patches_are_seen() -> None:
+    masks = masks_of(small(frames=1_024), noise_batch([1], seconds=10.0))
+    assert masks.visible.shape == (1, 1, 124) and masks.n_patches == 496
+
+
+@torch.no_grad()
+def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
+    ours = small().eval()
+    masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
+    spectrogram = torch.randn(1, 256, 128)
+    seen = ours.look(spectrogram, masks)
+    assert seen.shape == (1, 32, 32)
+    inside = ours.student.model
+    close(seen, inside(inside.embed(spectrogram)[:, masks.visible[0, 0]])[0])
+    changed = spectrogram.view(1, 16, 16, 8, 16).clone()
+    hidden = masks.hidden[0, 0].view(16, 8)
+    changed[:, :, :] += 50 * hidden[None, :, None, :, None]
+    assert torch.equal(ours.look(changed.view(1, 256, 128), masks), seen)
+    canvas = ours.canvas(seen, masks)
+    assert canvas[0, masks.hidden[0, 0]].eq(0).all()
+    assert torch.equal(canvas[0, masks.visible[0, 0]], seen[0])
+
+
+@torch.no_grad()
+def test_labels_are_those_of_the_whole_clip_without_a_mask() -> None:
+    ours, batch = small().eval(), noise_batch([1, 2])
+    whole = hear(FEATURES, batch, SMALL, 256)
+    assert torch.equal(ours.labels(batch, whole), drawn(CODES, seed=1).labels(whole.spectrogram))
+
+
+def test_numbers_beside_the_loss_are_what_they_say() -> None:
+    ours = small().eval()
+    masks = random_masks(clip_keys(0, 0, torch.arange(4), 1), (4, 8), hidden_ratio=0.75)
+    labels = torch.full((4, 4, 8), 7)
+    labels[0] = 9
+    with torch.no_grad():
+        ours.predictor.model.head.weight.zero_()
+        ours.predictor.model.head.bias.zero_()[7] = 3.0
+        told = ours.losses(heard(torch.randn(4, 64, 128)), masks, labels)
+    assert told["accuracy"] == told["seen_accuracy"] == told["target_majority"] == 0.75
+    assert told["target_used"] == 2 and told["guess_used"] == 1
+    close(told["guess_perplexity"], torch.tensor(1.0))
+    close(told["target_perplexity"].log(), torch.tensor(0.562335))  # of 3/4 and 1/4
+
+
+def test_label_smoothing_keeps_a_sure_guess_from_being_free() -> None:
+    found = []
+    for smoothing in (0.0, 0.1):
+        ours = small(label_smoothing=smoothing).eval()
+        with torch.no_grad():
+            ours.predictor.model.head.weight.zero_()
+            ours.predictor.model.head.bias.zero_()[7] = 20.0
+            masks = random_masks(clip_keys(0, 0, torch.arange(1), 1), (4, 8), hidden_ratio=0.75)
+            labels = torch.full((1, 4, 8), 7)
+            found.append(ours.losses(heard(torch.randn(1, 64, 128)), masks, labels)["loss"].item())
+    assert found[0] < 1e-4 and found[1] == pytest.approx(0.1 * 20 * 63 / 64, rel=1e-3)
+
+
+def test_a_token_that_learns_may_stand_for_hidden_patches() -> None:
+    assert small().mask_token is None
+    ours = small(fill="learned").train()
+    ours(noise_batch([1, 2]), torch.Generator())["loss"].backward()
+    assert ours.mask_token is not None and ours.mask_token.grad is not None
+    masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
+    canvas = ours.canvas(torch.zeros(1, 32, 32), masks)
+    assert canvas[0, masks.hidden[0, 0]].eq(ours.mask_token).all()
+
+
+def test_the_predictor_begins_as_the_encoder_does() -> None:
+    torch.manual_seed(0)
+    config = BEATsConfig.named("small", encoder_layers=3)
+    ours = BEATsPretraining(config, BEATsMethod(), FEATURES, frames=256)
+    theirs = dict(ours.student.named_parameters())
+    for name, mine in ours.predictor.named_parameters():
+        if ".blocks." in name or "relative_bias" in name:
+            close(mine.std(), theirs[name].std(), atol=2e-3)
+    assert ours.predictor.config.residual_scale == 6**0.25
+
+
+def test_two_sources_of_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokenizer=a and labels=b: expected one of them"):
+        BEATsMethod(tokenizer="a", labels="b")
+
+
+def train(ours: nn.Module, corpus: Corpus, *, steps: int, batch: int) -> list[float]:
+    """The losses of a few steps on a corpus."""
+    training = Training(steps=steps, batch=batch, log_every=1, device="cpu")
+    optim = Optim(lr=3e-3, warmup=3, betas=(0.9, 0.98), weight_decay=0.01, clip=1.0)
+    groups = parameter_groups(ours.train().named_parameters(), optim, depth=2)
+    batches = Steps(corpus, ClipSettings(seconds=1.28, crop="random"), batch=batch, seed=0)
+    losses: list[float] = []
+    fit(
+        ours,  # type: ignore[arg-type]
+        training_batches(batches, start=0, stop=steps),
+        adamw(groups, optim),
+        training,
+        optim,
+        log=lambda step, numbers: losses.append(numbers["loss"]),
+    )
+    return losses
+
+
+@needs_data
+def test_thirty_steps_on_real_audio_lower_the_loss(data: Path) -> None:
+    losses = train(small(frames=128), open_corpus(data / "esc10"), steps=30, batch=4)
+    assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.4
+
+
+# ---- later iterations, and labels on disk ----
+
+
+def tokenizer(codes: int = 24) -> Tokenizer:
+    """A tokenizer of random weights, with a codebook of random codes."""
+    torch.manual_seed(3)
+    book = Codebook(codes, 8)
+    book.start(torch.nn.functional.normalize(torch.randn(200, 8), dim=1))
+    return Tokenizer(BEATsModel(SMALL), projection(SMALL, 8), book, FEATURES).frozen()
+
+
+def as_a_run(found: Tokenizer, out: Path) -> str:
+    """The folder that a run would leave of a tokenizer."""
+    folder = out / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    save(found.encoder, found.features, folder)
+    save_file(
+        {n.replace("encoder.", "student.", 1): x for n, x in found.state_dict().items()},
+        folder / "objective.safetensors",
+    )
+    return str(out)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Seven clips of noise of different lengths, all up to 1.9 s."""
+    noise = np.random.default_rng(0)
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(7):
+        samples = 0.1 * noise.uniform(-1, 1, 6_000 + 4_000 * number)
+        soundfile.write(folder / f"{number}.wav", samples, 16_000)
+    return open_corpus(folder)
+
+
+def heard_clips(corpus: Corpus, seconds: float = 1.28) -> Batch:
+    (batch,) = ordered_batches(corpus, ClipSettings(seconds=seconds), batch=7)
+    return batch
+
+
+@torch.no_grad()
+def test_stored_labels_are_those_that_the_tokenizer_gives_while_training(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    place = as_a_run(tokenizer(), tmp_path / "run")
+    done = tokenize(corpus, find_tokenizer(place), tmp_path / "labels", seconds=1.28, batch=3)
+    assert (done.done, done.skipped, done.failed) == (7, 0, [])
+    batch = heard_clips(corpus)
+    there = small(frames=128, labels=str(tmp_path / "labels")).eval()
+    here = small(frames=128, tokenizer=place).eval()
+    whole = hear(FEATURES, batch, SMALL, 128)
+    assert there.labels(batch, whole).unique().numel() > 8
+    assert torch.equal(there.labels(batch, whole), here.labels(batch, whole))
+    losses = [ours(batch, torch.Generator())["loss"] for ours in (there, here)]
+    assert torch.equal(*losses)
+    assert here.count == there.count == 24
+    assert not any(name.startswith("tokenizer.") for name in there.state_dict())
+
+
+def test_a_frozen_tokenizer_stays_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
+    ours = small(frames=128, tokenizer=as_a_run(tokenizer(), tmp_path / "run"))
+    before = {name: x.clone() for name, x in ours.tokenizer.state_dict().items()}  # type: ignore[union-attr]
+    train(ours, corpus, steps=2, batch=2)
+    assert not ours.tokenizer.training  # type: ignore[union-attr]
+    after = ours.tokenizer.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(x, before[name]) for name, x in after.items())
+
+
+def test_a_tokenizer_hears_with_its_own_statistics(tmp_path: Path) -> None:
+    found = tokenizer()
+    found.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
+    ours, batch = small(tokenizer=as_a_run(found, tmp_path / "run")).eval(), noise_batch([1])
+    expected = found.labels(hear(found.features, batch, SMALL, 256).spectrogram)
+    whole = hear(FEATURES, batch, SMALL, 256)
+    assert torch.equal(ours.labels(batch, whole), expected)
+    assert not torch.equal(found.labels(whole.spectrogram), expected)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_job_that_was_killed_goes_on_after_its_last_part(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(out: str) -> Tokenized:
+        return tokenize(corpus, tokenizer(), tmp_path / out, seconds=1.28, batch=1, part=3)
+
+    assert work("whole").done == 7
+
+    made = itertools.count(1)
+
+    def until_killed(*told: Any) -> Any:
+        if next(made) == 5:
+            raise KeyboardInterrupt
+        return labels_of(*told)
+
+    labels_of = labels._labels
+    monkeypatch.setattr(labels, "_labels", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        work("begun")
+    monkeypatch.undo()
+    assert len(contents(tmp_path / "begun")) == 3
+    again = work("begun")
+    assert (again.done, again.skipped) == (4, 3)
+    assert contents(tmp_path / "begun") == contents(tmp_path / "whole")
+    assert (work("begun").done, work("begun").skipped) == (0, 7)
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_tried_again(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    path = Path(corpus.clips[2].path)
+    whole = path.read_bytes()
+    path.write_bytes(b"no sound")
+    out = tmp_path / "labels"
+    first = tokenize(corpus, tokenizer(), out, seconds=1.28)
+    assert first.done == 6 and len(first.failed) == 1 and path.name in first.failed[0]
+    batch = heard_clips(Corpus("others", corpus.clips[:2]))
+    assert (StoredLabels(out).of(batch, (4, 8)) >= -1).all()
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=f"has no labels of .*{path.stem}"):
+        StoredLabels(out).of(heard_clips(corpus), (8, 8))
+    second = tokenize(corpus, tokenizer(), out, seconds=1.28)
+    assert (second.done, second.skipped, second.failed) == (1, 6, [])
+    assert len(StoredLabels(out)) == 7
+
+
+def test_labels_of_two_tokenizers_never_mix(corpus: Corpus, tmp_path: Path) -> None:
+    tokenize(corpus, tokenizer(), tmp_path / "labels", seconds=1.28)
+    with pytest.raises(DataError, match="holds labels with another tokenizer, codes"):
+        tokenize(corpus, tokenizer(codes=25), tmp_path / "labels", seconds=1.28)
+    with pytest.raises(DataError, match="holds labels with another seconds"):
+        tokenize(corpus, tokenizer(), tmp_path / "labels", seconds=5)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="holds something else"):
+        tokenize(corpus, tokenizer(), tmp_path / "other", seconds=5)
+
+
+def test_labels_of_another_length_damaged_ones_and_none_are_refused(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    with pytest.raises(DataError, match="holds no labels; expected a folder of `eat tokenize`"):
+        StoredLabels(tmp_path)
+    tokenize(corpus, tokenizer(), out, seconds=1.28)
+    with pytest.raises(RecipeError, match=r"first 1.28 s of clips; expected clips.seconds=1.28"):
+        small(frames=256, labels=str(out))
+    np.save(out / "part-00000.npy", np.zeros(5, np.int16))
+    with pytest.raises(DataError, match="part-00000.json: describes no labels"):
+        StoredLabels(out)
+    (out / "labels.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="does not say which labels these are"):
+        StoredLabels(out)
+
+
+def test_stored_labels_want_clips_from_their_beginning() -> None:
+    with pytest.raises(ValueError, match="clips.crop=random: stored labels are of the beginnings"):
+        BEATsRun(labels="here", clips=ClipSettings(crop="random"))
+    with pytest.raises(ValueError, match="released_padding=true: BEATs' pre-training was not"):
+        BEATsRun(clips=ClipSettings(released_padding=True))
+
+
+def test_the_command_writes_labels_and_names_what_it_cannot_read(
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place, out = as_a_run(tokenizer(), tmp_path / "run"), tmp_path / "labels"
+    spoilt = Path(corpus.clips[0].path)
+    spoilt.write_bytes(b"no sound")
+
+    def eat(*words: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["eat", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    words = ["tokenize", str(spoilt.parent), "--tokenizer", place, "--device", "cpu"]
+    code, said, err = eat(*words, "-o", str(out), "--seconds", "1.28")
+    assert code == 2 and f"{out}: labels of 6 clips, 0 were there already" in said
+    assert f"skipped: {spoilt}" in err and "1 of the files could not be read" in err
+    assert len(StoredLabels(out)) == 6
+    written = np.load(out / "part-00000.npy")
+    counts = np.unique(written, return_counts=True)[1] / written.size
+    found = usage(out)
+    assert found.used == len(counts) and found.majority == pytest.approx(counts.max())
+    assert found.perplexity == pytest.approx(np.exp(-(counts * np.log(counts)).sum()))
+    assert f"{found.used} of {found.codes} codes are used" in said
+    code, _, err = eat(*words[:3], str(tmp_path / "nothing"), "-o", str(out))
+    assert code == 2 and "holds no tokenizer" in err
+
+
+# ---- recipes and fine-tuning ----
+
+
+def test_the_recipes_have_the_published_schedules() -> None:
+    for name, per_step, rate in (
+        ("beats_iter1", 560, 5e-4),
+        ("beats_iter2", 560, 5e-4),
+        ("beats_tokenizer_iter2", 144, 5e-5),
+    ):
+        run, words = recipe.load(schema, name), recipe.about(name).command.split()
+        assert run.batch * int(words[words.index("--nproc-per-node") + 1]) == per_step
+        assert (run.steps, run.optim.lr, run.optim.schedule) == (400_000, rate, "linear")
+        assert (run.optim.betas, run.optim.weight_decay) == ((0.9, 0.98), 0.01)
+        assert run.optim.warmup >= 0.08 * run.steps  # shorter ones are said to collapse
+        config = run.config()
+        assert isinstance(config, BEATsConfig)
+        assert config.to_dict() == BEATsConfig().to_dict()  # the released one
+
+
+def test_fine_tuning_hands_the_gradients_decay_to_beats_alone() -> None:
+    labelled = Corpus("any", [], label_names=("a", "b"))
+    told = finetune.FinetuneRun(gradient_decay=0.3, drop_path=0.1)
+    config = finetune.labelled(BEATsConfig(), told, labelled)
+    assert isinstance(config, BEATsConfig)
+    assert (config.layer_wise_gradient_decay_ratio, config.encoder_layerdrop) == (0.3, 0.1)
+    with pytest.raises(RecipeError, match="gradient_decay=0.3: an encoder of eat has none"):
+        finetune.labelled(EATConfig(), told, labelled)

@@ -1,0 +1,341 @@
+"""What holds for every method of pre-training: its loss, its draws, its steps, what it tells."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eat_audio import cli
+from eat_audio import config as recipe
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import Batch, ClipSettings, whole_patches
+from eat_audio.data.synthetic import write_corpus
+from eat_audio.errors import RecipeError
+from eat_audio.masking import Masks, clip_keys
+from eat_audio.models import families, save
+from eat_audio.models.beats.modeling import BEATsModel
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
+from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining
+from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainRun
+from eat_audio.pretraining.run import METHODS, CollapseGuard, extractor, in_full, schema
+from eat_audio.report.report import write_report
+from eat_audio.training.loop import fit
+from eat_audio.training.metrics_log import TrainingLog, read_log
+from eat_audio.training.optim import adamw, parameter_groups
+
+SEED = 3
+SHARED: dict[str, Any] = {
+    "encoder": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "clips": {"seconds": 2.56},
+    "optim": {"lr": 1e-3, "warmup": 0, "eps": 1e-4},  # Adam would blow up rounding of zeros
+    "device": "cpu",
+    "seed": SEED,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "audiomae": {"decoder": {"width": 32, "depth": 2, "heads": 4, "bias_dropout": 0.0}},
+    "beats": {
+        "dropout": 0.0,
+        "layerdrop": 0.0,
+        "predictor_layers": 1,
+        "random": {"codes": 32, "width": 16},
+    },
+    "beats_tokenizer": {
+        "dropout": 0.0,
+        "layerdrop": 0.0,
+        "estimator_layers": 1,
+        "codes": 8,
+        "code_width": 8,
+        "teacher": "",  # the fixture `teacher` says where it lies
+    },
+    "eat": {
+        "decoder": {"layers": 2, "groups": 4},
+        "masks": 3,
+        "block": [3, 3],
+        "mask_noise": 0.0,
+        "utterance_weight": 1.0,
+    },
+}
+"""Tiny forms of methods, without what is drawn for a batch and not for a clip."""
+HEALTH: dict[str, dict[str, tuple[float, float]]] = {
+    "audiomae": {"guess_spread": (1.0, 0.01)},
+    "beats": {"target_perplexity": (9.0, 1.1), "guess_perplexity": (9.0, 1.0)},
+    "beats_tokenizer": {"perplexity": (4.0, 1.1), "guess_spread": (1.0, 1.0)},
+    "eat": {"target_spread": (1.0, 0.01)},
+}
+"""What a method's numbers are when it is well, and when it has collapsed."""
+TINY = {"beats": "beats_tiny_iter1", "beats_tokenizer": "beats_tiny_tokenizer"}
+"""The tiny recipes of methods whose names are not METHOD_tiny."""
+OF_CLIPS = {"loss", "frame", "utterance", "distance", "commitment"}
+"""What is a mean over clips of what objectives tell."""
+
+each = pytest.mark.parametrize("method", SMALL)
+each_that_hides = pytest.mark.parametrize("method", [m for m in SMALL if m != "beats_tokenizer"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tokenizer learns from."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(SEED)
+    save(BEATsModel(settings("beats").config()), BEATsFeatureExtractor(), folder)
+    SMALL["beats_tokenizer"]["teacher"] = str(folder)
+
+
+def settings(method: str, **told: Any) -> PretrainRun:
+    kind = METHODS[method].settings
+    return kind.model_validate({"method": method} | SHARED | SMALL[method] | told)
+
+
+def objective(method: str, **told: Any) -> Pretraining:
+    """A tiny objective, the same at every call."""
+    torch.manual_seed(SEED)
+    asked = settings(method, **told)
+    frames = whole_patches(asked.clips.seconds)
+    config = asked.config()
+    features = families()[config.model_type].features()
+    made = METHODS[method].objective(config, asked, features, frames=frames, seed=SEED)
+    if isinstance(made, TokenizerPretraining):  # not with what the first micro-batch holds
+        made.codebook.start(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
+    return made.train()
+
+
+def clips(numbers: list[int], samples: list[int] | None = None, *, epoch: int = 0) -> Batch:
+    """Noise; a number always gives the same clip, `samples` (41,200 if not told) of it."""
+    samples = samples or [41_200] * len(numbers)
+    waves = torch.zeros(len(numbers), max(samples), dtype=torch.int16)
+    for wave, number, count in zip(waves, numbers, samples, strict=True):
+        draws = torch.Generator().manual_seed(number)
+        wave[:count] = torch.randint(-3_000, 3_000, (count,), generator=draws)
+    return Batch(
+        step=0,
+        waveforms=waves,
+        lengths=torch.tensor(samples),
+        clips=torch.tensor(numbers),
+        epochs=torch.full((len(numbers),), epoch),
+    )
+
+
+def losses(ours: Pretraining, batch: Batch) -> dict[str, Tensor]:
+    return ours(batch, torch.Generator().manual_seed(11))
+
+
+# ---- the loss ----
+
+
+@each
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_the_mean_of_its_clips_losses_whatever_their_lengths(
+    method: str,
+) -> None:
+    ours = objective(method).eval()
+    samples = [41_200, 16_000, 9_000]
+    batch = clips([1, 2, 3], samples)
+    together = losses(ours, batch)
+    alone = [losses(ours, clips([n], [count])) for n, count in enumerate(samples, start=1)]
+    parts = OF_CLIPS & together.keys()
+    assert "loss" in parts
+    for name in parts:
+        expected = torch.stack([one[name] for one in alone]).mean()
+        torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-5)
+    batch.waveforms[1, 16_000:] = 12_345  # of what lies behind a clip nothing is heard
+    torch.testing.assert_close(losses(ours, batch)["loss"], together["loss"], rtol=0, atol=0)
+    assert len({round(one["loss"].item(), 4) for one in alone}) == 3
+
+
+@each
+def test_accumulating_micro_batches_trains_as_one_batch_of_all_their_clips(method: str) -> None:
+    """Two optimiser steps of 12 clips, with all that follows a step."""
+
+    def trained(size: int) -> dict[str, Tensor]:
+        def batches() -> Iterator[Batch]:
+            for first in range(0, 24, size):
+                yield clips(list(range(first, first + size)))
+
+        ours = objective(method)
+        asked = settings(method, steps=2, batch=size, accumulate=12 // size, precision="fp32")
+        groups = parameter_groups(ours.named_parameters(), asked.optim, depth=2)
+        fit(ours, batches(), adamw(groups, asked.optim), asked, asked.optim)
+        return ours.state_dict()
+
+    ours, theirs, start = trained(3), trained(12), objective(method).state_dict()
+    for name, weights in theirs.items():
+        torch.testing.assert_close(ours[name], weights, rtol=0, atol=2e-6, msg=name)
+    moved = max((ours[name] - start[name]).abs().max().item() for name in start)
+    assert moved > 1e-4  # so the tolerance is small beside what two steps do
+
+
+@each
+def test_every_parameter_that_learns_has_a_gradient(method: str) -> None:
+    ours = objective(method)
+    losses(ours, clips([1, 2]))["loss"].backward()
+    left = [n for n, p in ours.named_parameters() if p.requires_grad and p.grad is None]
+    assert left == []
+
+
+# ---- what it draws ----
+
+
+@each_that_hides
+def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch(method: str) -> None:
+    asked = settings(method)
+
+    def masks(batch: Batch) -> Masks:
+        return asked.draw(clip_keys(SEED, batch.epochs, batch.clips, 1), (16, 8), None)
+
+    together = masks(clips([1, 2, 3])).hidden[:, 0]
+    assert torch.equal(masks(clips([3, 1])).hidden[1, 0], together[0])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(masks(clips([1], epoch=1)).hidden[0, 0], together[0])
+
+
+@each
+def test_masks_leave_padding_alone(method: str) -> None:
+    columns = torch.tensor([16, 7])
+    keys = clip_keys(SEED, 0, torch.tensor([1, 2]), 1)
+    masks = settings(method).draw(keys, (16, 8), columns)
+    assert masks.seen is not None
+    assert not masks.hidden[1, 0, 7 * 8 :].any()
+    assert int(masks.visible[1, 0][masks.seen[1, 0]].max()) < 7 * 8
+
+
+# ---- what a run is told to be ----
+
+
+@each
+def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
+    method: str,
+) -> None:
+    asked = recipe.load(schema, TINY.get(method, f"{method}_tiny"), ["clips.seconds=1.28"])
+    assert type(asked) is METHODS[method].settings and asked.method == method
+    kind = asked.config().model_type
+    assert kind == method.removesuffix("_tokenizer")
+    features = extractor(Corpus("any", []), asked.clips, method=kind)
+    assert type(features) is families()[kind].features
+
+
+def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: eat_tiny\nmethod: eet\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"method=eet: 'audiomae' or .*'eat' is expected"):
+        recipe.load(schema, tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("method", families())
+def test_a_shape_means_the_same_in_every_method(method: str) -> None:
+    shape: dict[str, Any] = {
+        "size": "tiny",
+        "embed_dim": 96,
+        "depth": 2,
+        "num_heads": 6,
+        "mlp_ratio": 2.0,
+    }
+    config = EncoderSettings.model_validate(shape).of(method)
+    encoder = families()[method].encoder(config)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 2, 6)
+    assert encoder.model.blocks[0].mlp.fc1.out_features == 192
+
+
+def test_sizes_and_poolings_that_a_method_has_not_are_refused() -> None:
+    with pytest.raises(ValueError, match="encoder.size=large: audiomae has no such size"):
+        settings("audiomae", encoder={"size": "large"})
+    with pytest.raises(ValueError, match="pooling=linear_softmax: expected one of cls, mean"):
+        settings("audiomae", encoder={"pooling": "linear_softmax"})
+
+
+@pytest.mark.parametrize("method", families())
+def test_statistics_are_those_of_the_log_mel_that_a_method_hears(method: str) -> None:
+    kind = families()[method].features
+    measured = Corpus("mine", [], statistics=(-9.0, 4.0))
+    known = issubclass(kind, EATFeatureExtractor)  # what is measured is measured with this one
+
+    def found(**told: Any) -> tuple[float, float]:
+        features = extractor(measured, ClipSettings(**told), method=method)
+        assert type(features) is kind
+        return features.mean, features.std
+
+    own = kind().mean, kind().std
+    assert found() == ((-9.0, 4.0) if known else own)
+    assert found(statistics="audioset") == own
+    assert found(statistics=(-1.0, 2.0)) == (-1.0, 2.0)
+    if not known:
+        with pytest.raises(RecipeError, match="expected two numbers or one of audioset$"):
+            found(statistics="esc50")
+
+
+# ---- what it tells ----
+
+
+@each
+def test_a_collapse_is_told_once_and_not_before_the_end_of_the_warm_up(
+    method: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
+    log.say = said.append  # type: ignore[method-assign]
+    ours = objective(method)
+    guard = CollapseGuard(ours, log, after=2)
+    healthy = {n: x.item() for n, x in losses(ours, clips([1, 2])).items()}
+    healthy |= {name: well for name, (well, _) in HEALTH[method].items()}
+    ill = healthy | {name: collapsed for name, (_, collapsed) in HEALTH[method].items()}
+    guard.write(1, ill)
+    guard.write(3, healthy)
+    assert not said
+    for step in (4, 5):
+        guard.write(step, ill)
+    assert len(said) == 1 and "step 4: collapsed" in said[0]
+    assert len(read_log(tmp_path)) == 4
+
+
+@each
+def test_a_copy_of_a_whole_encoder_is_itself(method: str) -> None:
+    student = objective(method).student
+    assert in_full(student) is student
+
+
+@pytest.fixture(scope="module", params=list(SMALL))
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, str]:
+    """A method, the folder of a short run that was looked at, and what its command said."""
+    method, home = request.param, tmp_path_factory.mktemp("run")
+    listing = write_corpus(home / "clips", clips_per_family=3, seconds=1.3, seed=0)
+    words = {
+        "audiomae": ["decoder.width=32", "decoder.depth=2", "decoder.heads=4"],
+        "beats": ["predictor_layers=1", "random.codes=32"],
+        "beats_tokenizer": ["codes=8", f"teacher={SMALL['beats_tokenizer']['teacher']}"],
+        "eat": ["masks=2", "block=[3,3]", "decoder.groups=4"],
+    }[method]
+    words += ["encoder.embed_dim=48", "encoder.depth=2", "clips.seconds=1.28", "device=cpu"]
+    words += ["steps=4", "batch=4", "log_every=2", "optim.warmup=1"]
+    words += [f"data={listing}", f"monitor.data={listing}", "monitor.clips=30"]
+    said = io.StringIO()
+    called = TINY.get(method, f"{method}_tiny")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", ["eat", "pretrain", called, *words, "--out", str(home / "run")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 0
+    return method, home / "run", said.getvalue()
+
+
+def test_the_command_shows_the_numbers_of_the_objective_and_no_others(finished: Any) -> None:
+    method, run, said = finished
+    rows = [line.split("\t")[0] for line in said.splitlines() if "\t" in line][1:]
+    assert rows == list(losses(objective(method), clips([1, 2])))
+    then = f"next: eat finetune {method}_tiny_finetune --from {run}"
+    if method == "beats_tokenizer":
+        then = f"next: eat pretrain beats_tiny_iter2 tokenizer={run}"
+    assert then in said
+
+
+def test_the_report_of_a_run_shows_its_masks_and_its_charts(finished: Any) -> None:
+    method, run, _ = finished
+    page = write_report(run).read_text(encoding="utf-8")
+    assert METHODS[method].settings.about_masks in page
+    assert "What the student sees" in page and "Linear probe" in page
+    assert ("Spread" in page) == (method != "beats")  # it has labels, not vectors, to guess

@@ -1,0 +1,396 @@
+"""The tokenizer gives the released numbers, learns from its teacher, and depends on no batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from conftest import golden_sets, sidecar, tensors
+from eat_audio.data.loader import Batch
+from eat_audio.errors import CheckpointError, RecipeError
+from eat_audio.models import save
+from eat_audio.models.beats import checkpoint as beats
+from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
+from eat_audio.pretraining.beats.quantizer import Codebook, distances, kmeans
+from eat_audio.pretraining.beats.tokenizer import (
+    Teacher,
+    Tokenizer,
+    TokenizerMethod,
+    TokenizerPretraining,
+    find_teacher,
+    find_tokenizer,
+    hear,
+)
+
+QUANTISERS = [
+    (path, case) for path in golden_sets("quantizer*.json") for case in sidecar(path)["cases"]
+]
+TOKENIZERS = golden_sets("tokenizer*.json")
+FEATURES = BEATsFeatureExtractor()
+SMALL = BEATsConfig(
+    embed_dim=16,
+    encoder_layers=2,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=64,
+    encoder_attention_heads=2,
+    dropout=0.0,
+    attention_dropout=0.0,
+    dropout_input=0.0,
+    encoder_layerdrop=0.0,
+)
+each_case = pytest.mark.parametrize(
+    ("path", "case"), QUANTISERS, ids=[f"{path.stem}-{case}" for path, case in QUANTISERS]
+)
+each_tokenizer = pytest.mark.parametrize("path", TOKENIZERS, ids=lambda path: path.stem)
+
+
+def close(ours: Tensor, theirs: Tensor, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# ---- the released numbers ----
+
+
+def recorded_codebook(path: Path, case: str) -> Codebook:
+    """A codebook as it was before the first recorded step."""
+    told, record = sidecar(path)["cases"][case], tensors(path)
+    book = Codebook(told["n_embed"], told["embedding_dim"], memory=told["decay"]).train()
+    codes = record[f"{case}.weight0"]
+    if told["kmeans_init"]:
+        rows = F.normalize(record[f"{case}.s0.z"].flatten(0, 1), dim=1)
+        codes = kmeans(rows, record[f"{case}.kmeans_init_indices"])[0]
+    book.codes.copy_(codes)
+    book.started.fill_(1)
+    book.usage.copy_(record[f"{case}.cluster_size0"])
+    return book
+
+
+@each_case
+def test_a_codebook_follows_as_released(path: Path, case: str) -> None:
+    told, record, book = sidecar(path)["cases"][case], tensors(path), recorded_codebook(path, case)
+    for step in range(told["steps"]):
+        here = {name: record[f"{case}.s{step}.{name}"] for name in ("z", "R", "zq", "ind")}
+        z = here["z"].clone().requires_grad_()
+        before = book.codes.clone()
+        found = book(z)
+        loss = told["beta"] * found.error.mean() / told["embedding_dim"]
+        ((found.vectors * here["R"]).sum() + loss).backward()
+        assert torch.equal(book.codes, before)  # until the step is done
+        book.follow()
+        assert torch.equal(found.labels.flatten(), here["ind"])
+        close(found.vectors, here["zq"])
+        close(loss, record[f"{case}.s{step}.loss"])
+        assert z.grad is not None
+        close(z.grad, record[f"{case}.s{step}.grad_z"], atol=2e-5)
+        close(book.codes, record[f"{case}.s{step}.weight_after"])
+        close(book.usage, record[f"{case}.s{step}.cluster_size_after"], atol=1e-5)
+        dead = record[f"{case}.s{step}.dead"].bool()
+        close(book.codes[dead], before[dead])
+
+
+@each_case
+def test_evaluation_gives_the_recorded_labels_and_changes_nothing(path: Path, case: str) -> None:
+    told, record, book = sidecar(path)["cases"][case], tensors(path), recorded_codebook(path, case)
+    book.codes.copy_(record[f"{case}.s{told['steps'] - 1}.weight_after"])
+    book.eval()
+    before = {name: tensor.clone() for name, tensor in book.state_dict().items()}
+    found = book(record[f"{case}.eval.z"])
+    book.follow()
+    assert torch.equal(found.labels.flatten(), record[f"{case}.eval.ind"])
+    close(found.vectors, record[f"{case}.eval.zq"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in book.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("path", "case"), [(path, case) for path, case in QUANTISERS if case.startswith("kmeans")]
+)
+def test_k_means_ends_as_released(path: Path, case: str) -> None:
+    record = tensors(path)
+    rows = F.normalize(record[f"{case}.s0.z"].flatten(0, 1), dim=1)
+    means, hits = kmeans(rows, record[f"{case}.kmeans_init_indices"])
+    close(means, record[f"{case}.kmeans_means"])
+    assert torch.equal(hits.long(), record[f"{case}.kmeans_bins"])
+
+
+def released(path: Path, folder: Path) -> Path:
+    """A recorded tokenizer in a file as its authors would release it."""
+    state = {n.removeprefix("sd."): x for n, x in tensors(path).items() if n.startswith("sd.")}
+    file = folder / "tokenizer.pt"
+    torch.save({"cfg": sidecar(path)["config"], "model": state}, file)
+    return file
+
+
+@each_tokenizer
+def test_a_released_tokenizer_gives_the_recorded_labels(path: Path, tmp_path: Path) -> None:
+    record, tokenizer = tensors(path), find_tokenizer(released(path, tmp_path))
+    wave = record["wave"]
+    hearing = BEATsFeatureExtractor(released_padding=True)
+    whole = torch.full((len(wave),), wave.shape[1])
+    spectrogram, _ = hearing.spectrogram(wave, whole)
+    _, frames = hearing.spectrogram(wave, whole - record["pad"].sum(dim=1))
+    columns = spectrogram.shape[1] // 16
+    real = torch.arange(columns * 8) < (frames // 2)[:, None]
+    for case, heard in (("nomask", None), ("mask", real)):
+        inside = tokenizer.encoder.model
+        z = tokenizer.projection(inside(inside.embed(spectrogram), heard)[0])
+        counts = torch.ones_like(real) if heard is None else heard
+        close(z[counts], record[f"{case}.proj"][counts], atol=1e-4)
+        close(F.normalize(z, dim=-1)[counts], record[f"{case}.l2"][counts], atol=1e-4)
+        far = distances(F.normalize(z, dim=-1), tokenizer.codebook.codes)
+        close(far[counts], record[f"{case}.dist"].view_as(far)[counts], atol=2e-4)
+        labels = tokenizer.labels(spectrogram, heard)
+        assert labels.shape == (len(wave), columns, 8)
+        theirs = record[f"{case}.labels"].view(len(wave), -1)
+        clear = record[f"{case}.margin"].view(len(wave), -1) > 1e-4
+        assert torch.equal(labels.flatten(1)[clear & counts], theirs[clear & counts])
+        assert (labels.flatten(1)[~counts] == -1).all() and clear.float().mean() > 0.99
+    assert sidecar(path)["config"]["quant_n"] == tokenizer.count
+
+
+def test_the_released_tokenizer_has_as_many_parameters_as_ours() -> None:
+    told = json.loads(golden_sets("base_init_stats*.json")[0].read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        config = BEATsConfig()
+        ours = TokenizerPretraining(
+            config,
+            TokenizerMethod(),
+            FEATURES,
+            frames=992,
+            teacher=Teacher(BEATsModel(config), FEATURES),
+        )
+    kept = [*ours.student.parameters(), *ours.projection.parameters()]
+    assert sum(p.numel() for p in kept) == told["n_params_tokenizer_trainable"]
+    assert not list(ours.codebook.parameters())
+
+
+# ---- codebooks ----
+
+
+def test_micro_batches_move_the_codes_as_one_batch_does() -> None:
+    given = torch.randn(4, 20, 8)
+    books = []
+    for parts in ([given], given.split(2)):
+        book = Codebook(6, 8).train()
+        book.start(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
+        begun = book.codes.clone()
+        for part in parts:
+            book(part)
+        book.follow()
+        assert not torch.equal(book.codes, begun)
+        books.append(book.state_dict())
+    for name, tensor in books[0].items():
+        close(tensor.float(), books[1][name].float())
+
+
+def test_padding_and_what_is_not_finite_move_no_code() -> None:
+    given, real = torch.randn(2, 20, 8), torch.rand(2, 20) < 0.5
+    spoilt = given.clone()
+    spoilt[~real] = torch.nan
+    spoilt[0, 0] = torch.inf
+    real[0, 0] = True
+    alone, beside = Codebook(6, 8).train(), Codebook(6, 8).train()
+    for book in (alone, beside):
+        book.start(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
+    counts = real.clone()
+    counts[0, 0] = False
+    alone(given[counts][None])
+    beside(spoilt, real)
+    begun = alone.codes.clone()
+    for book in (alone, beside):
+        book.follow()
+    assert not torch.equal(alone.codes, begun)
+    close(alone.codes, beside.codes)
+
+
+def test_the_seed_decides_how_a_codebook_begins() -> None:
+    rows = F.normalize(torch.randn(50, 8), dim=1)
+
+    def begun(seed: int) -> Tensor:
+        book = Codebook(6, 8)
+        book.start(rows, torch.Generator().manual_seed(seed))
+        return book.codes
+
+    assert torch.equal(begun(1), begun(1)) and not torch.equal(begun(1), begun(2))
+    close(begun(1).norm(dim=1), torch.ones(6))
+
+
+# ---- the objective ----
+
+
+def objective(teacher: Any = None, **told: Any) -> TokenizerPretraining:
+    torch.manual_seed(0)
+    method = TokenizerMethod(codes=16, code_width=8, estimator_layers=1, **told)
+    teacher = Teacher(teacher or BEATsModel(SMALL), FEATURES)
+    return TokenizerPretraining(SMALL, method, FEATURES, frames=256, teacher=teacher).train()
+
+
+def noise_batch(ids: list[int], seconds: float = 2.6) -> Batch:
+    """Clips of noise, each the same at every call."""
+    count = round(16_000 * seconds)
+    waves = [
+        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
+        for number in ids
+    ]
+    return Batch(
+        step=0,
+        waveforms=torch.stack(waves).to(torch.int16),
+        lengths=torch.full((len(ids),), count),
+        clips=torch.tensor(ids),
+        epochs=torch.zeros(len(ids), dtype=torch.int64),
+        ids=[str(number) for number in ids],
+    )
+
+
+def started() -> TokenizerPretraining:
+    ours = objective()
+    ours(noise_batch([1, 2]), torch.Generator().manual_seed(0))
+    ours.after_step(1)
+    return ours.eval()
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_clips_losses() -> None:
+    ours, batch = started(), noise_batch([1, 2, 3])
+    batch.lengths = torch.tensor([41_600, 16_000, 4_000])
+    alone = []
+    for row in range(3):
+        one = noise_batch([row + 1])
+        one.lengths = batch.lengths[row : row + 1]
+        alone.append(ours(one, torch.Generator()))
+    for _ in range(2):
+        together = ours(batch, torch.Generator())
+        for name in ("loss", "distance", "commitment"):
+            close(together[name], torch.stack([told[name] for told in alone]).mean(), atol=1e-5)
+        batch.waveforms[1, 16_000:] = 12_345
+    assert len({round(told["loss"].item(), 4) for told in alone}) == 3
+
+
+@torch.no_grad()
+def test_labels_depend_neither_on_the_batch_nor_on_padding() -> None:
+    tokenizer, batch = started().tokenizer(), noise_batch([1, 2])
+    batch.lengths = torch.tensor([41_600, 16_000])
+    heard = hear(FEATURES, batch, SMALL, 256)
+    assert heard.real is not None
+    labels = tokenizer.labels(heard.spectrogram, heard.real)
+    assert labels.shape == (2, 16, 8) and labels.unique().numel() > 4
+    assert (labels[1, 6:] == -1).all() and (labels[1, :6] >= 0).all()
+    batch = noise_batch([2])
+    batch.lengths = torch.tensor([16_000])
+    alone = hear(FEATURES, batch, SMALL, 256)
+    assert alone.real is None
+    assert torch.equal(tokenizer.labels(alone.spectrogram)[0], labels[1, :6])
+
+
+def test_every_parameter_learns_but_the_teachers() -> None:
+    ours = objective()
+    ours(noise_batch([1, 2]), torch.Generator().manual_seed(0))["loss"].backward()
+    idle = [name for name, p in ours.named_parameters() if p.grad is None]
+    assert idle and all(name.startswith("teacher.") for name in idle)
+    assert not ours.teacher.training and ours.student.training
+
+
+def test_the_commitment_is_a_mean_or_a_sum_over_elements() -> None:
+    found = {}
+    for how in ("mean", "sum"):
+        ours = objective(commit_reduction=how, commit_beta=3.0)
+        found[how] = ours(noise_batch([1, 2]), torch.Generator().manual_seed(0))
+        parts = found[how]["distance"] + 3 * found[how]["commitment"]
+        close(found[how]["loss"], parts)
+    close(found["sum"]["commitment"], 8 * found["mean"]["commitment"])
+
+
+def test_a_few_steps_bring_the_estimator_nearer_to_the_teacher() -> None:
+    ours = objective()
+    optimiser = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], lr=2e-3)
+    distance = []
+    for step in range(12):
+        losses = ours(noise_batch([1, 2]), torch.Generator().manual_seed(step))
+        losses["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        ours.after_step(step + 1)
+        distance.append(losses["distance"].item())
+    assert distance[-1] < 0.7 * distance[0]
+
+
+def test_a_fine_tuned_teacher_is_heard_for_its_logits_of_clips(tmp_path: Path) -> None:
+    config = SMALL.for_labels(list("abcde"), several=True, drop_path=0.0, pooling="mean")
+    torch.manual_seed(1)
+    save(BEATsForAudioClassification(config), FEATURES, tmp_path)
+    told = TokenizerMethod(teacher=str(tmp_path), target="logits")
+    teacher = find_teacher(told)
+    ours = objective(teacher.model, target="logits")
+    heard = hear(FEATURES, noise_batch([1, 2]), SMALL, 256)
+    assert teacher(heard).shape == (2, 5)
+    losses = ours.losses(heard, teacher(heard), torch.Generator().manual_seed(0))
+    assert 0 < losses["distance"] < 2
+    features = find_teacher(TokenizerMethod(teacher=str(tmp_path)))
+    assert features(heard).shape == (2, heard.spectrogram.shape[1] // 2, 32)
+
+
+def test_a_teacher_with_other_statistics_hears_with_them() -> None:
+    ours, batch = objective(), noise_batch([1])
+    said: list[Tensor] = []
+    ours.teacher.forward = lambda heard: said.append(heard.spectrogram) or torch.ones(1, 128, 32)  # type: ignore[method-assign]
+    ours(batch, torch.Generator().manual_seed(0))
+    ours.teacher.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
+    ours(batch, torch.Generator().manual_seed(0))
+    close(said[1], (said[0] * 2 * FEATURES.std + FEATURES.mean - 10) / 8, atol=1e-4)
+
+
+# ---- found again ----
+
+
+def saved(ours: TokenizerPretraining, out: Path) -> Path:
+    """What a run leaves of an objective."""
+    folder = out / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    save(ours.student, FEATURES, folder)
+    save_file(ours.state_dict(), folder / "objective.safetensors")
+    return out
+
+
+@torch.no_grad()
+def test_the_tokenizer_of_a_run_is_the_one_it_has_learnt(tmp_path: Path) -> None:
+    ours = started()
+    found = find_tokenizer(saved(ours, tmp_path / "run"))
+    heard = hear(FEATURES, noise_batch([5]), SMALL, 256)
+    expected = ours.tokenizer().labels(heard.spectrogram)
+    assert torch.equal(found.labels(heard.spectrogram), expected)
+    assert not any(p.requires_grad for p in found.parameters()) and not found.training
+    inside = tmp_path / "run" / "checkpoints" / "step-00000001"
+    assert torch.equal(find_tokenizer(inside).labels(heard.spectrogram), expected)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    save(BEATsModel(SMALL), FEATURES, tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="holds no tokenizer; expected the folder of a run"):
+        find_tokenizer(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="its codebook is empty"):
+        find_tokenizer(saved(objective(), tmp_path / "untrained"))
+    torch.save(beats.theirs(BEATsModel(SMALL), FEATURES), tmp_path / "encoder.pt")
+    with pytest.raises(CheckpointError, match=r"encoder\.pt: holds no tokenizer"):
+        find_tokenizer(tmp_path / "encoder.pt")
+    torch.save({"model": {"extra_tokens": torch.zeros(1)}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="expected a released BEATs one"):
+        find_tokenizer(tmp_path / "other.pt")
+    with pytest.raises(RecipeError, match="teacher is not set"):
+        find_teacher(TokenizerMethod())
+
+
+def test_a_codebook_of_another_width_is_refused(tmp_path: Path) -> None:
+    ours = started()
+    ours.codebook = Codebook(16, 9)
+    with pytest.raises(CheckpointError, match="holds no such tokenizer"):
+        find_tokenizer(saved(ours, tmp_path / "run"))
+
+
+def test_a_tokenizer_is_whole_without_its_estimator() -> None:
+    ours = started()
+    kept = Tokenizer(ours.student, ours.projection, ours.codebook, FEATURES).state_dict()
+    assert not any(name.startswith(("estimator", "teacher")) for name in kept)

@@ -1,0 +1,54 @@
+"""Trains a tiny run for test_kills.py, in a new process each time it is asked for.
+
+Every line of standard input, FOLDER STEPS, starts a process; its number is printed.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eat_audio.config import Settings
+from eat_audio.training.checkpoint import Run, claim
+from eat_audio.training.optim import Optim, adamw, parameter_groups
+
+
+class Recipe(Settings):
+    name: str = "tiny"
+
+
+def export(folder: Path, state: dict[str, Tensor]) -> None:
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    save_file(state, folder / "model.safetensors")
+
+
+def train(out: Path, steps: int) -> None:
+    """Go on until so many steps are done, saving each; all that is drawn is drawn by the step."""
+    torch.manual_seed(0)
+    model, optim = nn.Linear(64, 512), Optim()
+    optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+    run = Run(out, Recipe(), "noise", model, optimiser, export, keep=2)
+    with claim(out):
+        for step in range(run.begin(resume=True) + 1, steps + 1):
+            torch.manual_seed(step)
+            model(torch.randn(4, 64)).square().sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            run.save(step)
+        run.finish()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        folder, last = line.split()
+        child = os.fork()
+        if not child:
+            train(Path(folder), int(last))
+            os._exit(0)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("gone", flush=True)

@@ -1,0 +1,517 @@
+"""A run's folder is either complete or not there, and belongs to one recipe and one corpus."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eat_audio.config import Settings
+from eat_audio.errors import CheckpointError, EatWarning
+from eat_audio.training.checkpoint import (
+    Run,
+    checkpoints,
+    claim,
+    keep_model_only,
+    model_folder,
+    read_json,
+)
+from eat_audio.training.optim import Optim, adamw, parameter_groups
+
+
+class Recipe(Settings):
+    steps: int = 10
+    lr: float = 0.1
+    log_every: int = 5
+
+
+def a_run(
+    out: Path,
+    recipe: Recipe | None = None,
+    data: str = "3 clips",
+    keep: int = 2,
+    width: int = 2,
+) -> Run:
+    torch.manual_seed(0)
+    model = nn.Linear(3, width)
+    optim = Optim()
+    optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+
+    def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+
+    return Run(out, recipe or Recipe(), data, model, optimiser, export, keep)
+
+
+def step(run: Run) -> None:
+    run.objective(torch.randn(4, 3)).sum().backward()
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+
+
+def test_a_checkpoint_gives_back_weights_and_moments_to_the_bit(tmp_path: Path) -> None:
+    one = a_run(tmp_path)
+    assert one.begin(resume=False) == 0
+    step(one)
+    one.save(1)
+    other = a_run(tmp_path)
+    assert other.begin(resume=True) == 1
+    torch.manual_seed(5)
+    step(one)
+    torch.manual_seed(5)
+    step(other)
+    pairs = zip(one.objective.parameters(), other.objective.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    run = a_run(tmp_path, keep=2)
+    run.begin(resume=False)
+    for number in (1, 2, 3):
+        step(run)
+        run.save(number)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert model_folder(tmp_path) == checkpoints(tmp_path)[-1]
+
+
+def test_half_a_checkpoint_is_never_taken_for_one(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    half = tmp_path / "checkpoints" / ".step-00000002.incomplete"
+    half.mkdir()
+    (half / "objective.safetensors").write_bytes(b"half of it")
+    assert a_run(tmp_path).begin(resume=True) == 1
+
+
+def a_run_of(out: Path, *steps: int, keep: int = 9) -> dict[int, dict[str, torch.Tensor]]:
+    """A run with checkpoints of these steps; what each of them holds."""
+    run = a_run(out, keep=keep)
+    run.begin(resume=False)
+    states = {}
+    for number in steps:
+        step(run)
+        run.save(number)
+        states[number] = {name: x.clone() for name, x in run.objective.state_dict().items()}
+    return states
+
+
+def flip(file: Path, byte: int) -> None:
+    """Turn one bit of a file round."""
+    held = bytearray(file.read_bytes())
+    held[byte % len(held)] ^= 1 << byte % 8
+    file.write_bytes(held)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of a weight": (
+        lambda f: flip(f / "objective.safetensors", -5),
+        "objective.safetensors is not what was written",
+    ),
+    "a bit of a moment": (
+        lambda f: flip(f / "optimiser.safetensors", -3),
+        "optimiser.safetensors is not what was written",
+    ),
+    "a bit of the configuration": (
+        lambda f: flip(f / "config.json", 0),
+        "config.json is not what was written",
+    ),
+    "cut off": (
+        lambda f: os.truncate(f / "objective.safetensors", 40),
+        "objective.safetensors is not what was written",
+    ),
+    "a missing file": (
+        lambda f: (f / "optimiser.safetensors").unlink(),
+        "no optimiser.safetensors",
+    ),
+    "no record": (lambda f: (f / "run.json").unlink(), "no run.json"),
+    "an empty record": (
+        lambda f: (f / "run.json").write_text(""),
+        "run.json: cannot be read as JSON",
+    ),
+    "a record that is a list": (lambda f: (f / "run.json").write_text("[]"), "run.json: holds []"),
+    "a deep record": (
+        lambda f: (f / "run.json").write_text("[" * 100_000),
+        "run.json: cannot be read as JSON (nested too deeply)",
+    ),
+    "another step": (
+        lambda f: change(f / "run.json", step=4),
+        "run.json is of step 4",
+    ),
+    "files that are none": (lambda f: change(f / "run.json", files=["a"]), "run.json says files="),
+    "no digest": (
+        lambda f: change(f / "run.json", files={}),
+        "run.json has no SHA-256 of objective.safetensors",
+    ),
+}
+
+
+def change(record: Path, **told: object) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | told))
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, kind: str
+) -> None:
+    damage, reason = DAMAGES[kind]
+    states = a_run_of(tmp_path, 1, 2)
+    damage(tmp_path / "checkpoints" / "step-00000002")
+    again = a_run(tmp_path)
+    said = re.escape(f"step-00000002: is damaged ({reason}") + ".*going on from step-00000001"
+    with pytest.warns(EatWarning, match=said) as warned:
+        assert again.begin(resume=True) == 1
+    assert len(warned) == 1
+    assert all(torch.equal(x, states[1][n]) for n, x in again.objective.state_dict().items())
+    # Nothing is lost, and the step can be written again.
+    assert (tmp_path / "checkpoints" / "damaged-step-00000002").is_dir()
+    step(again)
+    again.save(2)
+    assert [folder.name[-1] for folder in checkpoints(tmp_path)] == ["1", "2"]
+    assert a_run(tmp_path).begin(resume=True) == 2
+
+
+def test_an_empty_folder_that_is_called_like_a_checkpoint_blocks_nothing(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-99999999").mkdir()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000001"]
+    assert a_run(tmp_path).begin(resume=True) == 1
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_gone_on_from(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1, 2)
+    for folder in checkpoints(tmp_path):
+        (folder / "objective.safetensors").write_bytes(b"rubbish")
+    words = r"none of its checkpoints is whole \(step-00000002: objective.safetensors is not what"
+    with pytest.raises(CheckpointError, match=words):
+        a_run(tmp_path).begin(resume=True)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_checkpoints_of_earlier_versions_have_no_digests_and_are_gone_on_from(
+    tmp_path: Path,
+) -> None:
+    a_run_of(tmp_path, 1, 2)
+    for folder in checkpoints(tmp_path):
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        del record["files"]
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert a_run(tmp_path).begin(resume=True) == 2
+    os.truncate(tmp_path / "checkpoints" / "step-00000002" / "objective.safetensors", 90)
+    with pytest.warns(EatWarning, match="objective.safetensors is cut off"):
+        assert a_run(tmp_path).begin(resume=True) == 1
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="step-00000001: does not fit this run"):
+        a_run(tmp_path, width=3).begin(resume=True)
+
+
+def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1, 2)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"begun with lr=0.1, not lr=0.2"):
+        a_run(tmp_path, Recipe(lr=0.2)).begin(resume=True)
+    assert a_run(tmp_path).begin(resume=True) == 2
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["data"] == "3 clips"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", r"holds \[\]; expected a JSON object"),
+        ('{"recipe": null}', r"is no record of a run \(recipe is None\)"),
+        ("{}", r"is no record of a run \(no recipe\)"),
+        ('{"recipe": {"accumulate": "x"}}', r"\(accumulate is 'x'\)"),
+        ('{"recipe": {}, "processes": []}', r"\(processes is \[\]\)"),
+        ('{"recipe": {}, "origin": [1]}', r"\(origin is \[1\]\)"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 70 + "1" + "}" * 70, "more than 64 levels deep"),
+        ('"' + "x" * 9_000_000 + '"', "more than 8,000,000 bytes"),
+    ],
+)
+def test_a_record_that_is_none_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    a_run_of(tmp_path, 1)
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=words) as error:
+        a_run(tmp_path).begin(resume=True)
+    assert "run.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_record_that_is_no_text_or_no_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
+    os.mkfifo(tmp_path / "b.json")
+    (tmp_path / "c.json").mkdir()
+    for name in ("a", "b", "c", "d"):
+        with pytest.raises(CheckpointError, match=f"{name}.json: cannot be read as JSON"):
+            read_json(tmp_path / f"{name}.json")
+
+
+def test_other_recordings_of_the_same_names_cannot_resume(tmp_path: Path) -> None:
+    replace(a_run(tmp_path), contents="2 files, sha256 ab").begin(resume=False)
+    assert replace(a_run(tmp_path), contents="2 files, sha256 ab").begin(resume=True) == 0
+    with pytest.raises(CheckpointError, match="other recordings of the same names .*sha256 ab, "):
+        replace(a_run(tmp_path), contents="2 files, sha256 cd").begin(resume=True)
+    change(tmp_path / "run.json", contents=None)
+    with pytest.warns(EatWarning, match="did not note what is in the recordings"):
+        replace(a_run(tmp_path), contents="2 files, sha256 ab").begin(resume=True)
+
+
+def test_another_torch_is_said(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1)
+    change(tmp_path / "run.json", torch="1.0")
+    with pytest.warns(EatWarning, match=r"was begun with torch 1\.0, now it is"):
+        assert a_run(tmp_path).begin(resume=True) == 1
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "made anew"])
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path, how: str) -> None:
+    run = a_run(tmp_path / "run")
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "moved")
+    if how == "made anew":
+        a_run(tmp_path / "run", data="other clips").begin(resume=False)
+    words = "another run has been begun" if how == "made anew" else "removed or renamed"
+    for write in (lambda: run.save(2), run.finish):
+        with pytest.raises(CheckpointError, match=words):
+            write()
+    assert (tmp_path / "run").exists() == (how == "made anew")
+    if how == "renamed":
+        assert a_run(tmp_path / "moved").begin(resume=True) == 1
+
+
+def test_a_record_that_was_removed_is_put_back(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.begin(resume=False)
+    before = (tmp_path / "run.json").read_text(encoding="utf-8")
+    step(run)
+    run.save(1)
+    (tmp_path / "run.json").unlink()
+    run.save(2)
+    assert (tmp_path / "run.json").read_text(encoding="utf-8") == before
+
+
+def test_what_is_saved_has_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        a_run_of(tmp_path, 1)
+    finally:
+        os.umask(before)
+    saved = checkpoints(tmp_path)[0]
+    assert {file.stat().st_mode & 0o777 for file in saved.iterdir()} == {0o640}
+
+
+def an_export(weight: float = 1.0, fail: str = "") -> Callable[[Path, dict[str, Tensor]], None]:
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        for name in ("config.json", "preprocessor_config.json"):
+            (folder / name).write_text(f'{{"weight": {weight}}}', encoding="utf-8")
+            if fail == name:
+                raise OSError(28, "No space left on device")
+        save_file({"weight": torch.tensor([weight])}, folder / "model.safetensors")
+
+    return export
+
+
+@pytest.mark.parametrize("moment", ["config.json", "preprocessor_config.json", 1, 2, 3])
+def test_half_a_finished_model_never_hides_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str | int
+) -> None:
+    run = replace(a_run(tmp_path), export=an_export())
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
+    if isinstance(moment, str):
+        run = replace(run, export=an_export(fail=moment))
+    else:
+        move, moved = os.replace, []
+
+        def killed(source: Path, target: Path) -> None:
+            moved.append(source)
+            if len(moved) == moment and Path(target).parent == tmp_path:
+                raise OSError(5, "Input/output error")
+            move(source, target)
+
+        monkeypatch.setattr("eat_audio.training.checkpoint.os.replace", killed)
+    with pytest.raises(CheckpointError, match="cannot be written .*step-00000001 is kept"):
+        run.finish()
+    assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
+    assert not list(tmp_path.glob(".finished*"))
+    monkeypatch.undo()
+    replace(run, export=an_export()).finish()
+    assert model_folder(tmp_path) == tmp_path
+
+
+def test_what_a_full_disk_left_of_a_model_does_not_hide_the_checkpoint(tmp_path: Path) -> None:
+    run = replace(a_run(tmp_path), export=an_export())
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    run.finish()
+    os.truncate(tmp_path / "model.safetensors", 20)
+    with pytest.warns(EatWarning, match="finished model is not whole; .*step-00000001 is used"):
+        assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
+
+
+def test_another_model_in_the_folder_goes_before_the_weights_of_this_one_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_export(2.0)(tmp_path, {})
+    run = replace(a_run(tmp_path), export=an_export())
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    move = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        move(source, target)
+        if Path(target).name == "model.safetensors":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("eat_audio.training.checkpoint.os.replace", killed)
+    monkeypatch.setattr("eat_audio.training.checkpoint.write_tensors", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    assert not (tmp_path / "config.json").exists()
+    assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_torn_deletion_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(tmp_path, keep=1)
+    run.begin(resume=False)
+    monkeypatch.setattr("eat_audio.training.checkpoint.shutil.rmtree", killed_while_deleting)
+    for number in (1, 2):
+        step(run)
+        with contextlib.suppress(KeyboardInterrupt):
+            run.save(number)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000002"]
+    assert [folder.name for folder in (tmp_path / "checkpoints").glob("step-*")] == [
+        "step-00000002"
+    ]
+    monkeypatch.undo()
+    assert list((tmp_path / "checkpoints").glob(".step-00000001.*.old"))
+    assert a_run(tmp_path).begin(resume=True) == 2
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def killed_while_deleting(folder: Path, **_: object) -> None:
+    """What a kill leaves of a folder that is being deleted."""
+    if folder.is_dir():
+        next(folder.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+
+def test_a_checkpoint_without_what_resuming_needs_is_a_model_still(tmp_path: Path) -> None:
+    a_run_of(tmp_path, 1)
+    keep_model_only(folder := checkpoints(tmp_path)[0])
+    assert checkpoints(tmp_path) == [folder] and not (folder / "objective.safetensors").exists()
+    with pytest.raises(CheckpointError, match="none of its checkpoints is whole"):
+        a_run(tmp_path).begin(resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    first = a_run(tmp_path)
+    first.begin(resume=False)
+    a_run(tmp_path).begin(resume=False)  # nothing was learnt there yet
+    step(first)
+    first.save(1)
+    with pytest.raises(CheckpointError, match="holds a run already; --resume continues it"):
+        a_run(tmp_path).begin(resume=False)
+
+
+def test_another_recipe_or_other_data_cannot_resume(tmp_path: Path) -> None:
+    a_run(tmp_path).begin(resume=False)
+    with pytest.raises(CheckpointError, match="was begun with lr=0.1, not lr=0.2"):
+        a_run(tmp_path, Recipe(lr=0.2)).begin(resume=True)
+    with pytest.raises(CheckpointError, match="begun on other data"):
+        a_run(tmp_path, data="4 clips").begin(resume=True)
+    assert a_run(tmp_path, Recipe(log_every=1)).begin(resume=True) == 0
+
+
+def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
+    replace(a_run(tmp_path), origin={"encoder": "abc"}).begin(resume=False)
+    words = r"begun with another encoder \(--from\): encoder was 'abc', now it is 'def'"
+    with pytest.raises(CheckpointError, match=words):
+        replace(a_run(tmp_path), origin={"encoder": "def"}).begin(resume=True)
+
+
+def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="cannot be made"), claim(place):
+            pass
+
+
+def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no model"):
+        model_folder(tmp_path)
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from eat_audio.training.checkpoint import claim
+with claim(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        message = rf"in use by another run \(process {other.pid} on "
+        with pytest.raises(CheckpointError, match=message), claim(tmp_path):
+            pass
+        other.kill()
+    with claim(tmp_path):  # a claim ends with its process, however that ended
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds one checkpoint and a bit."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
+    run = a_run(small_disk, width=4_000)
+    run.begin(resume=False)
+    step(run)
+    run.save(1)
+    before = {name: x.clone() for name, x in run.objective.state_dict().items()}
+    step(run)
+    with pytest.raises(CheckpointError, match="cannot be written .*step-00000001 is kept"):
+        run.save(2)
+    assert [folder.name for folder in checkpoints(small_disk)] == ["step-00000001"]
+    assert not list((small_disk / "checkpoints").glob(".*"))
+    again = a_run(small_disk, width=4_000)
+    assert again.begin(resume=True) == 1
+    assert all(torch.equal(x, before[name]) for name, x in again.objective.state_dict().items())

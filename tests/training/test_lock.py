@@ -1,0 +1,100 @@
+"""A folder belongs to one living run, with the locks of every system and without any."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from eat_audio.errors import CheckpointError
+from eat_audio.training.lock import HOLDER, LOCK, claim
+
+
+@pytest.fixture(params=["flock", "nothing", "a disk without locks", "msvcrt"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the system has for locking."""
+    if request.param != "flock":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    if request.param == "a disk without locks":
+
+        def flock(descriptor: int, how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        without = SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4)
+        monkeypatch.setitem(sys.modules, "fcntl", without)
+    if request.param == "msvcrt":
+        monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking(), LK_NBLCK=2))
+    return request.param
+
+
+def locking() -> object:
+    """Windows' lock of some bytes of an open file, as far as one process can have it."""
+    held: dict[int, int] = {}
+
+    def lock(descriptor: int, how: int, count: int) -> None:
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) > 1_000  # what is locked cannot be read
+        inode = os.fstat(descriptor).st_ino
+        if inode in held:
+            try:
+                os.fstat(held[inode])
+                raise PermissionError(errno.EACCES, "Permission denied")
+            except OSError as error:
+                if error.errno == errno.EACCES:
+                    raise
+        held[inode] = descriptor
+
+    return lock
+
+
+def test_a_folder_is_claimed_once_and_free_again_afterwards(tmp_path: Path, locks: str) -> None:
+    out = tmp_path / "run"
+    for _ in range(2):
+        with claim(out):
+            with pytest.raises(CheckpointError, match=rf"in use by another run \(.*{os.getpid()}"):
+                with claim(out):
+                    raise AssertionError("claimed twice")
+        if locks == "msvcrt":
+            break  # that one cannot see that the file was closed
+    assert not (out / HOLDER).exists()
+
+
+def test_what_a_dead_process_claimed_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    words = ["import os, socket", "print(f'process {os.getpid()} on {socket.gethostname()}')"]
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True
+    )
+    (tmp_path / HOLDER).write_text(ended.stdout, encoding="utf-8")
+    with claim(tmp_path):
+        assert str(os.getpid()) in (tmp_path / HOLDER).read_text(encoding="utf-8")
+    for other in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
+        (tmp_path / HOLDER).write_text(other, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"if it is not, remove .*{HOLDER}"):
+            with claim(tmp_path):
+                raise AssertionError("claimed")
+
+
+def test_a_claim_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eat_audio.training.lock.os.write", full)
+    with claim(tmp_path), pytest.raises(CheckpointError, match="in use"), claim(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", LOCK)
+
+    monkeypatch.setattr("eat_audio.training.lock.os.open", read_only)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\)"):
+        with claim(tmp_path):
+            pass
