@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost             (nothing is trained or measured)
 
-Operations are those of `eat_audio.pretraining.flops`, for clips of 10 seconds, with the steps, clips and
-GPUs that the recipes say. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
+Operations are those of `eat_audio.pretraining.flops`, for clips of 10 seconds, with the steps, clips
+and GPUs that the recipes say. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
 """
 
 import json

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,12 +90,13 @@ def small(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Small
 
 
 def eat(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object,
+    app: typer.Typer = cli.app,
 ) -> tuple[int, str, str]:
     """Run a command in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.main(app)
     said = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return ended.value.code, said.out, said.err

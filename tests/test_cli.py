@@ -246,7 +246,7 @@ def test_words_that_cannot_be_read_end_with_code_two(run: Any) -> None:
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["eat", "recipes"])
-    monkeypatch.setattr(cli.learn.recipes, "names", lambda: 1 / 0)
+    monkeypatch.setattr(cli.train.recipes, "names", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main()
 
@@ -255,7 +255,7 @@ def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPat
     def interrupted() -> None:
         raise Interrupted("stopped after step 4 of 50")
 
-    monkeypatch.setattr(cli.learn.recipes, "names", interrupted)
+    monkeypatch.setattr(cli.train.recipes, "names", interrupted)
     code, _, err = run("recipes")
     assert code == 130 and "stopped after step 4 of 50" in err
 
@@ -362,7 +362,7 @@ def test_our_warnings_are_one_line_and_others_as_python_shows_them() -> None:
         "    warnings.warn('a\\x1b.wav: ends\\nearly', EatWarning)\n"
         "    warnings.warn('something else', UserWarning)\n"
         "    return []\n"
-        "cli.learn.recipes.names = warned\n"
+        "cli.train.recipes.names = warned\n"
         "sys.argv = ['eat', 'recipes']; cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -182,7 +182,7 @@ def test_an_import_that_goes_the_wrong_way_is_named(tmp_path, file, line):
         ("models/eat.py", "from ..masking import Masks"),
         ("pretraining/eat.py", "from eat_audio.training.loop import fit"),
         ("training/loop.py", "from eat_audio.errors import TrainingDiverged"),
-        ("finetune.py", "from eat_audio import evaluate"),
+        ("finetune.py", "from eat_audio import evaluation"),
         ("cli.py", "from eat_audio import __version__"),
     ],
 )

@@ -193,7 +193,7 @@ def read(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Tree:
 def names() -> list[tuple[str, str]]:
     """The recipes in the package: (name, the first line of its file)."""
     rows = []
-    for file in sorted(RECIPES.glob("*/*.yaml")):
+    for file in sorted(RECIPES.rglob("*.yaml")):
         first, *_ = file.read_text(encoding="utf-8").splitlines() or [""]
         rows.append((file.stem, first.lstrip("# ").rstrip()))
     return rows
@@ -274,7 +274,7 @@ def _layers(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> list[_Laye
         raise RecipeError(f"{path}: a recipe cannot extend itself ({names_of_ring})")
     tree = _read_yaml(path)
     base = tree.pop("extends", None)
-    layer = _Layer(path.name if path.parent.parent == RECIPES else str(path), tree)
+    layer = _Layer(path.name if path.is_relative_to(RECIPES) else str(path), tree)
     if base is None:
         return [layer]
     if not isinstance(base, str):
@@ -297,7 +297,7 @@ def _locate(name: str, beside: Path | None) -> Path:
         raise RecipeError(
             f"{where}no recipe called {shortened(name)}; {hint}`eat recipes` lists all"
         )
-    return next(RECIPES.glob(f"*/{name}.yaml"))
+    return next(RECIPES.rglob(f"{name}.yaml"))
 
 
 def _read_yaml(path: Path) -> Tree:

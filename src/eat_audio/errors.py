@@ -34,8 +34,12 @@ class DataError(EatError):
     """A manifest, a label file or a corpus that cannot be used."""
 
 
-class RecipeError(EatError):
-    """A setting that does not exist, or has a value that cannot be."""
+class SettingError(EatError):
+    """A setting or an argument that does not exist, or whose value cannot be used."""
+
+
+class RecipeError(SettingError):
+    """A recipe that cannot be read, or one of its settings that cannot be used."""
 
 
 class CheckpointError(EatError):

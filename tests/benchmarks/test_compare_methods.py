@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from benchmarks.compare_methods import Asked, Budget, figure
 from benchmarks.compare_methods import step_cost as meter
+from benchmarks.compare_methods.__main__ import app
 from benchmarks.compare_methods import subprocesses as children
 from benchmarks.compare_methods.folds import divide
 from benchmarks.compare_methods.plan import Method, make_plan, scaled
@@ -380,7 +381,7 @@ def test_the_command_runs_processes_and_prints_the_verdict(
 ) -> None:
     words = ["eat_tiny", f"data={listing}", *SMALL, "--clips", 8, "--points", 1, "--folds", 1]
     words += ["--no-finetune", "--out", tmp_path / "out"]
-    code, said, err = eat(monkeypatch, capsys, "compare", *words)
+    code, said, err = eat(monkeypatch, capsys, *words, app=app)
     assert code == 0, err
     assert "Best, with 8 clips of pre-training each: eat_tiny, " in said
     assert "1 of 1: eat_tiny, seed 0, fold-1: probe " in err
@@ -417,7 +418,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = ["compare", *words[:1], f"data={listing}", *SMALL, *words[1:], "--out", tmp_path / "out"]
+    told = [*words[:1], f"data={listing}", *SMALL, *words[1:], "--out", tmp_path / "out"]
     code, said, err = eat(monkeypatch, capsys, *told)
     assert code == 2 and not said and "Traceback" not in err
     (line,) = err.splitlines()

@@ -11,7 +11,7 @@ from benchmarks.speed.measure import BenchError
 from typer.testing import CliRunner
 
 from eat_audio.audio.fbank import log_mel
-from eat_audio.cli import app
+from benchmarks.speed.__main__ import app
 from eat_audio.masking import clip_keys, inverse_block_masks, random_masks
 
 
@@ -83,7 +83,7 @@ def test_a_wrong_filterbank_is_refused(monkeypatch):
 
 def test_the_command_shows_a_table_and_keeps_a_document(tmp_path):
     place = tmp_path / "bench.json"
-    words = ["bench", "masks", "--size", "tiny", "--repeats", "1", "--json", str(place)]
+    words = ["masks", "--size", "tiny", "--repeats", "1", "--json", str(place)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "times as fast" in done.stdout and "masks, 4 clips x 16" in done.stdout
@@ -100,4 +100,4 @@ def test_the_command_shows_a_table_and_keeps_a_document(tmp_path):
 )
 def test_words_that_mean_nothing_are_refused(words, told):
     with pytest.raises(BenchError, match=told):
-        CliRunner().invoke(app, ["bench", *words], catch_exceptions=False)
+        CliRunner().invoke(app, words, catch_exceptions=False)

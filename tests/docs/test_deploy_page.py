@@ -67,8 +67,7 @@ def test_the_deploy_page_runs_in_its_order(reader: Path, monkeypatch, capsys) ->
     assert " 1.5 s" in capsys.readouterr().out
 
 
-def test_int8_and_streaming_of_the_deploy_page_run(reader: Path, monkeypatch, capsys) -> None:
-    exec(blocks("deploy.md", "python")[1], {})
+def test_streaming_of_the_deploy_page_runs(reader: Path, monkeypatch, capsys) -> None:
     run(blocks("deploy.md", "sh")[1], monkeypatch)
     assert " 1.5 s" in capsys.readouterr().out
 

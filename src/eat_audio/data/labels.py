@@ -18,7 +18,7 @@ from eat_audio.text import csv_cell, from_csv_cell, shortened
 
 NOTHING = {"", "nan", "none", "na", "n/a", "null", "nil", "<na>", "#n/a", "nat"}
 """What tools write where there is no label, in lower case."""
-CLASSES = Path(__file__).with_name("audioset_labels.csv")
+CLASSES = Path(__file__).parent / "datasets" / "audioset_labels.csv"
 LONGEST_CELL = 100_000
 """Characters of a cell that holds a list."""
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
