@@ -2,7 +2,7 @@
 
     python -m benchmarks.audioset_mini    (`make audioset_mini`)
 
-For every seed: pre-train `eat_audioset_mini` on the 200 unlabelled clips of `train.tsv`, fine-tune
+For every seed: pre-train `eat_audioset_mini` on the 200 unlabeled clips of `train.tsv`, fine-tune
 on them in the form of AudioSet-20K, test on the 100 clips of `eval.tsv`; and the same fine-tuning
 from random weights. No source recording of `eval.tsv` is heard before testing: those of `train.tsv`
 are others, and nothing else is used. The score is the mean over the 13 of 527 classes that have a

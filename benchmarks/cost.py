@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost             (nothing is trained or measured)
 
-Operations are those of `eat_audio.pretraining.flops`, for clips of 10 seconds, with the steps, clips
-and GPUs that the recipes say. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
+Operations are those of `eat_audio.pretraining.flops`, for clips of 10 seconds; the recipes give
+steps, clips and GPUs. Writes `benchmarks/results/cost.json` and the table `cost.md` beside it.
 """
 
 import json
@@ -135,11 +135,11 @@ def count(words: str) -> Stage:
         clips_per_step,
         settings.steps,
         clips / AS2M_CLIPS,
-        (flop * clips + (labelling() if words == STORED else 0.0)) / 1e18,
+        (flop * clips + (labeling() if words == STORED else 0.0)) / 1e18,
     )
 
 
-def labelling() -> float:
+def labeling() -> float:
     """Operations of a tokenizer that hears every clip of the corpus once."""
     name, *changes = NEXT.split()
     heard = pretraining(recipe.load(schema, name, changes), seconds=SECONDS)

@@ -21,7 +21,7 @@ from eat_audio.audio import SAMPLE_RATE, load_audio
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.inference.detect import Rules, detect
-from eat_audio.inference.predictor import Array, Listener, load
+from eat_audio.inference.predictor import Array, Predictor, load
 
 CELL = SAMPLE_RATE // 100
 """Samples that are right or wrong together."""
@@ -52,10 +52,10 @@ def scene(corpus: Corpus, clips: int, seed: int) -> tuple[Array, NDArray[np.int6
 
 
 def counts(
-    listener: Listener, sound: Array, truth: NDArray[np.int64], rules: Rules
+    predictor: Predictor, sound: Array, truth: NDArray[np.int64], rules: Rules
 ) -> NDArray[np.int64]:
     """Cells and labels that are found and true, that are found, that are true; events."""
-    names, events = listener.labels, detect(sound, listener, rules).events
+    names, events = predictor.labels, detect(sound, predictor, rules).events
     found = np.zeros((len(truth), len(names)), bool)
     for event in events:
         first, end = round(event.onset * 100), round(event.offset * 100)
@@ -77,11 +77,11 @@ def main() -> None:
     corpus = open_corpus(told.data)
     total = {name: np.zeros(4, np.int64) for name in VARIANTS}
     for fold in told.folds:
-        listener = load(told.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
-        heard = corpus.select(fold).with_labels(listener.labels)
+        predictor = load(told.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
+        heard = corpus.select(fold).with_labels(predictor.labels)
         sound, truth = scene(heard, told.clips, seed=int(fold))
         for name, changes in VARIANTS.items():
-            total[name] += counts(listener, sound, truth, replace(Rules(), **changes))
+            total[name] += counts(predictor, sound, truth, replace(Rules(), **changes))
     usual = [name for name, changes in VARIANTS.items() if replace(Rules(), **changes) == Rules()]
     print("| | F1, % | of what is found, true, % | of what is true, found, % | events |")
     print("| --- | --- | --- | --- | --- |")

@@ -1,6 +1,6 @@
 """Does pre-training help? What the benchmarks that ask this have in common.
 
-For every seed and every part of a corpus: pre-train on unlabelled training clips, fine-tune what
+For every seed and every part of a corpus: pre-train on unlabeled training clips, fine-tune what
 that gave, test it; and the same fine-tuning from random weights. What is finished is kept in
 --out, so that a benchmark can be stopped and started again, and a finished run counts only if it
 was made with the recipe as it is now. Writes `benchmarks/results/NAME.json` and `NAME.md`.
@@ -180,7 +180,7 @@ def _by_class(evaluations: Sequence[dict[str, Any]]) -> dict[str, float]:
 def table(benchmark: Benchmark, rows: dict[str, Any], *, seeds: int) -> str:
     """The result as Markdown."""
     measure = {"accuracy": "accuracy, %", "mAP": "macro mAP, %"}[rows["metric"]]
-    names = ("EAT-tiny, pre-trained on the unlabelled training clips", "EAT-tiny, from scratch")
+    names = ("EAT-tiny, pre-trained on the unlabeled training clips", "EAT-tiny, from scratch")
     over = f"{seeds} seeds" if seeds > 1 else "1 seed"
     parts = f"{len(benchmark.parts)} folds x " if len(benchmark.parts) > 1 else ""
     spread = " (mean +- standard deviation over seeds)" if seeds > 1 else ""

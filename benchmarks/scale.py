@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.loader import ClipSettings, Steps
+from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.data.shards import ABOUT, INDEX, ROWS
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -41,7 +41,7 @@ TAKEN = 100_000
 
 
 def write_manifest(folder: Path, clips: int) -> Path:
-    """A labelled `.tsv` of clips that do not exist: one to five labels, rare ones rarer."""
+    """A labeled `.tsv` of clips that do not exist: one to five labels, rare ones rarer."""
     folder.mkdir(parents=True)
     labels = [f"/m/{number:05x}" for number in range(CLASSES)]
     lines = (f'{number},{label},"Class {number}"\n' for number, label in enumerate(labels))
@@ -102,7 +102,7 @@ def measure(place: str, *, balance: bool) -> dict[str, Any]:
     corpus = open_corpus(place)
     clocks.append(_now())
     settings = ClipSettings(balance=balance, epoch_clips=DRAWN if balance else None)
-    steps = Steps(corpus, settings, batch=BATCH, seed=0)
+    steps = ClipBatches(corpus, settings, batch=BATCH, seed=0)
     first = [steps.clip(position) for position in range(BATCH)]
     clocks.append(_now())
     assert len({clip.id for clip in first}) == BATCH

@@ -38,7 +38,7 @@ def projection(runs: list[dict[str, Any]]) -> str:
     cost = flops.pretraining(recipe.load(EATRun, "eat_base_as2m")).total
     lines = [
         f"EAT-base, 10 epochs of AudioSet-2M: {CLIPS:,} clips x 10 x {cost / 1e9:,.1f} GFLOP, at "
-        "the rates of the pre-training rows above; optimiser and data not counted.",
+        "the rates of the pre-training rows above; optimizer and data not counted.",
         "",
         "| machine | row | GFLOP/s | hours |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Your labelled clips as a task of MTEB: how good are a model's vectors, by MTEB's own judgement?
+"""Your labeled clips as a task of MTEB: how good are a model's vectors, by MTEB's own judgement?
 
     pip install mteb
     python examples/mteb_own_clips.py ESC-50/ --model runs/mine
@@ -27,7 +27,7 @@ class OwnClips(AbsTaskClassification):
     place = ""
     metadata = TaskMetadata(
         name="OwnClips",
-        description="Labelled clips of one's own.",
+        description="Labeled clips of one's own.",
         reference=None,
         dataset={"path": "none", "revision": "none"},
         type="AudioClassification",
@@ -75,7 +75,7 @@ def _decoded(rows: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", help="labelled clips: a manifest, or a folder in a known layout")
+    parser.add_argument("corpus", help="labeled clips: a manifest, or a folder in a known layout")
     parser.add_argument("--model", required=True, help="a folder or a file")
     parser.add_argument("--name", default="me/mine", help="what the model is called")
     told = parser.parse_args()

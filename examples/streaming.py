@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import eat_audio as eat
-from eat_audio.inference.predictor import Listener, Prediction
+from eat_audio.inference.predictor import Prediction, Predictor
 
 RATE = 16_000
 CHUNK = RATE // 10
@@ -52,7 +52,7 @@ def chunks(file: Path, *, realtime: bool) -> Iterator[Tensor]:
 
 
 def tags(
-    model: Listener, sound: Iterable[Tensor], *, window: float, every: float, top_k: int
+    model: Predictor, sound: Iterable[Tensor], *, window: float, every: float, top_k: int
 ) -> Iterator[tuple[float, list[Prediction]]]:
     """Now and then: the seconds that have passed, and the likeliest labels of the last `window`."""
     buffer = RingBuffer(round(window * RATE))

@@ -90,7 +90,9 @@ def small(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Small
 
 
 def eat(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *words: object,
     app: typer.Typer = cli.app,
 ) -> tuple[int, str, str]:
     """Run a command in this process: exit code, standard output, standard error."""

@@ -94,7 +94,7 @@ def test_the_report_shows_the_measured_numbers(finished):
     scores = [found.chance, found.pooled, found.evaluation.value, found.from_scratch.value]
     for probe in (found.before, found.after):
         scores += [probe.cls, probe.mean, probe.both]
-    scores += [score for _, score in found.guess.scores]
+    scores += [score for _, score in found.prediction.scores]
     for score in scores:
         assert percent(score) in words
     for name, seconds in found.stages:
@@ -118,7 +118,7 @@ def test_the_encoder_that_is_probed_first_is_the_one_that_pre_training_starts_fr
 
 
 def test_pre_training_gets_no_labels(finished):
-    corpus = open_corpus(finished[0] / "unlabelled.csv")
+    corpus = open_corpus(finished[0] / "unlabeled.csv")
     assert len(corpus) == finished[1].train
     assert corpus.label_names == ()
 
@@ -129,7 +129,7 @@ def test_the_predicted_sound_is_in_neither_part_of_the_corpus(finished):
     for file in (out / "sound").rglob("*.flac"):
         clip, _ = soundfile.read(file, dtype="int16")
         assert len(clip) != len(unseen) or (clip != unseen).any()
-    assert found.guess.truth in {
+    assert found.prediction.truth in {
         label for label in open_corpus(out / "sound" / "clips.csv").label_names
     }
 
@@ -231,8 +231,8 @@ def test_the_demo_works_on_a_folder_per_class_of_real_recordings(tmp_path, data)
             copied[name] += 1
     found = small(tmp_path / "demo", folder)
     assert (found.train, found.test, found.classes) == (12, 3, 3)
-    assert found.guess.truth in copied
-    assert Path(found.guess.path).parent.parent == folder
+    assert found.prediction.truth in copied
+    assert Path(found.prediction.path).parent.parent == folder
     assert "rooster" in report(tmp_path / "demo")
 
 

@@ -17,10 +17,10 @@ from eat_audio.adaptation import adapt, freeze
 from eat_audio.checkpoints.load import load_features
 from eat_audio.data import transforms as augment
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.loader import Batch, ClipSettings, Steps
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import CheckpointError, RecipeError
-from eat_audio.evaluation.evaluate import judge, score
+from eat_audio.errors import CheckpointError, SettingError
+from eat_audio.evaluation.evaluate import evaluate_scores, score
 from eat_audio.finetune import (
     Augmentation,
     Classification,
@@ -151,10 +151,10 @@ def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Pa
         clip=0.0,
     )
     groups = parameter_groups(model.named_parameters(), optim, depth=model.config.depth)
-    optimiser = adamw(groups, optim)
+    optimizer = adamw(groups, optim)
     for index, step in enumerate(told["steps"]):
-        set_rates(optimiser, optim, index, config["max_update"])
-        by_name = {n: g for g in optimiser.param_groups for n in g["names"]}
+        set_rates(optimizer, optim, index, config["max_update"])
+        by_name = {n: g for g in optimizer.param_groups for n in g["names"]}
         for name, rate in step["lr"].items():
             assert by_name[our_name(name)]["lr"] == pytest.approx(rate, rel=1e-9)
         logits = model(recorded["imgs"][:, 0]).logits
@@ -165,8 +165,8 @@ def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Pa
             [p.grad for p in model.parameters() if p.grad is not None]
         )
         assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-4)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     ours: dict[str, Any] = dict(model.named_parameters())
     for key, theirs in recorded.items():
         if key.startswith("train3_after."):
@@ -217,7 +217,7 @@ def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
 
 def test_what_is_learnt_and_tested_at_once_is_refused(made: Path) -> None:
     corpus = open_corpus(made)
-    with pytest.raises(RecipeError, match="train: both learnt and tested"):
+    with pytest.raises(SettingError, match="train: both learnt and tested"):
         split(corpus, settings(made, train_splits=("train",), test_splits=("train",)))
 
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_learnt_from_is_named(
     made: Path, tmp_path: Path, words: str, message: str
 ) -> None:
     place = listed(made, tmp_path, "split", *words.split())
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(SettingError, match=message):
         split(open_corpus(place), settings(place))
 
 
@@ -299,11 +299,11 @@ def test_one_label_is_nothing_to_learn(made: Path, tmp_path: Path) -> None:
     rows = "".join(f"{path},{one.name}\n" for path in one.iterdir())
     (tmp_path / "clips.csv").write_text(f"path,label\n{rows}", encoding="utf-8")
     for place in (tmp_path / "clips.csv", one):
-        with pytest.raises(RecipeError, match="one label only|in that of a class"):
+        with pytest.raises(SettingError, match="one label only|in that of a class"):
             run(settings(place), out=tmp_path / "out", start=None)
     (tmp_path / "sounds").mkdir()
     (tmp_path / "sounds" / one.name).symlink_to(one)
-    with pytest.raises(RecipeError, match=f"no labels to learn; .*{one.name}.*one label only"):
+    with pytest.raises(SettingError, match=f"no labels to learn; .*{one.name}.*one label only"):
         run(settings(tmp_path / "sounds"), out=tmp_path / "out", start=None)
 
 
@@ -311,7 +311,7 @@ def test_what_lies_beside_clips_without_labels_is_named(made: Path, tmp_path: Pa
     for name in ("dog/a.wav", "cat/b.wav", "stray.wav", "labels.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(RecipeError, match=r"stray.wav lies in no class .*not used: labels.csv"):
+    with pytest.raises(SettingError, match=r"stray.wav lies in no class .*not used: labels.csv"):
         run(settings(tmp_path), out=tmp_path / "out", start=None)
 
 
@@ -340,7 +340,7 @@ def test_an_encoder_is_not_evaluated(made: Path, tmp_path: Path) -> None:
 @needs_data
 def test_folds_must_be_named_or_crossed(data: Path) -> None:
     corpus = open_corpus(data / "esc10")
-    with pytest.raises(RecipeError, match="has folds 1, 2, 3, 4, 5; say test_splits"):
+    with pytest.raises(SettingError, match="has folds 1, 2, 3, 4, 5; say test_splits"):
         split(corpus, settings(data))
     train, test = split(corpus, settings(data, test_splits=("3",)))
     assert test is not None and train.splits == ("1", "2", "4", "5") and test.splits == ("3",)
@@ -389,7 +389,7 @@ def test_several_labels_per_clip_are_learnt_and_scored_by_map(data: Path, tmp_pa
     done = run(told, out=tmp_path / "out", start=None)
     assert done.evaluation is not None
     assert done.evaluation.metric == "mAP" and done.evaluation.without_positive == 527 - 13
-    with pytest.raises(RecipeError, match="loss=cross_entropy is no loss"):
+    with pytest.raises(SettingError, match="loss=cross_entropy is no loss"):
         run(settings(data / "audioset_mini"), out=tmp_path / "x", start=None)
 
 
@@ -398,7 +398,7 @@ def learner(made: Path, **told: Any) -> tuple[Classification, Batch]:
     asked = settings(made, **told)
     corpus = open_corpus(made)
     model, features = start_from(None, asked, corpus)
-    batch = Steps(corpus, asked.clips, batch=4, seed=0)[3]
+    batch = ClipBatches(corpus, asked.clips, batch=4, seed=0)[3]
     return Classification(model, features, asked), batch
 
 
@@ -518,7 +518,7 @@ def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
     kept = EATForAudioClassification.from_pretrained(tmp_path / "run")
     scores = score(kept, load_features(tmp_path / "run"), test, told.clips)
     said = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
-    assert judge(scores, test.label_names, multi_label=False).value == said["value"]
+    assert evaluate_scores(scores, test.label_names, multi_label=False).value == said["value"]
 
 
 def test_low_rank_additions_ask_for_the_package_they_need(
@@ -526,7 +526,7 @@ def test_low_rank_additions_ask_for_the_package_they_need(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     model, _ = start_from(None, settings(made), open_corpus(made))
-    with pytest.raises(RecipeError, match=r"lora=4: the package peft is not installed"):
+    with pytest.raises(SettingError, match=r"lora=4: the package peft is not installed"):
         adapt(model, 4)
 
 
@@ -563,7 +563,7 @@ def test_what_is_frozen_is_the_first_blocks_and_all_before_them(made: Path, meth
     assert learns - {"fc_norm"} == {"blocks", "head"}
     for number, block in enumerate(model.model.blocks):
         assert all(p.requires_grad == (number == 1) for p in block.parameters())
-    with pytest.raises(RecipeError, match="freeze=3: the encoder has 2 blocks"):
+    with pytest.raises(SettingError, match="freeze=3: the encoder has 2 blocks"):
         freeze(model, 3)
 
 
@@ -594,7 +594,7 @@ def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) ->
 @pytest.mark.parametrize("method", [name for name in families() if name != "audiomae"])
 def test_other_encoders_cannot_leave_patches_out(made: Path, method: str) -> None:
     told = settings(made, encoder=of(method), hidden_rows=0.2)
-    with pytest.raises(RecipeError, match=f"hidden_rows=0.2: an encoder of {method} hears all"):
+    with pytest.raises(SettingError, match=f"hidden_rows=0.2: an encoder of {method} hears all"):
         start_from(None, told, open_corpus(made))
 
 
@@ -602,7 +602,7 @@ def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path
     family = families()["beats"]
     save(family.encoder(of("beats").config()), family.features(), tmp_path)
     told = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
-    with pytest.raises(RecipeError, match=r"encoder.pooling=cls: expected one of mean, linear"):
+    with pytest.raises(SettingError, match=r"encoder.pooling=cls: expected one of mean, linear"):
         start_from(tmp_path, told, open_corpus(made))
 
 

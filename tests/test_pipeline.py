@@ -8,7 +8,7 @@ import pytest
 from eat_audio import config as recipe
 from eat_audio import finetune
 from eat_audio import pipeline as chain
-from eat_audio.checkpoints.load import find_model
+from eat_audio.checkpoints.load import load_model
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import RecipeError
 from eat_audio.training.metrics_log import read_log
@@ -59,7 +59,7 @@ def test_every_stage_learns_from_the_one_before_and_the_last_lies_where_a_single
     assert told(second)["teacher"] == str(first)
     assert told(second)["codes"] == 16
     assert told(out)["tokenizer"] == str(second)
-    assert find_model(out).config.model_type == "beats"
+    assert load_model(out).config.model_type == "beats"
     assert said[1] == "stage 2 of 3: beats_tiny_tokenizer"
 
 

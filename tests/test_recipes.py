@@ -200,7 +200,7 @@ def test_rates_of_audio_mae_are_the_released_ones(name: str, schedule: str) -> N
 
 def test_pre_training_of_audio_mae_is_the_published_objective() -> None:
     run, usual = resolved("audiomae_base"), AudioMAERun()
-    for name in ("decoder", "masking", "hidden_ratio", "normalised", "positions"):
+    for name in ("decoder", "masking", "hidden_ratio", "normalized", "positions"):
         assert getattr(run, name) == getattr(usual, name)
     assert run.config().to_dict() == AudioMAEConfig.named("base").to_dict()
 

@@ -1,4 +1,4 @@
-"""Recipes, a budget and labelled clips -> which method is worth more for its cost.
+"""Recipes, a budget and labeled clips -> which method is worth more for its cost.
 
     plan   how many steps each recipe gets         (plan, meter)
     runs   pre-training, probe, fine-tuning        (runs, probes)
@@ -22,7 +22,7 @@ from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Method, Plan, make_plan, shown
 from benchmarks.compare_methods.request import Asked, Budget
 from benchmarks.compare_methods.runs import Results
-from benchmarks.compare_methods.summary import Summary, markdown, summarise, verdict
+from benchmarks.compare_methods.summary import Summary, markdown, summarize, verdict
 from eat_audio.errors import EatError
 from eat_audio.training.checkpoint import write_json
 
@@ -57,7 +57,7 @@ def run(asked: Asked, *, out: Path, say: Callable[[str], None] = lambda sentence
             others = "" if asked.finetune is None else ", fine-tuning comes on top"
             say(f"pre-training takes about {whole / asked.workers:.0f} minutes in all{others}")
         results = runs.run_all(plan, out, say=say, spawn=children.spawn)
-    summary = summarise(plan, results)
+    summary = summarize(plan, results)
     record = _record(plan, results, summary)
     write_json(out / "compare.json", record)
     (out / "compare.md").write_text(markdown(summary), encoding="utf-8")

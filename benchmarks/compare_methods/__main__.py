@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from eat_audio.cli import main
 from eat_audio.cli.console import show_table
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 from eat_audio.progress import print_lines
 
 app = typer.Typer()
@@ -71,9 +71,9 @@ def compare(
     given = {unit: amount for unit, amount in asked_budget.items() if amount is not None}
     if len(given) != 1:
         found = " and ".join(f"--{unit}" for unit in given) or "none"
-        raise RecipeError(f"one budget is expected, --minutes, --tflop or --clips; found {found}")
+        raise SettingError(f"one budget is expected, --minutes, --tflop or --clips; found {found}")
     if finetune and no_finetune:
-        raise RecipeError(f"--no-finetune contradicts --finetune {finetune[0]}")
+        raise SettingError(f"--no-finetune contradicts --finetune {finetune[0]}")
 
     from benchmarks import compare_methods as comparison
     from benchmarks.compare_methods.summary import about, table, verdict
@@ -105,7 +105,7 @@ def _by_method(words: list[str], methods: list[str]) -> dict[str, str]:
         method, equals, name = word.partition("=")
         if not equals or not name or method not in methods:
             known = ", ".join(methods)
-            raise RecipeError(f"--finetune {word}: expected METHOD=RECIPE, with one of {known}")
+            raise SettingError(f"--finetune {word}: expected METHOD=RECIPE, with one of {known}")
         named[method] = name
     return named
 

@@ -18,7 +18,7 @@ from eat_audio.report.drawings import COLOURS, figure, levels, page, short, svg,
 from eat_audio.report.drawings import table as html_table
 
 HUES = ("#146c7c", "#c96f20", "#7a54a0", "#808891")
-"""Those of the page: told apart by colour-blind people, too, and on paper."""
+"""Those of the page: told apart by color-blind people, too, and on paper."""
 MARKERS = "osD^vP"
 WIDTH, HEIGHT = 760, 360
 """Of the drawing's field on the page."""
@@ -147,36 +147,36 @@ def chart(summary: Summary) -> str:
     shapes.append(f'<text class="mid" x="{middle:.0f}" y="{bottom}">{name}</text>')
     shapes.append(_level(down(summary.log_mel), "c3", f"log-mel: {summary.log_mel:.1f} %"))
     for number, row in enumerate(rows):
-        colour = f"c{number % COLOURS}"
+        color = f"c{number % COLOURS}"
         said = f"{row.method} with random weights: {row.random} %"
-        shapes.append(_level(down(row.random.mean), colour, said))
+        shapes.append(_level(down(row.random.mean), color, said))
         corners = [(across(m.minutes), down(m.probe.mean)) for m in row.curve]
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
-        shapes.append(f'<path class="line {colour}" d="M{line}"/>')
+        shapes.append(f'<path class="line {color}" d="M{line}"/>')
         for mark, (x, y) in zip(row.curve, corners, strict=True):
             reach = abs(down(mark.probe.spread or 0.0) - down(0.0))
             shapes.append(
-                f'<path class="line {colour}" d="M{x:.1f} {y - reach:.1f}v{2 * reach:.1f}"/>'
-                f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>'
+                f'<path class="line {color}" d="M{x:.1f} {y - reach:.1f}v{2 * reach:.1f}"/>'
+                f'<circle class="dot {color}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>'
                 f"{text(row.method)}: {mark.probe} % after {mark.minutes:.2f} CPU minutes, "
                 f"{mark.clips:,} clips</title></circle>"
             )
     keys = [(f"c{n % COLOURS}", row.method, f"{row.probe} %") for n, row in enumerate(rows)]
     legend = "".join(
-        f'<span><span class="key {colour}"></span>{text(said)} <strong>{value}</strong></span>'
-        for colour, said, value in keys
+        f'<span><span class="key {color}"></span>{text(said)} <strong>{value}</strong></span>'
+        for color, said, value in keys
     )
     drawing = svg(LEFT + WIDTH + RIGHT, TOP + HEIGHT + BELOW, shapes, "Linear probe against cost")
     caption = (
         f"Linear probe, {summary.metric}, against what was spent by then. Bars: standard "
-        "deviation over seeds. Dashed: the same probe of random weights, in the colour of the "
+        "deviation over seeds. Dashed: the same probe of random weights, in the color of the "
         f"method; grey: of log-mel statistics without an encoder ({summary.log_mel:.1f} %)."
     )
     return figure(f'<div class="legend">{legend}</div>{drawing}', caption)
 
 
-def _level(y: float, colour: str, said: str) -> str:
-    shape = f'<path class="line dashed {colour}" d="M{LEFT} {y:.1f}h{WIDTH}">'
+def _level(y: float, color: str, said: str) -> str:
+    shape = f'<path class="line dashed {color}" d="M{LEFT} {y:.1f}h{WIDTH}">'
     return f"{shape}<title>{text(said)}</title></path>"
 
 

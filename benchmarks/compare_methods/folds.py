@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.splits import Roles, train_and_test
-from eat_audio.errors import DataError, RecipeError
+from eat_audio.errors import DataError, SettingError
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ def divide(corpus: Corpus, folds: int | None) -> list[Part]:
     there = corpus.splits
     if corpus.folds:
         if folds is not None and folds > len(corpus.folds):
-            raise RecipeError(f"folds={folds}: {corpus.name} has {len(corpus.folds)} folds")
+            raise SettingError(f"folds={folds}: {corpus.name} has {len(corpus.folds)} folds")
         return [
             Part(f"fold-{fold}", tuple(f for f in corpus.folds if f != fold), (fold,))
             for fold in corpus.folds[:folds]
         ]
     if len(there) < 2 or not Roles.of(there).test:
-        raise RecipeError(
+        raise SettingError(
             f"{corpus.name}: has splits {', '.join(there)}; expected folds, or a split called "
             "test or eval beside the others"
         )
     try:
         learnt, tested = train_and_test(there)
     except DataError as error:
-        raise RecipeError(f"{corpus.name}: {error}") from None
+        raise SettingError(f"{corpus.name}: {error}") from None
     if folds not in (None, 1):
-        raise RecipeError(f"folds={folds}: {corpus.name} has no folds, but a split {tested[0]}")
+        raise SettingError(f"folds={folds}: {corpus.name} has no folds, but a split {tested[0]}")
     return [Part(tested[0], learnt, tested)]

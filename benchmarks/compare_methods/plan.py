@@ -17,8 +17,8 @@ from benchmarks.compare_methods.request import SCHEDULED, Asked
 from eat_audio import config as recipe
 from eat_audio import pipeline as chain
 from eat_audio.data.corpus import Corpus
-from eat_audio.errors import RecipeError
-from eat_audio.evaluation.probe import labelled
+from eat_audio.errors import SettingError
+from eat_audio.evaluation.probe import labeled
 from eat_audio.pretraining import flops
 from eat_audio.pretraining.beats.tokenizer import TokenizerRun
 from eat_audio.pretraining.method import PretrainRun
@@ -123,8 +123,8 @@ def make_plan(asked: Asked, out: Path, meter: Meter) -> Plan:
     legs = [_legs(asked, word) for word in words]
     data = legs[0][0].usual.data
     if data is None:
-        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
-    corpus = labelled(data)
+        raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
+    corpus = labeled(data)
     parts = divide(corpus, asked.folds)
     titles = [recipe.about(word).title for word in words]
     methods = [Method(*one) for one in zip(labels, titles, map(tuple, legs), strict=True)]
@@ -182,7 +182,7 @@ def _legs(asked: Asked, word: str) -> list[Leg]:
     """
     tree = recipe.read(word)
     if tree.get("task") == "finetune":
-        raise RecipeError(f"{word}: is a recipe of fine-tuning; expected one of pre-training")
+        raise SettingError(f"{word}: is a recipe of fine-tuning; expected one of pre-training")
     changes = list(asked.changes)
     if asked.budget.unit == "minutes":
         changes.append("device=cpu")
@@ -190,12 +190,14 @@ def _legs(asked: Asked, word: str) -> list[Leg]:
     for stage in chain.stages_of(word, changes):
         usual = stage.settings(NOWHERE)
         if not isinstance(usual, PretrainRun):
-            raise RecipeError(
+            raise SettingError(
                 f"{word}: its stage {stage.recipe} learns from labels; expected pre-training only"
             )
         legs.append(Leg(stage, usual, _flop_per_clip(usual, legs[-1].usual if legs else None)))
     if legs[-1].usual.method == "beats_tokenizer":
-        raise RecipeError(f"{word}: makes a tokenizer; expected a recipe that ends with an encoder")
+        raise SettingError(
+            f"{word}: makes a tokenizer; expected a recipe that ends with an encoder"
+        )
     return legs
 
 
@@ -247,7 +249,7 @@ def _steps(method: Method, asked: Asked, seconds: Sequence[float | None]) -> lis
     chosen = [int(n * asked.budget.amount / whole + 1e-9) for n in usual]
     for leg, steps in zip(legs, chosen, strict=True):
         if steps < least:
-            raise RecipeError(
+            raise SettingError(
                 f"{method.label}: {asked.budget} are {steps} steps of {leg.stage.recipe}; expected "
                 f"at least {least}" + (f" for {asked.points} points" if divisor > 1 else "")
             )
@@ -300,7 +302,7 @@ def _same(planned: dict[str, Any], now: dict[str, Any], file: Path) -> None:
             told = "when its recipes said something else"
         else:
             told = f"with {name} {_short(before)}, not {_short(value)}"
-        raise RecipeError(f"{file}: was made {told}; choose another --out, or remove that folder")
+        raise SettingError(f"{file}: was made {told}; choose another --out, or remove that folder")
 
 
 def _short(value: Any) -> str:

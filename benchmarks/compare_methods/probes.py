@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Plan
-from eat_audio.checkpoints.load import find_with_front_end
+from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.evaluation.metrics import Array, linear_score
@@ -24,13 +24,13 @@ from eat_audio.models.common.modeling import AudioEncoder
 
 def probe_scores(plan: Plan, place: Path, parts: Sequence[Part]) -> list[float]:
     """Score the encoder in a folder on some parts."""
-    encoder, features = find_with_front_end(place, AudioEncoder)
+    encoder, features = load_model_and_features(place, AudioEncoder)
     return _scores(plan, encoder, features, parts)
 
 
 def random_scores(plan: Plan, place: Path, seed: int) -> list[float]:
     """Score an encoder like that in a folder, but with random weights, on all parts."""
-    encoder, features = find_with_front_end(place, AudioEncoder)
+    encoder, features = load_model_and_features(place, AudioEncoder)
     return _scores(plan, random_like(encoder, seed), features, plan.parts)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 
 SCHEDULED = ("optim.warmup", "tau.steps")
 """Settings in steps that belong to a schedule, beside `steps` itself."""
@@ -58,23 +58,23 @@ class Asked:
 
     def __post_init__(self) -> None:
         if not self.recipes:
-            raise RecipeError("no recipe is named; expected at least one, as eat_tiny")
+            raise SettingError("no recipe is named; expected at least one, as eat_tiny")
         for name in ("seeds", "points", "workers", "folds", "finetune_steps"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                raise RecipeError(f"{name}={number}: expected 1 or more")
+                raise SettingError(f"{name}={number}: expected 1 or more")
         if not 0 < self.budget.amount < math.inf:
-            raise RecipeError(f"a budget of {self.budget}: expected more than 0")
+            raise SettingError(f"a budget of {self.budget}: expected more than 0")
         for change in self.changes:
             name = change.partition("=")[0]
             if name in FIXED or name in SCHEDULED:
-                raise RecipeError(f"{change}: a comparison decides {name} itself")
+                raise SettingError(f"{change}: a comparison decides {name} itself")
         labels = self.labels
         for label in labels:
             if labels.count(label) > 1:
-                raise RecipeError(f"{label}: is named twice; expected each recipe once")
+                raise SettingError(f"{label}: is named twice; expected each recipe once")
         if self.reference is not None and self.reference not in labels:
-            raise RecipeError(f"reference={self.reference}: expected one of {', '.join(labels)}")
+            raise SettingError(f"reference={self.reference}: expected one of {', '.join(labels)}")
 
     @property
     def labels(self) -> list[str]:

@@ -29,7 +29,7 @@ from benchmarks.compare_methods.plan import Leg, Method, Plan
 from benchmarks.compare_methods.probes import log_mel_scores, probe_scores, random_scores
 from benchmarks.compare_methods.subprocesses import Say, Spawn, Usage, stoppable, train
 from eat_audio import config as recipe
-from eat_audio.finetune import FinetuneRun, open_labelled
+from eat_audio.finetune import FinetuneRun, open_labeled
 from eat_audio.training.checkpoint import checkpoints, keep_model_only, read_json, write_json
 from eat_audio.training.metrics_log import read_log
 
@@ -240,7 +240,7 @@ def run_all(plan: Plan, out: Path, *, say: Say, spawn: Spawn) -> Results:
                 if plan.asked.finetune is None:
                     continue
                 bare = from_scratch(finetuning(plan, method, seed, part))
-                open_labelled(bare)  # says now, not in hours, that its loss is not for such labels
+                open_labeled(bare)  # says now, not in hours, that its loss is not for such labels
                 shared = scratch[key] = (f"scratch/{_shared(bare)}", seed, part.name)
                 place = out / shared[0] / f"seed-{seed}" / part.name
                 jobs.setdefault(shared, partial(_finetuned, bare, place, None, spawn))

@@ -21,7 +21,7 @@ from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Method, told
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.cross_validation import sample
-from eat_audio.data.loader import Steps, training_batches, whole_patches
+from eat_audio.data.loader import ClipBatches, training_batches, whole_patches
 from eat_audio.pretraining import run as pretraining
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.training.loop import fit
@@ -114,11 +114,11 @@ def _walk(settings: PretrainRun) -> Iterator[None]:
     groups = parameter_groups(
         objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
     )
-    optimiser = adamw(groups, settings.optim)
-    steps = Steps(few, settings.clips, batch=settings.batch, seed=settings.seed)
+    optimizer = adamw(groups, settings.optim)
+    steps = ClipBatches(few, settings.clips, batch=settings.batch, seed=settings.seed)
     batches = training_batches(steps, start=0, stop=settings.steps * settings.accumulate)
     for step in range(settings.steps):
         until = settings.model_copy(update={"steps": step + 1})
         this_step = islice(batches, settings.accumulate)
-        fit(objective, this_step, optimiser, until, settings.optim, start=step)
+        fit(objective, this_step, optimizer, until, settings.optim, start=step)
         yield

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eat_audio import config as recipe
-from eat_audio.errors import EatError, RecipeError
+from eat_audio.errors import EatError, SettingError
 from eat_audio.training.checkpoint import read_json, write_json
 
 PLACES = {"data", "labels", "teacher", "tokenizer"}
@@ -122,7 +122,7 @@ def train(
     if (out / marker).is_file() and record.is_file():
         made = read_json(out / "run.json").get("recipe", {})
         if any(made.get(name) != resolved[name] for name in resolved.keys() - PLACES):
-            raise RecipeError(f"{out}: was made with other settings; remove it")
+            raise SettingError(f"{out}: was made with other settings; remove it")
         return _sum(read_json(record)["begun"])
     out.mkdir(parents=True, exist_ok=True)
     begun = read_json(record)["begun"] if record.is_file() else []

@@ -83,7 +83,7 @@ class Summary:
         return next(row for row in self.rows if row.method == method)
 
 
-def summarise(plan: Plan, results: Results) -> Summary:
+def summarize(plan: Plan, results: Results) -> Summary:
     """Means and spreads of everything."""
     return Summary(
         metric=results.metric,

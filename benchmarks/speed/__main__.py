@@ -17,7 +17,7 @@ def bench(
     what: Annotated[
         list[str],
         Argument(
-            help="pretrain, finetune, infer, embed, loader, masks, logmel, optimiser, kernels, "
+            help="pretrain, finetune, infer, embed, loader, masks, logmel, optimizer, kernels, "
             "scaling, all."
         ),
     ],

@@ -4,7 +4,7 @@ EAT's steps in the shape of the released code, operation by operation and as dir
 be written: student and teacher embed the clips each for itself, every clone has its own copy of
 them, attention is four products and a softmax over all scores, the decoder turns its maps over
 around every norm, hidden patches are found with boolean masks, targets are repeated for every
-clone, and the teacher and the optimiser go through the weights one by one.
+clone, and the teacher and the optimizer go through the weights one by one.
 
 It reads the weights of our own modules, so that both ways can be held against each other to the
 last digits. It stays plain: what makes a step faster belongs into the package, not here.
@@ -13,7 +13,7 @@ Letters: B clips, K masks (clones) per clip, R = B * K, N patches, V visible one
 the grid.
 
 Source: the released `models/EAT_pretraining.py`, `models/base.py`, `models/modules.py` and the
-optimiser of fairseq, as observed (section 3 of the released code's facts; recorded sets
+optimizer of fairseq, as observed (section 3 of the released code's facts; recorded sets
 `pretrain_tiny_a`).
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eat_audio.audio import load_audio, to_int16
 from eat_audio.finetune import classification_loss
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.masking import Masks
 from eat_audio.models.common.layers import Attention
 from eat_audio.models.eat.modeling import Block, EATClassifier, EATEncoder
@@ -56,12 +56,12 @@ def pretraining_losses(
     noise = seen.new_empty(len(seen), hidden.shape[1] - count, seen.shape[2])
     noise.normal_(0.0, objective.method.mask_noise)
     place = order.argsort(dim=1)[..., None].expand(-1, -1, seen.shape[2])
-    canvas = torch.cat([seen, noise], dim=1).gather(1, place)
-    guess = decode(objective.decoder, canvas, (columns, rows))  # (R, N, D)
+    decoder_input = torch.cat([seen, noise], dim=1).gather(1, place)
+    prediction = decode(objective.decoder, decoder_input, (columns, rows))  # (R, N, D)
 
     y = targets.float().repeat_interleave(masks.per_clip, dim=0)
     scale = 1 / math.sqrt(y.shape[2])
-    guessed, wanted = guess[hidden].float(), y[hidden]  # (R * H, D)
+    guessed, wanted = prediction[hidden].float(), y[hidden]  # (R * H, D)
     frame = ((guessed - wanted) ** 2).sum(dim=1).mul(scale).mean()
     utterance = ((cls.float() - y.mean(dim=1)) ** 2).sum(dim=1).mul(scale).mean()
     with torch.no_grad():
@@ -92,15 +92,15 @@ def vectors(model: EATEncoder, spectrogram: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def clip_vector(listener: Listener, sound: str | Path | Tensor) -> Tensor:
+def clip_vector(predictor: Predictor, sound: str | Path | Tensor) -> Tensor:
     """The CLS vector (D,) of one sound of at most a window, on its own from file to vector."""
     waveform = sound if isinstance(sound, Tensor) else load_audio(sound)
-    model = listener.model
+    model = predictor.model
     device = next(model.parameters()).device
     waveforms = to_int16(waveform)[None].to(device)
     lengths = torch.tensor([waveforms.shape[1]])
     # padded to whole patches, which nobody listens to
-    spectrogram, frames = listener.features.spectrogram(waveforms, lengths)
+    spectrogram, frames = predictor.features.spectrogram(waveforms, lengths)
     real = torch.arange(spectrogram.shape[1])[:: model.config.patch_size] < frames.cpu()
     real = real.repeat_interleave(model.grid(spectrogram)[1])[None].to(device)
     encoder = model.model
@@ -149,7 +149,7 @@ def attention(layer: Attention, x: Tensor, silent: Tensor | None = None) -> Tens
 
 @torch.no_grad()
 def target(teacher: EATEncoder, spectrogram: Tensor, layers: int | None) -> Tensor:
-    """The teacher's layers, normalised each, then their mean: (B, N, D) float32."""
+    """The teacher's layers, normalized each, then their mean: (B, N, D) float32."""
     _, updates = encode(teacher, embed(teacher, spectrogram))
     kept = [update[:, 1:].transpose(1, 2) for update in updates[-(layers or len(updates)) :]]
     normed = [F.instance_norm(update.float()).transpose(1, 2) for update in kept]

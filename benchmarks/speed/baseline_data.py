@@ -57,7 +57,7 @@ def resample(waveform: Tensor, rate: int) -> Tensor:
 
 
 def spectrogram(waveform: Tensor) -> Tensor:
-    """Samples (S,) -> the normalised log-mel (T, F) of one clip, cut or padded to `FRAMES`."""
+    """Samples (S,) -> the normalized log-mel (T, F) of one clip, cut or padded to `FRAMES`."""
     mel = log_mel(waveform - waveform.mean())[:FRAMES]
     return (F.pad(mel, (0, 0, 0, FRAMES - len(mel))) - MEAN) / (2 * STD)
 

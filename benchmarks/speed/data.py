@@ -21,7 +21,7 @@ from benchmarks.speed.measure import BUFFERS, Case, relative, turns
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.audio.fbank import AUDIOSET, spectrogram
 from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.data.loader import Batch, ClipSettings, Steps, training_batches
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches
 from eat_audio.data.shards import open_packed, pack
 from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 
@@ -94,7 +94,7 @@ def _standard_errors(one: Tensor, other: Tensor) -> Tensor:
 
 
 def logmel(size: str, device: str) -> Iterator[Case]:
-    """Normalised log-mel of a batch, against one clip at a time."""
+    """Normalized log-mel of a batch, against one clip at a time."""
     clips, seconds = (16, 10.0) if size == "base" else (2, 1.0)
     waveforms = [
         torch.from_numpy(np.stack([sound(seconds, seed=BUFFERS * row + n) for row in range(clips)]))
@@ -161,7 +161,7 @@ def _loading(
 ) -> Case:
     """Batches of a corpus, and what `work` does to them; the plain way reads `paths`."""
     clips = len(corpus)
-    steps = Steps(corpus, ClipSettings(memory_mb=0), batch=clips, seed=0)
+    steps = ClipBatches(corpus, ClipSettings(memory_mb=0), batch=clips, seed=0)
     batches = training_batches(steps, start=0, stop=2**40)
     files = list(paths.values())
 

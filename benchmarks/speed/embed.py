@@ -21,9 +21,9 @@ from benchmarks.speed import baseline as plain
 from benchmarks.speed.measure import BUFFERS, Case, relative, turns
 from benchmarks.speed.model import SECONDS, WITHIN, apart
 from eat_audio.audio import SAMPLE_RATE, find_audio
-from eat_audio.data.synthetic import FAMILIES, synthesise
+from eat_audio.data.synthetic import FAMILIES, synthesize
 from eat_audio.inference.embed import embed_files
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 
@@ -41,17 +41,17 @@ def embed(size: str, device: str) -> Iterator[Case]:
     """
     torch.manual_seed(0)
     model = EATModel(EATConfig.named(size)).to(device)  # type: ignore[arg-type]
-    listener = Listener(model, EATFeatureExtractor())
+    predictor = Predictor(model, EATFeatureExtractor())
     told = {"size": size, "dtype": "float32"}
 
     waveforms = [0.1 * torch.randn(round(SECONDS * SAMPLE_RATE)) for _ in range(BUFFERS)]
 
     def ours(waveform: Tensor) -> Tensor:
-        (vector,) = listener.embed_each([waveform], "clip")
+        (vector,) = predictor.embed_many([waveform], "clip")
         assert isinstance(vector, np.ndarray)
         return torch.from_numpy(vector)
 
-    theirs = partial(plain.clip_vector, listener)
+    theirs = partial(plain.clip_vector, predictor)
     yield Case(
         name=f"one waveform of {SECONDS:g} s to its vector",
         ours=turns(ours, waveforms),
@@ -68,12 +68,12 @@ def embed(size: str, device: str) -> Iterator[Case]:
 
         def all_of_ours() -> Path:
             shutil.rmtree(out, ignore_errors=True)
-            found = embed_files(paths, listener, out / "ours.parquet")
+            found = embed_files(paths, predictor, out / "ours.parquet")
             assert found.done == len(paths), found.failed
             return out / "ours.parquet"
 
         def all_of_theirs() -> Path:
-            vectors = [plain.clip_vector(listener, path).numpy() for path in paths]
+            vectors = [plain.clip_vector(predictor, path).numpy() for path in paths]
             table = {"path": list(map(str, paths)), "embedding": list(vectors)}
             pq.write_table(pa.table(table), Path(scratch, "plain.parquet"))
             return Path(scratch, "plain.parquet")
@@ -101,7 +101,7 @@ def recordings(scratch: Path, count: int) -> tuple[list[Path], str]:
     for number in range(count):
         generator = np.random.default_rng(number)
         seconds = LENGTHS[number % len(LENGTHS)]
-        sound = synthesise(families[number % len(families)], seconds=seconds, generator=generator)
+        sound = synthesize(families[number % len(families)], seconds=seconds, generator=generator)
         drawn.append(scratch / f"{number}.flac")
         soundfile.write(drawn[-1], sound, SAMPLE_RATE)
     return drawn, "drawn, 1 to 10 s, FLAC"

@@ -2,7 +2,7 @@
 
 Cases hold random weights and spectrograms: what they cost does not depend on what was learnt.
 On a CPU ours in bfloat16 is held against the plain way in float32; on a GPU both compute in
-bfloat16, and a step of training includes the optimiser and the teacher's.
+bfloat16, and a step of training includes the optimizer and the teacher's.
 """
 
 import copy
@@ -33,7 +33,7 @@ WITHIN = {"float32": 1e-5, "bfloat16": 2e-2}
 LOSS = "bce_per_label"
 """Of the fine-tuning step: that of AudioSet."""
 LEVEL = 0.5
-"""Standard deviation of a normalised log-mel spectrogram."""
+"""Standard deviation of a normalized log-mel spectrogram."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def pretrain(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Ca
 def whole_step(
     size: str, device: str, *, batch: int, clones: int, seconds: float, target: float | None
 ) -> Case:
-    """Losses, gradients, optimiser and teacher; each way trains weights of its own."""
+    """Losses, gradients, optimizer and teacher; each way trains weights of its own."""
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
     method = EATMethod(masks=clones, mask_noise=0.0)
     ours = fresh_objective(size, device, seconds)
@@ -112,7 +112,7 @@ def whole_step(
     inputs = examples(ours, method, batch, seconds, device)
     told = settings_of(size, batch, dtype, seconds) | {"clones": clones}
     return Case(
-        name=f"pre-training step with optimiser and EMA, {clones} clones, {in_words(told)}",
+        name=f"pre-training step with optimizer and EMA, {clones} clones, {in_words(told)}",
         ours=turns(our_step, inputs),
         plain=turns(plain_step, inputs),
         clips=batch,
@@ -128,7 +128,7 @@ def whole_step(
 
 
 def finetune(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Case]:
-    """Fine-tuning: the losses of labelled clips, and gradients."""
+    """Fine-tuning: the losses of labeled clips, and gradients."""
     gpu = device.startswith("cuda")
     torch.manual_seed(0)
     config = EATConfig.named(size)

@@ -20,7 +20,7 @@ WITHIN = 1e-3
 """Of the way that weights go; a teacher goes 2e-4 of their size, which float32 tells to 6e-8."""
 
 
-def optimiser(size: str, device: str) -> Iterator[Case]:
+def optimizer(size: str, device: str) -> Iterator[Case]:
     """A step of AdamW, one of the teacher, and both, over the weights of EAT pre-training."""
     weights = _Weights(size, device)
     million = sum(p.numel() for p in weights.parameters) / 1e6
@@ -61,7 +61,7 @@ class _Weights:
                 learnt.grad = torch.randn_like(learnt)
         self.settings = settings
         self.step = 0
-        self.optimiser = adamw(parameter_groups(named, settings, depth=config.depth), settings)
+        self.optimizer = adamw(parameter_groups(named, settings, depth=config.depth), settings)
         self.copies = _copied(self.parameters)
         for copy, learnt in zip(self.copies, self.parameters, strict=True):
             copy.grad = learnt.grad
@@ -81,8 +81,8 @@ class _Weights:
     def ours(self, names: tuple[str, ...]) -> None:
         """A step, as training takes it."""
         if "AdamW" in names:
-            set_rates(self.optimiser, self.settings, self.step, STEPS)
-            self.optimiser.step()
+            set_rates(self.optimizer, self.settings, self.step, STEPS)
+            self.optimizer.step()
             self.step += 1
         if "EMA" in names:
             self.objective.after_step(0)
@@ -114,7 +114,7 @@ class _Weights:
         torch._foreach_copy_(self.teacher_copy, self.teacher)
         self.adam.steps = self.step
         for parameter, (mean, square) in zip(self.parameters, self.adam.moments, strict=True):
-            if state := self.optimiser.state.get(parameter):
+            if state := self.optimizer.state.get(parameter):
                 mean.copy_(state["exp_avg"])
                 square.copy_(state["exp_avg_sq"])
 

@@ -23,7 +23,7 @@ WHAT = {
     "loader": "data",
     "masks": "data",
     "logmel": "data",
-    "optimiser": "optimiser",
+    "optimizer": "optimizer",
     "kernels": "kernels",
     "scaling": "scaling",
 }

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 from eat_audio.models.common.modeling import AudioClassifier
 from eat_audio.training.optim import block_of
 
@@ -13,7 +13,7 @@ def freeze(model: AudioClassifier, blocks: int) -> None:
         return
     depth = model.config.num_hidden_layers
     if blocks > depth:
-        raise RecipeError(f"freeze={blocks}: the encoder has {depth} blocks")
+        raise SettingError(f"freeze={blocks}: the encoder has {depth} blocks")
     for name, parameter in model.named_parameters():
         if block_of(name, depth) < blocks:
             parameter.requires_grad_(False)
@@ -38,7 +38,7 @@ def adapt(model: AudioClassifier, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise RecipeError(
+        raise SettingError(
             f"lora={rank}: the package peft is not installed; "
             "pip install 'eat-audio[peft]' brings it"
         ) from None

@@ -1,4 +1,4 @@
-"""Labelled clips, made here or a user's own -> everything the package does, in a few minutes.
+"""Labeled clips, made here or a user's own -> everything the package does, in a few minutes.
 
 The steps are those of real work, in their order: look at the corpus, probe an encoder of random
 weights, pre-train it without labels, probe it again, fine-tune it, predict. All of it lies in one
@@ -27,7 +27,7 @@ from eat_audio import config as recipe
 from eat_audio import finetune
 from eat_audio.audio import SAMPLE_RATE, audio_seconds
 from eat_audio.audio import fbank as logmel
-from eat_audio.checkpoints.load import family_of, find_model
+from eat_audio.checkpoints.load import family_of, load_model
 from eat_audio.data import synthetic
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
@@ -69,7 +69,7 @@ RECORD = "demo.json"
 OURS = (
     RECORD,
     "sound",
-    "unlabelled.csv",
+    "unlabeled.csv",
     "pretrained",
     "finetuned",
     "scratch",
@@ -95,7 +95,7 @@ def run(
 
     Args:
         out: New, empty, or the folder of an earlier demo, whose files are then replaced.
-        data: Labelled clips in any layout that `open_corpus` knows; made here if None.
+        data: Labeled clips in any layout that `open_corpus` knows; made here if None.
         clips_per_family: How many clips of each of the ten families are made.
         pretraining: Settings that differ from the recipe eat_demo, as "key=value".
         finetuning: The same for eat_demo_finetune.
@@ -141,7 +141,7 @@ def run(
         assert tuned is not None and scratch is not None
         stages.say(f"{tuned.metric} {percent(tuned.value)}, from scratch {percent(scratch.value)}")
     with stages.tell("predicting a sound it has not heard, and the report"):
-        guess = guessed(out, test, made=data is None, settings=settings.pretrain)
+        prediction = guessed(out, test, made=data is None, settings=settings.pretrain)
         found = Findings(
             corpus=corpus.name,
             train=len(train),
@@ -157,7 +157,7 @@ def run(
             evaluation=tuned,
             from_scratch=scratch,
             example=_example(test, settings.pretrain),
-            guess=guess,
+            prediction=prediction,
             stages=stages.done,
             settings=[
                 (name, recipe.dump(one))
@@ -344,14 +344,14 @@ def _settings(
     finetuning: Sequence[str],
 ) -> Recipes:
     """The recipes with what the corpus decides; pre-training gets no labels to see."""
-    unlabelled = replace(
+    unlabeled = replace(
         train,
         clips=tuple(replace(clip, labels=()) for clip in train.clips),
         label_names=(),
         multi_label=False,
     )
-    write_csv(unlabelled, out / "unlabelled.csv")
-    place = f"data={json.dumps(str(out / 'unlabelled.csv'))}"
+    write_csv(unlabeled, out / "unlabeled.csv")
+    place = f"data={json.dumps(str(out / 'unlabeled.csv'))}"
     loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
     steps = [
         _steps(recipe.load(EATRun, RECIPES[0]), clips.seconds),
@@ -377,7 +377,7 @@ def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) ->
         config = settings.config()
         encoder = family_of(config).encoder(config)
     else:
-        encoder = find_model(place, AudioEncoder)
+        encoder = load_model(place, AudioEncoder)
     encoder.to(settings.on())  # type: ignore[arg-type]
     features = pretrain.extractor(train, settings.clips, method=settings.method)
     return probe.linear_probe(encoder, features, train, test, settings.clips)
@@ -395,7 +395,7 @@ def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:
     if made:
         generator = np.random.default_rng(UNSEEN)
         truth = str(generator.choice(list(synthetic.FAMILIES)))
-        waveform = synthetic.synthesise(truth, seconds=settings.clips.seconds, generator=generator)
+        waveform = synthetic.synthesize(truth, seconds=settings.clips.seconds, generator=generator)
         shown = str(place)
     else:
         clip, sound = next(readable(test, settings.clips.seconds))
@@ -482,8 +482,8 @@ def _tell(found: Findings, out: Path, seconds: float) -> None:
     for name, value in rows:
         print_lines(f"  {name:38}{value}")
     print_lines(*verdict(found).splitlines())
-    scores = ", ".join(f"{label} {percent(score)}" for label, score in found.guess.scores[:3])
-    print_lines(f"{found.guess.path} is {found.guess.truth}; the model says {scores}")
+    scores = ", ".join(f"{label} {percent(score)}" for label, score in found.prediction.scores[:3])
+    print_lines(f"{found.prediction.path} is {found.prediction.truth}; the model says {scores}")
     print_lines(f"report: {out / 'report.html'}", "next:")
     for command in found.commands:
         print_lines(f"  {command}")

@@ -1,4 +1,4 @@
-"""A pre-trained encoder and labelled clips -> a classifier, its scores, and their spread.
+"""A pre-trained encoder and labeled clips -> a classifier, its scores, and their spread.
 
 The model that is kept is that of the last step: choosing the best one on the test clips would
 make the number too good.
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from eat_audio.adaptation import adapt, freeze, merged
-from eat_audio.checkpoints.load import family_of, find_model, load_features
+from eat_audio.checkpoints.load import family_of, load_features, load_model
 from eat_audio.config import Settings
 from eat_audio.data import transforms as augment
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipSettings, Steps, whole_patches
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, whole_patches
 from eat_audio.data.splits import Roles, role_of, train_and_test
-from eat_audio.errors import DataError, RecipeError
-from eat_audio.evaluation.evaluate import Evaluation, judge, score
+from eat_audio.errors import DataError, SettingError
+from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, score
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
 from eat_audio.pretraining.method import EncoderSettings
-from eat_audio.pretraining.run import extractor, part, training_log, watched
-from eat_audio.training.checkpoint import Run, claim, fingerprint
-from eat_audio.training.distributed import Team, join, share
+from eat_audio.pretraining.run import batches_with_log, extractor, part, training_log
+from eat_audio.training.checkpoint import Run, fingerprint, lock_run_dir
+from eat_audio.training.distributed import ProcessGroup, join, share
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import Optim, adamw, parameter_groups
 from eat_audio.writing import write_json
@@ -127,7 +127,7 @@ class FinetuneRun(Training):
 
 
 class Classification(nn.Module):
-    """Labelled clips -> a loss, through the front end, the augmentations and the classifier."""
+    """Labeled clips -> a loss, through the front end, the augmentations and the classifier."""
 
     def __init__(
         self,
@@ -223,9 +223,9 @@ def start_from(
         RecipeError: The encoder's method does not know a setting.
         CheckpointError: There is no encoder.
     """
-    encoder = None if place is None else find_model(place, AudioEncoder)
+    encoder = None if place is None else load_model(place, AudioEncoder)
     config = settings.encoder.config() if encoder is None else encoder.config
-    config = labelled(config, settings, corpus)
+    config = labeled(config, settings, corpus)
     model = family_of(config).classifier(config)
     if place is None or encoder is None:
         return model, extractor(corpus, settings.clips, method=config.model_type)
@@ -237,7 +237,7 @@ def start_from(
     return model, features
 
 
-def labelled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
+def labeled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
     """An encoder's configuration as that of a classifier of a corpus' labels."""
     method = config.model_type
     try:
@@ -248,10 +248,10 @@ def labelled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedCo
             pooling=settings.encoder.pooling or config.pooling,
         )
     except ValueError as error:
-        raise RecipeError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
+        raise SettingError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
     hidden = {"mask_t_prob": settings.hidden_columns, "mask_f_prob": settings.hidden_rows}
     if any(hidden.values()) and not hasattr(config, "mask_t_prob"):
-        raise RecipeError(
+        raise SettingError(
             f"hidden_columns={settings.hidden_columns:g}, hidden_rows={settings.hidden_rows:g}: "
             f"an encoder of {method} hears all patches; expected 0"
         )
@@ -260,7 +260,7 @@ def labelled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedCo
     if hasattr(config, "layer_wise_gradient_decay_ratio"):
         config.layer_wise_gradient_decay_ratio = settings.gradient_decay
     elif settings.gradient_decay != 1:
-        raise RecipeError(
+        raise SettingError(
             f"gradient_decay={settings.gradient_decay:g}: an encoder of {method} has none; "
             "expected 1, and perhaps optim.layer_decay"
         )
@@ -292,11 +292,11 @@ def run(
         out: Folder for checkpoints, logs, the finished model and its evaluation.
         start: A pre-trained model (a folder or a Hub id); None: from random weights.
         resume: Continue what is in `out`.
-        corpus: The labelled clips, if they are already open.
+        corpus: The labeled clips, if they are already open.
     """
     team = join(settings.on())
     with team.working():
-        return _finetune(settings, out, start, resume, corpus or open_labelled(settings), team)
+        return _finetune(settings, out, start, resume, corpus or open_labeled(settings), team)
 
 
 def _finetune(
@@ -305,7 +305,7 @@ def _finetune(
     start: str | Path | None,
     resume: bool,
     corpus: Corpus,
-    team: Team,
+    team: ProcessGroup,
 ) -> Finetuned:
     train, test = split(corpus, settings)
 
@@ -322,15 +322,15 @@ def _finetune(
     share(objective, team, how=settings.parallel)
     depth = model.config.num_hidden_layers
     groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
-    optimiser = adamw(groups, settings.optim)
+    optimizer = adamw(groups, settings.optim)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
         save(model, features, folder, state=merged(part(state, "model.")))
 
     data = train.fingerprint()
-    here = Run(out, settings, data, objective, optimiser, export, settings.keep, origin, team)
+    here = Run(out, settings, data, objective, optimizer, export, settings.keep, origin, team)
     here = replace(here, contents=contents(train))
-    steps = Steps(
+    steps = ClipBatches(
         train,
         settings.clips,
         batch=settings.batch,
@@ -338,13 +338,13 @@ def _finetune(
         rank=team.rank,
         ranks=team.ranks,
     )
-    with claim(out, team):
+    with lock_run_dir(out, team):
         first = here.begin(resume=resume)
         with training_log(settings, out, "finetune", first, team) as log:
             fit(
                 objective,
-                watched(steps, settings, first, log),
-                optimiser,
+                batches_with_log(steps, settings, first, log),
+                optimizer,
                 settings,
                 settings.optim,
                 start=first,
@@ -360,16 +360,16 @@ def _finetune(
             return Finetuned(out, None, note)
         if team.ranks > 1:  # what is in memory may be a slice
             team.wait()
-            model = find_model(out, AudioClassifier)
+            model = load_model(out, AudioClassifier)
             nn.Module.to(model, settings.on())
         scores = score(model, features, test, settings.clips)
-        evaluation = judge(scores, corpus.label_names, multi_label=corpus.multi_label)
-        if team.leads:
+        evaluation = evaluate_scores(scores, corpus.label_names, multi_label=corpus.multi_label)
+        if team.is_main:
             evaluation.write(out)
         return Finetuned(out, evaluation, note)
 
 
-def open_labelled(settings: FinetuneRun) -> Corpus:
+def open_labeled(settings: FinetuneRun) -> Corpus:
     """The corpus a recipe names.
 
     Raises:
@@ -377,13 +377,13 @@ def open_labelled(settings: FinetuneRun) -> Corpus:
             loss.
     """
     if settings.data is None:
-        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
+        raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
     corpus = open_corpus(settings.data, several=settings.loss != "cross_entropy")
     if not corpus.label_names:
         reason = "".join(f"; {note}" for note in corpus.notes)
-        raise RecipeError(f"data={settings.data}: its clips have no labels to learn{reason}")
+        raise SettingError(f"data={settings.data}: its clips have no labels to learn{reason}")
     if corpus.multi_label and settings.loss == "cross_entropy":
-        raise RecipeError(
+        raise SettingError(
             f"data={settings.data}: its clips have several labels, for which loss=cross_entropy "
             "is no loss; expected bce_per_clip, bce_per_label or bce_mean"
         )
@@ -396,7 +396,7 @@ def _refuse_one_label(corpus: Corpus, place: str) -> None:
     labels, first = corpus.table.labels()
     names = [corpus.label_names[number] for number in np.unique(labels)]
     if len(names) == 1 and bool((np.diff(first) == 1).all()):
-        raise RecipeError(f"{place}: one label only ({names[0]}); nothing to tell apart")
+        raise SettingError(f"{place}: one label only ({names[0]}); nothing to tell apart")
 
 
 def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]:
@@ -408,7 +408,7 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     there = corpus.splits
     named = {*settings.train_splits, *settings.test_splits}
     if corpus.folds and not settings.test_splits:
-        raise RecipeError(
+        raise SettingError(
             f"{corpus.name}: has folds {', '.join(there)}; say test_splits=[{there[-1]}] "
             "or --cross-validate"
         )
@@ -418,14 +418,14 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     try:
         train, test = train_and_test(there, train=settings.train_splits, test=settings.test_splits)
     except DataError as error:
-        raise RecipeError(f"{corpus.name}: {error}") from None
+        raise SettingError(f"{corpus.name}: {error}") from None
     if set(train) & set(test):
-        raise RecipeError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
+        raise SettingError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
     learnt = corpus.select(*train)
     _refuse_one_label(learnt, f"{corpus.name}, {', '.join(train)}")
     for names in filter(None, (train, test)):
         if not corpus.select(*names).table.labels()[0].size:
-            raise RecipeError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
+            raise SettingError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
     return learnt, corpus.select(*test) if test else None
 
 
@@ -474,10 +474,10 @@ def cross_validate(
             that was pre-trained without that fold can be named.
         resume: Go on with what is in `out`, fold by fold.
     """
-    corpus = open_labelled(settings)
+    corpus = open_labeled(settings)
     tested = settings.test_splits or corpus.folds
     if len(tested) < 2:
-        raise RecipeError(
+        raise SettingError(
             f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds "
             "(a column fold, or folders fold1, fold2, ...)"
         )

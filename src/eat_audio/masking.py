@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 
 Block = tuple[int, int] | Sequence[tuple[int, int]]
 """(time, frequency) patches of a block, or several such shapes."""
@@ -42,7 +42,7 @@ CPU_ROWS = 64
 """Masks that a CPU draws at a time."""
 
 
-class MaskError(RecipeError, ValueError):
+class MaskError(SettingError, ValueError):
     """A hidden ratio, a block and a grid that do not go together."""
 
 

@@ -431,7 +431,7 @@ def test_published_statistics_go_by_their_corpus():
     }
 
 
-def test_normalised_means_a_mean_of_zero_and_a_spread_of_one_half():
+def test_normalized_means_a_mean_of_zero_and_a_spread_of_one_half():
     running = RunningStatistics()
     running.add(log_mel(clip(1.0)))
     ours, true = spectrogram(*batch(clip(1.0)), running.result())

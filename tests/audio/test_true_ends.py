@@ -14,7 +14,7 @@ from small_recordings import noise, pitches, tone, write
 from conftest import DATA, needs_data
 from eat_audio.audio import (
     SAMPLE_RATE,
-    Encoded,
+    AudioBytes,
     audio_claims,
     audio_facts,
     audio_seconds,
@@ -91,7 +91,7 @@ def test_an_mp3_without_a_length_is_read_to_its_end(loud_first, tmp_path):
     ],
 )
 def test_recordings_that_other_players_play_are_read_whole_and_quietly(name, seconds, capfd):
-    for source in (SOUND / name, Encoded(name, (SOUND / name).read_bytes())):
+    for source in (SOUND / name, AudioBytes(name, (SOUND / name).read_bytes())):
         assert len(load_audio(source)) / SAMPLE_RATE == pytest.approx(seconds, abs=0.1)
     assert capfd.readouterr() == ("", "")
 

@@ -9,7 +9,7 @@ from benchmarks.speed.measure import relative
 from torch import Tensor, nn
 
 from eat_audio.finetune import classification_loss
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.masking import Masks, clip_keys
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
@@ -99,15 +99,15 @@ def test_a_step_of_training_ends_where_ours_does() -> None:
     theirs, _, _ = pretraining(clones=2)
     optim = Optim(lr=1e-4, warmup=0, decay_all=True)
     groups = parameter_groups(ours.named_parameters(), optim, depth=ours.student.config.depth)
-    optimiser = adamw(groups, optim)
+    optimizer = adamw(groups, optim)
     learning = [p for p in theirs.parameters() if p.requires_grad]
     looped = plain.Adam(learning, optim.lr, optim.betas, optim.eps, optim.weight_decay)
     tau = ours.method.tau.at(1)
     for step in range(2):
-        set_rates(optimiser, optim, step, 10**9)  # so long a run that the rate stays as it is
-        optimiser.zero_grad()
+        set_rates(optimizer, optim, step, 10**9)  # so long a run that the rate stays as it is
+        optimizer.zero_grad()
         ours.losses(spectrogram, masks)["loss"].backward()
-        optimiser.step()
+        optimizer.step()
         ours.after_step(1)
         theirs.zero_grad()
         plain.pretraining_losses(theirs, spectrogram, masks)["loss"].backward()
@@ -141,10 +141,10 @@ def test_losses_and_gradients_of_fine_tuning_are_ours() -> None:
 @pytest.mark.parametrize("seconds", [1.3, 2.56])
 def test_the_vector_of_a_sound_is_ours_whatever_its_length(seconds: float) -> None:
     torch.manual_seed(0)
-    listener = Listener(EATModel(EATConfig.named("tiny")), EATFeatureExtractor())
+    predictor = Predictor(EATModel(EATConfig.named("tiny")), EATFeatureExtractor())
     waveform = 0.1 * torch.randn(round(16_000 * seconds))
-    mine = torch.from_numpy(listener.embed(waveform).clip)
-    assert relative(mine, plain.clip_vector(listener, waveform)) < 1e-5
+    mine = torch.from_numpy(predictor.embed(waveform).clip)
+    assert relative(mine, plain.clip_vector(predictor, waveform)) < 1e-5
 
 
 def test_the_plain_way_computes_all_scores_and_no_fused_attention(

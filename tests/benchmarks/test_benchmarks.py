@@ -122,7 +122,7 @@ def test_one_seed_has_no_spread_and_one_pair_no_standard_error() -> None:
 def test_the_table_has_both_sides_with_spread_and_what_others_reach() -> None:
     text = pairs.table(SMALL, TWO_SEEDS, seeds=2)
     assert "made-up scores, 2 folds x 2 seeds (mean +- standard deviation over seeds):" in text
-    assert "| EAT-tiny, pre-trained on the unlabelled training clips | 75.0 +- 7.1 |" in text
+    assert "| EAT-tiny, pre-trained on the unlabeled training clips | 75.0 +- 7.1 |" in text
     assert "| EAT-tiny, from scratch | 60.0 +- 14.1 |" in text
     assert "| people | 95.7 |" in text
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from benchmarks.compare_methods import Asked, Budget, figure
 from benchmarks.compare_methods import step_cost as meter
-from benchmarks.compare_methods.__main__ import app
 from benchmarks.compare_methods import subprocesses as children
+from benchmarks.compare_methods.__main__ import app
 from benchmarks.compare_methods.folds import divide
 from benchmarks.compare_methods.plan import Method, make_plan, scaled
 from benchmarks.compare_methods.subprocesses import Usage, train
@@ -35,7 +35,7 @@ from eat_audio import cli
 from eat_audio import config as recipe
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import EatError, RecipeError
+from eat_audio.errors import EatError, SettingError
 from eat_audio.pretraining.eat import EATRun
 from eat_audio.training.metrics_log import read_log
 
@@ -51,7 +51,7 @@ STAGES = ["beats_tiny_iter1 steps=400", "beats_tiny_tokenizer steps=200", "beats
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty labelled clips in three folds."""
+    """Thirty labeled clips in three folds."""
     folder = tmp_path_factory.mktemp("made")
     file = write_corpus(folder, clips_per_family=3, seconds=2.56, seed=0)
     with file.open(newline="") as there:
@@ -178,7 +178,7 @@ def test_another_question_is_refused(
     change: dict[str, Any], sentence: str, compared: tuple[Asked, Path]
 ) -> None:
     told, out = compared
-    with pytest.raises(RecipeError, match=rf"plan\.json: was made {sentence}; choose another"):
+    with pytest.raises(SettingError, match=rf"plan\.json: was made {sentence}; choose another"):
         make_plan(replace(told, **change), out, never)
 
 

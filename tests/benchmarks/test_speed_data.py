@@ -7,11 +7,11 @@ import pytest
 import torch
 from benchmarks.speed import baseline_data as plain_data
 from benchmarks.speed import data, run
+from benchmarks.speed.__main__ import app
 from benchmarks.speed.measure import BenchError
 from typer.testing import CliRunner
 
 from eat_audio.audio.fbank import log_mel
-from benchmarks.speed.__main__ import app
 from eat_audio.masking import clip_keys, inverse_block_masks, random_masks
 
 
@@ -57,7 +57,7 @@ def test_a_tone_stays_the_same_tone_when_it_is_resampled(rate):
 # ---- the benchmarks
 
 
-@pytest.mark.parametrize("name", ["masks", "logmel", "loader", "optimiser", "kernels"])
+@pytest.mark.parametrize("name", ["masks", "logmel", "loader", "optimizer", "kernels"])
 def test_a_benchmark_runs_in_a_small_size_and_says_what_it_found(name):
     document = run.measure([name], size="tiny", repeats=2)
     json.dumps(document, allow_nan=False)

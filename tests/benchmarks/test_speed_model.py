@@ -29,7 +29,7 @@ def test_both_ways_of_every_case_make_the_same_and_can_be_timed() -> None:
         assert case.flop and pair.ours.clips_s > 0
 
 
-def test_a_step_with_optimiser_and_teacher_stays_the_same_both_ways() -> None:
+def test_a_step_with_optimizer_and_teacher_stays_the_same_both_ways() -> None:
     case = model.whole_step("tiny", "cpu", batch=2, clones=2, seconds=SECONDS, target=None)
     pair = compare(case, repeats=3, warmup=1)
     assert pair.difference <= 1e-5

@@ -53,7 +53,7 @@ def test_a_case_is_used_as_expected_or_refused_in_a_sentence(
     if check is None and row.case.startswith("sound/"):
         check = sound
     elif check is None and row.case.startswith(("tables/", "folders/")):
-        check = labelled
+        check = labeled
     if check is None:
         pytest.skip("is described in words only")
     check(row, small, tmp_path)
@@ -166,7 +166,7 @@ CHECKS["sound/flac_in_ogg.oga"] = CHECKS["sound/alac.caf"] = other_decoders
 # ---- tables and folders
 
 
-def labelled(row: Row, small: Small, tmp_path: Path) -> None:
+def labeled(row: Row, small: Small, tmp_path: Path) -> None:
     """By the result, and by the clips that the row states: shown, and learnt from."""
     place, shown, refusal = writable(row, tmp_path), small.eat("data", "show", row.place), ""
     if shown.code == 0:
@@ -229,7 +229,7 @@ def corpus_or_sentence(row: Row) -> tuple[Corpus | None, str]:
 
 @case("tables/start_end/clips.csv")
 def a_second_each(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, refusal = corpus_or_sentence(row)
     if corpus is None:
         assert "end" in refusal
@@ -241,7 +241,7 @@ def a_second_each(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("tables/list_labels/clips.csv")
 def three_labels(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, refusal = corpus_or_sentence(row)
     if corpus is None:
         assert "label" in refusal
@@ -254,7 +254,7 @@ def three_labels(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("tables/split_words/clips.csv")
 def eight_and_four(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     splits_are(row, small, tmp_path, {"train": 8, "test": 4})
 
 
@@ -275,7 +275,7 @@ def splits_are(row: Row, small: Small, tmp_path: Path, splits: dict[str, int]) -
 
 @case("tables/windows_paths/clips.csv")
 def six_clips(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, refusal = corpus_or_sentence(row)
     if corpus is None:
         assert "\\" in refusal
@@ -286,7 +286,7 @@ def six_clips(row: Row, small: Small, tmp_path: Path) -> None:
 @case("tables/unicode_labels/clips.csv")
 def utf_8(row: Row, small: Small, tmp_path: Path) -> None:
     """With the encoding of this machine; `test_environments` does so with others."""
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     model, data = tmp_path / "run", ("--data", row.place)
     small.eat("evaluate", model, *data, "--out", tmp_path / "scores").succeeds()
     small.eat("predict", row.place.parent, "--model", model).succeeds()
@@ -297,7 +297,7 @@ def utf_8(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("tables/negatives/train.csv")
 def several_per_clip(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus = quietly(row.place)
     assert corpus.multi_label and len(corpus) == row.clips == 6
     assert [one for one in names(corpus) if not one] == [(), ()]
@@ -315,7 +315,7 @@ def negatives(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("tables/label_words/clips.csv")
 def label_words(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, refusal = corpus_or_sentence(row)
     if corpus is None or not corpus.label_names:
         refusal = refusal or small.finetune(row.place, tmp_path / "again").sentence()
@@ -326,7 +326,7 @@ def label_words(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("folders/capital_splits")
 def splits_are_no_classes(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, _ = corpus_or_sentence(row)
     if corpus is not None:
         assert sorted(corpus.label_names) == ["cat", "dog"]
@@ -335,7 +335,7 @@ def splits_are_no_classes(row: Row, small: Small, tmp_path: Path) -> None:
 
 @case("folders/lists_with_backslashes")
 def lists(row: Row, small: Small, tmp_path: Path) -> None:
-    labelled(row, small, tmp_path)
+    labeled(row, small, tmp_path)
     corpus, refusal = corpus_or_sentence(row)
     if corpus is None:
         assert "list" in refusal

@@ -13,7 +13,7 @@ import torch
 from conftest import golden_sets
 from eat_audio import cli
 from eat_audio.checkpoints import licence
-from eat_audio.checkpoints.load import find_model, find_with_front_end
+from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.checkpoints.sink import Sink
 from eat_audio.models import save
 from eat_audio.models.audiomae.modeling import AudioMAEConfig, AudioMAEForAudioClassification
@@ -46,7 +46,7 @@ def released() -> Path:
 
 
 def same(one: Path, other: Path) -> bool:
-    mine, theirs = find_model(one).state_dict(), find_model(other).state_dict()
+    mine, theirs = load_model(one).state_dict(), load_model(other).state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
@@ -116,7 +116,7 @@ def test_a_beats_file_hears_with_the_statistics_of_beats(convert: Any, tmp_path:
     save(model, BEATsFeatureExtractor(), tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "beats.pt", "--to", "released")[0] == 0
     assert {"cfg", "model"} <= torch.load(tmp_path / "beats.pt", weights_only=True).keys()
-    features = find_with_front_end(tmp_path / "beats.pt")[1]
+    features = load_model_and_features(tmp_path / "beats.pt")[1]
     assert type(features) is BEATsFeatureExtractor
     assert features.mean == BEATsFeatureExtractor().mean and same(
         tmp_path / "ours", tmp_path / "beats.pt"

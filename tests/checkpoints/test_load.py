@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import DATA, golden_sets, needs_data
 from eat_audio.checkpoints import hub
-from eat_audio.checkpoints.load import find_model, find_with_front_end, load_features
+from eat_audio.checkpoints.load import load_features, load_model, load_model_and_features
 from eat_audio.errors import CheckpointError
 from eat_audio.models import families
 from eat_audio.models.beats.modeling import BEATsModel
@@ -47,7 +47,7 @@ def saved(model: Any, folder: Path, **told: Any) -> Path:
 
 def refused(place: str | Path, kind: Any = None) -> str:
     with pytest.raises(CheckpointError) as told:
-        find_model(place, kind)
+        load_model(place, kind)
     sentence = str(told.value)
     assert "\n" not in sentence and str(place) in sentence
     return sentence
@@ -74,7 +74,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
     model = EATForAudioClassification(EATConfig(**TINY, id2label={0: "cat", 1: "dog", 2: "owl"}))
-    found = find_model(saved(model, tmp_path))
+    found = load_model(saved(model, tmp_path))
     assert isinstance(found, EATForAudioClassification)
     assert same_weights(found, model)
     assert found.config.id2label[2] == "owl"
@@ -82,14 +82,14 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_there_decides_the_kind(classifier: Path, encoder: Path) -> None:
-    assert type(find_model(classifier)) is EATForAudioClassification
-    assert type(find_model(encoder)) is EATModel
-    assert type(find_model(classifier, EATModel)) is EATModel
+    assert type(load_model(classifier)) is EATForAudioClassification
+    assert type(load_model(encoder)) is EATModel
+    assert type(load_model(classifier, EATModel)) is EATModel
 
 
 def test_a_head_makes_a_classifier_whatever_the_file_calls_itself(classifier: Path) -> None:
     change(classifier, architectures=["EATModel"])
-    assert type(find_model(classifier)) is EATForAudioClassification
+    assert type(load_model(classifier)) is EATForAudioClassification
 
 
 def test_an_encoder_is_no_classifier(encoder: Path) -> None:
@@ -100,15 +100,15 @@ def test_the_newest_checkpoint_stands_for_an_unfinished_run(tmp_path: Path) -> N
     models = [EATModel(EATConfig(**TINY)) for _ in range(2)]
     for step, model in enumerate(models):
         saved(model, tmp_path / "checkpoints" / f"step-{step:08d}")
-    assert same_weights(find_model(tmp_path), models[1])
+    assert same_weights(load_model(tmp_path), models[1])
     assert load_features(tmp_path) is not None
 
 
 def test_a_weights_file_is_read_with_the_config_beside_it(encoder: Path) -> None:
     file = encoder / "model.safetensors"
-    assert same_weights(find_model(file), find_model(encoder))
+    assert same_weights(load_model(file), load_model(encoder))
     other = shutil.copy(file, encoder / "best.safetensors")
-    assert same_weights(find_model(other), find_model(encoder))
+    assert same_weights(load_model(other), load_model(encoder))
     features = load_features(other)
     assert features is not None and features.mean == -5.0
 
@@ -117,14 +117,14 @@ def test_a_weights_file_alone_is_refused(encoder: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     shutil.copy(encoder / "model.safetensors", alone)
     with pytest.raises(CheckpointError, match="config.json"):
-        find_model(alone)
+        load_model(alone)
 
 
 def test_a_model_in_several_files_loads(tmp_path: Path) -> None:
     model = EATModel(EATConfig(**TINY))
     saved(model, tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert same_weights(find_model(tmp_path), model)
+    assert same_weights(load_model(tmp_path), model)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
@@ -138,19 +138,19 @@ def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     saved(EATModel(EATConfig(**TINY)).bfloat16(), tmp_path)
-    assert {x.dtype for x in find_model(tmp_path).state_dict().values()} == {torch.float32}
+    assert {x.dtype for x in load_model(tmp_path).state_dict().values()} == {torch.float32}
 
 
 def test_loading_draws_no_random_numbers(encoder: Path) -> None:
     torch.manual_seed(1)
-    find_model(encoder)
+    load_model(encoder)
     drawn = torch.rand(())
     torch.manual_seed(1)
     assert drawn == torch.rand(())
 
 
 def test_a_model_does_not_change_with_the_file_it_came_from(encoder: Path) -> None:
-    model = find_model(encoder)
+    model = load_model(encoder)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     (encoder / "model.safetensors").write_bytes(bytes(10))
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
@@ -162,10 +162,10 @@ POSITIONS = "model.fixed_positional_encoder.positions"
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 def test_stored_positions_are_not_in_the_way(encoder: Path, kind: torch.dtype) -> None:
     rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind)})
-    find_model(encoder)
+    load_model(encoder)
     rewrite(encoder, **{POSITIONS: sincos_positions(64, 8, 48)[None].to(kind).float()})
     if kind != torch.bfloat16:
-        find_model(encoder)
+        load_model(encoder)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_buffer_of_whole_numbers_stays_one(
     family = replace(families()["eat"], encoder=Counting)
     monkeypatch.setitem(families(), "eat", family)
     saved(Counting(EATConfig(**TINY)), tmp_path)
-    found = find_model(tmp_path).state_dict()["model.tracked"]
+    found = load_model(tmp_path).state_dict()["model.tracked"]
     assert (found.dtype, found.item()) == (torch.int64, 7)
     assert "torch.float32" in refused(rewrite(tmp_path, model__tracked=torch.tensor(7.0)))
 
@@ -249,7 +249,7 @@ def test_a_config_that_describes_no_eat_model_is_refused(encoder: Path, changes:
 
 def test_a_config_cannot_have_code_fetched(encoder: Path) -> None:
     change(encoder, attn_implementation="somebody/kernel", auto_map={"AutoModel": "x.Evil"})
-    config = find_model(encoder).config
+    config = load_model(encoder).config
     assert config._attn_implementation == "sdpa" and not hasattr(config, "auto_map")
 
 
@@ -290,7 +290,7 @@ def test_settings_of_many_megabytes_are_refused(encoder: Path, name: str) -> Non
 
 def refusal(place: Path) -> CheckpointError:
     with pytest.raises(CheckpointError) as told:
-        find_with_front_end(place)
+        load_model_and_features(place)
     return told.value
 
 
@@ -386,7 +386,7 @@ def test_what_looks_like_a_place_of_this_machine_is_never_fetched(
     (tmp_path / "here").mkdir()
     monkeypatch.setattr("eat_audio.checkpoints.hub.fetch", lambda name: pytest.fail(name))
     with pytest.raises(CheckpointError, match="no such file or folder"):
-        find_model(place)
+        load_model(place)
 
 
 def test_without_a_network_a_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_what_can_only_be_a_name_of_the_hub_is_fetched(
     monkeypatch.setattr(
         "eat_audio.checkpoints.hub.fetch", lambda name: asked.append(name) or encoder
     )
-    assert same_weights(find_model(place), find_model(encoder))
+    assert same_weights(load_model(place), load_model(encoder))
     assert load_features(place) is not None
     assert set(asked) == {place.removeprefix("hf://")}
 
@@ -476,8 +476,8 @@ def server(
 def test_it_is_said_what_is_fetched_and_code_is_not(
     server: type[Answers], encoder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert same_weights(find_model("somebody/eat"), find_model(encoder))
-    find_model("somebody/eat")
+    assert same_weights(load_model("somebody/eat"), load_model(encoder))
+    load_model("somebody/eat")
     err = capsys.readouterr().err
     assert err.startswith("fetching somebody/eat from the Hugging Face Hub\n")
     assert err.count("fetching") == 1
@@ -510,12 +510,12 @@ def test_a_local_folder_comes_before_the_hub(
     classifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(classifier.parent)
-    assert find_model("classifier").config.num_labels == 3
+    assert load_model("classifier").config.num_labels == 3
 
 
 @pytest.mark.parametrize("path", golden_sets("*_pretrain.pt"), ids=lambda path: path.stem)
 def test_a_released_file_is_an_encoder_with_the_released_front_end(path: Path) -> None:
-    model, features = find_with_front_end(path)
+    model, features = load_model_and_features(path)
     assert type(model) is EATModel and type(features) is EATFeatureExtractor
     assert (features.mean, features.std) == (-4.268, 4.569)
     told = load_features(path)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from conftest import DATA, needs_data
 from eat_audio.checkpoints.convert import METHODS, read_pickled
-from eat_audio.checkpoints.load import find_model
+from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
 from eat_audio.models import families, save
 from eat_audio.models.common.modeling import AudioModel
@@ -144,7 +144,7 @@ def test_settings_of_programs_that_are_not_installed_are_plain(
     assert back["task"] == {"name": "a", "where": "b", "count": {"c": 2}}
 
 
-def test_the_state_of_an_optimiser_is_left_out(tmp_path: Path) -> None:
+def test_the_state_of_an_optimizer_is_left_out(tmp_path: Path) -> None:
     torch.save({"model": {}, "optimizer": {"state": torch.ones(9)}}, tmp_path / "a.pt")
     assert read_pickled(tmp_path / "a.pt") == {"model": {}}
 
@@ -370,7 +370,7 @@ def test_settings_of_released_files_are_shown_in_short(method: str, tmp_path: Pa
             inner |= odd
     torch.save(content, tmp_path / "a.pt")
     try:
-        find_model(tmp_path / "a.pt")
+        load_model(tmp_path / "a.pt")
     except CheckpointError as error:
         assert len(str(error)) < 480
 
@@ -411,7 +411,7 @@ def released() -> dict[str, dict[str, bytes]]:
         for method in SHAPES:
             model, path = tiny(method), Path(folder) / f"{method}.pt"
             torch.save(METHODS[method].theirs(model, families()[method].features()), path)
-            find_model(path)  # as it is, it loads
+            load_model(path)  # as it is, it loads
             found[method] = members(path)
     return found
 
@@ -490,7 +490,7 @@ def survives(place: Path, file: Path) -> None:
     began = time.perf_counter()
     tracemalloc.start()
     try:
-        find_model(place)
+        load_model(place)
     except CheckpointError as error:
         assert str(place) in str(error) or str(file.parent) in str(error)
     finally:

@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForAudioClassification
 
 from eat_audio.checkpoints import share
-from eat_audio.checkpoints.load import find_model, find_with_front_end
+from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.errors import EatError
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
@@ -61,7 +61,7 @@ def card(folder: Path) -> tuple[dict[str, Any], str]:
 
 def test_what_is_shared_is_the_model_with_its_scores(run: Path, tmp_path: Path) -> None:
     folder = share.prepare(run, tmp_path / "out", name="me/dogs", licence="cc-by-4.0")
-    shared, own = find_model(folder).state_dict(), find_model(run).state_dict()
+    shared, own = load_model(folder).state_dict(), load_model(run).state_dict()
     assert all(torch.equal(shared[name], tensor) for name, tensor in own.items())
     assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) == SCORES
     assert {path.name for path in folder.iterdir()} == {
@@ -208,7 +208,7 @@ def test_push_to_hub_of_transformers_sends_what_loads_again(run: Path, tmp_path:
     sent.mkdir()
     for name, content in LoopbackHub.files.items():
         (sent / name).write_bytes(content)
-    (again, features), model = find_with_front_end(sent), find_model(run)
+    (again, features), model = load_model_and_features(sent), load_model(run)
     assert torch.equal(again.model.head.weight, model.model.head.weight)
     assert features.mean == -6.5
 

@@ -18,7 +18,7 @@ from eat_audio.data.corpora import (
     hold_out,
     open_corpus,
     speech_commands,
-    unlabelled,
+    unlabeled,
 )
 from eat_audio.data.corpus import Clip, Corpus, missing_files
 from eat_audio.data.listing import speech_commands_listing
@@ -226,19 +226,19 @@ def test_a_recording_in_no_class_is_not_dropped_in_silence(tmp_path):
     assert (len(corpus), corpus.label_names) == (3, ())
 
 
-def test_recordings_below_one_folder_are_unlabelled(tmp_path):
+def test_recordings_below_one_folder_are_unlabeled(tmp_path):
     corpus = open_corpus(files(tmp_path, "audio/a.wav", "audio/x/b.flac", "audio/notes.txt"))
     assert ids(corpus) == ["audio/a", "audio/x/b"]
     assert corpus.label_names == ()
 
 
-def test_unlabelled_splits_are_kept_apart(tmp_path):
+def test_unlabeled_splits_are_kept_apart(tmp_path):
     corpus = open_corpus(files(tmp_path, "train/a.wav", "test/b.wav"))
     assert (counts(corpus), corpus.label_names) == ({"test": 1, "train": 1}, ())
 
 
 def test_names_that_differ_by_suffix_alone_keep_it(tmp_path):
-    corpus = unlabelled(files(tmp_path, "a.wav", "a.flac", "b.wav"))
+    corpus = unlabeled(files(tmp_path, "a.wav", "a.flac", "b.wav"))
     assert sorted(ids(corpus)) == ["b", "train/a.flac", "train/a.wav"]
 
 
@@ -582,7 +582,7 @@ def test_an_empty_place_says_what_was_looked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reader", [open_corpus, audioset, esc50, speech_commands, folder, folder_per_class, unlabelled]
+    "reader", [open_corpus, audioset, esc50, speech_commands, folder, folder_per_class, unlabeled]
 )
 def test_no_reader_gives_a_corpus_without_clips(tmp_path, reader):
     files(tmp_path, "notes.txt")

@@ -13,9 +13,9 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.loader import (
     Batch,
+    ClipBatches,
     ClipReader,
     ClipSettings,
-    Steps,
     ordered_batches,
     training_batches,
 )
@@ -40,7 +40,7 @@ def take(
     corpus: Corpus, start: int = 0, stop: int = 6, seed: int = 0, **told: object
 ) -> list[Batch]:
     settings = ClipSettings(seconds=1.0, crop="random", **told)  # type: ignore[arg-type]
-    steps = Steps(corpus, settings, batch=3, seed=seed)
+    steps = ClipBatches(corpus, settings, batch=3, seed=seed)
     return list(training_batches(steps, start=start, stop=stop))
 
 
@@ -87,8 +87,8 @@ def test_every_epoch_holds_every_clip_once_in_another_order(corpus: Corpus) -> N
 
 def test_ranks_share_a_step_without_overlap(corpus: Corpus) -> None:
     settings = ClipSettings(seconds=1.0)
-    alone = Steps(corpus, settings, batch=6, seed=0)
-    pair = [Steps(corpus, settings, batch=3, seed=0, rank=rank, ranks=2) for rank in (0, 1)]
+    alone = ClipBatches(corpus, settings, batch=6, seed=0)
+    pair = [ClipBatches(corpus, settings, batch=3, seed=0, rank=rank, ranks=2) for rank in (0, 1)]
     for step in range(4):
         together = [name for steps in pair for name in steps[step].ids]
         assert together == alone[step].ids
@@ -130,15 +130,15 @@ def test_labels_and_numbers_belong_to_their_clips(corpus: Corpus) -> None:
 
 def test_a_clip_is_cut_the_same_however_the_batch_is_split(corpus: Corpus) -> None:
     settings = ClipSettings(seconds=0.4, crop="random")
-    whole = Steps(corpus, settings, batch=6, seed=0)[1]
-    halves = [Steps(corpus, settings, batch=3, seed=0)[step] for step in (2, 3)]
+    whole = ClipBatches(corpus, settings, batch=6, seed=0)[1]
+    halves = [ClipBatches(corpus, settings, batch=3, seed=0)[step] for step in (2, 3)]
     assert torch.equal(whole.waveforms, torch.cat([half.waveforms for half in halves]))
     assert torch.equal(whole.epochs, torch.cat([half.epochs for half in halves]))
 
 
 def test_a_clip_that_comes_twice_in_a_batch_is_cut_in_two_places(corpus: Corpus) -> None:
     settings = ClipSettings(seconds=0.2, crop="random")
-    batch = Steps(corpus, settings, batch=14, seed=0)[0]
+    batch = ClipBatches(corpus, settings, batch=14, seed=0)[0]
     for name in set(batch.ids):
         first, second = (row for row, other in enumerate(batch.ids) if other == name)
         assert batch.epochs[first] != batch.epochs[second]
@@ -153,7 +153,7 @@ def on_paper(*labels: tuple[int, ...]) -> Corpus:
 
 def stream(corpus: Corpus, count: int, *, seed: int = 0, **told: object) -> list[str]:
     """The ids of the first clips that a run takes."""
-    steps = Steps(corpus, ClipSettings(**told), batch=1, seed=seed)  # type: ignore[arg-type]
+    steps = ClipBatches(corpus, ClipSettings(**told), batch=1, seed=seed)  # type: ignore[arg-type]
     return [steps.clip(position).id for position in range(count)]
 
 
@@ -169,9 +169,9 @@ def test_ranks_and_workers_together_make_the_same_global_batches(
     corpus: Corpus, ranks: int, workers: int
 ) -> None:
     settings = ClipSettings(seconds=0.2, crop="random", workers=workers)
-    alone = Steps(corpus, settings.model_copy(update={"workers": 0}), batch=12, seed=0)
+    alone = ClipBatches(corpus, settings.model_copy(update={"workers": 0}), batch=12, seed=0)
     parts = [
-        Steps(corpus, settings, batch=12 // ranks, seed=0, rank=rank, ranks=ranks)
+        ClipBatches(corpus, settings, batch=12 // ranks, seed=0, rank=rank, ranks=ranks)
         for rank in range(ranks)
     ]
     by_rank = [list(training_batches(steps, start=1, stop=3)) for steps in parts]
@@ -234,7 +234,7 @@ def test_balanced_steps_draw_by_label_and_go_on_in_the_middle_of_an_epoch() -> N
     corpus = on_paper(*[(0,)] * 90, *[(1,)] * 10)
     told = {"balance": True, "epoch_clips": 20}
     names = stream(corpus, 60, **told)
-    steps = Steps(corpus, ClipSettings(**told), batch=1, seed=0)  # type: ignore[arg-type]
+    steps = ClipBatches(corpus, ClipSettings(**told), batch=1, seed=0)  # type: ignore[arg-type]
     assert [steps.clip(position).id for position in range(31, 60)] == names[31:]
     assert stream(corpus, 60, seed=1, **told) != names
 
@@ -256,15 +256,15 @@ def test_an_epoch_of_more_clips_than_there_are_is_refused(
 def test_balance_without_labels_or_without_a_choice_is_refused() -> None:
     with pytest.raises(ValidationError, match="say epoch_clips"):
         ClipSettings(balance=True)
-    unlabelled = Corpus("bare", [Clip("a", Path("a.wav"))])
+    unlabeled = Corpus("bare", [Clip("a", Path("a.wav"))])
     with pytest.raises(DataError, match="bare: has no labels"):
-        stream(unlabelled, 1, balance=True, epoch_clips=1)
+        stream(unlabeled, 1, balance=True, epoch_clips=1)
 
 
 def test_what_a_device_needs_is_pinned_and_the_lengths_stay_at_hand(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = Steps(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
+    batch = ClipBatches(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
     pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     moved = batch.pin_memory().to("meta")
@@ -297,7 +297,7 @@ def test_draws_of_a_file_that_lies_about_its_length_never_fail(tmp_path: Path) -
         data = (tmp_path / f"{name}.flac").read_bytes()
         (tmp_path / f"{name}.flac").write_bytes(data[: len(data) * 4 // 5])
     settings = ClipSettings(seconds=5.0, crop="random")
-    steps = Steps(open_corpus(tmp_path), settings, batch=4, seed=0)
+    steps = ClipBatches(open_corpus(tmp_path), settings, batch=4, seed=0)
     with pytest.warns(EatWarning, match="s that it claims") as caught:
         batches = list(training_batches(steps, start=0, stop=10))
     assert not any(batch.unreadable for batch in batches)
@@ -317,7 +317,7 @@ def test_what_workers_find_odd_reaches_the_user_once_for_every_file(corpus: Corp
 @pytest.mark.parametrize("told", [{"seconds": 1e-5}, {"start": 1.7e308}, {"start": 1e9}])
 def test_a_row_that_cannot_be_is_skipped_and_named(corpus: Corpus, told: dict[str, float]) -> None:
     clips = [*corpus.clips[:3], Clip("odd", corpus.clips[0].path, (0,), **told)]  # type: ignore[arg-type]
-    steps = Steps(
+    steps = ClipBatches(
         Corpus("rows", clips, corpus.label_names), ClipSettings(seconds=1.0), batch=2, seed=0
     )
     batches = list(training_batches(steps, start=0, stop=4))

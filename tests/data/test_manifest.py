@@ -110,7 +110,7 @@ def test_an_absolute_root_is_taken_as_it_is(tmp_path):
     ]
 
 
-def test_a_manifest_without_labels_is_unlabelled(tmp_path):
+def test_a_manifest_without_labels_is_unlabeled(tmp_path):
     corpus = read_tsv(manifest(tmp_path, ".\na.wav\t32000\nb.wav\t0\n"))
     assert (corpus.label_names, corpus.multi_label) == ((), False)
     assert [clip.labels for clip in corpus.clips] == [(), ()]
@@ -353,7 +353,7 @@ def test_a_table_may_come_from_a_spreadsheet(tmp_path):
     assert heard(read_csv(table(tmp_path, text))) == {"a, b": ["dog"], " c ": ["dog"]}
 
 
-def test_a_table_of_paths_alone_is_unlabelled(tmp_path):
+def test_a_table_of_paths_alone_is_unlabeled(tmp_path):
     assert read_csv(table(tmp_path, "path\na.wav\n")).label_names == ()
 
 

@@ -25,7 +25,7 @@ from eat_audio.data import shards
 from eat_audio.data import storage as containers
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
-from eat_audio.data.loader import ClipReader, ClipSettings, Steps, training_batches
+from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings, training_batches
 from eat_audio.data.shard_index import FIELDS
 from eat_audio.data.shards import open_packed, pack
 from eat_audio.data.storage import read_bytes, sound_of
@@ -58,7 +58,7 @@ def facts(corpus: Corpus) -> list[tuple[object, ...]]:
 
 def same_batches(one: Corpus, other: Corpus, **told: object) -> bool:
     settings = ClipSettings(crop="random", **told)  # type: ignore[arg-type]
-    pair = [Steps(corpus, settings, batch=8, seed=1) for corpus in (one, other)]
+    pair = [ClipBatches(corpus, settings, batch=8, seed=1) for corpus in (one, other)]
     steps = range(2 * len(one) // 8)
     return all(
         torch.equal(a.waveforms, b.waveforms) and a.ids == b.ids
@@ -233,7 +233,7 @@ def test_a_damaged_clip_is_named_with_its_shard_and_replaced(
     damage(tmp_path / "out" / "shard-000000.tar", broken.inside.offset + broken.inside.size // 2)
     with pytest.raises(AudioError, match=r"shard-000000.tar: '50%4' is damaged"):
         ClipReader().read(broken)
-    steps = Steps(packed, ClipSettings(seconds=0.5), batch=3, seed=0)
+    steps = ClipBatches(packed, ClipSettings(seconds=0.5), batch=3, seed=0)
     batches = list(training_batches(steps, start=0, stop=3))
     (sentence,) = {word for batch in batches for word in batch.unreadable}
     assert "'50%4'" in sentence and all(len(batch.ids) == 3 for batch in batches)
@@ -399,7 +399,7 @@ def test_workers_read_what_one_process_reads(corpus: Corpus, tmp_path: Path) -> 
     pack(corpus, tmp_path / "out", clips_per_shard=2)
     packed = open_packed(tmp_path / "out")
     packed_steps = [
-        Steps(packed, ClipSettings(seconds=0.4, workers=workers), batch=4, seed=0)
+        ClipBatches(packed, ClipSettings(seconds=0.4, workers=workers), batch=4, seed=0)
         for workers in (0, 2)
     ]
     alone, together = (list(training_batches(steps, start=0, stop=6)) for steps in packed_steps)

@@ -14,7 +14,7 @@ import torch
 from eat_audio.audio import load_audio, to_int16
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip
-from eat_audio.data.loader import ClipReader, ClipSettings, Steps
+from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings
 from eat_audio.data.storage import sound_of
 from eat_audio.errors import AudioError, EatError
 
@@ -73,7 +73,7 @@ def test_bytes_that_are_not_there_or_no_sound_are_named(tmp_path: Path, row: str
 def test_a_dataset_that_is_not_there_is_replaced_and_named(tmp_path: Path) -> None:
     hdf5(tmp_path, a=noise(), b=noise())
     corpus = open_corpus(write_tsv(tmp_path, "all.h5/a", "all.h5/gone", "all.h5/b"))
-    batch = Steps(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
+    batch = ClipBatches(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
     assert len(batch.ids) == 3 and set(batch.ids) == {"a", "b"}
     (sentence,) = batch.unreadable
     assert sentence.endswith("all.h5: 'gone': there is no such dataset")

@@ -14,14 +14,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from eat_audio.audio.fbank import log_mel
-from eat_audio.data.synthetic import FAMILIES, synthesise, write_corpus
+from eat_audio.data.synthetic import FAMILIES, synthesize, write_corpus
 from eat_audio.errors import DataError
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def clip(family="siren", seed=0, seconds=2.0):
-    return synthesise(family, seconds=seconds, generator=np.random.default_rng(seed))
+    return synthesize(family, seconds=seconds, generator=np.random.default_rng(seed))
 
 
 def rows(listing: Path) -> list[dict[str, str]]:

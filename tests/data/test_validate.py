@@ -198,7 +198,7 @@ def test_another_segment_of_the_same_video_is_not_the_clip(tmp_path):
     assert (report.missing, report.unlisted) == (["aaaaaaaaaaa"], ["aaaaaaaaaaa_70.000.wav"])
 
 
-def test_a_whole_video_gives_the_stretch_that_was_labelled(tmp_path):
+def test_a_whole_video_gives_the_stretch_that_was_labeled(tmp_path):
     root = tmp_path / "as"
     wav(root / "aaaaaaaaaaa.wav", 1, seconds=60)
     wav(root / "bbbbbbbbbbb.wav", 2, seconds=9.5)
@@ -351,7 +351,7 @@ def test_labels_for_one_manifest_only_are_refused(tmp_path):
         prepare("audioset", root, out=tmp_path / "out")
 
 
-def test_without_a_list_audioset_is_unlabelled_and_its_folders_are_its_splits(tmp_path):
+def test_without_a_list_audioset_is_unlabeled_and_its_folders_are_its_splits(tmp_path):
     root = wavs(tmp_path / "as", "unbal_train/aaaaaaaaaaa.wav", "eval_segments/bbbbbbbbbbb.wav")
     prepare("audioset", root, out=tmp_path / "out")
     corpus = open_corpus(tmp_path / "out")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from integrations.small_models import LABELS, write_model
 
 from conftest import ROOT
 from eat_audio import cli
 from eat_audio.integrations import onnx
+from integrations.small_models import LABELS, write_model
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 from examples import streaming, three_ways
-from integrations.small_models import LABELS, write_model
 
 import eat_audio as eat
+from integrations.small_models import LABELS, write_model
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def test_a_ring_buffer_holds_the_last_samples():
 
 
 def test_tags_are_those_of_the_last_seconds(model: Path):
-    listener, sound = eat.load(model, device="cpu"), torch.randn(40_000) * 0.1
-    said = list(streaming.tags(listener, sound.split(1_600), window=1.0, every=0.5, top_k=3))
+    predictor, sound = eat.load(model, device="cpu"), torch.randn(40_000) * 0.1
+    said = list(streaming.tags(predictor, sound.split(1_600), window=1.0, every=0.5, top_k=3))
     assert [seconds for seconds, _ in said] == [0.5, 1.0, 1.5, 2.0, 2.5]
-    assert said[3][1] == listener.predict(sound[16_000:32_000], 3)
+    assert said[3][1] == predictor.predict(sound[16_000:32_000], 3)
 
 
 def test_a_file_is_tagged_as_it_goes(model: Path, tmp_path: Path, monkeypatch, capsys):

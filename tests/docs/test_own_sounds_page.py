@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
 
 
 FINETUNE = shlex.split(
-    "finetune eat_laptop_finetune --from runs/mine data=labelled/ --out runs/classifier"
+    "finetune eat_laptop_finetune --from runs/mine data=labeled/ --out runs/classifier"
 )
 COMMANDS = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
 
@@ -34,13 +34,13 @@ COMMANDS = [shlex.split(line) for block in blocks("sh") for line in block.splitl
 def reader(data: Path, tmp_path: Path) -> Path:
     """Fifty clips of ESC-10 without labels, five of each of four classes with theirs, and others.
 
-    The labelled ones are of fold 5, the others of fold 4: no recording is in two folds.
+    The labeled ones are of fold 5, the others of fold 4: no recording is in two folds.
     """
     corpus = open_corpus(data / "esc10")
     (tmp_path / "recordings").mkdir()
     for clip in [*corpus.select("1", "2", "3").clips][::4][:50]:
         shutil.copy(clip.path, tmp_path / "recordings")
-    for folder, fold, count in (("labelled", "5", 5), ("others", "4", 8)):
+    for folder, fold, count in (("labeled", "5", 5), ("others", "4", 8)):
         for name in CLASSES:
             (tmp_path / folder / name).mkdir(parents=True)
             label = (corpus.label_names.index(name),)

@@ -15,7 +15,13 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
-from eat_audio.evaluation.evaluate import Scores, accuracy, judge, mean_average_precision, score
+from eat_audio.evaluation.evaluate import (
+    Scores,
+    accuracy,
+    evaluate_scores,
+    mean_average_precision,
+    score,
+)
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 
@@ -52,7 +58,7 @@ def test_map_without_any_label_is_refused() -> None:
 
 def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) -> None:
     names = ("=1+1", "K\u00e4uzchen", "\u72ac", "-2")
-    judge(told(np.eye(4), np.eye(4)), names, multi_label=False).write(tmp_path / "out")
+    evaluate_scores(told(np.eye(4), np.eye(4)), names, multi_label=False).write(tmp_path / "out")
     table = (tmp_path / "out" / "evaluation.csv").read_text(encoding="utf-8")
     assert [line.split(",")[0] for line in table.splitlines()[1:]] == ["'=1+1", *names[1:]]
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
@@ -60,7 +66,7 @@ def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) ->
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
-    found = judge(told(np.eye(4), np.eye(4)), NAMES, multi_label=False)
+    found = evaluate_scores(told(np.eye(4), np.eye(4)), NAMES, multi_label=False)
     found.write(tmp_path)
     again = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert again["value"] == 1.0 and again["metric"] == "accuracy"
@@ -108,4 +114,4 @@ def test_several_labels_per_clip_are_scored_with_sigmoids(data: Path) -> None:
     model = EATForAudioClassification(config)
     found = score(model, EATFeatureExtractor(), part, ClipSettings(seconds=2.0))
     assert found.scores.shape == (4, 527) and 0.2 < found.scores.mean() < 0.8
-    assert judge(found, part.label_names, multi_label=True).metric == "mAP"
+    assert evaluate_scores(found, part.label_names, multi_label=True).metric == "mAP"

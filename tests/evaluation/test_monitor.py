@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from eat_audio.data.corpora import open_corpus
-from eat_audio.data.loader import ClipSettings, Steps, training_batches, whole_patches
+from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches, whole_patches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
 from eat_audio.evaluation.monitor import Monitor, MonitorSettings
@@ -60,10 +60,10 @@ def trained(listing: Path, look: Monitor | None) -> tuple[dict[str, torch.Tensor
     config = EATConfig(embed_dim=32, depth=2, num_heads=2, drop_path=0.5)
     objective = EATPretraining(config, SETTINGS, EATFeatureExtractor(), frames=whole_patches(1.0))
     objective.train()
-    optimiser = adamw(
+    optimizer = adamw(
         parameter_groups(objective.named_parameters(), SETTINGS.optim, depth=2), SETTINGS.optim
     )
-    steps = Steps(open_corpus(listing), CLIPS, batch=4, seed=0)
+    steps = ClipBatches(open_corpus(listing), CLIPS, batch=4, seed=0)
     logged: list[Any] = []
 
     def tick(done: int) -> None:
@@ -76,15 +76,15 @@ def trained(listing: Path, look: Monitor | None) -> tuple[dict[str, torch.Tensor
     if look is not None:
         look(0, objective.student)
     batches = training_batches(steps, start=0, stop=SETTINGS.steps)
-    fit(objective, batches, optimiser, SETTINGS, SETTINGS.optim, log=log, tick=tick)
+    fit(objective, batches, optimizer, SETTINGS, SETTINGS.optim, log=log, tick=tick)
     return objective.state_dict(), logged
 
 
 def test_a_run_that_is_looked_at_is_the_run_that_is_not(listing: Path) -> None:
     alone, told = trained(listing, None)
-    watched, told_watched = trained(listing, monitor(listing, every=2, clips=30))
+    batches_with_log, told_watched = trained(listing, monitor(listing, every=2, clips=30))
     assert told == told_watched and len(told) == 6
-    assert all(torch.equal(alone[name], tensor) for name, tensor in watched.items())
+    assert all(torch.equal(alone[name], tensor) for name, tensor in batches_with_log.items())
 
 
 def test_modes_gradients_and_random_numbers_are_left_alone(listing: Path) -> None:

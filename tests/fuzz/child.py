@@ -114,13 +114,15 @@ def table(path: Path) -> str:
     if said != "used":
         return said
     from eat_audio.data.corpora import open_corpus
-    from eat_audio.data.loader import ClipSettings, Steps
+    from eat_audio.data.loader import ClipBatches, ClipSettings
     from eat_audio.errors import EatError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            batch = Steps(open_corpus(str(path)), ClipSettings(seconds=0.1), batch=4, seed=0)[0]
+            batch = ClipBatches(open_corpus(str(path)), ClipSettings(seconds=0.1), batch=4, seed=0)[
+                0
+            ]
     except EatError as error:
         for line in str(error).splitlines():
             sentence(line)

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from conftest import ROOT, any_name, needs_data
 from eat_audio import cli
 from eat_audio.audio import load_audio
-from eat_audio.errors import AudioError, CheckpointError, OutputError, RecipeError
+from eat_audio.errors import AudioError, CheckpointError, OutputError, SettingError
 from eat_audio.inference.detect import (
     COLUMNS,
     Detection,
@@ -34,7 +34,7 @@ from eat_audio.inference.detect import (
     find_events,
     smoothed,
 )
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
@@ -70,10 +70,10 @@ class Loudness(AudioClassifier):
 
 
 @pytest.fixture(scope="module")
-def ear() -> Listener:
+def ear() -> Predictor:
     config = EATConfig(embed_dim=12, depth=1, num_heads=3, id2label={0: "quiet", 1: "loud"})
     config.problem_type = "single_label_classification"
-    return Listener(Loudness(config), EATFeatureExtractor())
+    return Predictor(Loudness(config), EATFeatureExtractor())
 
 
 def column(*probabilities: float) -> list[np.ndarray]:
@@ -167,7 +167,7 @@ def test_labels_have_events_of_their_own() -> None:
     ids=str,
 )
 def test_rules_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(SettingError, match=f"{next(iter(wrong))}="):
         Rules(**wrong)
 
 
@@ -177,7 +177,7 @@ def test_rules_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 @needs_data
 @pytest.mark.parametrize("quiet", [-70.0, -300.0], ids=["silence_ruled_out", "by_the_tagger_alone"])
 def test_a_bark_between_silence_is_found_where_it_is(
-    data: Path, ear: Listener, quiet: float
+    data: Path, ear: Predictor, quiet: float
 ) -> None:
     bark = load_audio(data / "esc10" / "audio" / "1-110389-A-0.ogg", seconds=0.6)
     waveform = torch.zeros(8 * RATE)
@@ -187,28 +187,28 @@ def test_a_bark_between_silence_is_found_where_it_is(
     assert abs(event.onset - 3.0) < 0.3 and abs(event.offset - 3.6) < 0.3
 
 
-def test_silence_has_no_events_though_the_tagger_must_choose(ear: Listener) -> None:
+def test_silence_has_no_events_though_the_tagger_must_choose(ear: Predictor) -> None:
     silence = torch.zeros(3 * RATE)
     assert detect(silence, ear, Rules()).events == []
     (always,) = detect(silence, ear, Rules(quiet=-300.0)).events
     assert (always.label, always.onset, always.offset) == ("quiet", 0.0, 3.0)
 
 
-def test_where_silence_begins_and_ends_is_sharper_than_the_window(ear: Listener) -> None:
+def test_where_silence_begins_and_ends_is_sharper_than_the_window(ear: Predictor) -> None:
     heard = detect(scene((2.4, 4.0)), ear, Rules(window=1.92, median=0.0))
     (event,) = (event for event in heard.events if event.label == "loud")
     assert (event.onset, event.offset) == (2.4, 4.0)
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.1, 1.0, 3.05])
-def test_no_event_goes_beyond_the_end(ear: Listener, seconds: float) -> None:
+def test_no_event_goes_beyond_the_end(ear: Predictor, seconds: float) -> None:
     heard = detect(noise(seconds), ear)
     assert heard.seconds == pytest.approx(seconds)
     assert heard.spectrogram.shape[1] == 128 and np.isfinite(heard.spectrogram).all()
     assert all(0 <= event.onset < event.offset <= heard.seconds for event in heard.events)
 
 
-def test_a_file_has_the_events_of_its_waveform(ear: Listener, tmp_path: Path) -> None:
+def test_a_file_has_the_events_of_its_waveform(ear: Predictor, tmp_path: Path) -> None:
     waveform = scene((1, 3), (9, 11), (12.5, 13.5), seconds=15)
     soundfile.write(tmp_path / "a.wav", waveform.numpy(), RATE, subtype="FLOAT")
     ours, theirs = detect(tmp_path / "a.wav", ear), detect(waveform, ear)
@@ -216,7 +216,7 @@ def test_a_file_has_the_events_of_its_waveform(ear: Listener, tmp_path: Path) ->
     np.testing.assert_allclose(ours.spectrogram, theirs.spectrogram, atol=1e-3)
 
 
-def test_a_long_sound_has_a_picture_of_few_columns(ear: Listener) -> None:
+def test_a_long_sound_has_a_picture_of_few_columns(ear: Predictor) -> None:
     waveform = scene((10, 11), seconds=70)
     heard = detect(waveform, ear, Rules(window=3.2, hop=3.2))
     assert COLUMNS <= len(heard.spectrogram) < 2 * COLUMNS
@@ -227,7 +227,7 @@ def test_a_long_sound_has_a_picture_of_few_columns(ear: Listener) -> None:
 def test_an_encoder_has_no_events() -> None:
     encoder = EATModel(EATConfig(embed_dim=12, depth=1, num_heads=3))
     with pytest.raises(CheckpointError, match="without a classifier"):
-        detect(noise(1), Listener(encoder, EATFeatureExtractor()))
+        detect(noise(1), Predictor(encoder, EATFeatureExtractor()))
 
 
 GROWTH = """
@@ -275,7 +275,7 @@ def recordings(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_recording_has_its_files(ear: Listener, recordings: Path, tmp_path: Path) -> None:
+def test_every_recording_has_its_files(ear: Predictor, recordings: Path, tmp_path: Path) -> None:
     told = list(detect_files([recordings], ear, tmp_path / "out", Rules(top=1), draw=timeline))
     (broken,) = (one for one in told if one.error)
     assert "broken.wav" in broken.error and broken.heard is None  # type: ignore[operator]
@@ -301,7 +301,9 @@ def test_every_recording_has_its_files(ear: Listener, recordings: Path, tmp_path
     assert len(list((tmp_path / "out").iterdir())) == 12  # and nothing that is unfinished
 
 
-def test_files_that_are_there_are_replaced(ear: Listener, recordings: Path, tmp_path: Path) -> None:
+def test_files_that_are_there_are_replaced(
+    ear: Predictor, recordings: Path, tmp_path: Path
+) -> None:
     for rules in (Rules(), Rules(quiet=0.0)):
         list(detect_files([recordings / "a"], ear, tmp_path / "out", rules))
     assert (tmp_path / "out" / "x.csv").read_text(encoding="utf-8").splitlines() == [
@@ -311,7 +313,7 @@ def test_files_that_are_there_are_replaced(ear: Listener, recordings: Path, tmp_
 
 
 def test_a_folder_that_cannot_be_is_refused(
-    ear: Listener, recordings: Path, tmp_path: Path
+    ear: Predictor, recordings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(OutputError, match="file: cannot be written"):
@@ -320,7 +322,7 @@ def test_a_folder_that_cannot_be_is_refused(
 
 
 def test_a_disk_that_fills_ends_with_one_sentence(
-    ear: Listener, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ear: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*told: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -332,7 +334,7 @@ def test_a_disk_that_fills_ends_with_one_sentence(
 
 
 def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
-    ear: Listener, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ear: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eat_audio.inference import windows
 
@@ -350,7 +352,7 @@ def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
     assert "cannot be read (Input/output error)" in (told[0].error or "")
 
 
-def test_an_empty_folder_is_named(ear: Listener, tmp_path: Path) -> None:
+def test_an_empty_folder_is_named(ear: Predictor, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="empty: no recordings in it"):
         list(detect_files([tmp_path / "empty"], ear, tmp_path / "out"))

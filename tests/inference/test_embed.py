@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from conftest import needs_data
-from eat_audio.errors import DataError, EatWarning, OutputError, RecipeError
+from eat_audio.errors import DataError, EatWarning, OutputError, SettingError
 from eat_audio.inference import embed
 from eat_audio.inference import storage as stores
 from eat_audio.inference.embed import Summary, embed_files
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 
@@ -28,8 +28,8 @@ LEVELS = ["clip", "frame", "patch"]
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener(EATModel(EATConfig(embed_dim=48, depth=2, num_heads=3)), EATFeatureExtractor())
+def predictor() -> Predictor:
+    return Predictor(EATModel(EATConfig(embed_dim=48, depth=2, num_heads=3)), EATFeatureExtractor())
 
 
 @pytest.fixture
@@ -68,23 +68,23 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_vectors_of_all_files_are_written(
-    listener: Listener, clips: Path, out: Path, level: Any
+    predictor: Predictor, clips: Path, out: Path, level: Any
 ) -> None:
-    assert embed_files([clips], listener, out, level=level) == Summary(5, 0, [])
+    assert embed_files([clips], predictor, out, level=level) == Summary(5, 0, [])
     paths = sorted(clips.rglob("*.wav"))
-    direct = zip(paths, listener.embed_each(paths, level), strict=True)
+    direct = zip(paths, predictor.embed_many(paths, level), strict=True)
     assert same(read(out), {str(path): vectors for path, vectors in direct})
     assert not list(out.parent.glob(".*"))
 
 
 def test_rows_say_where_in_the_file_a_vector_is_from(
-    listener: Listener, clips: Path, tmp_path: Path
+    predictor: Predictor, clips: Path, tmp_path: Path
 ) -> None:
     clip = clips / "c" / "long.wav"
-    whole = listener.embed(clip)
+    whole = predictor.embed(clip)
     tables = {}
     for level in LEVELS:
-        embed_files([clip], listener, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
+        embed_files([clip], predictor, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
         tables[level] = pq.read_table(tmp_path / f"{level}.parquet")
     file = ["size", "modified"]
     assert tables["clip"].column_names == ["path", "embedding", *file]
@@ -96,10 +96,10 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
         np.testing.assert_allclose(row["embedding"], whole.patches[column, row["row"]], atol=1e-5)
 
 
-def test_finer_frames_come_with_their_times(listener: Listener, clips: Path, out: Path) -> None:
+def test_finer_frames_come_with_their_times(predictor: Predictor, clips: Path, out: Path) -> None:
     clip = clips / "c" / "long.wav"
-    whole = listener.embed(clip, hop_ms=40)
-    embed_files([clip], listener, out, level="frame", hop_ms=40)
+    whole = predictor.embed(clip, hop_ms=40)
+    embed_files([clip], predictor, out, level="frame", hop_ms=40)
     if out.is_dir():
         (seconds,) = map(np.load, out.glob("long-*.seconds.npy"))
     else:
@@ -107,30 +107,30 @@ def test_finer_frames_come_with_their_times(listener: Listener, clips: Path, out
     np.testing.assert_allclose(seconds, whole.seconds)
     np.testing.assert_allclose(read(out)[str(clip)], whole.frames, atol=1e-5)
     with pytest.raises(DataError, match="another hop_ms"):
-        embed_files([clip], listener, out, level="frame")
+        embed_files([clip], predictor, out, level="frame")
 
 
 def test_times_that_were_taken_away_are_made_again(
-    listener: Listener, clips: Path, tmp_path: Path
+    predictor: Predictor, clips: Path, tmp_path: Path
 ) -> None:
-    embed_files([clips / "a"], listener, tmp_path / "out", level="frame")
+    embed_files([clips / "a"], predictor, tmp_path / "out", level="frame")
     next((tmp_path / "out").glob("*.seconds.npy")).unlink()
-    assert embed_files([clips / "a"], listener, tmp_path / "out", level="frame").done == 1
+    assert embed_files([clips / "a"], predictor, tmp_path / "out", level="frame").done == 1
 
 
-def test_a_clips_one_vector_has_no_steps(listener: Listener, clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="a clip has one vector"):
-        embed_files([clips], listener, tmp_path / "out", hop_ms=40)
+def test_a_clips_one_vector_has_no_steps(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="a clip has one vector"):
+        embed_files([clips], predictor, tmp_path / "out", hop_ms=40)
     assert not (tmp_path / "out").exists()
 
 
 def test_many_rows_are_written_in_several_groups(
-    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_files([clips], listener, tmp_path / "one.parquet", level="patch")
+    embed_files([clips], predictor, tmp_path / "one.parquet", level="patch")
     monkeypatch.setattr(embed, "PART_BYTES", 10_000)
     monkeypatch.setattr(embed, "SLICE", 37)
-    embed_files([clips], listener, tmp_path / "many.parquet", level="patch")
+    embed_files([clips], predictor, tmp_path / "many.parquet", level="patch")
     one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
     with one, many:
         assert one.num_row_groups == 1 and many.num_row_groups > 5
@@ -138,35 +138,35 @@ def test_many_rows_are_written_in_several_groups(
 
 
 def test_unreadable_files_are_listed_and_do_not_stop_the_job(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
     (clips / "b" / "broken.wav").write_text("no sound", encoding="utf-8")
-    summary = embed_files([clips], listener, out)
+    summary = embed_files([clips], predictor, out)
     assert (summary.done, summary.skipped, len(summary.failed)) == (5, 0, 1)
     assert "broken.wav" in summary.failed[0]
     assert len(read(out)) == 5
 
 
 def test_nothing_but_unreadable_files_gives_an_empty_result(
-    listener: Listener, tmp_path: Path, out: Path
+    predictor: Predictor, tmp_path: Path, out: Path
 ) -> None:
     (tmp_path / "broken.wav").write_text("no sound", encoding="utf-8")
-    assert embed_files([tmp_path / "broken.wav"], listener, out).done == 0
+    assert embed_files([tmp_path / "broken.wav"], predictor, out).done == 0
     assert read(out) == {}
 
 
-def test_what_is_there_is_not_done_again(listener: Listener, clips: Path, out: Path) -> None:
-    assert embed_files([clips / "a", clips / "b"], listener, out).done == 3
+def test_what_is_there_is_not_done_again(predictor: Predictor, clips: Path, out: Path) -> None:
+    assert embed_files([clips / "a", clips / "b"], predictor, out).done == 3
     before = read(out)
-    assert embed_files([clips], listener, out) == Summary(2, 3, [])
-    assert embed_files([clips], listener, out) == Summary(0, 5, [])
+    assert embed_files([clips], predictor, out) == Summary(2, 3, [])
+    assert embed_files([clips], predictor, out) == Summary(0, 5, [])
     after = read(out)
     assert len(after) == 5 and same({path: after[path] for path in before}, before)
 
 
-def interrupted_after(count: int, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted_after(count: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The listener is interrupted when so many files have been heard."""
-    hear = listener.embed_each
+    hear = predictor.embed_many
 
     def heard(*told: Any, **more: Any) -> Any:
         for number, vectors in enumerate(hear(*told, **more)):
@@ -174,70 +174,70 @@ def interrupted_after(count: int, listener: Listener, monkeypatch: pytest.Monkey
                 raise KeyboardInterrupt
             yield vectors
 
-    monkeypatch.setattr(listener, "embed_each", heard)
+    monkeypatch.setattr(predictor, "embed_many", heard)
 
 
 @pytest.mark.parametrize("part_seconds", [0, 1_000], ids=["many_parts", "one_part"])
 def test_an_interrupted_job_goes_on_where_it_was(
-    listener: Listener, clips: Path, out: Path, part_seconds: float, tmp_path: Path
+    predictor: Predictor, clips: Path, out: Path, part_seconds: float, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, "PART_SECONDS", part_seconds)
-        interrupted_after(3, listener, patch)
+        interrupted_after(3, predictor, patch)
         with pytest.raises(KeyboardInterrupt):
-            embed_files([clips], listener, out, level="frame", batch=2)
-    assert embed_files([clips], listener, out, level="frame") == Summary(2, 3, [])
+            embed_files([clips], predictor, out, level="frame", batch=2)
+    assert embed_files([clips], predictor, out, level="frame") == Summary(2, 3, [])
     whole = tmp_path / f"whole{out.suffix}"
-    embed_files([clips], listener, whole, level="frame")
+    embed_files([clips], predictor, whole, level="frame")
     assert same(read(out), read(whole))
 
 
 def test_a_job_killed_after_joining_its_parts_has_nothing_twice(
-    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.parquet"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *told, **more: None)
-        embed_files([clips / "b"], listener, out)
+        embed_files([clips / "b"], predictor, out)
     assert (tmp_path / ".out.parquet.parts").is_dir()
-    assert embed_files([clips], listener, out) == Summary(3, 2, [])
+    assert embed_files([clips], predictor, out) == Summary(3, 2, [])
     assert pq.read_table(out).num_rows == 5
     assert not (tmp_path / ".out.parquet.parts").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 3, 8, 40])
 def test_an_index_that_ends_in_half_a_line_is_mended(
-    listener: Listener, clips: Path, tmp_path: Path, cut: int
+    predictor: Predictor, clips: Path, tmp_path: Path, cut: int
 ) -> None:
     out = tmp_path / "out"
-    embed_files([clips], listener, out)
+    embed_files([clips], predictor, out)
     whole, index = read(out), out / "index.csv"
     index.write_bytes(index.read_bytes()[:-cut])
-    assert embed_files([clips], listener, out) == Summary(1, 4, [])
+    assert embed_files([clips], predictor, out) == Summary(1, 4, [])
     assert same(read(out), whole)
 
 
 def test_a_file_that_was_taken_away_is_made_again(
-    listener: Listener, clips: Path, tmp_path: Path
+    predictor: Predictor, clips: Path, tmp_path: Path
 ) -> None:
-    embed_files([clips], listener, tmp_path / "out")
+    embed_files([clips], predictor, tmp_path / "out")
     next((tmp_path / "out").glob("owl-*.npy")).unlink()
-    assert embed_files([clips], listener, tmp_path / "out") == Summary(1, 4, [])
+    assert embed_files([clips], predictor, tmp_path / "out") == Summary(1, 4, [])
 
 
 def test_vectors_of_two_models_or_levels_do_not_mix(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
-    embed_files([clips / "a"], listener, out)
-    other = Listener(EATModel(listener.model.config), EATFeatureExtractor())
+    embed_files([clips / "a"], predictor, out)
+    other = Predictor(EATModel(predictor.model.config), EATFeatureExtractor())
     with pytest.raises(DataError, match="another weights"):
         embed_files([clips], other, out)
     with pytest.raises(DataError, match="another level"):
-        embed_files([clips], listener, out, level="frame")
+        embed_files([clips], predictor, out, level="frame")
     assert len(read(out)) == 1
 
 
-def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_left_alone(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("mine", encoding="utf-8")
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").write_text("mine", encoding="utf-8")
@@ -245,7 +245,7 @@ def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_pat
     (tmp_path / "folder" / "index.csv").write_text("mine", encoding="utf-8")
     for name in ("text.parquet", "folder.parquet", "file", "folder"):
         with pytest.raises(DataError, match=name):
-            embed_files([clips], listener, tmp_path / name)
+            embed_files([clips], predictor, tmp_path / name)
     assert (tmp_path / "text.parquet").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "folder" / "index.csv").read_text(encoding="utf-8") == "mine"
 
@@ -254,63 +254,63 @@ def test_what_is_not_ours_is_left_alone(listener: Listener, clips: Path, tmp_pat
 
 
 def test_a_recording_is_there_once_however_it_is_named(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips.parent)
     (clips.parent / "link").symlink_to(clips)
-    assert embed_files(["clips"], listener, out).done == 5
+    assert embed_files(["clips"], predictor, out).done == 5
     for same_folder in (clips, "./clips/../clips", "link", clips / "a" / ".."):
-        assert embed_files([same_folder], listener, out) == Summary(0, 5, [])
+        assert embed_files([same_folder], predictor, out) == Summary(0, 5, [])
     monkeypatch.chdir(clips)
-    assert embed_files(["."], listener, out) == Summary(0, 5, [])
-    assert embed_files([clips / "a" / "dog.wav", "a/dog.wav"], listener, out).skipped == 1
+    assert embed_files(["."], predictor, out) == Summary(0, 5, [])
+    assert embed_files([clips / "a" / "dog.wav", "a/dog.wav"], predictor, out).skipped == 1
     assert len(read(out)) == 5
 
 
 def test_relative_paths_count_from_where_the_first_job_ran(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips / "a")
-    embed_files(["dog.wav"], listener, out)
+    embed_files(["dog.wav"], predictor, out)
     monkeypatch.chdir(clips / "b")
-    assert embed_files(["dog.wav"], listener, out).done == 1  # another dog
+    assert embed_files(["dog.wav"], predictor, out).done == 1  # another dog
     assert read(out).keys() == {"dog.wav", str(clips / "b" / "dog.wav")}
 
 
 def test_a_file_that_was_replaced_is_embedded_again(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
-    embed_files([clips], listener, out, level="frame")
+    embed_files([clips], predictor, out, level="frame")
     soundfile.write(clips / "a" / "dog.wav", 0.1 * torch.randn(3 * RATE).numpy(), RATE)
-    assert embed_files([clips], listener, out, level="frame") == Summary(1, 4, [])
-    found, expected = read(out), listener.embed(clips / "a" / "dog.wav").frames
+    assert embed_files([clips], predictor, out, level="frame") == Summary(1, 4, [])
+    found, expected = read(out), predictor.embed(clips / "a" / "dog.wav").frames
     np.testing.assert_allclose(found[str(clips / "a" / "dog.wav")], expected, atol=1e-5)
     assert len(found) == 5
     if out.is_dir():
         with (out / "index.csv").open(newline="", encoding="utf-8") as file:
             assert len(list(csv.DictReader(file))) == 5
-    assert embed_files([clips], listener, out, level="frame") == Summary(0, 5, [])
+    assert embed_files([clips], predictor, out, level="frame") == Summary(0, 5, [])
 
 
 def test_no_vector_is_kept_of_a_file_that_is_no_sound_any_more(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
-    embed_files([clips], listener, out)
+    embed_files([clips], predictor, out)
     (clips / "a" / "dog.wav").write_text("no sound", encoding="utf-8")
-    summary = embed_files([clips], listener, out)
+    summary = embed_files([clips], predictor, out)
     assert (summary.done, summary.skipped, len(summary.failed)) == (0, 4, 1)
     assert str(clips / "a" / "dog.wav") not in read(out) and len(read(out)) == 4
 
 
 def test_a_change_while_a_job_was_interrupted_is_noticed(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupted_after(3, listener, patch)
+        interrupted_after(3, predictor, patch)
         with pytest.raises(KeyboardInterrupt):
-            embed_files([clips], listener, out, batch=2)
+            embed_files([clips], predictor, out, batch=2)
     os.utime(clips / "a" / "dog.wav", ns=(0, 0))
-    assert embed_files([clips], listener, out) == Summary(3, 2, [])
+    assert embed_files([clips], predictor, out) == Summary(3, 2, [])
     assert len(read(out)) == 5
 
 
@@ -326,21 +326,21 @@ def as_older_versions_wrote(out: Path) -> None:
 
 
 def test_vectors_of_older_versions_are_kept_with_a_word(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
-    embed_files([clips / "b"], listener, out)
+    embed_files([clips / "b"], predictor, out)
     as_older_versions_wrote(out)
     with pytest.warns(EatWarning, match="of 2 files") as warned:
-        assert embed_files([clips], listener, out) == Summary(3, 2, [])
+        assert embed_files([clips], predictor, out) == Summary(3, 2, [])
     assert len(warned) == 1 and len(read(out)) == 5
 
 
 def test_links_to_one_blob_are_recordings_of_their_own(
-    listener: Listener, clips: Path, out: Path
+    predictor: Predictor, clips: Path, out: Path
 ) -> None:
     (clips / "a" / "same.wav").symlink_to(clips / "a" / "dog.wav")
-    embed_files([clips / "a" / "dog.wav"], listener, out)
-    embed_files([clips / "a" / "same.wav"], listener, out)
+    embed_files([clips / "a" / "dog.wav"], predictor, out)
+    embed_files([clips / "a" / "same.wav"], predictor, out)
     assert len(read(out)) == 2
 
 
@@ -349,23 +349,23 @@ def test_links_to_one_blob_are_recordings_of_their_own(
 
 @pytest.mark.parametrize("name", ["o.csv", "o.npy", "o.txt", "o.NPZ", "o.json", "o.parquet.gz"])
 def test_other_kinds_of_files_are_refused(
-    listener: Listener, clips: Path, tmp_path: Path, name: str
+    predictor: Predictor, clips: Path, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(DataError, match=r"into a \.parquet file or a folder"):
-        embed_files([clips], listener, tmp_path / name)
+        embed_files([clips], predictor, tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
 def test_a_folder_may_be_called_as_one_likes(
-    listener: Listener, clips: Path, tmp_path: Path
+    predictor: Predictor, clips: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.d").mkdir()
     for name in ("eat-1.0", "mine.d", ".hidden"):
-        assert embed_files([clips / "a"], listener, tmp_path / name).done == 1
+        assert embed_files([clips / "a"], predictor, tmp_path / name).done == 1
 
 
 def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eat_audio.inference import windows
 
@@ -377,13 +377,13 @@ def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
         return usual(path, **told)
 
     monkeypatch.setattr(windows, "stream_audio", failing)
-    summary = embed_files([clips], listener, out)
+    summary = embed_files([clips], predictor, out)
     assert summary.done == 4 and len(read(out)) == 4
     assert summary.failed == [f"{clips / 'b' / 'owl.wav'}: cannot be read (Input/output error)"]
 
 
 def test_a_disk_that_fills_keeps_what_is_finished(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*told: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -396,50 +396,50 @@ def test_a_disk_that_fills_keeps_what_is_finished(
             usual, count = np.save, iter(range(9))
             patch.setattr(stores.np, "save", lambda *x: full() if next(count) == 3 else usual(*x))
         with pytest.raises(OutputError, match="out.*cannot be written .No space left on device"):
-            embed_files([clips], listener, out)
-    kept = embed_files([clips], listener, out)
+            embed_files([clips], predictor, out)
+    kept = embed_files([clips], predictor, out)
     assert kept.skipped == (5 if out.suffix else 3) and len(read(out)) == 5
     assert not list(out.parent.rglob("*.incomplete"))
 
 
 def test_a_second_job_with_the_same_output_is_refused(
-    listener: Listener, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, refused = listener.embed_each, []
+    hear, refused = predictor.embed_many, []
 
     def heard(*told: Any, **more: Any) -> Any:
-        monkeypatch.setattr(listener, "embed_each", hear)
+        monkeypatch.setattr(predictor, "embed_many", hear)
         with pytest.raises(OutputError) as error:
-            embed_files([clips], listener, out)
+            embed_files([clips], predictor, out)
         refused.append(str(error.value))
         yield from hear(*told, **more)
 
-    monkeypatch.setattr(listener, "embed_each", heard)
-    assert embed_files([clips], listener, out) == Summary(5, 0, [])
+    monkeypatch.setattr(predictor, "embed_many", heard)
+    assert embed_files([clips], predictor, out) == Summary(5, 0, [])
     assert len(refused) == 1 and refused[0].startswith(f"{out}: in use by another")
     assert len(read(out)) == 5
 
 
-def test_leftovers_of_killed_jobs_go(listener: Listener, clips: Path, out: Path) -> None:
+def test_leftovers_of_killed_jobs_go(predictor: Predictor, clips: Path, out: Path) -> None:
     parts = out.with_name(f".{out.name}.parts") if out.suffix else out
     parts.mkdir()
     (parts / ".00000001.parquet.0123456789ab.incomplete").write_text("half", encoding="utf-8")
-    embed_files([clips], listener, out)
+    embed_files([clips], predictor, out)
     assert len(read(out)) == 5 and not list(out.parent.rglob(".*incomplete"))
 
 
-def test_planted_links_are_not_followed(listener: Listener, clips: Path, tmp_path: Path) -> None:
+def test_planted_links_are_not_followed(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("mine", encoding="utf-8")
     (tmp_path / ".out.parquet.incomplete").symlink_to(mine)
-    embed_files([clips], listener, tmp_path / "out.parquet")
+    embed_files([clips], predictor, tmp_path / "out.parquet")
     assert mine.read_text(encoding="utf-8") == "mine" and len(read(tmp_path / "out.parquet")) == 5
 
 
-def test_modes_follow_the_umask(listener: Listener, clips: Path, out: Path) -> None:
+def test_modes_follow_the_umask(predictor: Predictor, clips: Path, out: Path) -> None:
     before = os.umask(0o027)
     try:
-        embed_files([clips / "a"], listener, out)
+        embed_files([clips / "a"], predictor, out)
     finally:
         os.umask(before)
     for file in [out] if out.suffix else [*out.glob("*.npy"), out / "index.csv"]:
@@ -447,54 +447,54 @@ def test_modes_follow_the_umask(listener: Listener, clips: Path, out: Path) -> N
 
 
 def test_no_cell_of_the_index_is_a_formula(
-    listener: Listener, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(clips / "a" / "dog.wav", "=1+1.wav")
     for expected in (Summary(1, 0, []), Summary(0, 1, [])):
-        assert embed_files(["=1+1.wav"], listener, "out") == expected
+        assert embed_files(["=1+1.wav"], predictor, "out") == expected
     assert read(tmp_path / "out").keys() == {"'=1+1.wav"}
 
 
-def test_an_empty_folder_is_named(listener: Listener, tmp_path: Path, out: Path) -> None:
+def test_an_empty_folder_is_named(predictor: Predictor, tmp_path: Path, out: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(embed.AudioError, match=r"empty: no recordings in it .*\.flac"):
-        embed_files([tmp_path / "empty"], listener, out)
+        embed_files([tmp_path / "empty"], predictor, out)
     assert not out.exists()
 
 
 def test_many_files_take_no_longer_in_one_file_than_in_a_folder(
-    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = np.zeros(48, np.float32)
-    monkeypatch.setattr(listener, "embed_each", lambda files, *_, **__: (vectors for _ in files))
+    monkeypatch.setattr(predictor, "embed_many", lambda files, *_, **__: (vectors for _ in files))
     (tmp_path / "many").mkdir()
     for number in range(1_500):
         (tmp_path / "many" / f"{number}.wav").touch()
     seconds = []
     for out in (tmp_path / "out", tmp_path / "out.parquet"):
         begun = time.process_time()
-        assert embed_files([tmp_path / "many"], listener, out).done == 1_500
+        assert embed_files([tmp_path / "many"], predictor, out).done == 1_500
         seconds.append(time.process_time() - begun)
     assert seconds[1] < 2 * seconds[0] + 1
 
 
-def test_an_unknown_level_is_refused(listener: Listener, clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="level=song"):
-        embed_files([clips], listener, tmp_path / "out", level="song")  # type: ignore[arg-type]
+def test_an_unknown_level_is_refused(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="level=song"):
+        embed_files([clips], predictor, tmp_path / "out", level="song")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
 @needs_data
-def test_no_name_is_too_odd(data: Path, listener: Listener, tmp_path: Path, out: Path) -> None:
+def test_no_name_is_too_odd(data: Path, predictor: Predictor, tmp_path: Path, out: Path) -> None:
     clips = tmp_path / "clips"
     with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
         archive.extractall(clips, filter="data")
     shutil.copy(next((data / "nasty" / "audio").glob("sp*.flac")), clips)
     shutil.copy(clips / "line\nbreak.flac", clips / 'a,"quoted"\r\n.flac')
     shutil.copy(clips / "line\nbreak.flac", clips / os.fsdecode(b"not-\xff-utf8.flac"))
-    assert embed_files([clips], listener, out) == Summary(6, 0, [])
+    assert embed_files([clips], predictor, out) == Summary(6, 0, [])
     names = {Path(path).name for path in read(out)}
     assert "line\nbreak.flac" in names and 'a,"quoted"\r\n.flac' in names
     assert "not-\\xff-utf8.flac" in names and "n" * 250 + ".flac" in names
-    assert embed_files([clips], listener, out) == Summary(0, 6, [])
+    assert embed_files([clips], predictor, out) == Summary(0, 6, [])

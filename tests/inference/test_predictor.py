@@ -25,9 +25,9 @@ from eat_audio.errors import (
     DataError,
     EatError,
     EatWarning,
-    RecipeError,
+    SettingError,
 )
-from eat_audio.inference.predictor import Listener, evaluate_model, load, predict_files
+from eat_audio.inference.predictor import Predictor, evaluate_model, load, predict_files
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
@@ -40,13 +40,13 @@ def tiny(**changes: Any) -> EATConfig:
     return EATConfig(embed_dim=48, depth=2, num_heads=3, **{"id2label": CLASSES, **changes})
 
 
-def listener(config: EATConfig | None = None, **told: Any) -> Listener:
+def predictor(config: EATConfig | None = None, **told: Any) -> Predictor:
     """A random classifier; its head is large, so that its answers differ."""
     torch.manual_seed(0)
     model = EATForAudioClassification(config or tiny())
     model.model.head.weight.data *= 50
     features = EATFeatureExtractor(released_padding=told.pop("released_padding", False))
-    return Listener(model, features, **told)
+    return Predictor(model, features, **told)
 
 
 def sound(seconds: float, seed: int = 0) -> Tensor:
@@ -70,7 +70,7 @@ def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize("seconds", [0.001, 0.2, 1, 5, 10, 10.26, 10.27, 20.48, 60])
 def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
     waveform = sound(seconds)
-    heard = listener().embed(waveform)
+    heard = predictor().embed(waveform)
     columns = -(-n_frames(len(waveform)) // 16)
     assert heard.clip.shape == (48,)
     assert heard.frames.shape == (columns, 48)
@@ -86,19 +86,19 @@ def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
 def test_a_clip_is_heard_alike_alone_and_beside_others(
     level: Any, pooling: str, released_padding: bool
 ) -> None:
-    ear = listener(tiny(pooling=pooling), released_padding=released_padding)
+    ear = predictor(tiny(pooling=pooling), released_padding=released_padding)
     sounds = [sound(1, seed=1), sound(10, seed=2), sound(0.2, seed=3), sound(13, seed=4)]
-    together = ear.embed_each(sounds, level, batch=3)
-    alone = (next(ear.embed_each([one], level)) for one in sounds)
+    together = ear.embed_many(sounds, level, batch=3)
+    alone = (next(ear.embed_many([one], level)) for one in sounds)
     for ours, theirs in zip(together, alone, strict=True):
         assert not isinstance(ours, AudioError)
         close(ours, theirs)
 
 
 def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    ear = listener()
+    ear = predictor()
     sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
-    alone = [next(ear.embed_each([one], "clip")) for one in sounds]
+    alone = [next(ear.embed_many([one], "clip")) for one in sounds]
     batches: list[list[int]] = []
     hear = ear._together
 
@@ -107,13 +107,13 @@ def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatc
         return hear(windows, what)
 
     monkeypatch.setattr(ear, "_together", listening)
-    for ours, theirs in zip(ear.embed_each(sounds, "clip", batch=3), alone, strict=True):
+    for ours, theirs in zip(ear.embed_many(sounds, "clip", batch=3), alone, strict=True):
         close(ours, theirs)
     assert batches == [[1, 1, 1], [3, 3]]
 
 
 def test_the_levels_are_those_of_the_model() -> None:
-    ear, waveform = listener(), sound(3)
+    ear, waveform = predictor(), sound(3)
     inputs = ear.features(waveform)
     with torch.no_grad():
         theirs = ear.model.features(inputs["input_values"], inputs["attention_mask"])
@@ -123,11 +123,11 @@ def test_the_levels_are_those_of_the_model() -> None:
     close(ours.patches, theirs.patches[0, :real])
     close(ours.seconds, theirs.seconds[:real])
     for level, expected in (("clip", ours.clip), ("frame", ours.frames), ("patch", ours.patches)):
-        close(next(ear.embed_each([waveform], level)), expected)  # type: ignore[arg-type]
+        close(next(ear.embed_many([waveform], level)), expected)  # type: ignore[arg-type]
 
 
 def test_a_long_sound_is_heard_window_by_window() -> None:
-    ear, waveform = listener(), sound(25)
+    ear, waveform = predictor(), sound(25)
     whole = ear.embed(waveform)
     hop = round(10.24 * RATE)
     parts = [ear.embed(waveform[first : first + ear.samples]) for first in (0, hop, 2 * hop)]
@@ -138,7 +138,7 @@ def test_a_long_sound_is_heard_window_by_window() -> None:
 
 
 def test_where_windows_overlap_their_columns_are_averaged() -> None:
-    ear, waveform = listener(window=1.6, overlap=0.8), sound(2.4)
+    ear, waveform = predictor(window=1.6, overlap=0.8), sound(2.4)
     both = ear.embed(waveform).frames
     first = ear.embed(waveform[: ear.samples]).frames
     second = ear.embed(waveform[round(0.8 * RATE) :]).frames
@@ -150,7 +150,7 @@ def test_where_windows_overlap_their_columns_are_averaged() -> None:
 
 @pytest.mark.parametrize("overlap", [0.0, 2.56])
 def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None:
-    ear = listener(overlap=overlap)
+    ear = predictor(overlap=overlap)
     path = write(tmp_path / "a.wav", sound(24))
     ours, theirs = ear.embed(path), ear.embed(load_audio(path))
     close(ours.clip, theirs.clip)
@@ -158,12 +158,12 @@ def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None
 
 
 def test_ten_minutes_give_a_vector_for_every_160_ms() -> None:
-    ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
+    ear = predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
     assert len(ear.embed(sound(600)).frames) == 3750
 
 
 def test_arrays_of_all_kinds_are_heard_alike() -> None:
-    ear = listener()
+    ear = predictor()
     steps = (sound(1) * 32_768).round().clamp(-32_768, 32_767)
     expected = ear.embed(steps / 32_768).clip
     array = (steps / 32_768).numpy()
@@ -185,26 +185,26 @@ def test_arrays_of_all_kinds_are_heard_alike() -> None:
 )
 def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
     with pytest.raises(AudioError):
-        listener().embed(waveform)
+        predictor().embed(waveform)
 
 
 @pytest.mark.parametrize(
     ("window", "overlap"), [(10, 0), (10.24, 0.1), (1.6, 1.6), (0, 0), (1.6, -0.16)]
 )
 def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: float) -> None:
-    with pytest.raises(RecipeError, match=r"0\.16 s"):
-        listener(window=window, overlap=overlap)
+    with pytest.raises(SettingError, match=r"0\.16 s"):
+        predictor(window=window, overlap=overlap)
 
 
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(RecipeError, match="clip, frame, patch"):
-        next(listener().embed_each([sound(1)], "song"))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="clip, frame, patch"):
+        next(predictor().embed_many([sound(1)], "song"))  # type: ignore[arg-type]
 
 
 # ---- long sounds
 
 
-def most_alive(ear: Listener, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+def most_alive(ear: Predictor, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """The most waveforms that are in memory whenever the model gets some."""
     seen: list[weakref.ref[Tensor]] = []
     counts = [0]
@@ -226,7 +226,7 @@ def most_alive(ear: Listener, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_no_sound_of_past_windows_is_kept(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ear = listener(SMALL, window=0.16)
+    ear = predictor(SMALL, window=0.16)
     alive = []
     for seconds in (12, 24):
         path = write(tmp_path / f"{seconds}.wav", sound(seconds))
@@ -235,7 +235,7 @@ def test_no_sound_of_past_windows_is_kept(
             if what in ("predict", "embed"):
                 getattr(ear, what)(path)
             else:
-                next(ear.embed_each([path], what))  # type: ignore[arg-type]
+                next(ear.embed_many([path], what))  # type: ignore[arg-type]
 
         alive.append(most_alive(ear, use, monkeypatch))
     assert alive[1] <= alive[0] <= 64
@@ -295,7 +295,7 @@ class Decoder:
 
 
 def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
-    ear, waveform = listener(), sound(2)
+    ear, waveform = predictor(), sound(2)
     path, array = write(tmp_path / "a.wav", waveform), waveform.numpy()
     expected = ear.predict(waveform)
     data = encoded(waveform)
@@ -325,20 +325,20 @@ def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
     with path.open("rb") as file:
         close(ear.embed(file).clip, ear.embed(path).clip)
     close(ear.embed({"array": array, "sampling_rate": RATE}).patches, ear.embed(path).patches)
-    steps = list(ear.over_time(io.BytesIO(data)))
-    close(np.concatenate(steps), np.concatenate(list(ear.over_time(waveform))))
+    steps = list(ear.predict_frames(io.BytesIO(data)))
+    close(np.concatenate(steps), np.concatenate(list(ear.predict_frames(waveform))))
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
 def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, rate: int) -> None:
-    ear = listener()
+    ear = predictor()
     waveform = sound(rate / RATE)  # a second
     soundfile.write(tmp_path / "a.wav", waveform.numpy(), rate, subtype="FLOAT")
     expected = ear.embed(tmp_path / "a.wav").clip
     close(ear.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
     close(ear.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip, expected, atol=1e-4)
     close(ear.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
-    (clip,) = ear.embed_each([waveform], "clip", sampling_rate=rate)
+    (clip,) = ear.embed_many([waveform], "clip", sampling_rate=rate)
     close(clip, expected, atol=1e-4)
     told = ear.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
     close([row.score for row in told], [row.score for row in ear.predict(tmp_path / "a.wav")], 1e-3)
@@ -347,9 +347,9 @@ def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, r
 @pytest.mark.parametrize("rate", [0, -1, 1, 999, 1.5, "16000", float("nan"), True, 2**40, [16_000]])
 def test_rates_that_cannot_be_are_refused(rate: Any) -> None:
     with pytest.raises(AudioError, match="sampling_rate="):
-        listener(SMALL).embed(sound(0.1), sampling_rate=rate)
+        predictor(SMALL).embed(sound(0.1), sampling_rate=rate)
     with pytest.raises(AudioError):
-        listener(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
+        predictor(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
 
 
 class Broken:
@@ -361,7 +361,7 @@ class Broken:
 
 
 def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
-    ear = listener(tiny(id2label={0: "years"}))
+    ear = predictor(tiny(id2label={0: "years"}))
     (found,) = ear.predict(sound(1))
     features = ear.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
     with torch.inference_mode():
@@ -399,13 +399,13 @@ def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
 )
 def test_what_is_no_sound_gets_a_sentence_and_stops_nothing(wrong: Any) -> None:
     good = sound(0.5)
-    first, second, third = listener(SMALL).embed_each([good, wrong, good], "clip")
+    first, second, third = predictor(SMALL).embed_many([good, wrong, good], "clip")
     assert isinstance(second, AudioError) and 5 < len(str(second)) < 500
     close(first, third)
 
 
 def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
-    ear = listener(SMALL)
+    ear = predictor(SMALL)
     with pytest.warns(EatWarning, match="expected floats in"):
         ear.predict(sound(1) * 32_768)
     ear.predict(sound(1) * 7)  # nothing is said of what is merely too loud
@@ -413,10 +413,10 @@ def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
 def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
-    with pytest.raises(RecipeError, match="top_k="):
-        listener(SMALL).predict(sound(0.2), top_k=top_k)
-    with pytest.raises(RecipeError, match="batch="):
-        next(listener(SMALL).embed_each([sound(0.2)], "clip", batch=0))
+    with pytest.raises(SettingError, match="top_k="):
+        predictor(SMALL).predict(sound(0.2), top_k=top_k)
+    with pytest.raises(SettingError, match="batch="):
+        next(predictor(SMALL).embed_many([sound(0.2)], "clip", batch=0))
 
 
 # ---- finer steps
@@ -426,7 +426,7 @@ def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
 @pytest.mark.parametrize("samples", [16, 1_039, 1_040, 3_003, 200_001])
 def test_finer_frames_are_regular_whatever_the_length(hop_ms: int, samples: int) -> None:
     waveform = sound(samples / RATE)
-    heard = listener(SMALL).embed(waveform, hop_ms=hop_ms)
+    heard = predictor(SMALL).embed(waveform, hop_ms=hop_ms)
     # as many as begin with a whole frame of the spectrogram
     assert len(heard.frames) == -(-n_frames(samples) * 10 // hop_ms)
     close(heard.seconds, 0.08 + np.arange(len(heard.frames)) * hop_ms / 1000)
@@ -435,7 +435,7 @@ def test_finer_frames_are_regular_whatever_the_length(hop_ms: int, samples: int)
 
 @pytest.mark.parametrize("told", [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}], ids=str)
 def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
-    ear, waveform = listener(**told), sound(3.33)
+    ear, waveform = predictor(**told), sound(3.33)
     whole = ear.embed(waveform, hop_ms=40)
     for shift in range(4):
         later = ear.embed(waveform[shift * 640 :])
@@ -448,26 +448,26 @@ def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
 def test_finer_frames_of_a_file_are_those_of_its_waveform(
     tmp_path: Path, overlap: float, seconds: float
 ) -> None:
-    ear = listener(SMALL, overlap=overlap)
+    ear = predictor(SMALL, overlap=overlap)
     path = write(tmp_path / "a.wav", sound(seconds))
     close(ear.embed(path, hop_ms=40).frames, ear.embed(load_audio(path), hop_ms=40).frames)
-    (frames,) = ear.embed_each([path], "frame", hop_ms=40, batch=3)
+    (frames,) = ear.embed_many([path], "frame", hop_ms=40, batch=3)
     close(frames, ear.embed(path, hop_ms=40).frames)
 
 
 def test_steps_that_passes_cannot_make_are_refused() -> None:
-    with pytest.raises(RecipeError, match="160, 80, 40 ms"):
-        listener().embed(sound(1), hop_ms=50)
-    with pytest.raises(RecipeError, match="a clip has one vector"):
-        next(listener().embed_each([sound(1)], "clip", hop_ms=40))
+    with pytest.raises(SettingError, match="160, 80, 40 ms"):
+        predictor().embed(sound(1), hop_ms=50)
+    with pytest.raises(SettingError, match="a clip has one vector"):
+        next(predictor().embed_many([sound(1)], "clip", hop_ms=40))
 
 
 # ---- labels over time
 
 
 def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
-    ear, waveform = listener(), sound(4)
-    steps = np.concatenate(list(ear.over_time(waveform, window=0.96, hop=0.16, batch=3)))
+    ear, waveform = predictor(), sound(4)
+    steps = np.concatenate(list(ear.predict_frames(waveform, window=0.96, hop=0.16, batch=3)))
     assert steps.shape == (25, 3)
     size = 96 * 160 + 240  # just enough samples for 96 frames
     for number in (0, 1, 7, 24):
@@ -482,30 +482,30 @@ def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
 def test_steps_do_not_depend_on_how_the_sound_arrives(
     tmp_path: Path, window: float, hop: float
 ) -> None:
-    ear, waveform = listener(SMALL), sound(3.01)
-    whole = np.concatenate(list(ear.over_time(waveform, window=window, hop=hop)))
+    ear, waveform = predictor(SMALL), sound(3.01)
+    whole = np.concatenate(list(ear.predict_frames(waveform, window=window, hop=hop)))
     assert len(whole) == -(-len(waveform) // round(hop * RATE))
     arrivals = [iter(waveform.split(some)) for some in (999, 30_000)]
     for arriving in [write(tmp_path / "a.wav", waveform), *arrivals]:
-        close(np.concatenate(list(ear.over_time(arriving, window=window, hop=hop))), whole)
+        close(np.concatenate(list(ear.predict_frames(arriving, window=window, hop=hop))), whole)
 
 
 def test_steps_wider_than_the_window_are_refused() -> None:
-    with pytest.raises(RecipeError, match="hop=1"):
-        next(listener().over_time(sound(1), window=0.96, hop=1.0))
+    with pytest.raises(SettingError, match="hop=1"):
+        next(predictor().predict_frames(sound(1), window=0.96, hop=1.0))
     with pytest.raises(CheckpointError, match="without a classifier"):
-        next(Listener(EATModel(tiny()), EATFeatureExtractor()).over_time(sound(1)))
+        next(Predictor(EATModel(tiny()), EATFeatureExtractor()).predict_frames(sound(1)))
 
 
 # ---- labels
 
 
 def test_the_likeliest_labels_come_first() -> None:
-    told = listener().predict(sound(2))
+    told = predictor().predict(sound(2))
     assert {row.label for row in told} == set(CLASSES.values())
     scores = [row.score for row in told]
     assert scores == sorted(scores, reverse=True)
-    assert listener().predict(sound(2), top_k=1) == told[:1]
+    assert predictor().predict(sound(2), top_k=1) == told[:1]
 
 
 @pytest.mark.parametrize(
@@ -522,13 +522,13 @@ def test_scores_are_of_one_label_or_of_each(
     problem: str | None, classes: int, one_in_all: bool
 ) -> None:
     names = {number: str(number) for number in range(classes)}
-    ear = listener(tiny(problem_type=problem, id2label=names))
+    ear = predictor(tiny(problem_type=problem, id2label=names))
     told = ear.predict(sound(1), top_k=classes)
     assert (abs(sum(row.score for row in told) - 1) < 1e-4) is one_in_all
 
 
 def test_scores_of_a_long_sound_are_the_mean_over_its_windows() -> None:
-    ear, waveform = listener(), sound(16)
+    ear, waveform = predictor(), sound(16)
     cut = round(10.24 * RATE)
     first, second = ({r.label: r.score for r in ear.predict(part)}
                      for part in (waveform[: ear.samples], waveform[cut:]))  # fmt: skip
@@ -538,14 +538,14 @@ def test_scores_of_a_long_sound_are_the_mean_over_its_windows() -> None:
 
 
 def test_an_encoder_has_no_labels() -> None:
-    ear = Listener(EATModel(tiny()), EATFeatureExtractor())
+    ear = Predictor(EATModel(tiny()), EATFeatureExtractor())
     assert ear.embed(sound(1)).clip.shape == (48,)
     with pytest.raises(CheckpointError, match="without a classifier"):
         ear.predict(sound(1))
 
 
 def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
-    ear = listener()
+    ear = predictor()
     ear.model.save_pretrained(tmp_path)
     EATFeatureExtractor(mean=-6.0, std=5.0).save_pretrained(tmp_path)
     loaded = load(tmp_path, device="cpu")
@@ -561,25 +561,25 @@ def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
     for name in "ac":
         write(tmp_path / f"{name}.wav", sound(1))
     (tmp_path / "b.wav").write_text("no sound", encoding="utf-8")
-    first, second, third = predict_files([tmp_path], listener(), batch=2)
+    first, second, third = predict_files([tmp_path], predictor(), batch=2)
     assert first.predictions and third.predictions and not first.error
     assert second.predictions == [] and "b.wav" in (second.error or "")
 
 
 def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EatError, match="no such file"):
-        next(predict_files([tmp_path / "absent.wav"], listener()))
+        next(predict_files([tmp_path / "absent.wav"], predictor()))
 
 
 def test_folders_without_recordings_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     with pytest.raises(AudioError, match="empty: no recordings in it"):
-        next(predict_files([tmp_path / "empty"], listener(SMALL)))
+        next(predict_files([tmp_path / "empty"], predictor(SMALL)))
     path = write(tmp_path / "a.wav", sound(0.2))
     with pytest.warns(EatWarning, match="empty: no recordings in it"):
-        assert len(list(predict_files([tmp_path / "empty", path], listener(SMALL)))) == 1
-    assert len(list(predict_files([tmp_path, tmp_path], listener(SMALL)))) == 1
+        assert len(list(predict_files([tmp_path / "empty", path], predictor(SMALL)))) == 1
+    assert len(list(predict_files([tmp_path, tmp_path], predictor(SMALL)))) == 1
 
 
 def expected() -> Iterator[tuple[str, str]]:
@@ -595,7 +595,7 @@ def expected() -> Iterator[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
     wanted = dict(expected())
-    ear = listener(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))
+    ear = predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))
     results = predict_files([data / "nasty" / "audio"], ear, batch=16)
     told = {f"audio/{Path(result.path).name}": result for result in results}
     assert told.keys() == wanted.keys()
@@ -611,7 +611,7 @@ def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
 def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
     with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
         archive.extractall(tmp_path, filter="data")
-    names = {Path(result.path).name for result in predict_files([tmp_path], listener())}
+    names = {Path(result.path).name for result in predict_files([tmp_path], predictor())}
     assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
 
 
@@ -629,10 +629,10 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fine_tuned(tmp_path: Path) -> Path:
-    return save(listener(), tmp_path / "model")
+    return save(predictor(), tmp_path / "model")
 
 
-def save(ear: Listener, folder: Path) -> Path:
+def save(ear: Predictor, folder: Path) -> Path:
     ear.model.save_pretrained(folder)
     ear.features.save_pretrained(folder)
     return folder
@@ -654,7 +654,7 @@ def test_a_label_the_model_has_not_learnt_is_refused(corpus: Path, fine_tuned: P
 
 
 def test_a_model_without_names_takes_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
-    unnamed = save(listener(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path)
+    unnamed = save(predictor(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path)
     assert [r["label"] for r in evaluate_model(unnamed, corpus).classes] == ["dog", "owl"]
     (corpus / "newt").mkdir()
     write(corpus / "newt" / "a.wav", sound(1))
@@ -675,12 +675,12 @@ def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Pat
 
 
 def test_a_model_of_several_labels_is_judged_by_map(corpus: Path, tmp_path: Path) -> None:
-    several = save(listener(tiny(problem_type="multi_label_classification")), tmp_path)
+    several = save(predictor(tiny(problem_type="multi_label_classification")), tmp_path)
     assert evaluate_model(several, corpus, seconds=0.5).metric == "mAP"
 
 
 def test_an_encoder_cannot_be_evaluated(corpus: Path, tmp_path: Path) -> None:
-    encoder = Listener(EATModel(tiny()), EATFeatureExtractor())
+    encoder = Predictor(EATModel(tiny()), EATFeatureExtractor())
     with pytest.raises(CheckpointError):
         evaluate_model(save(encoder, tmp_path), corpus)
 

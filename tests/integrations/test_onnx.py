@@ -11,8 +11,8 @@ from small_models import LABELS, METHODS, write_model
 import eat_audio as eat
 from conftest import needs_data
 from eat_audio.audio import load_audio, to_int16
-from eat_audio.checkpoints.load import find_model
-from eat_audio.errors import CheckpointError, EatError, RecipeError
+from eat_audio.checkpoints.load import load_model
+from eat_audio.errors import CheckpointError, EatError, SettingError
 from eat_audio.integrations import onnx
 from eat_audio.models import families
 from eat_audio.models.common.modeling import AudioEncoder
@@ -84,7 +84,7 @@ def test_a_file_gives_the_labels_and_scores_of_eat_predict(tmp_path):
 
 def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     place = write_model(tmp_path / "model", blocks=1)
-    monkeypatch.setattr(onnx, "_write", lambda listener, path, *given: path.touch())
+    monkeypatch.setattr(onnx, "_write", lambda predictor, path, *given: path.touch())
     monkeypatch.setattr(onnx, "_opened", lambda path: lambda sound: [torch.zeros(len(sound), 3)])
     with pytest.raises(EatError, match="at most 0.001 is expected, so nothing was written"):
         onnx.export(place, tmp_path / "out" / "x.pt2", gives="classify")
@@ -93,13 +93,13 @@ def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
 
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     place = write_model(tmp_path / "model", blocks=1)
-    with pytest.raises(RecipeError, match="ends in .onnx or .pt2"):
+    with pytest.raises(SettingError, match="ends in .onnx or .pt2"):
         onnx.export(place, tmp_path / "model.tflite")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     with pytest.raises(EatError, match="onnx is not installed"):
         onnx.export(place, tmp_path / "model.onnx")
 
-    find_model(place, AudioEncoder).save_pretrained(tmp_path / "encoder")
+    load_model(place, AudioEncoder).save_pretrained(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="is an encoder without a classifier"):
         onnx.export(tmp_path / "encoder", tmp_path / "model.pt2", gives="classify")
     eat.EATFeatureExtractor(released_padding=True).save_pretrained(place)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
 from conftest import golden_sets, needs, sidecar, tensors
-from eat_audio.checkpoints.load import find_with_front_end
+from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.data.transforms import mixup, roll_and_gain
 from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
@@ -335,7 +335,7 @@ def test_models_survive_saving_and_the_auto_classes_know_them(tmp_path: Path) ->
     assert torch.equal(output.pooler_output, expected.hidden_states[-1][:, 1:].mean(dim=1))
     assert AutoFeatureExtractor.from_pretrained(tmp_path).std == 2.0
 
-    ours, features = find_with_front_end(tmp_path)
+    ours, features = load_model_and_features(tmp_path)
     assert type(ours) is AudioMAEForAudioClassification
     assert torch.equal(ours(x).logits, saved(x).logits)
     assert type(features) is AudioMAEFeatureExtractor
@@ -343,7 +343,7 @@ def test_models_survive_saving_and_the_auto_classes_know_them(tmp_path: Path) ->
 
 def test_a_pretrained_encoder_is_loaded_strictly(tmp_path: Path, model: AudioMAEModel) -> None:
     model.save_pretrained(tmp_path)
-    again, features = find_with_front_end(tmp_path)
+    again, features = load_model_and_features(tmp_path)
     x = torch.randn(1, 64, 128)
     assert type(again) is AudioMAEModel
     assert torch.equal(again(x).pooler_output, model(x).pooler_output)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conftest import golden_sets, sidecar, tensors
-from eat_audio.checkpoints.load import find_model
+from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
 from eat_audio.models.audiomae.checkpoint import knows, ours, theirs
 from eat_audio.models.audiomae.modeling import (
@@ -82,7 +82,7 @@ def test_a_file_is_loaded_by_its_name_alone(tmp_path: Path) -> None:
     config = shape.for_labels(["a", "b", "c"], several=True, drop_path=0.1, pooling="mean")
     model = AudioMAEForAudioClassification(config).eval()
     torch.save({"model": theirs(model, FEATURES)["model"], "epoch": 1}, tmp_path / "it.pth")
-    again = find_model(tmp_path / "it.pth")
+    again = load_model(tmp_path / "it.pth")
     assert type(again) is AudioMAEForAudioClassification
     x = torch.randn(1, 64, 128)
     assert torch.equal(again(x).logits, model(x).logits)
@@ -108,7 +108,7 @@ def test_what_is_not_exactly_an_encoder_is_refused(
     state = {name: x for name, x in state.items() if x is not None}
     torch.save({"model": state}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=rf"odd\.pth: .*{sentence}"):
-        find_model(tmp_path / "odd.pth")
+        load_model(tmp_path / "odd.pth")
 
 
 def test_heads_that_a_file_does_not_tell_are_not_guessed_at_odd_widths() -> None:

@@ -128,7 +128,7 @@ def test_what_is_read_from_a_file_that_was_written_safely_is_what_was_there(
     assert torch.equal(*tables)
 
 
-def test_the_newer_spelling_of_normalised_weights_is_read_too() -> None:
+def test_the_newer_spelling_of_normalized_weights_is_read_too() -> None:
     content = small()
     expected = dict(content["model"])
     for number, letter in enumerate("gv"):

@@ -22,7 +22,7 @@ from eat_audio.models.common.layers import MLP, Attention, PatchEmbedding, convo
 from eat_audio.pretraining import audiomae as pretrain_audiomae
 from eat_audio.pretraining.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
 from eat_audio.pretraining.beats.objective import BEATsMethod, BEATsPretraining, RandomTokenizer
-from eat_audio.pretraining.beats.predictor import Estimator
+from eat_audio.pretraining.beats.predictor import LabelPredictor
 from eat_audio.pretraining.beats.tokenizer import Teacher, TokenizerMethod, TokenizerPretraining
 from eat_audio.pretraining.eat import Decoder, DecoderSettings, EATMethod, EATPretraining
 from eat_audio.pretraining.method import Pretraining
@@ -156,7 +156,7 @@ def parts(method: str, size: str) -> Iterator[tuple[str, nn.Module, Callable[[nn
     if method == "beats":
         yield "gated attention", Gated(config), lambda m: m(fitted(m, long), real[:, None, None])
         yield "short gated attention", Gated(config), lambda m: m(fitted(m, short), None)
-        estimator = Estimator(config, layers=1, inputs=256, outputs=1_024)
+        estimator = LabelPredictor(config, layers=1, inputs=256, outputs=1_024)
         yield "estimator", estimator, lambda m: m(noise(2, 144, 256), real)
     elif method == "eat":
         grid, wanted = noise(2, 144, width), torch.arange(100).expand(2, -1)
@@ -353,12 +353,12 @@ def test_no_convolution_over_a_sequence_is_in_half_precision_on_a_cpu(
 ) -> None:
     conv1d, calls = F.conv1d, []
 
-    def watched(x: Tensor, weight: Tensor, bias: Tensor, **more: Any) -> Tensor:
+    def batches_with_log(x: Tensor, weight: Tensor, bias: Tensor, **more: Any) -> Tensor:
         assert x.dtype == weight.dtype == bias.dtype == torch.float32
         calls.append(torch.is_autocast_enabled("cpu"))
         return conv1d(x, weight, bias, **more)
 
-    monkeypatch.setattr(F, "conv1d", watched)
+    monkeypatch.setattr(F, "conv1d", batches_with_log)
     layer = begun(beats.ConvolvedPositions(config_of("beats", "tiny")))
     layer = layer.to(dtype) if how == "weights" else layer
     with torch.autocast("cpu", dtype, enabled=how == "autocast"):

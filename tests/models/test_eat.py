@@ -1,4 +1,4 @@
-"""The encoder: released initialisation and positions, any length, no neighbours, Hugging Face."""
+"""The encoder: released initialization and positions, any length, no neighbours, Hugging Face."""
 
 from pathlib import Path
 from typing import Any

@@ -12,7 +12,7 @@ from torch import Tensor
 from conftest import golden_sets, tensors
 from eat_audio.audio import fbank as logmel
 from eat_audio.checkpoints.convert import read, read_pickled, write
-from eat_audio.checkpoints.load import find_model, find_with_front_end
+from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.errors import CheckpointError
 from eat_audio.models.beats import checkpoint as beats
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
@@ -74,7 +74,7 @@ def put(content: dict[str, Any], path: Path, **changes: Tensor | None) -> Path:
 
 def refused(path: Path, kind: Any = None) -> str:
     with pytest.raises(CheckpointError) as told:
-        find_model(path, kind)
+        load_model(path, kind)
     sentence = str(told.value)
     assert sentence.startswith(f"{path}: ") and "\n" not in sentence
     return sentence.removeprefix(f"{path}: ")
@@ -93,7 +93,7 @@ def test_every_tensor_of_a_file_is_taken_as_it_is_or_named_with_the_reason(path:
     assert {n for n in held.ignored if n not in of_teacher} < names
     assert {n for n, why in held.ignored.items() if why == "teacher of pre-training"} == of_teacher
     assert len(held.tensors) + len(held.ignored) == len(names) + len(of_teacher)
-    assert equal(find_model(path).state_dict(), held.tensors)
+    assert equal(load_model(path).state_dict(), held.tensors)
     assert equal(held.tensors, eat.encoder_names(student_of({"model": state})))
 
 
@@ -126,7 +126,7 @@ def test_a_fine_tuned_file_has_no_teacher(tmp_path: Path) -> None:
 def test_a_pretraining_checkpoint_gives_the_recorded_features() -> None:
     """The fine-tuning oracle started from this file: its features are those of these weights."""
     known = recorded()
-    output = find_model(golden_sets("finetune_tiny_a_pretrain.pt")[0])(known["imgs"][:, 0])
+    output = load_model(golden_sets("finetune_tiny_a_pretrain.pt")[0])(known["imgs"][:, 0])
     torch.testing.assert_close(
         output.last_hidden_state, known["features_all"], rtol=1e-4, atol=1e-4
     )
@@ -135,7 +135,7 @@ def test_a_pretraining_checkpoint_gives_the_recorded_features() -> None:
 @fine_tuned
 def test_a_fine_tuned_checkpoint_gives_the_recorded_logits(task: str, tmp_path: Path) -> None:
     known = recorded()
-    model, features = find_with_front_end(released_classifier(task, tmp_path / "finetuned.pt"))
+    model, features = load_model_and_features(released_classifier(task, tmp_path / "finetuned.pt"))
     assert isinstance(model, EATForAudioClassification)
     logits = model(known["imgs"][:, 0]).logits
     torch.testing.assert_close(logits, known[f"{task}.eval_logits.CLS_TOKEN"], rtol=1e-4, atol=1e-4)
@@ -145,8 +145,8 @@ def test_a_fine_tuned_checkpoint_gives_the_recorded_logits(task: str, tmp_path: 
 
 def test_an_encoder_is_taken_out_of_a_fine_tuned_file(tmp_path: Path) -> None:
     path = released_classifier("esc50", tmp_path / "finetuned.pt")
-    began = find_model(golden_sets("finetune_tiny_a_pretrain.pt")[0])
-    assert equal(find_model(path, EATModel).state_dict(), began.state_dict())
+    began = load_model(golden_sets("finetune_tiny_a_pretrain.pt")[0])
+    assert equal(load_model(path, EATModel).state_dict(), began.state_dict())
 
 
 @pytest.mark.parametrize("layout", ["eat-audio", "released-hf"])
@@ -154,16 +154,16 @@ def test_an_encoder_is_taken_out_of_a_fine_tuned_file(tmp_path: Path) -> None:
 def test_there_and_back_nothing_changes(task: str, layout: str, tmp_path: Path) -> None:
     """Bit by bit; of the positions, which are computed, a last bit may."""
     path = released_classifier(task, tmp_path / "released.pt")
-    assert write(*find_with_front_end(path), tmp_path / "ours", layout=layout) == []
-    model, features = find_with_front_end(tmp_path / "ours")
+    assert write(*load_model_and_features(path), tmp_path / "ours", layout=layout) == []
+    model, features = load_model_and_features(tmp_path / "ours")
     assert write(model, features, tmp_path / "back.pt", layout="released") == []
     one, other = (read_pickled(p)["model"] for p in (path, tmp_path / "back.pt"))
     position = f"model.{POSITIONS}"
     torch.testing.assert_close(other.pop(position), one.pop(position), rtol=0, atol=1e-6)
     assert equal(one, other)
-    again, heard = find_with_front_end(tmp_path / "back.pt")
+    again, heard = load_model_and_features(tmp_path / "back.pt")
     assert equal(again.state_dict(), model.state_dict())
-    assert again.config.to_dict() == find_model(path).config.to_dict()
+    assert again.config.to_dict() == load_model(path).config.to_dict()
     assert heard.to_dict() == features.to_dict()
 
 
@@ -171,7 +171,7 @@ def test_there_and_back_nothing_changes(task: str, layout: str, tmp_path: Path) 
 def test_a_pretrained_student_goes_back_under_the_released_names(
     path: Path, tmp_path: Path
 ) -> None:
-    write(*find_with_front_end(path), tmp_path / "back.pt", layout="released")
+    write(*load_model_and_features(path), tmp_path / "back.pt", layout="released")
     student = student_of(read_pickled(path))
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert set(student) - set(back["model"]) == {n for n in student if ".decoder." in n}
@@ -184,7 +184,7 @@ def test_what_stands_for_a_clip_is_not_lost(pooling: str, tmp_path: Path) -> Non
         EATConfig(embed_dim=16, depth=1, num_heads=2, mlp_ratio=2.7, pooling=pooling, num_labels=3)
     )
     write(model, EATFeatureExtractor(), tmp_path / "a.pt", layout="released")
-    found = find_model(tmp_path / "a.pt")
+    found = load_model(tmp_path / "a.pt")
     assert found.config.pooling == pooling and equal(found.state_dict(), model.state_dict())
 
 
@@ -200,7 +200,7 @@ def test_a_folder_as_released_holds_no_code_and_what_the_released_code_reads(
     assert "auto_map" not in told
     table = load_file(tmp_path / "hf" / "model.safetensors")
     assert table["model.fixed_positional_encoder.positions"].shape == (1, 6144, 16)
-    found, features = find_with_front_end(tmp_path / "hf")
+    found, features = load_model_and_features(tmp_path / "hf")
     assert equal(found.state_dict(), model.state_dict()) and features.mean == -5.0
 
 
@@ -266,7 +266,7 @@ def test_a_file_that_is_not_quite_one_is_refused_by_name(
 
 def test_weights_of_half_precision_become_float32(content: dict[str, Any], tmp_path: Path) -> None:
     halves = {name.replace(".", "__"): x.half() for name, x in student_of(content).items()}
-    model = find_model(put(content, tmp_path / "half.pt", **halves))
+    model = load_model(put(content, tmp_path / "half.pt", **halves))
     student = eat.encoder_names(student_of(content))
     assert equal(model.state_dict(), {name: x.half().float() for name, x in student.items()})
 
@@ -301,7 +301,7 @@ def test_a_folder_of_other_tensors_says_that_there_are_none(tmp_path: Path) -> N
     assert refused(tmp_path).startswith("holds none of the tensors of EATModel: no model.")
 
 
-def test_an_encoder_that_normalises_first_is_refused(
+def test_an_encoder_that_normalizes_first_is_refused(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
     content["cfg"]["model"]["layer_norm_first"] = True
@@ -319,4 +319,4 @@ def test_without_settings_an_odd_width_does_not_tell_its_heads(
 def test_the_weights_of_a_hub_folder_may_be_in_a_torch_file(tmp_path: Path) -> None:
     model = EATModel(EATConfig(embed_dim=64, depth=2, num_heads=1, mlp_ratio=1))
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert equal(find_model(tmp_path / "pytorch_model.bin").state_dict(), model.state_dict())
+    assert equal(load_model(tmp_path / "pytorch_model.bin").state_dict(), model.state_dict())

@@ -11,7 +11,7 @@ from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import ClipSettings, Steps
+from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.evaluation.evaluate import score
 from eat_audio.evaluation.probe import clip_vectors
 from eat_audio.finetune import Classification, FinetuneRun
@@ -48,7 +48,7 @@ def test_a_clip_looks_the_same_in_training_evaluation_and_use(
     corpus = Corpus("one", esc10.clips[7:8], esc10.label_names)
     features = EATFeatureExtractor(mean=-6.627, std=5.359, released_padding=released_padding)
     clips = ClipSettings(seconds=SECONDS, released_padding=released_padding)
-    batch = Steps(corpus, clips, batch=1, seed=0)[0]
+    batch = ClipBatches(corpus, clips, batch=1, seed=0)[0]
     generator = torch.Generator()
 
     config = EATConfig(**SHAPE, num_classes=10)
@@ -65,9 +65,9 @@ def test_a_clip_looks_the_same_in_training_evaluation_and_use(
 
     model.save_pretrained(tmp_path)
     features.save_pretrained(tmp_path)
-    listener = load(tmp_path, device="cpu")
-    list(predict_files([corpus.clips[0].path], listener))
-    listener.embed(load_audio(corpus.clips[0].path))
+    predictor = load(tmp_path, device="cpu")
+    list(predict_files([corpus.clips[0].path], predictor))
+    predictor.embed(load_audio(corpus.clips[0].path))
     inputs = features(load_audio(corpus.clips[0].path).numpy(), sampling_rate=16_000)
     model(**inputs)
 

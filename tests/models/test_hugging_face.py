@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from eat_audio.checkpoints.load import find_model
+from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import DataError
 from eat_audio.models import Family, families
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
@@ -72,7 +72,7 @@ def test_an_encoder_comes_out_of_a_classifier_with_the_same_weights(
     model = classifier(family)
     model.save_pretrained(tmp_path)
     inputs = heard(family, 1.0)
-    alone = find_model(tmp_path, family.encoder)
+    alone = load_model(tmp_path, family.encoder)
     assert (
         torch.equal(alone.encode(**inputs).patches, model.encode(**inputs).patches)
         or family.config.model_type == "audiomae"
@@ -156,7 +156,7 @@ def test_lora_of_peft_trains_merges_and_comes_back(family: Family, tmp_path: Pat
     merged = again.merge_and_unload()
     torch.testing.assert_close(merged(**inputs).logits, exact, rtol=1e-4, atol=1e-5)
     merged.save_pretrained(tmp_path / "merged")
-    plain = find_model(tmp_path / "merged")
+    plain = load_model(tmp_path / "merged")
     torch.testing.assert_close(plain(**inputs).logits, exact, rtol=1e-4, atol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_the_trainer_of_transformers_fine_tunes(family: Family, tmp_path: Path) 
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < losses[0]
     trainer.save_model(str(tmp_path / "model"))
-    assert isinstance(find_model(tmp_path / "model"), family.classifier)
+    assert isinstance(load_model(tmp_path / "model"), family.classifier)
 
 
 def with_outputs(family: Family, tmp_path: Path, count: int) -> AudioClassifier:

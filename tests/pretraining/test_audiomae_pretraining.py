@@ -61,7 +61,7 @@ def objective(path: Path) -> AudioMAEPretraining:
     method = AudioMAEMethod(
         decoder=decoder,
         hidden_ratio=told["mask_ratio"],
-        normalised=told.get("norm_pix_loss", False),
+        normalized=told.get("norm_pix_loss", False),
     )
     found = AudioMAEPretraining(config, method, AudioMAEFeatureExtractor(), frames=1_024).eval()
     state = {n.removeprefix("sd."): x for n, x in tensors(path).items() if n.startswith("sd.")}
@@ -101,21 +101,21 @@ def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
     source, masks = spectrograms(path), recorded_masks(record[f"{run}.mask"])
     decoder = method.decoder
     cls, seen = method.look(source, masks)
-    canvas, grid = decoder.canvas(seen, masks), method.student.grid(source)
-    states = decoder.listen(cls, canvas, grid, None)
+    decoder_input, grid = decoder.decoder_input(seen, masks), method.student.grid(source)
+    states = decoder.listen(cls, decoder_input, grid, None)
     # every fourth token was recorded, of the global decoder counted from CLS on
     where = slice(0, None, 4) if path in LOCAL else slice(3, None, 4)
-    for index, state in enumerate([canvas, *states]):
+    for index, state in enumerate([decoder_input, *states]):
         name = f"{run}.dec_block{index - 1}_s0" if index else f"{run}.dec_in_s0"
         if name in record:
             close(state[0, where], record[name][-len(state[0, where]) :])
 
     everything = torch.arange(masks.n_patches).expand(len(source), -1)
-    guess = decoder(cls, seen, masks, grid, everything)
-    close(guess[:, ::8], record[f"{run}.pred_every8"])
-    close(guess.mean(dim=2), record[f"{run}.pred_token_mean"])
-    close(guess.square().mean(dim=2).sqrt(), record[f"{run}.pred_token_rms"])
-    error = (guess - method.targets(source)).square().mean(dim=2)
+    prediction = decoder(cls, seen, masks, grid, everything)
+    close(prediction[:, ::8], record[f"{run}.pred_every8"])
+    close(prediction.mean(dim=2), record[f"{run}.pred_token_mean"])
+    close(prediction.square().mean(dim=2).sqrt(), record[f"{run}.pred_token_rms"])
+    error = (prediction - method.targets(source)).square().mean(dim=2)
     torch.testing.assert_close(error, record[f"{run}.loss_per_token"], rtol=1e-5, atol=2e-5)
 
 
@@ -125,10 +125,10 @@ def test_losses_are_the_recorded_ones(path: Path, run: str) -> None:
     method, record = objective(path), tensors(path)
     needs(record, f"{run}.mask")
     source, masks = spectrograms(path), recorded_masks(record[f"{run}.mask"])
-    trained_on = "loss_normpix" if method.method.normalised else "loss_rawpix"
+    trained_on = "loss_normpix" if method.method.normalized else "loss_rawpix"
     assert record[f"{run}.{trained_on}"] == record[f"{run}.loss"]
-    for normalised, name in ((True, "loss_normpix"), (False, "loss_rawpix")):
-        method.method = method.method.model_copy(update={"normalised": normalised})
+    for normalized, name in ((True, "loss_normpix"), (False, "loss_rawpix")):
+        method.method = method.method.model_copy(update={"normalized": normalized})
         loss = method.losses(source, masks)["loss"].item()
         assert loss == pytest.approx(record[f"{run}.{name}"].item(), abs=1e-6)
 
@@ -194,7 +194,7 @@ def test_as_many_patches_stay_visible_as_recorded(path: Path) -> None:
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_defaults_are_those_of_the_published_run(path: Path) -> None:
     told, ours = sidecar(path)["config"], AudioMAEMethod()
-    assert ours.hidden_ratio == told["mask_ratio"] and ours.normalised is told["norm_pix_loss"]
+    assert ours.hidden_ratio == told["mask_ratio"] and ours.normalized is told["norm_pix_loss"]
     assert list(ours.decoder.window) == told["window"] and ours.decoder.shift == (2, 0)
     assert (ours.decoder.depth, ours.decoder.heads) == (16, 16)
 
@@ -270,13 +270,13 @@ def test_grid_masks_hide_whole_columns_and_rows_and_no_padding() -> None:
 @pytest.mark.parametrize("attention", ["local", "global"])
 def test_a_few_steps_lower_the_loss(attention: str) -> None:
     method = small(attention).train()
-    optimiser = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     batch, losses = noise_batch([1, 2]), []
     for step in range(8):
         loss = method(batch, torch.Generator())["loss"]
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         method.after_step(step + 1)
         losses.append(loss.item())
     assert losses[-1] < 0.97 * losses[0]

@@ -16,8 +16,14 @@ from eat_audio import cli, finetune
 from eat_audio import config as recipe
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipSettings, Steps, ordered_batches, training_batches
-from eat_audio.errors import DataError, RecipeError
+from eat_audio.data.loader import (
+    Batch,
+    ClipBatches,
+    ClipSettings,
+    ordered_batches,
+    training_batches,
+)
+from eat_audio.errors import DataError, SettingError
 from eat_audio.masking import Masks, clip_keys, random_masks
 from eat_audio.models import save
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
@@ -31,7 +37,7 @@ from eat_audio.pretraining.beats.objective import (
     RandomTokenizer,
     RandomTokenizerSettings,
 )
-from eat_audio.pretraining.beats.quantizer import Codebook, census
+from eat_audio.pretraining.beats.quantizer import Codebook, code_usage
 from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, tokenize, usage
 from eat_audio.pretraining.beats.tokenizer import Heard, Tokenizer, find_tokenizer, hear, projection
 from eat_audio.pretraining.run import schema
@@ -89,7 +95,7 @@ def drawn(settings: RandomTokenizerSettings, seed: int = 0) -> RandomTokenizer:
 
 
 @needs_data
-def test_taken_literally_the_paper_uses_few_codes_and_normalised_many(data: Path) -> None:
+def test_taken_literally_the_paper_uses_few_codes_and_normalized_many(data: Path) -> None:
     corpus = open_corpus(data / "esc10")
     clips = Corpus(corpus.name, corpus.clips[::10], corpus.label_names)
     (batch,) = ordered_batches(clips, ClipSettings(seconds=5), batch=40)
@@ -98,7 +104,7 @@ def test_taken_literally_the_paper_uses_few_codes_and_normalised_many(data: Path
     loud = (patches.var(dim=(2, 4)) > 1e-8).flatten(1).float()
     both_l2 = RandomTokenizerSettings(input_norm="none")
     found = [
-        census(drawn(settings).labels(spectrogram).flatten(1), loud, 1024)
+        code_usage(drawn(settings).labels(spectrogram).flatten(1), loud, 1024)
         for settings in (LITERAL, both_l2, RandomTokenizerSettings())
     ]
     literal, on_sphere, recommended = ({n: x.item() for n, x in told.items()} for told in found)
@@ -126,7 +132,7 @@ def test_drawn_labels_depend_on_the_seed_and_on_no_neighbour(
     assert not torch.equal(drawn(settings, seed=1).labels(clips, real), labels)
 
 
-def test_loudness_changes_no_label_where_patches_are_normalised() -> None:
+def test_loudness_changes_no_label_where_patches_are_normalized() -> None:
     clip = torch.randn(1, 64, 128)
     recommended = drawn(RandomTokenizerSettings())
     assert torch.equal(recommended.labels(clip + 0.7), recommended.labels(clip))
@@ -204,9 +210,9 @@ def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
     hidden = masks.hidden[0, 0].view(16, 8)
     changed[:, :, :] += 50 * hidden[None, :, None, :, None]
     assert torch.equal(ours.look(changed.view(1, 256, 128), masks), seen)
-    canvas = ours.canvas(seen, masks)
-    assert canvas[0, masks.hidden[0, 0]].eq(0).all()
-    assert torch.equal(canvas[0, masks.visible[0, 0]], seen[0])
+    decoder_input = ours.decoder_input(seen, masks)
+    assert decoder_input[0, masks.hidden[0, 0]].eq(0).all()
+    assert torch.equal(decoder_input[0, masks.visible[0, 0]], seen[0])
 
 
 @torch.no_grad()
@@ -250,8 +256,8 @@ def test_a_token_that_learns_may_stand_for_hidden_patches() -> None:
     ours(noise_batch([1, 2]), torch.Generator())["loss"].backward()
     assert ours.mask_token is not None and ours.mask_token.grad is not None
     masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
-    canvas = ours.canvas(torch.zeros(1, 32, 32), masks)
-    assert canvas[0, masks.hidden[0, 0]].eq(ours.mask_token).all()
+    decoder_input = ours.decoder_input(torch.zeros(1, 32, 32), masks)
+    assert decoder_input[0, masks.hidden[0, 0]].eq(ours.mask_token).all()
 
 
 def test_the_predictor_begins_as_the_encoder_does() -> None:
@@ -275,7 +281,7 @@ def train(ours: nn.Module, corpus: Corpus, *, steps: int, batch: int) -> list[fl
     training = Training(steps=steps, batch=batch, log_every=1, device="cpu")
     optim = Optim(lr=3e-3, warmup=3, betas=(0.9, 0.98), weight_decay=0.01, clip=1.0)
     groups = parameter_groups(ours.train().named_parameters(), optim, depth=2)
-    batches = Steps(corpus, ClipSettings(seconds=1.28, crop="random"), batch=batch, seed=0)
+    batches = ClipBatches(corpus, ClipSettings(seconds=1.28, crop="random"), batch=batch, seed=0)
     losses: list[float] = []
     fit(
         ours,  # type: ignore[arg-type]
@@ -441,7 +447,7 @@ def test_labels_of_another_length_damaged_ones_and_none_are_refused(
     with pytest.raises(DataError, match="holds no labels; expected a folder of `eat tokenize`"):
         StoredLabels(tmp_path)
     tokenize(corpus, tokenizer(), out, seconds=1.28)
-    with pytest.raises(RecipeError, match=r"first 1.28 s of clips; expected clips.seconds=1.28"):
+    with pytest.raises(SettingError, match=r"first 1.28 s of clips; expected clips.seconds=1.28"):
         small(frames=256, labels=str(out))
     np.save(out / "part-00000.npy", np.zeros(5, np.int16))
     with pytest.raises(DataError, match="part-00000.json: describes no labels"):
@@ -510,10 +516,10 @@ def test_the_recipes_have_the_published_schedules() -> None:
 
 
 def test_fine_tuning_hands_the_gradients_decay_to_beats_alone() -> None:
-    labelled = Corpus("any", [], label_names=("a", "b"))
+    labeled = Corpus("any", [], label_names=("a", "b"))
     told = finetune.FinetuneRun(gradient_decay=0.3, drop_path=0.1)
-    config = finetune.labelled(BEATsConfig(), told, labelled)
+    config = finetune.labeled(BEATsConfig(), told, labeled)
     assert isinstance(config, BEATsConfig)
     assert (config.layer_wise_gradient_decay_ratio, config.encoder_layerdrop) == (0.3, 0.1)
-    with pytest.raises(RecipeError, match="gradient_decay=0.3: an encoder of eat has none"):
-        finetune.labelled(EATConfig(), told, labelled)
+    with pytest.raises(SettingError, match="gradient_decay=0.3: an encoder of eat has none"):
+        finetune.labeled(EATConfig(), told, labeled)

@@ -177,13 +177,13 @@ def test_the_decoder_is_as_released(recorded: Any) -> None:
     source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
     _, seen = ours.look(source, masks)
     noise = torch.zeros(len(seen), masks.n_patches, seen.shape[2])
-    canvas = ours.canvas(seen, masks, None, noise)
+    decoder_input = ours.decoder_input(seen, masks, None, noise)
     if "student.encoder_out_dense" in record:
         dense = record["student.encoder_out_dense"]
-        close(canvas[: len(dense)], dense)
+        close(decoder_input[: len(dense)], dense)
     needs(record, "decoder.out")
     everything = torch.arange(masks.n_patches).expand(len(seen), -1)
-    close(ours.decoder(canvas, ours.student.grid(source), everything), record["decoder.out"])
+    close(ours.decoder(decoder_input, ours.student.grid(source), everything), record["decoder.out"])
 
 
 def test_losses_and_gradients_are_as_released(recorded: Any) -> None:
@@ -274,21 +274,21 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
         clip=adam["clip_norm"],
     )
     groups = parameter_groups(ours.named_parameters(), optim, depth=ours.student.config.depth)
-    optimiser = adamw(groups, optim)
+    optimizer = adamw(groups, optim)
     masks = recorded_masks(io["mask"], len(io["source"]))
     shape = masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,)
 
     for step, told in enumerate(known["steps"]):
-        set_rates(optimiser, optim, step, rates["max_update"])
-        assert optimiser.param_groups[0]["lr"] == pytest.approx(told["lr_used"], 1e-9)
+        set_rates(optimizer, optim, step, rates["max_update"])
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(told["lr_used"], 1e-9)
         losses = ours.losses(io["source"][:, 0], masks, noise=torch.zeros(shape))
         assert losses["loss"].item() == pytest.approx(told["loss_over_sample_size"], 1e-4)
         losses["loss"].backward()
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
         assert norm.item() == pytest.approx(told["grad_norm_before_clip"], 1e-4)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if step + 1 < len(known["steps"]):  # the released trainer moves the teacher one step later
             ours.after_step(step + 1)
 
@@ -306,7 +306,7 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
             plain = next(iter(encoder_names({parameter: theirs}))).removeprefix("model.")
             close_but_for_a_few(ours.teacher.state_dict()[plain], theirs)
         elif kind in ("exp_avg", "exp_avg_sq"):
-            moment = optimiser.state[ours_now[parameter]][kind]
+            moment = optimizer.state[ours_now[parameter]][kind]
             limit = 1e-3 * theirs.abs().max().item()
             close(moment, theirs, rtol=0, atol=limit)
 

@@ -95,10 +95,12 @@ def released_gradients(ours: EATPretraining, batch: Batch) -> dict[str, Tensor]:
     y = ours.targets(spectrogram).repeat_interleave(CLONES, dim=0)  # (R, N, D)
     cls, seen = ours.look(spectrogram, masks)
     everything = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
-    guess = ours.decoder(ours.canvas(seen, masks, None, noise), (FRAMES // 16, 8), everything)
+    prediction = ours.decoder(
+        ours.decoder_input(seen, masks, None, noise), (FRAMES // 16, 8), everything
+    )
 
     sample_size = hidden.sum().item()
-    regression = (guess[hidden] - y[hidden]).square().sum(dim=-1) / WIDTH**0.5
+    regression = (prediction[hidden] - y[hidden]).square().sum(dim=-1) / WIDTH**0.5
     utterance = (cls - y.mean(dim=1)).square().sum(dim=-1) / WIDTH**0.5 * sample_size
     total = regression.sum() + utterance.sum()
     return {name: g / sample_size for name, g in gradients(ours, total).items()}

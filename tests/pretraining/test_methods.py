@@ -16,7 +16,7 @@ from eat_audio import config as recipe
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 from eat_audio.masking import Masks, clip_keys
 from eat_audio.models import families, save
 from eat_audio.models.beats.modeling import BEATsModel
@@ -150,7 +150,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_losses_whatever_their_leng
 
 @each
 def test_accumulating_micro_batches_trains_as_one_batch_of_all_their_clips(method: str) -> None:
-    """Two optimiser steps of 12 clips, with all that follows a step."""
+    """Two optimizer steps of 12 clips, with all that follows a step."""
 
     def trained(size: int) -> dict[str, Tensor]:
         def batches() -> Iterator[Batch]:
@@ -221,7 +221,7 @@ def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
 
 def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: eat_tiny\nmethod: eet\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"method=eet: 'audiomae' or .*'eat' is expected"):
+    with pytest.raises(SettingError, match=r"method=eet: 'audiomae' or .*'eat' is expected"):
         recipe.load(schema, tmp_path / "mine.yaml")
 
 
@@ -263,7 +263,7 @@ def test_statistics_are_those_of_the_log_mel_that_a_method_hears(method: str) ->
     assert found(statistics="audioset") == own
     assert found(statistics=(-1.0, 2.0)) == (-1.0, 2.0)
     if not known:
-        with pytest.raises(RecipeError, match="expected two numbers or one of audioset$"):
+        with pytest.raises(SettingError, match="expected two numbers or one of audioset$"):
             found(statistics="esc50")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conftest import golden_sets, sidecar, tensors
 from eat_audio.data.loader import Batch
-from eat_audio.errors import CheckpointError, RecipeError
+from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.models import save
 from eat_audio.models.beats import checkpoint as beats
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
@@ -306,13 +306,13 @@ def test_the_commitment_is_a_mean_or_a_sum_over_elements() -> None:
 
 def test_a_few_steps_bring_the_estimator_nearer_to_the_teacher() -> None:
     ours = objective()
-    optimiser = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], lr=2e-3)
     distance = []
     for step in range(12):
         losses = ours(noise_batch([1, 2]), torch.Generator().manual_seed(step))
         losses["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         ours.after_step(step + 1)
         distance.append(losses["distance"].item())
     assert distance[-1] < 0.7 * distance[0]
@@ -379,7 +379,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"extra_tokens": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="expected a released BEATs one"):
         find_tokenizer(tmp_path / "other.pt")
-    with pytest.raises(RecipeError, match="teacher is not set"):
+    with pytest.raises(SettingError, match="teacher is not set"):
         find_teacher(TokenizerMethod())
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eat_audio.config import Settings
-from eat_audio.training.checkpoint import Run, claim
+from eat_audio.training.checkpoint import Run, lock_run_dir
 from eat_audio.training.optim import Optim, adamw, parameter_groups
 
 
@@ -29,14 +29,14 @@ def train(out: Path, steps: int) -> None:
     """Go on until so many steps are done, saving each; all that is drawn is drawn by the step."""
     torch.manual_seed(0)
     model, optim = nn.Linear(64, 512), Optim()
-    optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
-    run = Run(out, Recipe(), "noise", model, optimiser, export, keep=2)
-    with claim(out):
+    optimizer = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+    run = Run(out, Recipe(), "noise", model, optimizer, export, keep=2)
+    with lock_run_dir(out):
         for step in range(run.begin(resume=True) + 1, steps + 1):
             torch.manual_seed(step)
             model(torch.randn(4, 64)).square().sum().backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             run.save(step)
         run.finish()
 

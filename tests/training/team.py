@@ -32,7 +32,7 @@ def work(job: dict[str, Any]) -> None:
     out, resume = Path(job["out"]), job.get("resume", False)
     if job["kind"] == "copy":
         team = join(torch.device("cpu"))
-        if team.leads:
+        if team.is_main:
             cut_back(Path(job["of"]), out)
         team.wait()
     elif job["kind"] == "pretrain":

@@ -21,8 +21,8 @@ from eat_audio.errors import CheckpointError, EatWarning
 from eat_audio.training.checkpoint import (
     Run,
     checkpoints,
-    claim,
     keep_model_only,
+    lock_run_dir,
     model_folder,
     read_json,
 )
@@ -45,18 +45,18 @@ def a_run(
     torch.manual_seed(0)
     model = nn.Linear(3, width)
     optim = Optim()
-    optimiser = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+    optimizer = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
 
     def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
         (folder / "config.json").write_text("{}", encoding="utf-8")
 
-    return Run(out, recipe or Recipe(), data, model, optimiser, export, keep)
+    return Run(out, recipe or Recipe(), data, model, optimizer, export, keep)
 
 
 def step(run: Run) -> None:
     run.objective(torch.randn(4, 3)).sum().backward()
-    run.optimiser.step()
-    run.optimiser.zero_grad()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
 
 
 def test_a_checkpoint_gives_back_weights_and_moments_to_the_bit(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
 def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match="cannot be made"), claim(place):
+        with pytest.raises(CheckpointError, match="cannot be made"), lock_run_dir(place):
             pass
 
 
@@ -480,10 +480,10 @@ with claim(Path(sys.argv[1])):
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
         message = rf"in use by another run \(process {other.pid} on "
-        with pytest.raises(CheckpointError, match=message), claim(tmp_path):
+        with pytest.raises(CheckpointError, match=message), lock_run_dir(tmp_path):
             pass
         other.kill()
-    with claim(tmp_path):  # a claim ends with its process, however that ended
+    with lock_run_dir(tmp_path):  # a claim ends with its process, however that ended
         pass
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from eat_audio.errors import CheckpointError
-from eat_audio.training.lock import HOLDER, LOCK, claim
+from eat_audio.training.lock import HOLDER, LOCK, lock_run_dir
 
 
 @pytest.fixture(params=["flock", "nothing", "a disk without locks", "msvcrt"])
@@ -52,9 +52,9 @@ def locking() -> object:
 def test_a_folder_is_claimed_once_and_free_again_afterwards(tmp_path: Path, locks: str) -> None:
     out = tmp_path / "run"
     for _ in range(2):
-        with claim(out):
+        with lock_run_dir(out):
             with pytest.raises(CheckpointError, match=rf"in use by another run \(.*{os.getpid()}"):
-                with claim(out):
+                with lock_run_dir(out):
                     raise AssertionError("claimed twice")
         if locks == "msvcrt":
             break  # that one cannot see that the file was closed
@@ -70,12 +70,12 @@ def test_what_a_dead_process_claimed_is_free(
         [sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True
     )
     (tmp_path / HOLDER).write_text(ended.stdout, encoding="utf-8")
-    with claim(tmp_path):
+    with lock_run_dir(tmp_path):
         assert str(os.getpid()) in (tmp_path / HOLDER).read_text(encoding="utf-8")
     for other in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
         (tmp_path / HOLDER).write_text(other, encoding="utf-8")
         with pytest.raises(CheckpointError, match=f"if it is not, remove .*{HOLDER}"):
-            with claim(tmp_path):
+            with lock_run_dir(tmp_path):
                 raise AssertionError("claimed")
 
 
@@ -84,7 +84,11 @@ def test_a_claim_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("eat_audio.training.lock.os.write", full)
-    with claim(tmp_path), pytest.raises(CheckpointError, match="in use"), claim(tmp_path):
+    with (
+        lock_run_dir(tmp_path),
+        pytest.raises(CheckpointError, match="in use"),
+        lock_run_dir(tmp_path),
+    ):
         pass
 
 
@@ -96,5 +100,5 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 
     monkeypatch.setattr("eat_audio.training.lock.os.open", read_only)
     with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\)"):
-        with claim(tmp_path):
+        with lock_run_dir(tmp_path):
             pass

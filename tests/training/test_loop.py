@@ -59,8 +59,8 @@ def numbers(start: int = 0, batch: int = 4) -> Iterator[Numbers]:
 
 
 def train(line: Line, training: Training, batches: Iterator[Numbers], **told: object) -> Line:
-    optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
-    fit(line, batches, optimiser, training, OPTIM, **told)  # type: ignore[arg-type]
+    optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+    fit(line, batches, optimizer, training, OPTIM, **told)  # type: ignore[arg-type]
     return line
 
 
@@ -85,9 +85,9 @@ def test_micro_batches_count_by_their_weight() -> None:
 
     def gradient(training: Training, batches: Iterator[Numbers]) -> float:
         line = Weighted()
-        optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
-        fit(line, batches, optimiser, training, OPTIM)
-        return optimiser.state[line.slope]["exp_avg"].item() / 0.1
+        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        fit(line, batches, optimizer, training, OPTIM)
+        return optimizer.state[line.slope]["exp_avg"].item() / 0.1
 
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])
     parts = iter([Numbers(x[:2]), Numbers(x[2:])])
@@ -180,9 +180,9 @@ def test_a_gradient_that_is_not_finite_is_left_out_said_and_counted() -> None:
 def test_weights_and_moments_stay_as_they_were_at_a_step_that_is_left_out() -> None:
     def after(*parts: Numbers) -> dict[str, Tensor]:
         line = Line()
-        optimiser = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
-        fit(line, iter(parts), optimiser, Training(steps=len(parts)), OPTIM)
-        return optimiser.state[line.slope] | {"slope": line.slope.detach()}
+        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        fit(line, iter(parts), optimizer, Training(steps=len(parts)), OPTIM)
+        return optimizer.state[line.slope] | {"slope": line.slope.detach()}
 
     one, other = after(Numbers(torch.ones(2))), after(Numbers(torch.ones(2)), BROKEN)
     assert {name: value.item() for name, value in one.items()} == {

@@ -1,4 +1,4 @@
-"""Learning rates, weight decay and the optimiser do what the released trainer did."""
+"""Learning rates, weight decay and the optimizer do what the released trainer did."""
 
 from pathlib import Path
 
@@ -90,18 +90,18 @@ def test_a_linear_schedule_falls_along_a_line_to_its_lowest_rate() -> None:
     assert rates == pytest.approx([1, 2, 3, 4, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1])
 
 
-def test_an_optimiser_step_is_the_written_formula() -> None:
+def test_an_optimizer_step_is_the_written_formula() -> None:
     """p -= lr wd p;  p -= lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)"""
     optim = Optim(lr=1e-2, warmup=0, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1, decay_all=True)
     ours = torch.nn.Parameter(torch.randn(50))
     theirs = ours.detach().double().clone()
-    optimiser = adamw(parameter_groups([("p", ours)], optim, depth=0), optim)
+    optimizer = adamw(parameter_groups([("p", ours)], optim, depth=0), optim)
     m = v = torch.zeros(50, dtype=torch.float64)
     for step in range(5):
         gradient = torch.randn(50) * 1e-3
         ours.grad = gradient.clone()
-        set_rates(optimiser, optim, step, 10)
-        optimiser.step()
+        set_rates(optimizer, optim, step, 10)
+        optimizer.step()
         rate = learning_rate(step, peak=1e-2, min_lr=0.0, warmup=0, steps=10)
         m = 0.9 * m + 0.1 * gradient.double()
         v = 0.95 * v + 0.05 * gradient.double().square()

@@ -28,13 +28,13 @@ from eat_audio.audio.io import (
     stream_audio,
     to_int16,
 )
-from eat_audio.audio.recording import SAMPLE_RATE, Encoded, Source, collected_warnings
+from eat_audio.audio.recording import SAMPLE_RATE, AudioBytes, Source, collected_warnings
 
 __all__ = [
     "AUDIO_SUFFIXES",
     "SAMPLE_RATE",
     "AudioFacts",
-    "Encoded",
+    "AudioBytes",
     "Opened",
     "Source",
     "audio_claims",

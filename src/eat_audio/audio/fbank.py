@@ -1,4 +1,4 @@
-"""Waveform -> normalised log-mel spectrogram, in batches, on the device of the waveforms.
+"""Waveform -> normalized log-mel spectrogram, in batches, on the device of the waveforms.
 
 The second step of the pipeline (`audio -> logmel -> patches`). A clip's values depend on that clip
 alone: not on the other rows of its batch, not on what a row holds beyond the clip's length.
@@ -122,7 +122,7 @@ def spectrogram(
         statistics: Of the corpus the model was trained on.
         frames: T; of longer clips the first frames are kept. None: those of the longest clip,
             rounded up to a multiple of 16.
-        released_padding: Pad before normalising, as the released code does, so that padding is
+        released_padding: Pad before normalizing, as the released code does, so that padding is
             -mean / (2 std), +0.467 for AudioSet, and not 0.
         front_end: Of the method.
 
@@ -165,7 +165,7 @@ def spectrogram(
 
 @torch.no_grad()
 def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
-    """Kaldi's log-mel of whole rows, neither centred nor normalised.
+    """Kaldi's log-mel of whole rows, neither centred nor normalized.
 
     Args:
         waveforms: (B, S) or (S,), 16 kHz mono: floats in [-1, 1], or int16, which are divided by
@@ -220,7 +220,7 @@ class RunningStatistics:
         """Sum of squared distances to the mean."""
 
     def add(self, log_mel: Tensor) -> None:
-        """Take in the log-mel (T, F) of one clip, not normalised, without padding.
+        """Take in the log-mel (T, F) of one clip, not normalized, without padding.
 
         Raises:
             DataError: Some of it is not finite.

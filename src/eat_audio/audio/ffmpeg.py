@@ -23,8 +23,8 @@ from eat_audio.audio.recording import (
     BLOCK,
     CUT,
     RUN_UP,
+    AudioBytes,
     Blocks,
-    Encoded,
     File,
     Recording,
     Source,
@@ -276,10 +276,10 @@ def by_ffmpeg(source: Source, file: File, demuxer: str | None) -> Iterator[Recor
     only += ["-f", demuxer] if demuxer else ["-format_whitelist", DEMUXERS]
     sound = ["-vn", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
     with tempfile.TemporaryFile() as decoded, tempfile.NamedTemporaryFile() as copy:
-        if isinstance(source, Encoded):
+        if isinstance(source, AudioBytes):
             copy.write(source.data)
             copy.flush()
-        place = copy.name if isinstance(source, Encoded) else source
+        place = copy.name if isinstance(source, AudioBytes) else source
         command = ["ffmpeg", *only, "-i", f"file:{place}", *sound]
         done = subprocess.run(command, stdout=decoded, stderr=subprocess.PIPE)
         if not decoded.tell():

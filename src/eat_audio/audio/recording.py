@@ -38,7 +38,7 @@ Blocks = Iterator[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class AudioBytes:
     """The bytes of a recording that is no file of its own, and what to call it in a message."""
 
     name: str
@@ -48,7 +48,7 @@ class Encoded:
         return self.name
 
 
-Source = str | Path | Encoded
+Source = str | Path | AudioBytes
 """What holds a recording."""
 
 
@@ -131,7 +131,7 @@ def bytes_of(source: Source) -> io.BytesIO | io.FileIO:
     Raises:
         AudioError: It cannot be opened.
     """
-    if isinstance(source, Encoded):
+    if isinstance(source, AudioBytes):
         return io.BytesIO(source.data)
     try:
         if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for its writer

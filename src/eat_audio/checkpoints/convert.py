@@ -19,12 +19,12 @@ from eat_audio.models.audiomae import checkpoint as audiomae
 from eat_audio.models.beats import checkpoint as beats
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
-from eat_audio.models.common.released import Foreign
+from eat_audio.models.common.released import ConvertedCheckpoint
 from eat_audio.models.eat import checkpoint as eat
 from eat_audio.text import shortened
 from eat_audio.writing import write_json, write_tensors, written_aside
 
-__all__ = ["LAYOUTS", "Foreign", "read", "read_pickled", "write"]
+__all__ = ["LAYOUTS", "ConvertedCheckpoint", "read", "read_pickled", "write"]
 
 LAYOUTS = ("eat-audio", "released", "released-hf")
 """How a model may be written: as here, as its authors' own code does, as their Hub folders are."""
@@ -34,7 +34,7 @@ METHODS = {"eat": eat, "beats": beats, "audiomae": audiomae}
 """Who knows released files, by `model_type`."""
 
 
-def read(path: str | Path, *, teacher: bool = False) -> Foreign:
+def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
     """Read a released `.pt`, `.pth` or `.bin` file of any method, without running anything in it.
 
     Args:
@@ -113,7 +113,9 @@ def _write_released_folder(
     features.save_pretrained(folder)
 
 
-def _lost(model: AudioModel, features: AudioFeatureExtractor, back: Foreign) -> list[str]:
+def _lost(
+    model: AudioModel, features: AudioFeatureExtractor, back: ConvertedCheckpoint
+) -> list[str]:
     lost = []
     if (features.mean, features.std) != (back.features.mean, back.features.std):
         lost.append(f"its statistics, mean {features.mean:g} and deviation {features.std:g}")

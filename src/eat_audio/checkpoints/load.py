@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.audio.fbank import N_MELS, Statistics
 from eat_audio.checkpoints import hub
-from eat_audio.checkpoints.convert import Foreign, read
+from eat_audio.checkpoints.convert import ConvertedCheckpoint, read
 from eat_audio.errors import CheckpointError, DataError
 from eat_audio.models import Family, families
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
@@ -85,12 +85,12 @@ WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 
 
 @overload
-def find_model(place: str | Path, kind: type[M]) -> M: ...
+def load_model(place: str | Path, kind: type[M]) -> M: ...
 @overload
-def find_model(place: str | Path, kind: None = None) -> AudioEncoder | AudioClassifier: ...
+def load_model(place: str | Path, kind: None = None) -> AudioEncoder | AudioClassifier: ...
 
 
-def find_model(
+def load_model(
     place: str | Path, kind: type[AudioModel] | None = None
 ) -> AudioEncoder | AudioClassifier:
     """Load a model, strictly and without running anything that lies beside its weights.
@@ -113,23 +113,23 @@ def find_model(
 
 
 @overload
-def find_with_front_end(
+def load_model_and_features(
     place: str | Path, kind: type[M], *, teacher: bool = False
 ) -> tuple[M, AudioFeatureExtractor]: ...
 @overload
-def find_with_front_end(
+def load_model_and_features(
     place: str | Path, kind: None = None, *, teacher: bool = False
 ) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]: ...
 
 
-def find_with_front_end(
+def load_model_and_features(
     place: str | Path, kind: type[AudioModel] | None = None, *, teacher: bool = False
 ) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]:
-    """What `find_model` finds, and its front end: the one beside it, or its method's own.
+    """What `load_model` finds, and its front end: the one beside it, or its method's own.
 
     Args:
-        place: See `find_model`.
-        kind: See `find_model`.
+        place: See `load_model`.
+        kind: See `load_model`.
         teacher: See `contents`.
     """
     return _find(place, kind, teacher=teacher)
@@ -145,11 +145,11 @@ def _find(
     return _fill(here, held, kind), held.features
 
 
-def contents(place: str | Path, *, teacher: bool = False) -> Foreign:
+def contents(place: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
     """All that a place holds, not yet compared with what its model needs.
 
     Args:
-        place: See `find_model`.
+        place: See `load_model`.
         teacher: Of a pre-trained EAT `.pt` file, take the teacher instead of the student.
 
     Raises:
@@ -248,7 +248,7 @@ def _pickled(here: Path) -> bool:
     return os.path.isfile(here) and here.suffix != ".safetensors"
 
 
-def _folder(here: Path, *, hollow: bool = False) -> Foreign:
+def _folder(here: Path, *, hollow: bool = False) -> ConvertedCheckpoint:
     """A folder's model; `hollow`: shapes on the meta device instead of tensors."""
     folder, files = _weight_files(here)
     shapes = {name: held for file in files for name, held in _shapes(file).items()}
@@ -267,7 +267,7 @@ def _folder(here: Path, *, hollow: bool = False) -> Foreign:
     named = family.classifier.__name__ in (config.architectures or [])
     classifies = named or "model.head.weight" in tensors
     features = None if hollow else load_features(here)
-    return Foreign(config, tensors, classifies, features or family.features(), ignored)
+    return ConvertedCheckpoint(config, tensors, classifies, features or family.features(), ignored)
 
 
 def _weight_files(here: Path) -> tuple[Path, list[Path]]:
@@ -364,7 +364,7 @@ def _of_kind(value: object, usual: object) -> bool:
 
 
 def _fill(
-    place: Path, held: Foreign, kind: type[AudioModel] | None
+    place: Path, held: ConvertedCheckpoint, kind: type[AudioModel] | None
 ) -> AudioEncoder | AudioClassifier:
     """A model of exactly what is held, copied; a dry run if that is on the meta device."""
     family, state = family_of(held.config), held.tensors

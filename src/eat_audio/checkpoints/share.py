@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from transformers import PreTrainedConfig
 
 from eat_audio.checkpoints.folder import folder_aside
-from eat_audio.checkpoints.load import find_with_front_end, on_disk, read_settings
+from eat_audio.checkpoints.load import load_model_and_features, on_disk, read_settings
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
@@ -43,7 +43,7 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
     """Write what is to be shared into a folder: model, front end, card, scores.
 
     Args:
-        place: What `find_model` knows.
+        place: What `load_model` knows.
         out: A folder that does not exist yet.
         name: What the model is to be called, "owner/name" on the Hub.
         licence: Of the weights, as the Hub spells it.
@@ -60,7 +60,7 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
     if out.exists():
         raise EatError(f"{out}: is there already; expected the name of a new folder")
     here = on_disk(place)
-    model, features = find_with_front_end(here)
+    model, features = load_model_and_features(here)
     folder = here.parent if here.is_file() else model_folder(here)
     scores, run = _scores(folder / "evaluation.json"), _told(folder / "run.json")
     card = model_card(model, features, name=name, licence=licence, scores=scores, run=run)
@@ -159,7 +159,7 @@ def _what_it_is(model: AudioModel, features: AudioFeatureExtractor, method: str,
     return (
         f"{method} ([arXiv {paper}](https://arxiv.org/abs/{paper})) {kind}: "
         f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {size:,} parameters. "
-        f"It hears mono sound at 16 kHz as log-mel (128 bins, every 10 ms), normalised with mean "
+        f"It hears mono sound at 16 kHz as log-mel (128 bins, every 10 ms), normalized with mean "
         f"{features.mean:g} and standard deviation {features.std:g}."
     )
 

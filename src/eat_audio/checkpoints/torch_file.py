@@ -24,7 +24,7 @@ from eat_audio.errors import CheckpointError
 PICKLE_BYTES = 4 * 2**20
 """The longest program; a recorded checkpoint of 90 tensors and all settings has 26 KB."""
 MEMBERS = 20_000
-"""The most parts of a file, those of its optimiser included."""
+"""The most parts of a file, those of its optimizer included."""
 TENSORS = 4_000
 """The most tensors of a model and its teacher; large ones have 600."""
 DEPTH = 64
@@ -51,7 +51,7 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
     """Read a torch file: its dictionary, of plain settings and tensors on the CPU.
 
     Objects of classes that are not known here appear as what they keep: a dict of their
-    attributes, or what they were made of. The state of an optimiser is left out.
+    attributes, or what they were made of. The state of an optimizer is left out.
 
     Raises:
         CheckpointError: It is no such file, is damaged, or asks for code to be run.

@@ -19,7 +19,7 @@ def report(
         Path | None, Option("-o", "--out", help="The file; report.html in that folder by default.")
     ] = None,
     data: Annotated[
-        str | None, Option(help="Labelled clips to look for nearest neighbours in.")
+        str | None, Option(help="Labeled clips to look for nearest neighbours in.")
     ] = None,
 ) -> None:
     """Show a run on one page: curves, masks, neighbours, scores; works while it trains, too.
@@ -35,7 +35,7 @@ def report(
 def probe(
     model: Annotated[str, Argument(help="An encoder: a run's folder, a model folder, a Hub id.")],
     *,
-    data: Annotated[str, Option(help="Labelled clips: a manifest, or a folder in a known layout.")],
+    data: Annotated[str, Option(help="Labeled clips: a manifest, or a folder in a known layout.")],
     knn: Annotated[bool, Option("--knn", help="Also by a vote of the nearest clips.")] = False,
     neighbours: Annotated[int, Option(min=1, help="How many clips vote.")] = 10,
     seconds: Annotated[float, Option(min=0.1, help="How much of every clip is heard.")] = 10.24,

@@ -40,7 +40,7 @@ def data_stats(
     split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Measure the mean and standard deviation that normalise a corpus' log-mel."""
+    """Measure the mean and standard deviation that normalize a corpus' log-mel."""
     from eat_audio.data.corpora import open_corpus
     from eat_audio.data.statistics import measure
 

@@ -37,7 +37,7 @@ def evaluate(
     out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Score a fine-tuned model on labelled clips: accuracy or mAP, and class by class."""
+    """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
     from dataclasses import asdict
 
     from eat_audio.inference.predictor import evaluate_model
@@ -100,8 +100,8 @@ def embed(
     from eat_audio.inference.predictor import load
 
     check_output(out)
-    listener = load(model, device=device)
-    done = embed_files(expanded(places), listener, out, level=cast(Any, level), hop_ms=hop)
+    predictor = load(model, device=device)
+    done = embed_files(expanded(places), predictor, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
@@ -129,10 +129,10 @@ def convert(
     """
     from eat_audio.checkpoints.convert import write
     from eat_audio.checkpoints.licence import licence_of
-    from eat_audio.checkpoints.load import find_with_front_end, on_disk
+    from eat_audio.checkpoints.load import load_model_and_features, on_disk
 
     here = on_disk(place)
-    model, features = find_with_front_end(here, teacher=teacher)
+    model, features = load_model_and_features(here, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
     print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for what in lost:
@@ -163,12 +163,12 @@ def inspect(
 def _inspected(place: str) -> dict[str, Any]:
     """What a place says about its model, by name; groups are mappings, what is absent is None."""
     from eat_audio.checkpoints.licence import licence_of
-    from eat_audio.checkpoints.load import find_model, load_features, on_disk
+    from eat_audio.checkpoints.load import load_features, load_model, on_disk
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
 
-    model, features = find_model(place), load_features(place)
-    encoder = find_model(place, AudioEncoder)  # comparable with where it began
+    model, features = load_model(place), load_features(place)
+    encoder = load_model(place, AudioEncoder)  # comparable with where it began
     here = on_disk(place)
     folder = here.parent if here.is_file() else model_folder(here)
     record = _record(folder)

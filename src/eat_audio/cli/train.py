@@ -9,7 +9,7 @@ from typer import Argument, Option
 from eat_audio import config as recipes
 from eat_audio.cli.console import Changes, Out, PrintConfig, RecipeName, Resume, show_table
 from eat_audio.cli.inference import show_evaluation
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 from eat_audio.progress import print_lines
 
 app = typer.Typer()
@@ -39,7 +39,7 @@ def pretrain(
     resume: Resume = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Learn an encoder from unlabelled audio, in one run or in the stages that the recipe tells.
+    """Learn an encoder from unlabeled audio, in one run or in the stages that the recipe tells.
 
     Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
     """
@@ -156,7 +156,9 @@ def list_recipes(
 def _told(out: Path | None) -> Path:
     """The folder of a run, without which nothing but --print-config works."""
     if out is None:
-        raise RecipeError("--out is not set; expected a folder for checkpoints, logs and the model")
+        raise SettingError(
+            "--out is not set; expected a folder for checkpoints, logs and the model"
+        )
     return out
 
 
@@ -170,4 +172,4 @@ def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
         from eat_audio.finetune import FinetuneRun
 
         return FinetuneRun
-    raise RecipeError("the recipe says neither method: NAME nor task: finetune")
+    raise SettingError("the recipe says neither method: NAME nor task: finetune")

@@ -36,7 +36,7 @@ def is_annotation(path: Path) -> bool:
 
 
 def read_annotations(path: Path, *, several: bool = False) -> Corpus:
-    """Return the labelled stretches of the recording that a label file lies beside.
+    """Return the labeled stretches of the recording that a label file lies beside.
 
     Raises:
         DataError: There is no such recording, or a line is not what it should be.

@@ -43,7 +43,7 @@ def labels_beside(
     tables = [path for path in _beside(root) if path.suffix.lower() in (".csv", ".tsv")]
     notes: list[str] = []
     if not corpus.label_names:
-        readable = {path: _labelled(path, several) for path in tables}
+        readable = {path: _labeled(path, several) for path in tables}
         useful = {path: table for path, table in readable.items() if table is not None}
         if useful:
             found = _joined(root, paths, useful, notes)
@@ -87,7 +87,7 @@ def _is_prose(path: Path) -> bool:
     return path.suffix.lower() == ".txt" and not is_annotation(path)
 
 
-def _labelled(path: Path, several: bool) -> Corpus | None:
+def _labeled(path: Path, several: bool) -> Corpus | None:
     """The corpus of a table, if it can be read and has labels."""
     try:
         with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from eat_audio.data.folders import (
     audio_below,
     by_folders,
     folder_name,
-    labelled_by_folder,
+    labeled_by_folder,
     layout_of,
     suffixes,
 )
@@ -40,7 +40,7 @@ from eat_audio.errors import DataError
 from eat_audio.masking import hash_id
 
 AUDIOSET_CLASSES = 527
-"""Classes of AudioSet's ontology that have labelled clips (arXiv 1912.10211, section II)."""
+"""Classes of AudioSet's ontology that have labeled clips (arXiv 1912.10211, section II)."""
 ESC_TABLE = Path("meta", "esc50.csv")
 SPEECH_COMMANDS_LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
 REPORT = "prepare.json"
@@ -203,7 +203,7 @@ def listed_words(root: Path) -> tuple[Corpus, list[str]]:
                 f"{entries[name][0][1]!r}; expected WORD/FILE.wav"
             )
     by_stem = {os.path.splitext(name)[0]: split for name, split in listed.items()}
-    corpus = labelled_by_folder(root, paths)
+    corpus = labeled_by_folder(root, paths)
     split_of = {name: by_stem.get(os.path.splitext(name)[0], "train") for name in there}
     clips = (
         replace(clip, split=split_of[os.path.relpath(clip.path, root)]) for clip in corpus.clips
@@ -249,10 +249,10 @@ def folder_per_class(root: str | Path) -> Corpus:
     paths = audio_below(root)
     if not paths:
         raise DataError(f"{root}: no audio files ({suffixes()}) in the folders below")
-    return labelled_by_folder(root, paths)
+    return labeled_by_folder(root, paths)
 
 
-def unlabelled(place: str | Path) -> Corpus:
+def unlabeled(place: str | Path) -> Corpus:
     """All recordings below a folder, or a single one.
 
     Raises:
@@ -315,7 +315,7 @@ def hold_out(corpus: Corpus, share: float, *, seed: int, split: str = "test") ->
 def _open_file(path: Path, several: bool) -> Corpus:
     suffix = path.suffix.lower()
     if suffix in AUDIO_SUFFIXES:
-        return unlabelled(path)
+        return unlabeled(path)
     if path.name == urban.TABLE.name:
         return urban.urbansound8k(path.parent.parent)
     if suffix in (".csv", ".txt", ".tsv"):

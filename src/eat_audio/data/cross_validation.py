@@ -1,4 +1,4 @@
-"""A labelled corpus -> which clips to learn from and which to be tested on, once or several times.
+"""A labeled corpus -> which clips to learn from and which to be tested on, once or several times.
 
 What is chosen depends on the clips' ids alone, so it is the same on every machine and every day.
 """

@@ -40,7 +40,7 @@ def audio_below(root: Path) -> list[PurePath]:
 
 
 def by_folders(root: Path, paths: Sequence[PurePath], layout: Layout | None = None) -> Corpus:
-    """Return the corpus of these recordings: labelled if their folders are clearly classes."""
+    """Return the corpus of these recordings: labeled if their folders are clearly classes."""
     layout = layout or layout_of(paths)
     clips = [Clip(str(path), str(root / path), split=layout.split_of(path)) for path in paths]
     if layout.label is None:
@@ -57,7 +57,7 @@ def by_folders(root: Path, paths: Sequence[PurePath], layout: Layout | None = No
     return Corpus(folder_name(root), named_by_path(clips), label_names=tuple(names))
 
 
-def labelled_by_folder(root: Path, paths: Sequence[PurePath]) -> Corpus:
+def labeled_by_folder(root: Path, paths: Sequence[PurePath]) -> Corpus:
     """Return the corpus of recordings each of which lies in the folder of a class.
 
     Raises:

@@ -56,7 +56,7 @@ class ClipSettings(Settings):
     """Mean and standard deviation of the corpus' log-mel, or the name of a known corpus; by
     default those of the corpus if it is known, else AudioSet's."""
     released_padding: bool = False
-    """Pad before normalising and listen to the padding, as the released code does."""
+    """Pad before normalizing and listen to the padding, as the released code does."""
     workers: NonNegativeInt = 0
     """Processes that decode ahead of training."""
     memory_mb: NonNegativeInt = 1024
@@ -183,7 +183,7 @@ def whole_patches(seconds: float, patch: int = PATCH_FRAMES) -> int:
     return -(-round(seconds * 100) // patch) * patch
 
 
-class Steps(Dataset[Batch]):
+class ClipBatches(Dataset[Batch]):
     """Step number -> its batch: the stateless heart of the data path.
 
     Clips are taken in one endless stream of shuffled epochs; step s of rank r holds the
@@ -216,9 +216,9 @@ class Steps(Dataset[Batch]):
         self.epoch_clips = settings.epoch_clips or len(corpus)
         """Clips in an epoch."""
         if self.epoch_clips > usable:
-            labelled = "" if self.weights is None else " with labels"
+            labeled = "" if self.weights is None else " with labels"
             raise DataError(
-                f"{corpus.name}: epoch_clips={self.epoch_clips} of {usable} clips{labelled}; "
+                f"{corpus.name}: epoch_clips={self.epoch_clips} of {usable} clips{labeled}; "
                 "an epoch holds none twice"
             )
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
@@ -303,7 +303,7 @@ def collate(
     )
 
 
-def training_batches(steps: Steps, *, start: int, stop: int) -> Iterator[Batch]:
+def training_batches(steps: ClipBatches, *, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps `start` to `stop`, decoded ahead by `workers` processes.
 
     Clips that are used although they are not what their files say are named in an `EatWarning`,

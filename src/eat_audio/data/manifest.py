@@ -49,7 +49,7 @@ def read_csv(manifest: str | Path, *, several: bool = False) -> Corpus:
     Args:
         manifest: The table.
         several: Whether clips may have several labels or none even if no row has several; else
-            all rows or none must be labelled.
+            all rows or none must be labeled.
 
     Raises:
         DataError: The file cannot be read, or a row is not what it should be.

@@ -29,7 +29,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE, Encoded, load_audio, to_int16
+from eat_audio.audio import SAMPLE_RATE, AudioBytes, load_audio, to_int16
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
 from eat_audio.data.shard_index import ABOUT, INDEX, ROWS, VERSION, read_about, read_index
 from eat_audio.data.storage import read_bytes, sound_of
@@ -218,7 +218,7 @@ def _write_shard(plan: _Plan) -> None:
             file.write(bytes(2 * tarfile.BLOCKSIZE))
         for row, digest in zip(rows, digests, strict=True):
             data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
-            if _digest(to_int16(load_audio(Encoded(str(aside), data)))) != digest:
+            if _digest(to_int16(load_audio(AudioBytes(str(aside), data)))) != digest:
                 raise DataError(f"{plan.place}: does not hold what was written to it")
         size = os.path.getsize(aside)
     about = {"digest": plan.digest, "size": size, "unreadable": unreadable}

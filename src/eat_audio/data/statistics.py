@@ -1,4 +1,4 @@
-"""A corpus -> the mean and standard deviation of its log-mel, which normalise what models hear."""
+"""A corpus -> the mean and standard deviation of its log-mel, which normalize what models hear."""
 
 from dataclasses import dataclass
 

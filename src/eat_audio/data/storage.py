@@ -22,7 +22,7 @@ from urllib.error import HTTPError
 import numpy as np
 import soundfile
 
-from eat_audio.audio import Encoded, Source
+from eat_audio.audio import AudioBytes, Source
 from eat_audio.data.corpus import Clip, Span, is_url
 from eat_audio.errors import AudioError, DataError, EatError
 
@@ -52,14 +52,14 @@ def sound_of(clip: Clip) -> Source:
         return clip.path
     name = f"{clip.path}: {clip.id!r}"
     if isinstance(clip.inside, str):
-        return Encoded(name, _dataset(Path(clip.path), clip.inside, name))
+        return AudioBytes(name, _dataset(Path(clip.path), clip.inside, name))
     try:
         data = read_bytes(clip.path, clip.inside)
     except DataError as error:
         raise AudioError(f"{name} cannot be read: {error}") from error
     if clip.inside and clip.inside.crc32 is not None and zlib.crc32(data) != clip.inside.crc32:
         raise AudioError(f"{name} is damaged (its checksum is not that of the index)")
-    return Encoded(name, data)
+    return AudioBytes(name, data)
 
 
 def read_bytes(place: str | Path, span: Span | None = None, *, most: int = LARGEST) -> bytes:

@@ -1,4 +1,4 @@
-"""A seed -> a corpus of labelled sounds, so that a first run needs no download.
+"""A seed -> a corpus of labeled sounds, so that a first run needs no download.
 
 Ten families of sound events in five pairs of twins. Twins share pitches, spectra, loudness and
 number of events, and differ in what happens when: a chirp rises or falls, ticks keep time or do
@@ -7,7 +7,7 @@ spectrogram, which see some time and some frequencies at once, can.
 
 Every clip is a function of (seed, family, index) alone, whatever else is written with it.
 
-In this file a signal is a float64 array (samples,) at 16 kHz; only `synthesise` rounds it.
+In this file a signal is a float64 array (samples,) at 16 kHz; only `synthesize` rounds it.
 """
 
 import csv
@@ -37,8 +37,8 @@ PEAK = (-16.0, -1.0)
 """Decibels of full scale that a clip's largest sample reaches."""
 
 
-def synthesise(family: str, *, seconds: float, generator: Generator) -> NDArray[np.float32]:
-    """Draw one clip: events of one family over coloured noise, at a random level.
+def synthesize(family: str, *, seconds: float, generator: Generator) -> NDArray[np.float32]:
+    """Draw one clip: events of one family over colored noise, at a random level.
 
     Args:
         family: A key of `FAMILIES`.
@@ -57,7 +57,7 @@ def synthesise(family: str, *, seconds: float, generator: Generator) -> NDArray[
         raise DataError(f"seconds={seconds:g}: a clip needs at least {SHORTEST:g} s")
     samples = round(seconds * SAMPLE_RATE)
     events = FAMILIES[family](samples, generator)
-    noise = _coloured_noise(samples, generator)
+    noise = _colored_noise(samples, generator)
     noise *= _loudest(events) / np.sqrt(np.mean(noise**2)) / _ratio(generator.uniform(*SNR))
     clip = events + noise
     clip *= _ratio(generator.uniform(*PEAK)) / np.abs(clip).max()
@@ -93,7 +93,7 @@ def write_corpus(
         (folder / family).mkdir(parents=True, exist_ok=True)
         for index in range(clips_per_family):
             generator = np.random.default_rng([seed, zlib.crc32(family.encode()), index])
-            clip = synthesise(family, seconds=seconds, generator=generator)
+            clip = synthesize(family, seconds=seconds, generator=generator)
             path = f"{family}/{index:04d}.flac"
             soundfile.write(folder / path, clip, SAMPLE_RATE, subtype="PCM_16")
             rows.append((path, family, "train" if (index + 1) % TEST_EVERY else "test"))
@@ -248,7 +248,7 @@ def _pluck(pitch: float, samples: int, softness: int, generator: Generator) -> S
     return rounds.ravel()[:samples] * fade
 
 
-def _coloured_noise(samples: int, generator: Generator) -> Signal:
+def _colored_noise(samples: int, generator: Generator) -> Signal:
     """Noise whose power falls by 1.5 to 4.5 dB an octave."""
     spectrum = np.fft.rfft(generator.standard_normal(samples))
     bins = np.maximum(1.0, np.arange(len(spectrum)))

@@ -45,7 +45,7 @@ def beta(count: int, concentration: float, generator: torch.Generator) -> Tensor
 def noise_and_roll(
     spectrogram: Tensor, frames: Tensor, noise: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """Add non-negative noise to normalised log-mel (B, T, F) and turn it in time.
+    """Add non-negative noise to normalized log-mel (B, T, F) and turn it in time.
 
     Args:
         spectrogram: The clips side by side.

@@ -58,16 +58,16 @@ def read_tsv(*manifests: str | Path, split: str | None = None) -> Corpus:
         DataError: A file cannot be read, a line is not what it should be, labels do not fit.
     """
     paths = [Path(manifest) for manifest in manifests]
-    labelled = [path for path in paths if path.with_suffix(".lbl").is_file()]
-    if labelled and labelled != paths:
-        bare = next(path for path in paths if path not in labelled)
-        raise DataError(f"{bare}: no {bare.stem}.lbl beside it, though {labelled[0].name} has one")
-    names = read_descriptors(paths[0].with_name(DESCRIPTORS)) if labelled else {}
+    labeled = [path for path in paths if path.with_suffix(".lbl").is_file()]
+    if labeled and labeled != paths:
+        bare = next(path for path in paths if path not in labeled)
+        raise DataError(f"{bare}: no {bare.stem}.lbl beside it, though {labeled[0].name} has one")
+    names = read_descriptors(paths[0].with_name(DESCRIPTORS)) if labeled else {}
     parts, stems = [], []
     for path in paths:
         clips = _tsv_clips(path, split or split_in_name(path))
         stem = stems_of(clips)
-        if labelled:
+        if labeled:
             clips = _with_labels(clips, stem, path, list(names))
         repeated = repeated_in(clips.column("path"), clips.column("id"))
         if repeated.any():
@@ -81,7 +81,7 @@ def read_tsv(*manifests: str | Path, split: str | None = None) -> Corpus:
         label_names=tuple(names.values()),
     )
     _, first = corpus.table.labels()
-    return replace(corpus, multi_label=bool(labelled) and bool((np.diff(first) != 1).any()))
+    return replace(corpus, multi_label=bool(labeled) and bool((np.diff(first) != 1).any()))
 
 
 def write_tsv(corpus: Corpus, path: str | Path, *, samples: Sequence[int]) -> None:
@@ -117,8 +117,8 @@ def write_tsv(corpus: Corpus, path: str | Path, *, samples: Sequence[int]) -> No
         ids = _label_ids(path.with_name(DESCRIPTORS), corpus.label_names)
         stems = (Path(clip.path).stem for clip in corpus.clips)
         heard = (",".join(ids[number] for number in clip.labels) for clip in corpus.clips)
-        labelled = (f"{stem}\t{labels}\n" for stem, labels in zip(stems, heard, strict=True))
-        write_text(path.with_suffix(".lbl"), "".join(labelled))
+        labeled = (f"{stem}\t{labels}\n" for stem, labels in zip(stems, heard, strict=True))
+        write_text(path.with_suffix(".lbl"), "".join(labeled))
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -245,7 +245,7 @@ def _labels_line_by_line(path: Path, clips: Clips, stems: pa.Array, ids: Sequenc
     numbers = {label: number for number, label in enumerate(ids)}
     known = zip(words_of(stems), words_of(without_suffix(clips)), strict=True)
     in_archive = clips.column("offset").is_valid().to_pylist()
-    labelled = []
+    labeled = []
     for (line, text), (stem, inside), any_id in zip(lines, known, in_archive, strict=True):
         clip_id, tab, labels = text.partition("\t")
         if not tab:
@@ -256,8 +256,8 @@ def _labels_line_by_line(path: Path, clips: Clips, stems: pa.Array, ids: Sequenc
         for label in heard:
             if label not in numbers:
                 raise DataError(f"{path} line {line}: {label!r} is not in {DESCRIPTORS}")
-        labelled.append([numbers[label] for label in heard])
-    return pa.array(labelled, pa.list_(pa.int32()))
+        labeled.append([numbers[label] for label in heard])
+    return pa.array(labeled, pa.list_(pa.int32()))
 
 
 def _each_line_once(

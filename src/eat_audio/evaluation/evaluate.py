@@ -1,4 +1,4 @@
-"""A fine-tuned model and labelled clips -> how good it is, overall and class by class.
+"""A fine-tuned model and labeled clips -> how good it is, overall and class by class.
 
 One label per clip: accuracy and a confusion matrix. Several: mean average precision (mAP) over
 the classes that have a positive; classes without one cannot be scored and are counted instead
@@ -136,7 +136,9 @@ def score(
     )
 
 
-def judge(scores: Scores, label_names: tuple[str, ...], *, multi_label: bool) -> Evaluation:
+def evaluate_scores(
+    scores: Scores, label_names: tuple[str, ...], *, multi_label: bool
+) -> Evaluation:
     """Compare what a model said with the truth."""
     measure = mean_average_precision if multi_label else accuracy
     return measure(scores, label_names)

@@ -1,4 +1,4 @@
-"""Labelled vectors -> how good they are: a linear classifier, nearest neighbours, rank.
+"""Labeled vectors -> how good they are: a linear classifier, nearest neighbours, rank.
 
 Pure functions of arrays. Vectors are standardised on the clips that are learnt from; then comes
 scikit-learn's logistic regression with a fixed strength, or a vote of the nearest clips. Nothing is
@@ -120,7 +120,7 @@ def value(guesses: Array, truth: Array, *, multi_label: bool) -> float:
 def effective_rank(vectors: Array) -> float:
     """How many directions vectors (clips, D) really use: from 1 (collapse) to D.
 
-    The exponential of the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO
+    The exponential of the entropy of the normalized singular values (Roy and Vetterli, EUSIPCO
     2007) of the vectors after their mean is taken away; the mean says nothing about clips.
     """
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)

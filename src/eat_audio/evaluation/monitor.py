@@ -1,7 +1,7 @@
 """An encoder in the middle of its pre-training -> what can be found in its features by now.
 
 The loss of self-supervised learning says little about what is learnt: its target moves. So, every
-so many steps, a few labelled clips are embedded and looked at with a linear classifier, nearest
+so many steps, a few labeled clips are embedded and looked at with a linear classifier, nearest
 neighbours and the effective rank, which nears 1 when a run collapses. Step 0 is an encoder with
 random weights: what has to be beaten.
 
@@ -29,7 +29,7 @@ from eat_audio.evaluation.metrics import (
     linear_score,
     views,
 )
-from eat_audio.evaluation.probe import TITLES, encode, labelled, side_by_side
+from eat_audio.evaluation.probe import TITLES, encode, labeled, side_by_side
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 
@@ -41,7 +41,7 @@ class MonitorSettings(Settings):
     """How pre-training is looked at while it runs."""
 
     data: str | None = None
-    """Labelled clips (a manifest or a folder) to look at the encoder with; none: no looking."""
+    """Labeled clips (a manifest or a folder) to look at the encoder with; none: no looking."""
     every: PositiveInt = 1_000
     """Steps from one look to the next; the last step is always looked at."""
     clips: int = Field(400, ge=4)
@@ -53,7 +53,7 @@ class MonitorSettings(Settings):
 
 
 class Monitor:
-    """Labelled clips, kept as spectrograms, to look at an encoder with.
+    """Labeled clips, kept as spectrograms, to look at an encoder with.
 
     Args:
         settings: With `data`.
@@ -76,7 +76,7 @@ class Monitor:
         assert settings.data is not None
         self.settings = settings
         self.steps = steps
-        corpus = sample(labelled(settings.data), settings.clips)
+        corpus = sample(labeled(settings.data), settings.clips)
         self.multi_label = corpus.multi_label
         seconds = settings.seconds or clips.test_seconds or clips.seconds
         heard = ClipSettings(seconds=seconds, released_padding=clips.released_padding)

@@ -1,4 +1,4 @@
-"""A frozen encoder and labelled clips -> how much simple classifiers find in its features.
+"""A frozen encoder and labeled clips -> how much simple classifiers find in its features.
 
 The quickest honest look at an encoder. The CLS token (of methods that have one), the mean of the
 patches, and both are always shown side by side: which one is best changes with the length of
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eat_audio.audio import fbank as logmel
-from eat_audio.checkpoints.load import find_with_front_end
+from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.cross_validation import Rounds, rounds, sample
@@ -246,8 +246,8 @@ def compare(
     """Probe the encoder at a place (a classifier's, too) beside random ones and log-mel.
 
     Args:
-        place: What `find_model` knows.
-        data: Labelled clips in any layout that `open_corpus` knows.
+        place: What `load_model` knows.
+        data: Labeled clips in any layout that `open_corpus` knows.
         seconds: How much of every clip is heard, from its beginning.
         seeds: How many encoders of the same shape with random weights are probed.
         neighbours: How many vote; None: no k-NN.
@@ -256,9 +256,9 @@ def compare(
     Raises:
         EatError: The encoder cannot be loaded, or the corpus has no labels.
     """
-    corpus = labelled(data)
+    corpus = labeled(data)
     corpus = corpus if most is None else sample(corpus, most)
-    encoder, features = find_with_front_end(place, AudioEncoder)
+    encoder, features = load_model_and_features(place, AudioEncoder)
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     heard, pooled = _hear(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
@@ -296,7 +296,7 @@ def compare(
     )
 
 
-def labelled(data: str | Path) -> Corpus:
+def labeled(data: str | Path) -> Corpus:
     """A corpus to be probed on.
 
     Raises:

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.audio.fbank import FRAME, HOP, log_mel
-from eat_audio.errors import AudioError, OutputError, RecipeError
+from eat_audio.errors import AudioError, OutputError, SettingError
 from eat_audio.inference.inputs import Sound, as_text, recordings
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.storage import distinct_stem, plain_stem
 from eat_audio.inference.windows import Array, stretches, unreadable, with_last
 from eat_audio.progress import track
@@ -76,16 +76,16 @@ class Rules:
     def __post_init__(self) -> None:
         for name in ("median", "gap", "shortest"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name}={getattr(self, name):g}: expected 0 s or more")
+                raise SettingError(f"{name}={getattr(self, name):g}: expected 0 s or more")
         if not 0 < self.off <= self.on <= 1:
-            raise RecipeError(f"on={self.on:g}, off={self.off:g}: expected 0 < off <= on <= 1")
+            raise SettingError(f"on={self.on:g}, off={self.off:g}: expected 0 < off <= on <= 1")
         if not (0 < self.hop <= self.window and abs(100 * self.hop - round(100 * self.hop)) < 1e-6):
-            raise RecipeError(
+            raise SettingError(
                 f"hop={self.hop:g}: expected a multiple of 0.01 s, and no more than the window "
                 f"({self.window:g} s)"
             )
         if self.top is not None and self.top < 1:
-            raise RecipeError(f"top={self.top}: expected 1 or more")
+            raise SettingError(f"top={self.top}: expected 1 or more")
 
     @property
     def smoothed_steps(self) -> int:
@@ -126,7 +126,7 @@ class FileDetection:
 
 def detect(
     sound: Sound,
-    listener: Listener,
+    predictor: Predictor,
     rules: Rules | None = None,
     *,
     batch: int = 32,
@@ -149,12 +149,12 @@ def detect(
     heard = _Heard(round(rules.hop * SAMPLE_RATE))
     steps = max(round(STRETCH_SECONDS / rules.hop), 1)
     passing = heard.passing(stretches(sound, steps * heard.step, sampling_rate))
-    blocks = listener.over_time(passing, window=rules.window, hop=rules.hop, batch=batch)
+    blocks = predictor.predict_frames(passing, window=rules.window, hop=rules.hop, batch=batch)
     scores = (
         np.where(heard.levels_of_next(len(block)) < rules.quiet, np.float32(0), block)
         for block in smoothed(blocks, rules.smoothed_steps)
     )
-    found = find_events(scores, listener.labels, rules)
+    found = find_events(scores, predictor.labels, rules)
     seconds = heard.samples / SAMPLE_RATE
     # The last step is seldom a whole one.
     events = [Event(e.onset, min(e.offset, seconds), e.label, e.score) for e in found]
@@ -163,7 +163,7 @@ def detect(
 
 def detect_files(
     places: Iterable[str | Path],
-    listener: Listener,
+    predictor: Predictor,
     out: str | Path,
     rules: Rules | None = None,
     *,
@@ -188,7 +188,7 @@ def detect_files(
     for path, name in zip(track(paths, "detect", len(paths)), _names(paths), strict=True):
         told = as_text(path)
         try:
-            heard = detect(path, listener, rules, batch=batch)
+            heard = detect(path, predictor, rules, batch=batch)
         except AudioError as error:
             yield FileDetection(told, None, as_text(error))
             continue

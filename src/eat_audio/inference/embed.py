@@ -24,7 +24,7 @@ import torch
 
 from eat_audio.errors import AudioError, DataError, OutputError
 from eat_audio.inference.inputs import as_text, recordings
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.storage import (
     FROM,
     Folder,
@@ -63,7 +63,7 @@ class Summary:
 
 def embed_files(
     places: Iterable[str | Path],
-    listener: Listener,
+    predictor: Predictor,
     out: str | Path,
     *,
     level: Level = "clip",
@@ -93,12 +93,12 @@ def embed_files(
     check_output(out)
     level = known(level, hop_ms)
     origins = list({one.key: one for one in map(origin_of, recordings(places))}.values())
-    made_by = _made_by(listener, level, hop_ms)
+    made_by = _made_by(predictor, level, hop_ms)
     kind: type[Table] | type[Folder] = Table if _is_table(out) else Folder
     with kind(out, made_by) as store:
         todo = store.todo(origins)
         failed = []
-        heard = listener.embed_each((one.file for one in todo), level, batch=batch, hop_ms=hop_ms)
+        heard = predictor.embed_many((one.file for one in todo), level, batch=batch, hop_ms=hop_ms)
         for origin, vectors in zip(todo, track(heard, "embed", len(todo)), strict=True):
             if isinstance(vectors, AudioError):
                 failed.append(as_text(vectors))
@@ -122,21 +122,21 @@ def _is_table(out: Path) -> bool:
     return out.suffix.lower() == ".parquet"
 
 
-def _made_by(listener: Listener, level: Level, hop_ms: int) -> dict[str, Any]:
+def _made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
     """All that decides what the vectors of a file are: vectors of two models never mix."""
     digest = hashlib.sha256()
-    for name, tensor in listener.model.state_dict().items():
+    for name, tensor in predictor.model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    heard = listener.features
+    heard = predictor.features
     return {
         "level": level,
         "weights": digest.hexdigest()[:16],
-        "pooling": getattr(listener.model.config, "pooling", None),
+        "pooling": getattr(predictor.model.config, "pooling", None),
         "statistics": [heard.mean, heard.std],
         "released_padding": heard.released_padding,
-        "window": listener.samples,
-        "hop": listener.hop,
+        "window": predictor.samples,
+        "hop": predictor.hop,
         "hop_ms": hop_ms,
     }
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import AUDIO_SUFFIXES, SAMPLE_RATE, Encoded, find_audio
+from eat_audio.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioBytes, find_audio
 from eat_audio.errors import AudioError, EatWarning
 from eat_audio.models.common.waveforms import mono_waveform, samples_and_rate, warn_of_scale
 from eat_audio.text import printable, shortened
@@ -35,14 +35,22 @@ class Decoder(Protocol):
 
 
 Sound = (
-    str | Path | Tensor | NDArray[Any] | Mapping[str, Any] | bytes | IO[bytes] | Decoder | Encoded
+    str
+    | Path
+    | Tensor
+    | NDArray[Any]
+    | Mapping[str, Any]
+    | bytes
+    | IO[bytes]
+    | Decoder
+    | AudioBytes
 )
 """A file, or what it holds; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
 `datasets` ({"array": ..., "sampling_rate": ...} or {"bytes": ..., "path": ...}) or a row that has
 one as "audio"; or an object that decodes as torchcodec's do."""
 
 
-def as_source(sound: Sound, sampling_rate: int | None = None) -> str | Path | Encoded | Tensor:
+def as_source(sound: Sound, sampling_rate: int | None = None) -> str | Path | AudioBytes | Tensor:
     """Return what a sound is read from: a file, the bytes of one, or a waveform at 16 kHz.
 
     Args:
@@ -66,7 +74,7 @@ def as_source(sound: Sound, sampling_rate: int | None = None) -> str | Path | En
         value = inside
     if isinstance(value, (str, os.PathLike)):
         return Path(value)
-    if isinstance(value, Encoded):
+    if isinstance(value, AudioBytes):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _encoded(None, value)
@@ -79,9 +87,9 @@ def _has_samples(sample: Mapping[str, Any]) -> bool:
     return any(sample.get(key) is not None for key in ("array", "raw"))
 
 
-def _encoded(name: object, data: Any) -> Encoded:
+def _encoded(name: object, data: Any) -> AudioBytes:
     try:
-        return Encoded(str(name) if name else "the bytes", bytes(memoryview(data)))
+        return AudioBytes(str(name) if name else "the bytes", bytes(memoryview(data)))
     except TypeError:
         raise AudioError(
             f"{shortened(data)} was given as the bytes of a recording; expected bytes"

@@ -21,13 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
-from eat_audio.checkpoints.load import find_model, find_with_front_end
+from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.splits import Roles
-from eat_audio.errors import AudioError, CheckpointError, DataError, RecipeError
-from eat_audio.evaluation.evaluate import Evaluation, judge, score
+from eat_audio.errors import AudioError, CheckpointError, DataError, SettingError
+from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, score
 from eat_audio.inference.inputs import Sound, as_text, recordings
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
@@ -64,10 +64,10 @@ from eat_audio.training.loop import Training
 __all__ = [
     "Embedding",
     "FilePrediction",
-    "Listener",
+    "Predictor",
     "Prediction",
     "evaluate_model",
-    "find_model",
+    "load_model",
     "load",
     "predict_files",
 ]
@@ -105,14 +105,14 @@ class Prediction:
     score: float
 
 
-def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Listener":
-    """A model ready to hear: see `find_model` for places and errors.
+def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Predictor":
+    """A model ready to hear: see `load_model` for places and errors.
 
     Without a front end beside the weights (released files have none) it is the method's own for
     AudioSet.
     """
-    model, features = find_with_front_end(place)
-    return Listener(_moved(model, device), features, overlap=overlap)
+    model, features = load_model_and_features(place)
+    return Predictor(_moved(model, device), features, overlap=overlap)
 
 
 def _moved(model: M, device: str) -> M:
@@ -120,7 +120,7 @@ def _moved(model: M, device: str) -> M:
     return model
 
 
-class Listener:
+class Predictor:
     """A model with its front end.
 
     Sound that is longer than a window is heard window by window, each as a clip of its own. The
@@ -147,7 +147,7 @@ class Listener:
         columns, shared = round(window / COLUMN_SECONDS), round(overlap / COLUMN_SECONDS)
         off = max(abs(columns * COLUMN_SECONDS - window), abs(shared * COLUMN_SECONDS - overlap))
         if off > 1e-6 or not 0 <= shared < columns:
-            raise RecipeError(
+            raise SettingError(
                 f"window={window:g}, overlap={overlap:g}: expected multiples of "
                 f"{COLUMN_SECONDS:g} s, and an overlap shorter than the window"
             )
@@ -209,7 +209,7 @@ class Listener:
         """
         return _or_raise(next(self.predict_each([sound], top_k, sampling_rate=sampling_rate)))
 
-    def embed_each(
+    def embed_many(
         self,
         sounds: Iterable[Sound],
         level: Level,
@@ -248,10 +248,10 @@ class Listener:
         """The likeliest labels of many sounds, in order, or what is wrong with them.
 
         Args:
-            sounds: See `embed_each`.
+            sounds: See `embed_many`.
             top_k: How many labels of each; all if there are fewer.
             batch: Windows heard at once.
-            sampling_rate: See `embed_each`.
+            sampling_rate: See `embed_many`.
         """
         self._must_classify()
         _at_least_one("top_k", top_k)
@@ -265,7 +265,7 @@ class Listener:
             best = np.argsort(-scores, kind="stable")[:top_k]
             yield [Prediction(names[number], float(scores[number])) for number in best]
 
-    def over_time(
+    def predict_frames(
         self,
         sound: Sound | Iterator[Tensor],
         *,
@@ -293,10 +293,10 @@ class Listener:
         """
         self._must_classify()
         _at_least_one("batch", batch)
-        ear = Listener(self.model, self.features, window=window)
+        ear = Predictor(self.model, self.features, window=window)
         step = round(hop * SAMPLE_RATE)
         if not 0 < step <= ear.hop:
-            raise RecipeError(f"hop={hop:g}: expected more than 0 s and not more than {window:g}")
+            raise SettingError(f"hop={hop:g}: expected more than 0 s and not more than {window:g}")
         if isinstance(sound, Iterator) and not hasattr(sound, "read"):  # an open file is one, too
             arriving = sound
         else:
@@ -384,7 +384,7 @@ class FilePrediction:
 
 
 def predict_files(
-    places: Iterable[str | Path], listener: Listener, *, top_k: int = 12, batch: int = 8
+    places: Iterable[str | Path], predictor: Predictor, *, top_k: int = 12, batch: int = 8
 ) -> Iterator[FilePrediction]:
     """The likeliest labels of files, and of all recordings in folders, in sorted order.
 
@@ -399,7 +399,7 @@ def predict_files(
             single file is part of its result, and the others go on.
     """
     paths = recordings(places)
-    heard = track(listener.predict_each(paths, top_k, batch=batch), "predict", len(paths))
+    heard = track(predictor.predict_each(paths, top_k, batch=batch), "predict", len(paths))
     for path, result in zip(paths, heard, strict=True):
         if isinstance(result, AudioError):
             yield FilePrediction(as_text(path), [], as_text(result))
@@ -415,13 +415,13 @@ def evaluate_model(
     seconds: float | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Score a fine-tuned model on labelled clips.
+    """Score a fine-tuned model on labeled clips.
 
     Labels of the clips are those of the model that have the same name. A model without names (as
     the released files are) has the corpus' names, if they are as many.
 
     Args:
-        place: See `find_model`.
+        place: See `load_model`.
         data: See `open_corpus`.
         splits: Which parts of the corpus; by default "test", else "eval", else everything.
         seconds: How much of each clip is heard, from its beginning; if None 60 s, or 10.24 s
@@ -431,9 +431,9 @@ def evaluate_model(
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.
     """
-    model, features = find_with_front_end(place)
-    listener = Listener(_moved(model, device), features)
-    listener._must_classify()
+    model, features = load_model_and_features(place)
+    predictor = Predictor(_moved(model, device), features)
+    predictor._must_classify()
     assert isinstance(model, AudioClassifier)
     if is_regression(model.config):
         raise CheckpointError(f"{place}: predicts numbers (regression), not classes to be scored")
@@ -444,18 +444,18 @@ def evaluate_model(
         raise DataError(f"{data}: its clips have no labels to be scored against{reason}")
     if chosen := tuple(splits) or Roles.of(corpus.splits).tested:
         corpus = corpus.select(*chosen)
-    corpus = _with_labels_of(listener, corpus)
+    corpus = _with_labels_of(predictor, corpus)
     multi_label = corpus.multi_label or several_labels(model.config)
     corpus = replace(corpus, multi_label=multi_label)
     usual_seconds = WINDOW_SECONDS if features.released_padding else LONGEST_TESTED
     if seconds is not None and not 0 < seconds < math.inf:
-        raise RecipeError(f"seconds={seconds:g}: more than 0 is expected")
+        raise SettingError(f"seconds={seconds:g}: more than 0 is expected")
     scores = score(model, features, corpus, ClipSettings(seconds=seconds or usual_seconds))
-    return judge(scores, corpus.label_names, multi_label=multi_label)
+    return evaluate_scores(scores, corpus.label_names, multi_label=multi_label)
 
 
-def _with_labels_of(listener: Listener, corpus: Corpus) -> Corpus:
-    names = listener.labels
+def _with_labels_of(predictor: Predictor, corpus: Corpus) -> Corpus:
+    names = predictor.labels
     if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         if len(names) != len(corpus.label_names):
             raise DataError(
@@ -489,7 +489,7 @@ HEAR: dict[Level, Hear] = {
 def _at_least_one(name: str, value: Any) -> None:
     """Raise RecipeError where a setting is no whole number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise RecipeError(f"{name}={shortened(value)}: expected a whole number of 1 or more")
+        raise SettingError(f"{name}={shortened(value)}: expected a whole number of 1 or more")
 
 
 def _or_raise(result: T | AudioError) -> T:

@@ -20,7 +20,7 @@ from eat_audio.errors import CheckpointError, DataError, EatWarning, OutputError
 from eat_audio.inference.inputs import as_text
 from eat_audio.inference.windows import Array, middles
 from eat_audio.text import csv_cell, from_csv_cell, printable
-from eat_audio.training.checkpoint import claim
+from eat_audio.training.checkpoint import lock_run_dir
 from eat_audio.writing import ASIDE, aside_name, write_json, written_aside
 
 FROM = "relative_to"
@@ -125,7 +125,7 @@ class Store:
 def claimed(folder: Path, out: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(claim(folder))
+            stack.enter_context(lock_run_dir(folder))
         except CheckpointError as error:
             reason = str(error.args[0]).removeprefix(f"{folder}: ")
             raise OutputError(f"{out}: {reason}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, stream_audio
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
-from eat_audio.errors import AudioError, RecipeError
+from eat_audio.errors import AudioError, SettingError
 from eat_audio.inference.inputs import Sound, as_source
 
 Array = NDArray[np.float32]
@@ -245,15 +245,15 @@ def known(level: str, hop_ms: int = 160) -> Level:
     for one in LEVELS:
         if one == level:
             if one == "clip" and hop_ms != HOPS_MS[0]:
-                raise RecipeError(f"hop={hop_ms}: a clip has one vector; expected level=frame")
+                raise SettingError(f"hop={hop_ms}: a clip has one vector; expected level=frame")
             return one
-    raise RecipeError(f"level={level}: expected one of {', '.join(LEVELS)}")
+    raise SettingError(f"level={level}: expected one of {', '.join(LEVELS)}")
 
 
 def passes_for(hop_ms: int) -> int:
     """How often a sound is heard for a frame every `hop_ms` milliseconds."""
     if hop_ms not in HOPS_MS:
-        raise RecipeError(f"hop={hop_ms}: expected one of {', '.join(map(str, HOPS_MS))} ms")
+        raise SettingError(f"hop={hop_ms}: expected one of {', '.join(map(str, HOPS_MS))} ms")
     return HOPS_MS[0] // hop_ms
 
 

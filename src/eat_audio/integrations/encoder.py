@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import AudioError, CheckpointError
 from eat_audio.inference.inputs import Sound
-from eat_audio.inference.predictor import Listener, load
+from eat_audio.inference.predictor import Predictor, load
 from eat_audio.inference.windows import Level
 
 VARIABLE = "EAT_MODEL"
@@ -36,16 +36,16 @@ class Ears(nn.Module):
             raise CheckpointError(
                 f"no model is given; expected a path, or {VARIABLE} set to a folder or a Hub id"
             )
-        self.listener: Listener = load(place, device="cpu")
-        self.model = self.listener.model  # a part of this module, so that `to` moves it
+        self.predictor: Predictor = load(place, device="cpu")
+        self.model = self.predictor.model  # a part of this module, so that `to` moves it
         self.rate = SAMPLE_RATE
         self.width: int = self.model.config.hidden_size
 
     def hear(self, sounds: Iterable[Sound], level: Level, *, hop_ms: int = 160) -> list[Tensor]:
-        """The vectors of every sound, see `Listener.embed_each`, on the device of the model."""
+        """The vectors of every sound, see `Predictor.embed_many`, on the device of the model."""
         device = next(self.model.parameters()).device
         heard = []
-        for vectors in self.listener.embed_each(sounds, level, hop_ms=hop_ms):
+        for vectors in self.predictor.embed_many(sounds, level, hop_ms=hop_ms):
             if isinstance(vectors, AudioError):
                 raise vectors
             heard.append(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))

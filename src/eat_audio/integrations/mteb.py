@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import AudioError
-from eat_audio.inference.predictor import Listener, load
+from eat_audio.inference.predictor import Predictor, load
 
 BATCH = 8
 """Windows of 10.24 s heard at once."""
@@ -49,7 +49,7 @@ class EATEncoder(AbsEncoder):
         if place is None and revision is not None:
             place = _fetched(model_name, revision)
         self.model_name = model_name
-        self.model: Listener = load(place or model_name, device=device or "auto")
+        self.model: Predictor = load(place or model_name, device=device or "auto")
 
     def encode(
         self,
@@ -75,7 +75,7 @@ class EATEncoder(AbsEncoder):
             AudioError: There is no sound in a batch, or it cannot be heard.
         """
         vectors = []
-        for vector in self.model.embed_each(_waveforms(inputs), "clip", batch=BATCH):
+        for vector in self.model.embed_many(_waveforms(inputs), "clip", batch=BATCH):
             if isinstance(vector, AudioError):
                 raise vector
             vectors.append(vector)

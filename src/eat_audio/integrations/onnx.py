@@ -2,7 +2,7 @@
 
     waveforms (B, S)  ->  log-mel (B, T, 128)  ->  clip (B, D) and frames (B, T', D), or scores
 
-Sound goes in as waveforms or as normalised log-mel. The clips of a batch are equally long: there
+Sound goes in as waveforms or as normalized log-mel. The clips of a batch are equally long: there
 is no mask, so nothing that goes in is taken for padding. A file is compared with the model that it
 was made from before it gets its name.
 
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.audio import fbank as logmel
 from eat_audio.checkpoints.sink import Sink
-from eat_audio.errors import CheckpointError, EatError, RecipeError
-from eat_audio.inference.predictor import Listener, load
+from eat_audio.errors import CheckpointError, EatError, SettingError
+from eat_audio.inference.predictor import Predictor, load
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel, scores_of
 from eat_audio.writing import written_aside
@@ -69,7 +69,7 @@ def export(
     """Write a model as ONNX (`.onnx`) or for `torch.export.load` (`.pt2`), and compare the two.
 
     Args:
-        place: See `find_model`.
+        place: See `load_model`.
         out: The file; its ending decides what it is.
         takes: "waveform": floats (B, S) in [-1, 1] at 16 kHz; "logmel": what the model's front
             end makes of them, (B, T, 128), T a multiple of 16.
@@ -81,34 +81,34 @@ def export(
             than the model, or cannot be written; nothing is there then.
     """
     if out.suffix not in NEEDED:
-        raise RecipeError(f"{out}: expected a file that ends in {' or '.join(NEEDED)}")
+        raise SettingError(f"{out}: expected a file that ends in {' or '.join(NEEDED)}")
     missing = [name for name in NEEDED[out.suffix] if find_spec(name) is None]
     if missing:
         raise EatError(f"{missing[0]} is not installed (pip install 'eat-audio[onnx]')")
-    listener = load(place, device="cpu")
-    if gives == "classify" and not isinstance(listener.model, AudioClassifier):
+    predictor = load(place, device="cpu")
+    if gives == "classify" and not isinstance(predictor.model, AudioClassifier):
         raise CheckpointError(
             f"{place}: is an encoder without a classifier; expected one that has learnt labels"
         )
-    if takes == "waveform" and listener.features.released_padding:
+    if takes == "waveform" and predictor.features.released_padding:
         raise CheckpointError(
             f"{place}: hears padding as the released code does, so its waveforms cannot be of any "
             "length; export with logmel as input"
         )
     with written_aside(out) as aside:
-        _write(listener, aside, takes, gives, out.suffix)
-        difference = _difference(listener, _opened(aside), takes, gives)
+        _write(predictor, aside, takes, gives, out.suffix)
+        difference = _difference(predictor, _opened(aside), takes, gives)
         if not difference <= TOLERANCE[takes]:
             raise EatError(
                 f"{out}: an output is {difference:.2g} off the model's own; at most "
                 f"{TOLERANCE[takes]:g} is expected, so nothing was written"
             )
-    batches = sum(1 for _ in _noise(listener))
+    batches = sum(1 for _ in _noise(predictor))
     return Exported(out, takes, OUTPUTS[gives], difference, TOLERANCE[takes], batches)
 
 
 class LogMel(nn.Module):
-    """The front end as matrix products: waveforms (B, S) -> normalised log-mel (B, T, 128).
+    """The front end as matrix products: waveforms (B, S) -> normalized log-mel (B, T, 128).
 
     From a frame's 400 samples to its spectrum everything is linear: taking the mean away, the
     pre-emphasis, the window, the Fourier transform. So it is one matrix, made in float64, whose
@@ -176,25 +176,25 @@ class _Program(nn.Module):
         return (scores_of(self.model.logits(encoded), self.model.config),)
 
 
-def _write(listener: Listener, path: Path, takes: Input, gives: What, kind: str) -> None:
+def _write(predictor: Predictor, path: Path, takes: Input, gives: What, kind: str) -> None:
     """Trace the model, and write that and what its numbers mean, as a file of that ending."""
     clips = torch.export.Dim("clips", min=1)
     if takes == "logmel":
         front_end = None
-        columns = torch.export.Dim("columns", min=1, max=listener.frames // PATCH)
+        columns = torch.export.Dim("columns", min=1, max=predictor.frames // PATCH)
         length = PATCH * columns
-        longest = torch.zeros(1, listener.frames, logmel.N_MELS)
+        longest = torch.zeros(1, predictor.frames, logmel.N_MELS)
         example = torch.zeros(2, 4 * PATCH, logmel.N_MELS)
     else:
-        front_end = LogMel(listener.features)
-        length = torch.export.Dim("samples", min=front_end.least, max=listener.samples)
-        longest, example = torch.zeros(1, listener.samples), torch.zeros(2, SAMPLE_RATE)
-    program = _Program(listener.model, front_end, gives).eval()
+        front_end = LogMel(predictor.features)
+        length = torch.export.Dim("samples", min=front_end.least, max=predictor.samples)
+        longest, example = torch.zeros(1, predictor.samples), torch.zeros(2, SAMPLE_RATE)
+    program = _Program(predictor.model, front_end, gives).eval()
     about = {
         "input": takes,
         "rate": str(SAMPLE_RATE),
         "outputs": json.dumps(OUTPUTS[gives]),
-        "labels": json.dumps(listener.labels if gives == "classify" else []),
+        "labels": json.dumps(predictor.labels if gives == "classify" else []),
     }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says to itself
@@ -236,30 +236,30 @@ def _opened(path: Path) -> Run:
 
 
 @torch.no_grad()
-def _difference(listener: Listener, run: Run, takes: Input, gives: What) -> float:
+def _difference(predictor: Predictor, run: Run, takes: Input, gives: What) -> float:
     """The largest difference between the outputs of a file and of its model, over some noise."""
     worst = 0.0
-    for sound in _noise(listener):
-        heard, frames = listener.features.spectrogram(
+    for sound in _noise(predictor):
+        heard, frames = predictor.features.spectrogram(
             to_int16(sound), torch.full((len(sound),), sound.shape[1])
         )
-        mask = listener.features.mask(heard, frames)
+        mask = predictor.features.mask(heard, frames)
         if gives == "embed":
-            features = listener.model.features(heard, mask)
+            features = predictor.model.features(heard, mask)
             own = [features.clip, features.frames]
         else:
-            own = [scores_of(listener.model(heard, mask).logits, listener.model.config)]
+            own = [scores_of(predictor.model(heard, mask).logits, predictor.model.config)]
         for ours, theirs in zip(own, run(heard if takes == "logmel" else sound), strict=True):
             apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
             worst = max(worst, apart if math.isfinite(apart) else math.inf)
     return worst
 
 
-def _noise(listener: Listener) -> Iterator[Tensor]:
+def _noise(predictor: Predictor) -> Iterator[Tensor]:
     """Batches of clips (B, S), of all lengths that are tried, that grow louder."""
     generator = torch.Generator().manual_seed(0)
-    least = LogMel(listener.features).least
+    least = LogMel(predictor.features).least
     for clips in BATCHES:
-        for samples in (least, *TRIED, listener.samples):
+        for samples in (least, *TRIED, predictor.samples):
             noise = torch.randn(clips, samples, generator=generator)
             yield noise * torch.linspace(0.001, 0.3, samples)

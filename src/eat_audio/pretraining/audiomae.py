@@ -96,7 +96,7 @@ class AudioMAEMethod(Settings):
     """Share of the columns to hide, with masking=grid."""
     hidden_rows: float = Field(0.3, ge=0, lt=1)
     """Share of the rows to hide, with masking=grid."""
-    normalised: bool = True
+    normalized: bool = True
     """Guess the values of a patch relative to its own mean and spread; else as they are."""
 
     def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
@@ -199,7 +199,7 @@ class Decoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def canvas(self, seen: Tensor, masks: Masks) -> Tensor:
+    def decoder_input(self, seen: Tensor, masks: Masks) -> Tensor:
         """The student's tokens (B, V, D) on the grid of patches, with positions: (B, N, D)."""
         seen = self.embed(seen)
         everywhere = self.mask_token.to(seen.dtype).expand(len(seen), masks.n_patches, -1)
@@ -222,7 +222,7 @@ class Decoder(nn.Module):
         real: Tensor | None = None,
     ) -> Tensor:
         """Guesses (B, H, 256) for the patches `wanted` (B, H), from the student's tokens."""
-        x = self.listen(cls, self.canvas(seen, masks), grid, real)[-1]
+        x = self.listen(cls, self.decoder_input(seen, masks), grid, real)[-1]
         return self.pred(self.norm(select(x, wanted)))
 
 
@@ -359,7 +359,7 @@ class AudioMAEPretraining(Pretraining):
         """The equations above.
 
         Args:
-            spectrogram: Normalised log-mel (B, T, F).
+            spectrogram: Normalized log-mel (B, T, F).
             masks: What the student sees of each clip, once.
             columns: (B,) columns of patches that are real in each clip; None if all are.
         """
@@ -367,14 +367,14 @@ class AudioMAEPretraining(Pretraining):
         wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
         cls, seen = self.look(spectrogram, masks)  # (B, D), (B, V, D)
         real = real_patches(columns, grid)
-        guess = self.decoder(cls, seen, masks, grid, wanted, real).float()  # (B, H, 256)
+        prediction = self.decoder(cls, seen, masks, grid, wanted, real).float()  # (B, H, 256)
         y = select(self.targets(spectrogram), wanted)
-        error = (guess - y).square().mean(dim=2)
+        error = (prediction - y).square().mean(dim=2)
         loss = over_hidden(error, weights)
         return {
             "loss": loss,
             "target_spread": spread(y, weights),
-            "guess_spread": spread(guess, weights),
+            "guess_spread": spread(prediction, weights),
         }
 
     def look(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -390,7 +390,7 @@ class AudioMAEPretraining(Pretraining):
         side = self.student.config.patch_size
         squares = spectrogram.float().unflatten(2, (-1, side)).unflatten(1, (-1, side))
         y = squares.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if not self.method.normalised:
+        if not self.method.normalized:
             return y
         variance, mean = torch.var_mean(y, dim=2, keepdim=True)
         return (y - mean) / (variance + 1e-6).sqrt()

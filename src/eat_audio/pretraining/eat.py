@@ -4,7 +4,7 @@
     L_frame     = || decoder(student(visible x)) - y ||^2        over the hidden patches
     L_utterance = || student_cls - mean over patches of y ||^2
     L           = L_frame + w * L_utterance
-    teacher    <- tau * teacher + (1 - tau) * student            after every optimiser step
+    teacher    <- tau * teacher + (1 - tau) * student            after every optimizer step
 
 Both norms are squared and divided by sqrt(D). L_frame is a mean over a clip's hidden patches,
 then over clips and masks; L_utterance a mean over clips and masks. So the loss means the same
@@ -65,7 +65,7 @@ class Tau(Settings):
     steps: PositiveInt = 100_000
 
     def at(self, step: int) -> float:
-        """Tau after `step` finished optimiser steps."""
+        """Tau after `step` finished optimizer steps."""
         return self.end - (self.end - self.start) * max(0.0, 1 - step / self.steps)
 
 
@@ -220,7 +220,7 @@ class EATPretraining(Pretraining):
         """The equations above, for spectrograms (B, T, F).
 
         Args:
-            spectrogram: Normalised log-mel.
+            spectrogram: Normalized log-mel.
             masks: What the student sees of each clip, K times.
             columns: (B,) columns of patches that are real in each clip; None if all are.
             generator: Where the decoder's noise comes from.
@@ -234,13 +234,13 @@ class EATPretraining(Pretraining):
 
         y = self.targets(spectrogram, real)  # (B, N, D)
         cls, seen = self.look(spectrogram, masks)  # (R, D), (R, V, D)
-        canvas = self.canvas(seen, masks, generator, noise)  # (R, N, D)
+        decoder_input = self.decoder_input(seen, masks, generator, noise)  # (R, N, D)
         here = None if real is None else real[clip]
-        guess = self.decoder(canvas, grid, wanted, here).float()  # (R, H, D)
+        prediction = self.decoder(decoder_input, grid, wanted, here).float()  # (R, H, D)
 
         scale = y.shape[-1] ** -0.5
         hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]
-        error = (guess - hidden_y.view_as(guess)).square().sum(dim=2) * scale
+        error = (prediction - hidden_y.view_as(prediction)).square().sum(dim=2) * scale
         frame = over_hidden(error, weights)
         whole_y = masked_mean(y, real)[clip]
         utterance = ((cls.float() - whole_y).square().sum(dim=1) * scale).mean()
@@ -249,7 +249,7 @@ class EATPretraining(Pretraining):
             "frame": frame,
             "utterance": utterance,
             "target_spread": spread(hidden_y, weights),
-            "guess_spread": spread(guess, weights),
+            "guess_spread": spread(prediction, weights),
         }
 
     @torch.no_grad()
@@ -272,7 +272,7 @@ class EATPretraining(Pretraining):
     def _seen_shape(self, masks: Masks) -> tuple[int, int]:
         return masks.visible.shape[2], self.student.config.embed_dim
 
-    def canvas(
+    def decoder_input(
         self,
         seen: Tensor,
         masks: Masks,
@@ -289,7 +289,7 @@ class EATPretraining(Pretraining):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Move the teacher towards the student; `step` optimiser steps are done."""
+        """Move the teacher towards the student; `step` optimizer steps are done."""
         old = list(self.teacher.parameters())
         new = list(self.student.model.parameters())
         torch._foreach_lerp_(old, new, 1 - self.method.tau.at(step))

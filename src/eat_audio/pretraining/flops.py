@@ -9,7 +9,7 @@
 A multiply-add counts as 2. What is counted is what the code does, padding included: every matrix
 product and convolution, and of the front end the FFT and the mel triangles. Not counted is what
 goes element by element (norms, activations, softmax, sums), what a step does once whatever its
-batch (optimiser, the teacher's pace, the bias of local windows), and what recomputing costs.
+batch (optimizer, the teacher's pace, the bias of local windows), and what recomputing costs.
 Nothing is built, so that any size is counted at once; the tests hold the numbers against what
 torch counts while the objectives run.
 
@@ -40,7 +40,7 @@ PARTS = {
     "patches": "log-mel to tokens, once for all masks",
     "encoder": "what is kept, over what it sees",
     "teacher": "what says the targets, whole: a teacher, or a tokenizer",
-    "quantiser": "from tokens to codes, in a tokenizer that learns",
+    "quantizer": "from tokens to codes, in a tokenizer that learns",
     "decoder": "what is thrown away, over the whole grid: decoder, predictor or estimator",
     "guesses": "its last linear map",
 }
@@ -168,20 +168,20 @@ def _beats(
     columns = patches // _rows(config)
     visible = n_visible((columns, _rows(config)), run.hidden_ratio)
     if run.labels is not None:
-        codes, labelling = _codes(tokenizer), 0.0
+        codes, labeling = _codes(tokenizer), 0.0
     elif run.tokenizer is not None:
         made = tokenizer or TokenizerRun(encoder=run.encoder)
         hears = made.config()
         codes = made.codes
-        labelling = _listening(hears, patches) + _to_codes(made, hears, patches)
+        labeling = _listening(hears, patches) + _to_codes(made, hears, patches)
     else:
         drawn = run.random
-        codes, labelling = drawn.codes, _by_drawn_codes(drawn, config, patches)
+        codes, labeling = drawn.codes, _by_drawn_codes(drawn, config, patches)
     width = config.hidden_size
     return [
         *_patches(config, patches),
         _learnt("encoder", _blocks(config, visible)),
-        _fixed("teacher", labelling),
+        _fixed("teacher", labeling),
         _learnt("decoder", _estimator(config, run.predictor_layers, patches)),
         _learnt("guesses", _linear(patches - visible, width, codes)),
         # of patches that were seen: for the log, and taught to nobody
@@ -202,8 +202,8 @@ def _tokenizer(
         *_patches(config, patches),
         _learnt("encoder", _blocks(config, patches)),
         _fixed("teacher", _listening(teacher, patches) + told),
-        _learnt("quantiser", _to_codes(run, config, patches) - lookup),
-        _fixed("quantiser", 2 * lookup),  # nearest codes, and the sums that codes follow
+        _learnt("quantizer", _to_codes(run, config, patches) - lookup),
+        _fixed("quantizer", 2 * lookup),  # nearest codes, and the sums that codes follow
         _learnt("decoder", estimator),
         _learnt("guesses", 0.0 if wanted == width else _linear(patches, width, wanted)),
     ]

@@ -127,7 +127,7 @@ class Pretraining(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """What follows an optimiser step; `step` of them are done."""
+        """What follows an optimizer step; `step` of them are done."""
 
     def at(self, step: int) -> dict[str, float]:
         """What else the log shall say of a step."""

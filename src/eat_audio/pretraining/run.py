@@ -1,6 +1,6 @@
 """A recipe and a corpus -> a pre-trained encoder in a folder.
 
-Puts together what the other files make: clips, features, objective, optimiser, loop, checkpoint.
+Puts together what the other files make: clips, features, objective, optimizer, loop, checkpoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from eat_audio.audio import fbank as logmel
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipSettings, Steps, training_batches, whole_patches
-from eat_audio.errors import RecipeError
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
+from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
 from eat_audio.models import families, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
@@ -28,8 +28,8 @@ from eat_audio.pretraining.beats.stored_labels import StoredLabels
 from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining, TokenizerRun
 from eat_audio.pretraining.eat import EATPretraining, EATRun
 from eat_audio.pretraining.method import Pretraining, PretrainRun
-from eat_audio.training.checkpoint import Run, claim
-from eat_audio.training.distributed import Team, join, share, whole
+from eat_audio.training.checkpoint import Run, lock_run_dir
+from eat_audio.training.distributed import ProcessGroup, join, share, whole
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.optim import adamw, parameter_groups
@@ -61,7 +61,7 @@ def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
     name = recipe.get("method", "eat")
     if not isinstance(name, str) or name not in METHODS:
         known = " or ".join(f"'{known}'" for known in METHODS)
-        raise RecipeError(f"method={name}: {known} is expected")
+        raise SettingError(f"method={name}: {known} is expected")
     return METHODS[name].settings
 
 
@@ -86,9 +86,9 @@ def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
     return out
 
 
-def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> None:
+def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: ProcessGroup) -> None:
     if settings.data is None:
-        raise RecipeError("data is not set; expected data=MANIFEST or data=FOLDER")
+        raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER")
     corpus = open_corpus(settings.data)
     if settings.splits:
         corpus = corpus.select(*settings.splits)
@@ -103,7 +103,7 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
     groups = parameter_groups(
         objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
     )
-    optimiser = adamw(groups, settings.optim)
+    optimizer = adamw(groups, settings.optim)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
         save(objective.student, features, folder, state=part(state, "student."))
@@ -114,14 +114,14 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
         settings,
         corpus.fingerprint(),
         objective,
-        optimiser,
+        optimizer,
         export,
         settings.keep,
         origin,
         team,
         _learnt_from(corpus, objective),
     )
-    steps = Steps(
+    steps = ClipBatches(
         corpus,
         settings.clips,
         batch=settings.batch,
@@ -129,7 +129,7 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
         rank=team.rank,
         ranks=team.ranks,
     )
-    with claim(out, team):
+    with lock_run_dir(out, team):
         start = here.begin(resume=resume)
         with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
             guard = CollapseGuard(objective, log, after=settings.optim.warmup)
@@ -142,8 +142,8 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: Team) -> Non
 
             fit(
                 objective,
-                watched(steps, settings, start, log),
-                optimiser,
+                batches_with_log(steps, settings, start, log),
+                optimizer,
                 settings,
                 settings.optim,
                 start=start,
@@ -163,7 +163,9 @@ def _learnt_from(corpus: Corpus, objective: Pretraining) -> str:
     return contents(corpus) + labels
 
 
-def training_log(settings: Training, out: Path, title: str, start: int, team: Team) -> TrainingLog:
+def training_log(
+    settings: Training, out: Path, title: str, start: int, team: ProcessGroup
+) -> TrainingLog:
     """What a run tells while it runs; of a team, one process speaks."""
     return TrainingLog(
         out,
@@ -173,7 +175,7 @@ def training_log(settings: Training, out: Path, title: str, start: int, team: Te
         clips_per_step=settings.batch * settings.accumulate * team.ranks,
         also=settings.log,
         recipe=settings.model_dump(mode="json"),
-        writes=team.leads,
+        writes=team.is_main,
     )
 
 
@@ -235,14 +237,16 @@ def extractor(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatu
         published = logmel.STATISTICS if same else {}
         if told not in published:
             known = ", ".join({"audioset": None, **published})
-            raise RecipeError(f"clips.statistics={told}: expected two numbers or one of {known}")
+            raise SettingError(f"clips.statistics={told}: expected two numbers or one of {known}")
         statistics = published[told]
     else:
         statistics = logmel.Statistics(*told)
     return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
 
 
-def watched(steps: Steps, settings: Training, start: int, log: TrainingLog) -> Iterator[Batch]:
+def batches_with_log(
+    steps: ClipBatches, settings: Training, start: int, log: TrainingLog
+) -> Iterator[Batch]:
     """The batches of a run; the log hears of clips that cannot be read."""
     accumulate = settings.accumulate
     batches = training_batches(steps, start=start * accumulate, stop=settings.steps * accumulate)

@@ -1,4 +1,4 @@
-"""A run's log -> charts: how training went, and what labelled clips said about the encoder."""
+"""A run's log -> charts: how training went, and what labeled clips said about the encoder."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def training_charts(rows: Log, *, pretraining: bool) -> list[str]:
     def draw(title: str, told: dict[str, str], *, shares: bool = False, note: str = "") -> str:
         """A chart of numbers and what they are called there, of those that are left."""
         there = [name for name in told if name in left]
-        lines = [Line(told[n], points(steps, n), colour) for colour, n in enumerate(there)]
+        lines = [Line(told[n], points(steps, n), color) for color, n in enumerate(there)]
         left[:] = [name for name in left if name not in there]
         return chart(title, lines, shares=shares, note=note) if lines else ""
 
@@ -65,7 +65,7 @@ def training_charts(rows: Log, *, pretraining: bool) -> list[str]:
 
 
 def monitor_charts(rows: Log) -> str:
-    """What labelled clips said about the encoder, beside one of random weights; "" if nothing."""
+    """What labeled clips said about the encoder, beside one of random weights; "" if nothing."""
     rank = "How many directions the vectors use; 1 would be a collapse."
     charts = [
         _against_random(rows, f"{kind}_{metric}_", f"{title}, {shown}", shares=True)
@@ -82,9 +82,9 @@ def _against_random(
 ) -> str:
     """A chart with a line per view; dashed: what it was at step 0."""
     lines = []
-    for colour, (view, name) in enumerate(VIEWS):
+    for color, (view, name) in enumerate(VIEWS):
         if line := points(rows, prefix + view):
             first, value = line[0]
             level = value if first == 0 else None
-            lines.append(Line(name, line, colour, level, "random"))
+            lines.append(Line(name, line, color, level, "random"))
     return chart(title, lines, shares=shares, note=note) if lines else ""

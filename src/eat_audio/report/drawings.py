@@ -1,6 +1,6 @@
 """Numbers and text -> the pieces of a page that needs nothing else: no network, no scripts.
 
-Charts are SVG, written by hand; the page's colours and shapes are in `page.html`, for light and
+Charts are SVG, written by hand; the page's colors and shapes are in `page.html`, for light and
 dark, for screens and phones. Whatever comes from a user's data (labels, paths, messages) is escaped
 before it becomes HTML. Spectrograms are drawn in `pictures.py`.
 """
@@ -112,7 +112,7 @@ class Line:
     name: str
     points: Points
     """Values that are not finite leave a gap."""
-    colour: int = 0
+    color: int = 0
     level: float | None = None
     """Something to be compared with: a dashed line at this height."""
     level_name: str = ""
@@ -182,21 +182,21 @@ def _axes(ticks: Sequence[float], steps: float, shares: bool) -> str:
 def _drawn(line: Line, place: Place, tell: Tell) -> list[str]:
     """The shapes of one line."""
     shapes = []
-    colour = f"c{line.colour % COLOURS}"
+    color = f"c{line.color % COLOURS}"
     if line.level is not None:
         _, y = place(0, line.level)
-        shapes.append(f'<path class="line dashed {colour}" d="M{LEFT} {y:.1f}h{WIDTH}"/>')
+        shapes.append(f'<path class="line dashed {color}" d="M{LEFT} {y:.1f}h{WIDTH}"/>')
     many = len(line.points) > SMOOTHED
     shown = thinned(line.points)
-    shapes.append(_path(shown, place, f"line {colour}{' faint' if many else ''}"))
+    shapes.append(_path(shown, place, f"line {color}{' faint' if many else ''}"))
     if many:
-        shapes.append(_path(thinned(running_mean(line.points)), place, f"line {colour}"))
+        shapes.append(_path(thinned(running_mean(line.points)), place, f"line {color}"))
     elif len(shown) <= 25:
         for x, y in shown:
             if math.isfinite(y):
                 across, down = place(x, y)
                 shapes.append(
-                    f'<circle class="dot {colour}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
+                    f'<circle class="dot {color}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
                     f"<title>{text(line.name)}, step {x:.0f}: {tell(y)}</title></circle>"
                 )
     return shapes
@@ -236,10 +236,10 @@ def running_mean(points: Points) -> Points:
 
 
 def _entry(line: Line, tell: Tell) -> str:
-    colour = f"c{line.colour % COLOURS}"
+    color = f"c{line.color % COLOURS}"
     last = next((y for _, y in reversed(line.points) if math.isfinite(y)), math.nan)
     beside = "" if line.level is None else f" {text(line.level_name)} {tell(line.level)}"
-    key = f'<span class="key {colour}"></span>{text(line.name)}'
+    key = f'<span class="key {color}"></span>{text(line.name)}'
     return f"<span>{key} <strong>{tell(last)}</strong>{beside}</span>"
 
 
@@ -252,10 +252,10 @@ def svg(width: float, height: float, shapes: Iterable[str], title: str) -> str:
     )
 
 
-def bars(rows: Iterable[tuple[str, float, str]], *, colour: int = 0) -> str:
+def bars(rows: Iterable[tuple[str, float, str]], *, color: int = 0) -> str:
     """A name, a share and a word about it, one bar each."""
     shown = (
-        f'<div class="bar c{colour}"><span class="name" title="{text(name)}">{text(name)}</span>'
+        f'<div class="bar c{color}"><span class="name" title="{text(name)}">{text(name)}</span>'
         f'<span class="rail"><span style="--share:{share:.3f}"></span></span>'
         f'<span class="value">{percent(share)}</span><span class="count">{text(note)}</span></div>'
         for name, share, note in rows

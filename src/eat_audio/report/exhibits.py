@@ -43,7 +43,7 @@ def by_class(evaluation: Evaluation) -> str:
         half = MOST_BARS // 4
         shown = (
             f"<p class=note>The {half} best</p>{bars(rows[:half])}"
-            f"<p class=note>The {half} weakest</p>{bars(rows[-half:], colour=1)}"
+            f"<p class=note>The {half} weakest</p>{bars(rows[-half:], color=1)}"
             f"<details><summary>All {len(rows)}</summary>{bars(rows)}</details>"
         )
     parts = [f'<div class="card"><h3>{title}</h3>{shown}</div>']
@@ -110,7 +110,7 @@ def label_of(clip: Clip, corpus: Corpus) -> str:
 def neighbours(
     encoder: AudioModel, features: AudioFeatureExtractor, corpus: Corpus, heard: ClipSettings
 ) -> list[str]:
-    """A few labelled clips, each beside those that the encoder takes for most alike.
+    """A few labeled clips, each beside those that the encoder takes for most alike.
 
     Raises:
         EatError: Fewer than two clips can be read.

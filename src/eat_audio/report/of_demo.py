@@ -61,7 +61,7 @@ class Findings:
     from_scratch: Evaluation
     """Of the same model fine-tuned from random weights."""
     example: Example
-    guess: Guess
+    prediction: Guess
     stages: Sequence[tuple[str, float]]
     """What was done, and how many seconds it took."""
     settings: Sequence[tuple[str, str]]
@@ -91,8 +91,8 @@ def render(found: Findings) -> str:
         chart(
             "Pre-training: loss",
             [
-                Line(name, points(found.pretraining, name), colour)
-                for colour, name in enumerate(("loss", "frame", "utterance"))
+                Line(name, points(found.pretraining, name), color)
+                for color, name in enumerate(("loss", "frame", "utterance"))
             ],
             note="The loss and its parts, about single patches and about whole clips. The target "
             "moves with the teacher, so the loss may rise while the encoder gets better.",
@@ -120,7 +120,7 @@ def render(found: Findings) -> str:
         f"<p>{text(verdict(found))}</p>",
         by_class(found.evaluation),
         "<h2>A sound it has never heard</h2>",
-        _guess(found.guess),
+        _guess(found.prediction),
         "<h2>What was done</h2>",
         table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in found.stages]),
         table(("software", "version"), found.versions),
@@ -181,8 +181,8 @@ def probe_bars(found: Findings) -> list[str]:
     return [
         '<div class="card">',
         bars([(f"{view}, pre-trained", late, "") for view, _, late in views]),
-        bars([(f"{view}, random weights", early, "") for view, early, _ in views], colour=1),
-        bars(without, colour=3),
+        bars([(f"{view}, random weights", early, "") for view, early, _ in views], color=1),
+        bars(without, color=3),
         "</div>",
     ]
 
@@ -198,11 +198,11 @@ def _probe_caption(found: Findings) -> str:
     return said
 
 
-def _guess(guess: Guess) -> str:
+def _guess(prediction: Guess) -> str:
     sound = ""
-    if len(guess.wav) < MOST_AUDIO:
-        sound = f'<audio controls src="{data_url(guess.wav, "audio/wav")}"></audio>'
+    if len(prediction.wav) < MOST_AUDIO:
+        sound = f'<audio controls src="{data_url(prediction.wav, "audio/wav")}"></audio>'
     return (
-        f"<p>{text(guess.path)}, which is {text(guess.truth)}:</p>{sound}"
-        f'<div class="card">{bars((label, score, "") for label, score in guess.scores)}</div>'
+        f"<p>{text(prediction.path)}, which is {text(prediction.truth)}:</p>{sound}"
+        f'<div class="card">{bars((label, score, "") for label, score in prediction.scores)}</div>'
     )

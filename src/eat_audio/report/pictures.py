@@ -19,7 +19,7 @@ PATCH = 16
 SHADES = 63
 """Levels of a spectrogram, which make its file small."""
 TONES = ((13, 20, 38), (24, 62, 96), (38, 118, 128), (128, 176, 118), (240, 218, 140))
-"""Colours of a spectrogram, red, green and blue, from quiet to loud."""
+"""Colors of a spectrogram, red, green and blue, from quiet to loud."""
 HIDDEN = (128, 130, 134)
 PITCHES = (500, 1_000, 2_000, 4_000)
 """Hz that are marked beside a spectrogram."""

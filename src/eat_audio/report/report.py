@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from eat_audio.checkpoints.load import find_model, load_features
+from eat_audio.checkpoints.load import load_features, load_model
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.cross_validation import sample
 from eat_audio.data.loader import ClipSettings
 from eat_audio.errors import CheckpointError, EatError, OutputError
 from eat_audio.evaluation.evaluate import Evaluation
-from eat_audio.evaluation.probe import labelled
+from eat_audio.evaluation.probe import labeled
 from eat_audio.models import families
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
@@ -60,7 +60,7 @@ class Told:
     """`log.jsonl`."""
     evaluation: Evaluation | None
     data: str | None
-    """Labelled clips to look at the encoder with, if others than the run's."""
+    """Labeled clips to look at the encoder with, if others than the run's."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def write_report(place: str | Path, out: str | Path | None = None, data: str | N
     Args:
         place: The folder of a pre-training or a fine-tuning.
         out: The file; by default `report.html` in that folder.
-        data: Labelled clips to look for nearest neighbours in; by default those that the run
+        data: Labeled clips to look for nearest neighbours in; by default those that the run
             was looked at with, or learnt from.
 
     Raises:
@@ -253,18 +253,18 @@ def duration(seconds: float) -> str:
 
 
 def _looks(told: Told) -> list[str]:
-    """What labelled clips have said about the encoder while it learnt."""
+    """What labeled clips have said about the encoder while it learnt."""
     charts = monitor_charts(told.rows)
     if not charts:
         return [
             missing(
-                "Nobody has looked: the run had no labelled clips to be looked at with. "
+                "Nobody has looked: the run had no labeled clips to be looked at with. "
                 "monitor.data=CORPUS shows here how a linear probe, nearest neighbours and the "
                 "effective rank develop; eat probe looks at the finished encoder."
             )
         ]
     data = (told.recipe.get("monitor") or {}).get("data")
-    clips = f"labelled clips of {data}" if data else "labelled clips"
+    clips = f"labeled clips of {data}" if data else "labeled clips"
     said = f"Frozen features of {clips}, looked at while training. Dashed: an encoder of the same "
     said += "shape with random weights."
     return [f"<p>{text(said)}</p>", charts]
@@ -317,19 +317,19 @@ def _masks(told: Told) -> list[str]:
 
 
 def _neighbours(told: Told) -> list[str]:
-    """A few labelled clips, each beside those that the encoder takes for most alike."""
+    """A few labeled clips, each beside those that the encoder takes for most alike."""
     monitor, heard = told.recipe.get("monitor") or {}, told.recipe.get("clips") or {}
     place = told.data or monitor.get("data") or told.recipe.get("data")
     seconds = monitor.get("seconds") or heard.get("test_seconds") or heard.get("seconds")
     if place is None:
         return [missing("Not shown: the run does not say where its clips are.")]
     try:
-        corpus = sample(labelled(place), MOST_EMBEDDED)
-        encoder = find_model(told.place, AudioEncoder)
+        corpus = sample(labeled(place), MOST_EMBEDDED)
+        encoder = load_model(told.place, AudioEncoder)
         features = load_features(told.place) or _features(told)
         return neighbours(encoder, features, corpus, ClipSettings(seconds=seconds or 10.24))
     except EatError as error:
-        return [missing(f"Not shown: {error}. --data CORPUS looks among other labelled clips.")]
+        return [missing(f"Not shown: {error}. --data CORPUS looks among other labeled clips.")]
 
 
 def _features(told: Told) -> AudioFeatureExtractor:

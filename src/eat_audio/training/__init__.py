@@ -1,1 +1,1 @@
-"""How anything learns: one loop, one optimiser, one kind of checkpoint. Knows no method."""
+"""How anything learns: one loop, one optimizer, one kind of checkpoint. Knows no method."""

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from eat_audio.config import Settings
 from eat_audio.errors import CheckpointError, EatWarning, OutputError
 from eat_audio.text import printable, shortened
-from eat_audio.training.distributed import ALONE, Team, sliced, whole
-from eat_audio.training.lock import claim as claim
+from eat_audio.training.distributed import ALONE, ProcessGroup, sliced, whole
+from eat_audio.training.lock import lock_run_dir as lock_run_dir
 from eat_audio.training.records import MAY_CHANGE as MAY_CHANGE
 from eat_audio.training.records import (
     RECORD,
@@ -71,14 +71,14 @@ class Run:
     data: str
     """A fingerprint of the data, to see that a resumed run hears the same."""
     objective: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     """Over groups that carry "names"."""
     export: Callable[[Path, dict[str, Tensor]], None]
     """Writes the model, ready for use, into a folder, given the objective's whole state."""
     keep: int = 2
     origin: dict[str, Any] = field(default_factory=dict)
     """What else the run began with: the encoder it was given, its front end."""
-    team: Team = ALONE
+    team: ProcessGroup = ALONE
     contents: str | None = None
     """A fingerprint of the recordings themselves; None: they are not compared."""
     began: list[bytes] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Run:
             raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
         self.team.wait()  # all have looked before one of them writes
         step, failed = 0, None
-        if self.team.leads:
+        if self.team.is_main:
             try:
                 _remove_aside(self.out)
                 step = self._newest_whole(there) if goes_on else 0
@@ -114,7 +114,7 @@ class Run:
             raise failed or CheckpointError(f"{self.out}: cannot be gone on from")
         if step:
             folder = next(folder for folder in there if step_of(folder) == step)
-            load_checkpoint(folder, self.objective, self.optimiser)
+            load_checkpoint(folder, self.objective, self.optimizer)
         return step
 
     def save(self, step: int) -> None:
@@ -124,8 +124,8 @@ class Run:
             CheckpointError: It could not be written (the disk is full, say). What was saved
                 before is untouched.
         """
-        state, moments = self._state(), _moments(self.optimiser)
-        if not self.team.leads:
+        state, moments = self._state(), _moments(self.optimizer)
+        if not self.team.is_main:
             return
         folder = self.out / "checkpoints" / f"step-{step:08d}"
         try:
@@ -161,7 +161,7 @@ class Run:
             CheckpointError: It could not be written. The checkpoints are untouched.
         """
         state = self._state()
-        if not self.team.leads:
+        if not self.team.is_main:
             return
         try:
             self._check_place()
@@ -266,7 +266,7 @@ class Run:
                 f"{self.out}: was begun on other recordings of the same names "
                 f"({then['contents']}, now {self.contents})"
             )
-        if self.team.leads:
+        if self.team.is_main:
             self._doubts(then)
 
     def _doubts(self, then: dict[str, Any]) -> None:
@@ -283,8 +283,8 @@ class Run:
             )
 
 
-def load_checkpoint(folder: Path, objective: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state into an objective and its optimiser; returns the steps done.
+def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state into an objective and its optimizer; returns the steps done.
 
     Raises:
         CheckpointError: A file is missing or damaged, or belongs to another model.
@@ -296,9 +296,9 @@ def load_checkpoint(folder: Path, objective: nn.Module, optimiser: torch.optim.O
             {name: sliced(x, there[name]) if name in there else x for name, x in saved.items()}
         )
         moments = load_file(folder / "optimiser.safetensors")
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
-                optimiser.state[parameter] = {
+                optimizer.state[parameter] = {
                     moment: _as_held(moments[f"{name}:{moment}"], parameter)
                     for moment in MOMENTS
                     if f"{name}:{moment}" in moments
@@ -314,13 +314,13 @@ def _as_held(moment: Tensor, parameter: Tensor) -> Tensor:
     return sliced(moment, parameter) if moment.ndim else moment.to(parameter.device)
 
 
-def _moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}:{moment}": whole(optimiser.state[parameter][moment])
-        for group in optimiser.param_groups
+        f"{name}:{moment}": whole(optimizer.state[parameter][moment])
+        for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
         for moment in MOMENTS
-        if moment in optimiser.state[parameter]
+        if moment in optimizer.state[parameter]
     }
 
 

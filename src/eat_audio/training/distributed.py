@@ -41,14 +41,14 @@ LOST = ("gloo", "nccl", "connection", "peer", "timed out", "store")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of a run, seen from one of them."""
 
     rank: int = 0
     ranks: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
@@ -107,7 +107,7 @@ class Team:
             ) from error
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
 def local_rank() -> int:
@@ -115,7 +115,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def join(device: torch.device) -> Team:
+def join(device: torch.device) -> ProcessGroup:
     """The team that torchrun has started, or a team of one; may be asked for again.
 
     Args:
@@ -128,7 +128,7 @@ def join(device: torch.device) -> Team:
             torch.cuda.set_device(device)
         how = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(how, timeout=PATIENCE)
-    return Team(dist.get_rank(), dist.get_world_size())
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
 def leave(code: int) -> NoReturn:
@@ -142,7 +142,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def share(objective: nn.Module, team: Team, *, how: Parallel) -> None:
+def share(objective: nn.Module, team: ProcessGroup, *, how: Parallel) -> None:
     """Slice a model over the team, block by block, if that is how the work is shared."""
     if team.ranks == 1 or how == "ddp":
         return
@@ -157,7 +157,7 @@ def share(objective: nn.Module, team: Team, *, how: Parallel) -> None:
     fully_shard(objective, mesh=mesh, reshard_after_forward=True)
 
 
-def exchange(forward: Any, *, when: bool) -> AbstractContextManager[Any]:
+def grad_sync(forward: Any, *, when: bool) -> AbstractContextManager[Any]:
     """Gradients go round the team only when it is time: at the last micro-batch of a step."""
     if isinstance(forward, DistributedDataParallel) and not when:
         return forward.no_sync()

@@ -21,7 +21,14 @@ from torch.nn.utils import clip_grad_norm_
 from eat_audio.config import Settings
 from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.text import printable
-from eat_audio.training.distributed import ALONE, Parallel, Team, exchange, local_rank, whole
+from eat_audio.training.distributed import (
+    ALONE,
+    Parallel,
+    ProcessGroup,
+    grad_sync,
+    local_rank,
+    whole,
+)
 from eat_audio.training.optim import Optim, set_rates
 from eat_audio.training.trackers import LogSettings
 from eat_audio.training.workers import attended
@@ -36,7 +43,7 @@ class Training(Settings):
     batch: PositiveInt = 12
     """Clips per micro-batch."""
     accumulate: PositiveInt = 1
-    """Micro-batches per optimiser step; the loss keeps its meaning."""
+    """Micro-batches per optimizer step; the loss keeps its meaning."""
     seed: int = Field(0, ge=0, le=2**40)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
@@ -109,12 +116,12 @@ class Objective(Protocol):
 def fit(
     objective: Objective,
     batches: Iterator[Any],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     training: Training,
     optim: Optim,
     *,
     start: int = 0,
-    team: Team = ALONE,
+    team: ProcessGroup = ALONE,
     log: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
     say: Callable[[str], None] = lambda sentence: None,
     tick: Callable[[int], None] = lambda step: None,
@@ -129,7 +136,7 @@ def fit(
         objective: Losses of a batch, on the device to train on.
         batches: Micro-batches of this process, already moved on to `start`; `accumulate` of them
             make a step.
-        optimiser: From `adamw`, over groups with a "peak" rate.
+        optimizer: From `adamw`, over groups with a "peak" rate.
         training: How long, how often.
         optim: Rates and clipping.
         start: Steps already done.
@@ -147,14 +154,14 @@ def fit(
     """
     device = next(objective.parameters()).device
     generator = torch.Generator(device)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     forward = team.wrap(objective)
     clock = time.perf_counter()
     skipped = in_a_row = 0
     stop = _StopAfterStep(training)
     with stop, attended(batches, stop, save, team, how=training.parallel) as batches:
         for step in range(start, training.steps):
-            set_rates(optimiser, optim, step, training.steps)
+            set_rates(optimizer, optim, step, training.steps)
 
             weight: float | Tensor = 0.0
             sums: dict[str, Tensor] = {}
@@ -162,7 +169,7 @@ def fit(
                 batch = next(batches).to(device)  # before seeding: loaders draw from torch's own
                 number = (step * training.accumulate + micro) * team.ranks + team.rank
                 _seed(generator, training.seed, number)
-                with exchange(forward, when=micro + 1 == training.accumulate):
+                with grad_sync(forward, when=micro + 1 == training.accumulate):
                     with training.autocast(device):
                         losses = forward(batch, generator)
                     share: float | Tensor = losses.pop("weight", 1.0)
@@ -178,7 +185,7 @@ def fit(
             done = step + 1
             if math.isfinite(norm):
                 stop.finished = None
-                optimiser.step()
+                optimizer.step()
                 objective.after_step(done)
                 in_a_row = 0
             else:
@@ -186,7 +193,7 @@ def fit(
                 say(sentence := _not_finite(step, norm, numbers))
                 if in_a_row == training.patience:
                     raise TrainingDiverged(f"{sentence}, {in_a_row} times in a row: given up")
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             stop.finished = done
             last = done == training.steps
             stopping = team.any(stop.asked, device=device)
@@ -194,7 +201,7 @@ def fit(
             tick(done)
             if done % training.log_every == 0 or last:
                 told = _over_team(numbers, team)
-                rate = max(group["lr"] for group in optimiser.param_groups)
+                rate = max(group["lr"] for group in optimizer.param_groups)
                 told |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
                 log(done, told | {"seconds": time.perf_counter() - clock})
             if done % training.save_every == 0 or last or stopping:
@@ -208,7 +215,7 @@ def fit(
                 raise stop.error()
 
 
-def _over_team(numbers: dict[str, Tensor], team: Team) -> dict[str, float]:
+def _over_team(numbers: dict[str, Tensor], team: ProcessGroup) -> dict[str, float]:
     """The numbers of a step, averaged over processes."""
     values = team.mean(torch.stack([value.float() for value in numbers.values()]))
     return dict(zip(numbers, values.tolist(), strict=True))

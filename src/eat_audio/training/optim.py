@@ -87,7 +87,7 @@ def parameter_groups(
 
 
 def adamw(groups: Sequence[dict[str, Any]], settings: Optim) -> torch.optim.AdamW:
-    """The optimiser over those groups."""
+    """The optimizer over those groups."""
     return torch.optim.AdamW(
         list(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
     )
@@ -115,10 +115,10 @@ def learning_rate(
     return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * done))
 
 
-def set_rates(optimiser: torch.optim.Optimizer, settings: Optim, step: int, steps: int) -> None:
-    """Prepare the optimiser for step `step` of `steps`."""
+def set_rates(optimizer: torch.optim.Optimizer, settings: Optim, step: int, steps: int) -> None:
+    """Prepare the optimizer for step `step` of `steps`."""
     correction = math.sqrt(1 - settings.betas[1] ** (step + 1))
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate(
             step,
             peak=group["peak"],

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from eat_audio.errors import CheckpointError, EatError, Interrupted
-from eat_audio.training.distributed import ALONE, Parallel, Team
+from eat_audio.training.distributed import ALONE, Parallel, ProcessGroup
 
 SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 """What the system answers when it has no room for another process, file or page."""
@@ -42,7 +42,7 @@ def attended(
     batches: Iterator[Any],
     stop: Stopping,
     save: Callable[[int], None],
-    team: Team = ALONE,
+    team: ProcessGroup = ALONE,
     *,
     how: Parallel = "ddp",
 ) -> Iterator[Iterator[Any]]:
@@ -60,7 +60,7 @@ def attended(
         EatError: What was lost, what is saved, and what to do.
     """
     attending = _Attending(batches)
-    alone = team.ranks == 1 or (team.leads and how == "ddp")
+    alone = team.ranks == 1 or (team.is_main and how == "ddp")
     try:
         yield attending
     except (RuntimeError, MemoryError, OSError, EatError) as error:

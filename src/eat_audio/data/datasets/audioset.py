@@ -2,7 +2,7 @@
 
 Three forms: the published segments (`balanced_train_segments.csv`, `unbalanced_train_segments.csv`,
 `eval_segments.csv`), the JSON of AST and Audio-MAE, and the `.tsv` and `.lbl` of EAT. The paths in
-them are those of another machine, so files are recognised by YouTube id, wherever they lie below
+them are those of another machine, so files are recognized by YouTube id, wherever they lie below
 the root; no path of a list is ever opened.
 
 The 527 classes in `audioset_labels.csv` (number, id in the ontology, display name) are AudioSet's
@@ -107,16 +107,16 @@ def audioset_listing(root: Path, lists: Sequence[Path] = ()) -> Listing:
     matched = Matched()
     rows = (row for path in paths for row in _rows(path, labels))
     clips = gathered(_clips(root, _matched(rows, names, matched)))
-    labelled = any(clip.labels for clip in clips)
+    labeled = any(clip.labels for clip in clips)
     return Listing(
         Corpus(
             "audioset",
             clips,
-            label_names=tuple(classes.values()) if labelled else (),
-            multi_label=labelled,
+            label_names=tuple(classes.values()) if labeled else (),
+            multi_label=labeled,
             statistics="audioset",
         ),
-        label_ids=classes if labelled else {},
+        label_ids=classes if labeled else {},
         lists=[str(path) for path in paths],
         missing=matched.missing,
         unlisted=matched.unlisted,

@@ -18,7 +18,7 @@ from eat_audio.models.common.feature_extraction import (
     AudioMAEFeatureExtractor,
 )
 from eat_audio.models.common.modeling import AudioModel
-from eat_audio.models.common.released import Foreign
+from eat_audio.models.common.released import ConvertedCheckpoint
 from eat_audio.text import shortened
 
 NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
@@ -35,7 +35,7 @@ def knows(content: dict[str, Any]) -> bool:
     return "cls_token" in state and "patch_embed.proj.weight" in state
 
 
-def ours(content: dict[str, Any], *, num_heads: int | None = None) -> Foreign:
+def ours(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned Audio-MAE file in our terms.
 
     Args:
@@ -58,7 +58,7 @@ def ours(content: dict[str, Any], *, num_heads: int | None = None) -> Foreign:
     tensors = {f"model.{name}": x for name, x in state.items() if name not in ignored}
     classifies = "head.weight" in state
     config = _config(state, content, num_heads)
-    return Foreign(config, tensors, classifies, AudioMAEFeatureExtractor(), ignored)
+    return ConvertedCheckpoint(config, tensors, classifies, AudioMAEFeatureExtractor(), ignored)
 
 
 def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from eat_audio.models.common.modeling import (
     AudioConfig,
     AudioEncoder,
     AudioModel,
-    Encoded,
+    EncoderOutput,
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -292,7 +292,7 @@ def some_of_a_grid(
 
 
 class AudioMAEPreTrainedModel(AudioModel):
-    """What all Audio-MAE models share: how to initialise and how to encode."""
+    """What all Audio-MAE models share: how to initialize and how to encode."""
 
     config_class = AudioMAEConfig
     config: AudioMAEConfig
@@ -314,19 +314,19 @@ class AudioMAEPreTrainedModel(AudioModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
         return self._run(self.model.embed(input_values), real)
 
-    def _run(self, patches: Tensor, real: Tensor | None) -> Encoded:
+    def _run(self, patches: Tensor, real: Tensor | None) -> EncoderOutput:
         encoder = cast(AudioMAEEncoder, self.model)
         cls, patches, states = encoder(patches, real)
-        return Encoded(encoder.pool(cls, patches, real), cls, patches, states, real)
+        return EncoderOutput(encoder.pool(cls, patches, real), cls, patches, states, real)
 
 
 class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):
-    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+    """The encoder: normalized log-mel in, one vector per clip and per patch out."""
 
     _keys_to_ignore_on_load_unexpected = [r"model\.(head|fc_norm)\."]
 
@@ -337,7 +337,7 @@ class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):
 
 
 class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
-    """Encoder and classifier: normalised log-mel in, logits out.
+    """Encoder and classifier: normalized log-mel in, logits out.
 
     While it trains, a share of every clip's columns and rows of patches, drawn from torch's
     generator, is left out (`mask_t_prob`, `mask_f_prob`): paper section 3.3.
@@ -348,7 +348,7 @@ class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
         self.model = AudioMAEClassifier(config)
         self.post_init()
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128) through the encoder: what is left of them, while training."""
         hidden = (self.config.mask_t_prob, self.config.mask_f_prob)
         if not (self.training and any(hidden)):
@@ -360,6 +360,6 @@ class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
         ids, seen = some_of_a_grid((noise[0], noise[1]), hidden, real)
         return self._run(patches.take_along_dim(ids[..., None], dim=1), seen)
 
-    def logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: EncoderOutput) -> Tensor:
         """What the head says of encoded clips: (B, classes)."""
         return self.model.head(self.model.fc_norm(encoded.clip))

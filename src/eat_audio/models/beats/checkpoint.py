@@ -6,7 +6,7 @@
     encoder.layers.N.self_attn.relative_attention_bias.weight   relative_bias.table, one for all
     predictor.*                                                 head
 
-The two spellings that torch has for normalised weights (of the convolution) are both read; the
+The two spellings that torch has for normalized weights (of the convolution) are both read; the
 older one, of the released files, is written. Files of tokenizers give their encoder, and, to who
 asks for it, what else they have:
 
@@ -26,7 +26,7 @@ from eat_audio.errors import CheckpointError
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
-from eat_audio.models.common.released import Foreign
+from eat_audio.models.common.released import ConvertedCheckpoint
 from eat_audio.text import shortened
 
 DEFAULTS: dict[str, bool | int | float | str] = {
@@ -96,7 +96,7 @@ def knows(content: dict[str, Any]) -> bool:
     )
 
 
-def ours(content: dict[str, Any]) -> Foreign:
+def ours(content: dict[str, Any]) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned BEATs file in our terms; of a tokenizer's, the encoder.
 
     Args:
@@ -118,7 +118,7 @@ def ours(content: dict[str, Any]) -> Foreign:
         expected = kind(config).state_dict()
     _refuse_others(state, expected, config)
     tensors = {name: _gather(name, state, config) for name in expected}
-    return Foreign(config, tensors, classifies, BEATsFeatureExtractor(), ignored)
+    return ConvertedCheckpoint(config, tensors, classifies, BEATsFeatureExtractor(), ignored)
 
 
 def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:

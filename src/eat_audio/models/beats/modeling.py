@@ -37,7 +37,7 @@ from eat_audio.models.common.modeling import (
     AudioConfig,
     AudioEncoder,
     AudioModel,
-    Encoded,
+    EncoderOutput,
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -443,7 +443,7 @@ def patches_heard(attention_mask: Tensor | None, patch: int, rows: int) -> Tenso
 
 
 class BEATsPreTrainedModel(AudioModel):
-    """What all BEATs models share: how to initialise and how to encode."""
+    """What all BEATs models share: how to initialize and how to encode."""
 
     config_class = BEATsConfig
     config: BEATsConfig
@@ -486,13 +486,13 @@ class BEATsPreTrainedModel(AudioModel):
             init.xavier_normal_(layer.weight, gain=self.config.branch_scale)
         init.zeros_(layer.bias)
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         encoder = cast(BEATsEncoder, self.model)
         side, rows = self.config.input_patch_size, self.grid(input_values)[1]
         real = patches_heard(attention_mask, side, rows)
         patches, states = encoder(encoder.embed(input_values), real)
-        return Encoded(encoder.pool(patches, real), None, patches, states, real)
+        return EncoderOutput(encoder.pool(patches, real), None, patches, states, real)
 
 
 def _as_torch_does(layer: nn.Linear | nn.Conv2d) -> None:
@@ -504,7 +504,7 @@ def _as_torch_does(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 class BEATsModel(BEATsPreTrainedModel, AudioEncoder):
-    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+    """The encoder: normalized log-mel in, one vector per clip and per patch out."""
 
     _keys_to_ignore_on_load_unexpected = [r"model\.head\."]
 
@@ -515,14 +515,14 @@ class BEATsModel(BEATsPreTrainedModel, AudioEncoder):
 
 
 class BEATsForAudioClassification(BEATsPreTrainedModel, AudioClassifier):
-    """Encoder and classifier: normalised log-mel in, logits out."""
+    """Encoder and classifier: normalized log-mel in, logits out."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__(config)
         self.model = BEATsClassifier(config)
         self.post_init()
 
-    def logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: EncoderOutput) -> Tensor:
         """What the head says of encoded clips, of every patch first if the mean counts: (B, C)."""
         dropout = self.config.predictor_dropout
         if self.config.pooling == "linear_softmax":

@@ -24,7 +24,7 @@ LONGEST = 4_096
 
 
 class AudioFeatureExtractor(SequenceFeatureExtractor):
-    """Normalised log-mel spectrograms, padded together, with a mask of what is real.
+    """Normalized log-mel spectrograms, padded together, with a mask of what is real.
 
     Args:
         mean: Mean of the corpus' log-mel values.
@@ -127,8 +127,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 class EATFeatureExtractor(AudioFeatureExtractor):
     """The front end of EAT.
 
-    `released_padding` pads before normalising, as the released code does (+0.467 with AudioSet's
-    statistics, and nobody is told); otherwise it is 0, after normalising, and masked.
+    `released_padding` pads before normalizing, as the released code does (+0.467 with AudioSet's
+    statistics, and nobody is told); otherwise it is 0, after normalizing, and masked.
     """
 
     def spectrogram(
@@ -155,7 +155,7 @@ class EATFeatureExtractor(AudioFeatureExtractor):
 class AudioMAEFeatureExtractor(EATFeatureExtractor):
     """The front end of Audio-MAE: that of EAT, with more digits of AudioSet's statistics.
 
-    `released_padding` as in EAT: the released code pads before normalising and tells nobody.
+    `released_padding` as in EAT: the released code pads before normalizing and tells nobody.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class AudioConfig(PreTrainedConfig):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """What an encoder makes of a batch."""
 
     clip: Tensor
@@ -105,7 +105,7 @@ class AudioModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         raise NotImplementedError
 
@@ -141,7 +141,7 @@ def _mean_of_rows(grid: Tensor, real: Tensor) -> Tensor:
 
 
 class AudioEncoder(AudioModel):
-    """An encoder: normalised log-mel in, one vector per clip and per patch out."""
+    """An encoder: normalized log-mel in, one vector per clip and per patch out."""
 
     def forward(
         self,
@@ -154,7 +154,7 @@ class AudioEncoder(AudioModel):
         """Encode a batch.
 
         Args:
-            input_values: Normalised log-mel (B, T, 128), T a multiple of 16.
+            input_values: Normalized log-mel (B, T, 128), T a multiple of 16.
             attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
             output_hidden_states: Also return the tokens before every block and after the last.
             return_dict: Whether to return an object (default) or a tuple.
@@ -174,9 +174,9 @@ class AudioEncoder(AudioModel):
 
 
 class AudioClassifier(AudioModel):
-    """An encoder with a classifier: normalised log-mel in, logits out."""
+    """An encoder with a classifier: normalized log-mel in, logits out."""
 
-    def logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: EncoderOutput) -> Tensor:
         """What the head says of encoded clips: (B, classes)."""
         raise NotImplementedError
 
@@ -192,7 +192,7 @@ class AudioClassifier(AudioModel):
         """Classify a batch.
 
         Args:
-            input_values: Normalised log-mel (B, T, 128), T a multiple of 16.
+            input_values: Normalized log-mel (B, T, 128), T a multiple of 16.
             attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
             labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time; for
                 `num_labels=1`, or the problem type "regression", floats (B,) or (B, classes).

@@ -9,7 +9,7 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ConvertedCheckpoint:
     """A foreign checkpoint in our terms."""
 
     config: PreTrainedConfig

@@ -24,7 +24,7 @@ from eat_audio.errors import CheckpointError
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.models.common.layers import sincos_positions
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
-from eat_audio.models.common.released import Foreign
+from eat_audio.models.common.released import ConvertedCheckpoint
 from eat_audio.models.eat.modeling import EATConfig
 from eat_audio.text import shortened
 
@@ -61,7 +61,7 @@ def knows(content: dict[str, Any]) -> bool:
     )
 
 
-def ours(content: dict[str, Any], *, teacher: bool = False) -> Foreign:
+def ours(content: dict[str, Any], *, teacher: bool = False) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned EAT file in our terms.
 
     Args:
@@ -96,7 +96,9 @@ def ours(content: dict[str, Any], *, teacher: bool = False) -> Foreign:
     for name in taken:
         if _ours(name) == f"model.{POSITIONS}":
             columns_of(taken[name], config.embed_dim)
-    return Foreign(config, tensors, "model.head.weight" in tensors, _features(content), ignored)
+    return ConvertedCheckpoint(
+        config, tensors, "model.head.weight" in tensors, _features(content), ignored
+    )
 
 
 def encoder_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

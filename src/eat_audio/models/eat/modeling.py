@@ -34,7 +34,7 @@ from eat_audio.models.common.modeling import (
     AudioConfig,
     AudioEncoder,
     AudioModel,
-    Encoded,
+    EncoderOutput,
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -253,7 +253,7 @@ class EATClassifier(EATEncoder):
 
 
 class EATPreTrainedModel(AudioModel):
-    """What all EAT models share: how to initialise, what to ignore, how to encode."""
+    """What all EAT models share: how to initialize, what to ignore, how to encode."""
 
     config_class = EATConfig
     config: EATConfig
@@ -276,16 +276,16 @@ class EATPreTrainedModel(AudioModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Encoded:
+    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         encoder = cast(EATEncoder, self.model)
         real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
         cls, patches, states, _ = encoder(encoder.embed(input_values), real)
-        return Encoded(encoder.pool(cls, patches, real), cls, patches, states, real)
+        return EncoderOutput(encoder.pool(cls, patches, real), cls, patches, states, real)
 
 
 class EATModel(EATPreTrainedModel, AudioEncoder):
-    """The encoder: normalised log-mel in, one vector per clip and per patch out."""
+    """The encoder: normalized log-mel in, one vector per clip and per patch out."""
 
     _keys_to_ignore_on_load_unexpected = [
         r"fixed_positional_encoder\.positions",
@@ -299,13 +299,13 @@ class EATModel(EATPreTrainedModel, AudioEncoder):
 
 
 class EATForAudioClassification(EATPreTrainedModel, AudioClassifier):
-    """Encoder and classifier: normalised log-mel in, logits out."""
+    """Encoder and classifier: normalized log-mel in, logits out."""
 
     def __init__(self, config: EATConfig) -> None:
         super().__init__(config)
         self.model = EATClassifier(config)
         self.post_init()
 
-    def logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: EncoderOutput) -> Tensor:
         """What the head says of encoded clips: (B, classes)."""
         return self.model.head(self.model.fc_norm(encoded.clip))

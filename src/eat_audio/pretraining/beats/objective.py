@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch, whole_patches
-from eat_audio.errors import RecipeError
+from eat_audio.errors import SettingError
 from eat_audio.masking import Masks, clip_keys, random_masks
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
-from eat_audio.pretraining.beats.predictor import Estimator
-from eat_audio.pretraining.beats.quantizer import Float32Buffers, census, distances
+from eat_audio.pretraining.beats.predictor import LabelPredictor
+from eat_audio.pretraining.beats.quantizer import Float32Buffers, code_usage, distances
 from eat_audio.pretraining.beats.stored_labels import StoredLabels
 from eat_audio.pretraining.beats.tokenizer import (
     BEATsPretrainRun,
@@ -55,7 +55,7 @@ SILENT = 1e-8
 
 
 class RandomTokenizerSettings(Settings):
-    """The tokenizer of the first iteration. The paper does not say what is normalised; taken
+    """The tokenizer of the first iteration. The paper does not say what is normalized; taken
     literally (none, none, none), nearly all patches get the few labels of the shortest codes.
     """
 
@@ -165,7 +165,7 @@ class RandomTokenizer(Float32Buffers):
             return on_grid(distances(z, self.codes).argmin(dim=-1), real, grid)
 
     def _normed(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """Patches (B, N, 256), normalised as the settings say."""
+        """Patches (B, N, 256), normalized as the settings say."""
         how = self.settings.input_norm
         if how == "none":
             return x
@@ -211,7 +211,7 @@ class BEATsPretraining(Pretraining):
             )
             self.count = self.tokenizer.count
         self.student = BEATsModel(config)
-        self.predictor = Estimator(config, layers=method.predictor_layers, outputs=self.count)
+        self.predictor = LabelPredictor(config, layers=method.predictor_layers, outputs=self.count)
         self.mask_token: nn.Parameter | None = None
         if method.fill == "learned":
             self.mask_token = nn.Parameter(0.02 * torch.randn(config.encoder_embed_dim))
@@ -249,28 +249,28 @@ class BEATsPretraining(Pretraining):
     def losses(self, heard: Heard, masks: Masks, labels: Tensor) -> dict[str, Tensor]:
         """The equations above, for labels (B, T', F')."""
         wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
-        canvas = self.canvas(self.look(heard.spectrogram, masks), masks)  # (B, N, D)
-        told = self.predictor.listen(canvas, heard.real)
-        guess = self.predictor.guess(select(told, wanted)).float()  # (B, H, K)
+        decoder_input = self.decoder_input(self.look(heard.spectrogram, masks), masks)  # (B, N, D)
+        told = self.predictor.listen(decoder_input, heard.real)
+        prediction = self.predictor.prediction(select(told, wanted)).float()  # (B, H, K)
         labels = labels.flatten(1)
         # padding is called 0 here, and counts for nothing
         target = labels.gather(1, wanted).clamp(min=0)
         error = F.cross_entropy(
-            guess.transpose(1, 2),
+            prediction.transpose(1, 2),
             target,
             reduction="none",
             label_smoothing=self.method.label_smoothing,
         )
         loss = over_hidden(error, weights)
         with torch.no_grad():
-            answers = guess.argmax(dim=2)
-            said = census(answers, weights, self.count)
+            answers = prediction.argmax(dim=2)
+            said = code_usage(answers, weights, self.count)
             seen_accuracy = self._accuracy_of_seen(told, masks, labels)
         return {
             "loss": loss,
             "accuracy": _share(answers == target, weights),
             "seen_accuracy": seen_accuracy,
-            **{f"target_{name}": x for name, x in census(target, weights, self.count).items()},
+            **{f"target_{name}": x for name, x in code_usage(target, weights, self.count).items()},
             "guess_used": said["used"],
             "guess_perplexity": said["perplexity"],
         }
@@ -281,7 +281,7 @@ class BEATsPretraining(Pretraining):
         visible = select(student.embed(spectrogram), masks.visible[:, 0])
         return student(visible, None if masks.seen is None else masks.seen[:, 0])[0]
 
-    def canvas(self, seen: Tensor, masks: Masks) -> Tensor:
+    def decoder_input(self, seen: Tensor, masks: Masks) -> Tensor:
         """The predictor's input (B, N, D): seen tokens in their places, the same in all others."""
         fill = seen.new_zeros(seen.shape[2]) if self.mask_token is None else self.mask_token
         everywhere = fill.to(seen.dtype).expand(len(seen), masks.n_patches, -1)
@@ -290,7 +290,7 @@ class BEATsPretraining(Pretraining):
     def _accuracy_of_seen(self, told: Tensor, masks: Masks, labels: Tensor) -> Tensor:
         """How often visible patches would be called right, which nobody is taught."""
         visible = masks.visible[:, 0]
-        answers = self.predictor.guess(select(told.detach(), visible)).argmax(dim=2)
+        answers = self.predictor.prediction(select(told.detach(), visible)).argmax(dim=2)
         seen = torch.ones_like(visible) if masks.seen is None else masks.seen[:, 0]
         return _share(answers == labels.gather(1, visible), seen.float())
 
@@ -305,7 +305,7 @@ def _stored(folder: str, frames: int) -> StoredLabels:
     """The labels in a folder, if they are of so many frames of clips."""
     stored = StoredLabels(folder)
     if whole_patches(stored.seconds) != frames:
-        raise RecipeError(
+        raise SettingError(
             f"{folder}: holds labels of the first {stored.seconds:g} s of clips; "
             f"expected clips.seconds={stored.seconds:g}"
         )

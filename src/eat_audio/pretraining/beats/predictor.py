@@ -15,7 +15,7 @@ from eat_audio.models.beats.modeling import BEATsConfig, BEATsPreTrainedModel, B
 
 
 class _Blocks(nn.Module):
-    """The estimator proper; its parts carry the names by which the encoder's are initialised."""
+    """The estimator proper; its parts carry the names by which the encoder's are initialized."""
 
     def __init__(self, config: BEATsConfig, inputs: int | None, outputs: int | None) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Blocks(nn.Module):
         self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
 
 
-class Estimator(BEATsPreTrainedModel):
+class LabelPredictor(BEATsPreTrainedModel):
     """A few of the encoder's blocks over all patches of a clip, a norm, and a linear map.
 
     Args:
@@ -64,10 +64,10 @@ class Estimator(BEATsPreTrainedModel):
             x = block(x, mask, bias)
         return x
 
-    def guess(self, x: Tensor) -> Tensor:
+    def prediction(self, x: Tensor) -> Tensor:
         """What is guessed of tokens (B, M, D) that have listened: (B, M, outputs)."""
         return self.model.head(self.model.norm(x))
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """Tokens (B, N, ...) -> guesses (B, N, outputs)."""
-        return self.guess(self.listen(x, real))
+        return self.prediction(self.listen(x, real))

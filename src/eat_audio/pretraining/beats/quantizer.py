@@ -27,7 +27,7 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """What a codebook makes of vectors."""
 
     vectors: Tensor
@@ -73,8 +73,8 @@ class Codebook(Float32Buffers):
 
     def forward(
         self, x: Tensor, real: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Quantised:
-        """Quantise vectors (B, N, W); those that are not `real` (B, N) count for nothing.
+    ) -> Quantized:
+        """Quantize vectors (B, N, W); those that are not `real` (B, N) count for nothing.
 
         In training the first call of all makes the codes, by k-means, and every call is remembered
         until `follow`. In evaluation nothing changes, while the released code goes on counting.
@@ -91,7 +91,7 @@ class Codebook(Float32Buffers):
                 self._remember(z.detach()[counts], labels[counts])
             chosen = F.embedding(labels, self.codes)
             error = (chosen - z).square().sum(dim=-1)
-            return Quantised(z + (chosen - z).detach(), labels, error)
+            return Quantized(z + (chosen - z).detach(), labels, error)
 
     @torch.no_grad()
     def start(self, given: Tensor, generator: torch.Generator | None = None) -> None:
@@ -170,7 +170,7 @@ def kmeans(rows: Tensor, first: Tensor, *, rounds: int = ROUNDS) -> tuple[Tensor
 
 
 @torch.no_grad()
-def census(labels: Tensor, weights: Tensor, count: int) -> dict[str, Tensor]:
+def code_usage(labels: Tensor, weights: Tensor, count: int) -> dict[str, Tensor]:
     """How evenly labels (...) with weights (...) of 1, or 0 for padding, use `count` codes.
 
     Returns:

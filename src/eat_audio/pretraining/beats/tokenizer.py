@@ -7,7 +7,7 @@
 
 L is a mean over a clip's patches, then over clips; padding counts nowhere. The paper's L has the
 squared length as it is (`commit_reduction: sum`) and a term that draws codes to z; in the released
-quantiser the former is a mean over the elements of z and the codes follow by moving averages, and
+quantizer the former is a mean over the elements of z and the codes follow by moving averages, and
 so it is here. A supervised teacher is listened to for its logits of the whole clip, with the mean
 of the estimator's guesses beside them; how the paper pools them, it does not say.
 
@@ -29,10 +29,10 @@ from transformers import PreTrainedConfig
 
 from eat_audio.audio.fbank import n_frames
 from eat_audio.checkpoints.convert import read_pickled
-from eat_audio.checkpoints.load import find_with_front_end
+from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
-from eat_audio.errors import CheckpointError, RecipeError
+from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.masking import Masks, random_masks
 from eat_audio.models.beats import checkpoint as beats
 from eat_audio.models.beats.modeling import (
@@ -43,9 +43,9 @@ from eat_audio.models.beats.modeling import (
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
-from eat_audio.models.common.modeling import AudioModel, Encoded
-from eat_audio.pretraining.beats.predictor import Estimator
-from eat_audio.pretraining.beats.quantizer import Codebook, census, distances, perplexity
+from eat_audio.models.common.modeling import AudioModel, EncoderOutput
+from eat_audio.pretraining.beats.predictor import LabelPredictor
+from eat_audio.pretraining.beats.quantizer import Codebook, code_usage, distances, perplexity
 from eat_audio.pretraining.masked_patches import real_columns, spread
 from eat_audio.pretraining.method import Pretraining, PretrainRun, alike
 from eat_audio.training.checkpoint import checkpoints
@@ -55,7 +55,7 @@ PARTS = ("projection.", "codebook.")
 
 
 class TokenizerMethod(Settings):
-    """All that makes the objective what it is; the defaults are those of the released quantiser."""
+    """All that makes the objective what it is; the defaults are those of the released quantizer."""
 
     teacher: str | None = None
     """A BEATs model to learn from: that of the iteration before, or a fine-tuned one."""
@@ -230,7 +230,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, heard: Heard) -> Tensor:
         """Its last layer (B, N, D), or, of a classifier, the logits of clips (B, C); float32."""
-        encoded: Encoded = self.model.encode(heard.spectrogram, heard.mask)
+        encoded: EncoderOutput = self.model.encode(heard.spectrogram, heard.mask)
         if isinstance(self.model, BEATsForAudioClassification):
             return self.model.logits(encoded).float()
         return encoded.patches.float()
@@ -260,7 +260,7 @@ class TokenizerPretraining(Pretraining):
         self.projection = projection(config, method.code_width)
         self.codebook = Codebook(method.codes, method.code_width, memory=method.codebook_memory)
         wanted = self.teacher.width
-        self.estimator = Estimator(
+        self.estimator = LabelPredictor(
             config,
             layers=method.estimator_layers,
             inputs=method.code_width,
@@ -293,10 +293,10 @@ class TokenizerPretraining(Pretraining):
         inside = self.student.model
         patches, _ = inside(inside.embed(heard.spectrogram), real)
         found = self.codebook(self.projection(patches), real, generator)
-        guess = self.estimator(found.vectors, real).float()
+        prediction = self.estimator(found.vectors, real).float()
         if target.ndim == 2:
-            guess = masked_mean(guess, real)
-        apart = 1 - F.cosine_similarity(guess, target, dim=-1)  # (B, N), or (B,)
+            prediction = masked_mean(prediction, real)
+        apart = 1 - F.cosine_similarity(prediction, target, dim=-1)  # (B, N), or (B,)
         distance = (apart if target.ndim == 2 else _per_clip(apart, real)).mean()
         elements = method.code_width if method.commit_reduction == "mean" else 1
         commitment = _per_clip(found.error, real).mean() / elements
@@ -306,10 +306,10 @@ class TokenizerPretraining(Pretraining):
             "loss": distance + method.commit_beta * commitment,
             "distance": distance,
             "commitment": commitment,
-            **census(found.labels, weights, method.codes),
+            **code_usage(found.labels, weights, method.codes),
             "codebook_perplexity": self._evenness(),
             "target_spread": spread(target, counts),
-            "guess_spread": spread(guess.detach(), counts),
+            "guess_spread": spread(prediction.detach(), counts),
         }
 
     @torch.no_grad()
@@ -353,9 +353,9 @@ def find_teacher(method: TokenizerMethod) -> Teacher:
         CheckpointError: It is no BEATs model, or no fine-tuned one if its logits are asked for.
     """
     if method.teacher is None:
-        raise RecipeError("teacher is not set; expected teacher=RUN of the iteration before")
+        raise SettingError("teacher is not set; expected teacher=RUN of the iteration before")
     kind = BEATsModel if method.target == "patches" else BEATsForAudioClassification
-    return Teacher(*find_with_front_end(method.teacher, kind))
+    return Teacher(*load_model_and_features(method.teacher, kind))
 
 
 def find_tokenizer(place: str | Path) -> Tokenizer:
@@ -377,7 +377,7 @@ def find_tokenizer(place: str | Path) -> Tokenizer:
         newest = checkpoints(here)[-1:]
         here = newest[0] if newest else here
         parts = _saved_parts(here, place)
-    encoder, features = find_with_front_end(here, BEATsModel)
+    encoder, features = load_model_and_features(here, BEATsModel)
     assert isinstance(encoder, BEATsModel)
     return _assembled(encoder, parts, features, place)
 
