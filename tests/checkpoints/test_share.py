@@ -185,8 +185,8 @@ class LoopbackHub(BaseHTTPRequestHandler):
 PUSH = """
 import sys
 import eat_audio as eat
-from eat_audio.checkpoints.load import find_with_front_end
-model, features = find_with_front_end(sys.argv[1])
+from eat_audio.checkpoints.load import load_model_and_features
+model, features = load_model_and_features(sys.argv[1])
 model.push_to_hub("me/dogs", token="hf_loopback")
 features.push_to_hub("me/dogs", token="hf_loopback")
 """

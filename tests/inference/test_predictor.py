@@ -244,20 +244,20 @@ def test_no_sound_of_past_windows_is_kept(
 GROWTH = """
 import resource, sys
 import numpy as np, soundfile, torch
-from eat_audio.inference.predictor import Listener
+from eat_audio.inference.predictor import Predictor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 
 torch.set_num_threads(1)
 config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, num_labels=50)
-ear = Listener(EATForAudioClassification(config), EATFeatureExtractor())
+ear = Predictor(EATForAudioClassification(config), EATFeatureExtractor())
 minute = np.random.default_rng(0).integers(-20_000, 20_000, 960_000, np.int16)
 for minutes in map(int, sys.argv[2:]):
     with soundfile.SoundFile(sys.argv[1], "w", 16000, 1, "PCM_16", format="WAV") as file:
         for _ in range(minutes):
             file.write(minute)
     ear.predict(sys.argv[1])
-    next(ear.embed_each([sys.argv[1]], "frame"))
+    next(ear.embed_many([sys.argv[1]], "frame"))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

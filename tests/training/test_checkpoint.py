@@ -470,8 +470,8 @@ def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from eat_audio.training.checkpoint import claim
-with claim(Path(sys.argv[1])):
+from eat_audio.training.checkpoint import lock_run_dir
+with lock_run_dir(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -483,7 +483,7 @@ with claim(Path(sys.argv[1])):
         with pytest.raises(CheckpointError, match=message), lock_run_dir(tmp_path):
             pass
         other.kill()
-    with lock_run_dir(tmp_path):  # a claim ends with its process, however that ended
+    with lock_run_dir(tmp_path):  # a lock ends with its process, however that ended
         pass
 
 
