@@ -23,7 +23,7 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.pretraining.beats.stored_labels import tokenize, usage
 from eat_audio.pretraining.beats.tokenizer import find_tokenizer
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 RECIPES = {
     "esc10": ("eat_esc10", "audiomae_esc10", "beats_esc10"),
     "fsdd": ("eat_fsdd", "audiomae_esc10", "beats_esc10"),

@@ -419,7 +419,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = [*words[:1], f"data={listing}", *SMALL, *words[1:], "--out", tmp_path / "out"]
-    code, said, err = eat(monkeypatch, capsys, *told)
+    code, said, err = eat(monkeypatch, capsys, *told, app=app)
     assert code == 2 and not said and "Traceback" not in err
     (line,) = err.splitlines()
     assert line.startswith("eat: ") and sentence in line
