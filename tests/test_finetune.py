@@ -20,7 +20,7 @@ from eat_audio.data.corpora import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, SettingError
-from eat_audio.evaluation.evaluate import evaluate_scores, score
+from eat_audio.evaluation.evaluate import evaluate_model, evaluate_scores, predict_corpus
 from eat_audio.finetune import (
     Augmentation,
     Classification,
@@ -32,7 +32,6 @@ from eat_audio.finetune import (
     split,
     start_from,
 )
-from eat_audio.inference.predictor import evaluate_model
 from eat_audio.models import families, save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.checkpoint import encoder_names
@@ -516,7 +515,7 @@ def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
     test = split(open_corpus(made), told)[1]
     assert test is not None
     kept = EATForAudioClassification.from_pretrained(tmp_path / "run")
-    scores = score(kept, load_features(tmp_path / "run"), test, told.clips)
+    scores = predict_corpus(kept, load_features(tmp_path / "run"), test, told.clips)
     said = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluate_scores(scores, test.label_names, multi_label=False).value == said["value"]
 

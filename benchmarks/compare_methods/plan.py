@@ -18,7 +18,7 @@ from eat_audio import config as recipe
 from eat_audio import pipeline as chain
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import SettingError
-from eat_audio.evaluation.probe import labeled
+from eat_audio.evaluation.probe import labeled_corpus
 from eat_audio.pretraining import flops
 from eat_audio.pretraining.beats.tokenizer import TokenizerRun
 from eat_audio.pretraining.method import PretrainRun
@@ -124,7 +124,7 @@ def make_plan(asked: Asked, out: Path, meter: Meter) -> Plan:
     data = legs[0][0].usual.data
     if data is None:
         raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
-    corpus = labeled(data)
+    corpus = labeled_corpus(data)
     parts = divide(corpus, asked.folds)
     titles = [recipe.about(word).title for word in words]
     methods = [Method(*one) for one in zip(labels, titles, map(tuple, legs), strict=True)]

@@ -29,7 +29,7 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, whole_patches
 from eat_audio.data.splits import Roles, role_of, train_and_test
 from eat_audio.errors import DataError, SettingError
-from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, score
+from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
 from eat_audio.masking import clip_keys, uniform
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
@@ -362,7 +362,7 @@ def _finetune(
             team.wait()
             model = load_model(out, AudioClassifier)
             nn.Module.to(model, settings.on())
-        scores = score(model, features, test, settings.clips)
+        scores = predict_corpus(model, features, test, settings.clips)
         evaluation = evaluate_scores(scores, corpus.label_names, multi_label=corpus.multi_label)
         if team.is_main:
             evaluation.write(out)

@@ -20,7 +20,7 @@ from eat_audio.evaluation.evaluate import (
     accuracy,
     evaluate_scores,
     mean_average_precision,
-    score,
+    predict_corpus,
 )
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
@@ -28,14 +28,17 @@ from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 NAMES = ("dog", "cat", "rain", "nothing")
 
 
-def told(scores: Any, truth: Any) -> Scores:
+def scores_of(scores: Any, truth: Any) -> Scores:
     return Scores([str(n) for n in range(len(truth))], np.array(scores), np.array(truth), [])
+
+
+PERFECT = scores_of(np.eye(4), np.eye(4))
 
 
 def test_accuracy_is_the_share_of_right_answers_and_recall_by_class() -> None:
     truth = np.eye(4)[[0, 0, 1, 2]]
     scores = np.eye(4)[[0, 1, 1, 3]]
-    found = accuracy(told(scores, truth), NAMES)
+    found = accuracy(scores_of(scores, truth), NAMES)
     assert found.value == 0.5 and found.clips == 4 and found.without_positive == 1
     assert [row["accuracy"] for row in found.classes] == [0.5, 1.0, 0.0, None]
     assert found.confusion is not None and found.confusion[0] == [1, 1, 0, 0]
@@ -45,7 +48,7 @@ def test_map_leaves_out_classes_without_a_positive_and_counts_them() -> None:
     random = np.random.default_rng(0)
     scores, truth = random.random((50, 4)), (random.random((50, 4)) < 0.3).astype(float)
     truth[:, 3] = 0
-    found = mean_average_precision(told(scores, truth), NAMES)
+    found = mean_average_precision(scores_of(scores, truth), NAMES)
     parts = [average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
     assert found.value == pytest.approx(np.mean(parts)) and found.without_positive == 1
     assert found.classes[3]["mAP"] is None
@@ -53,12 +56,12 @@ def test_map_leaves_out_classes_without_a_positive_and_counts_them() -> None:
 
 def test_map_without_any_label_is_refused() -> None:
     with pytest.raises(DataError, match="no clip has any label"):
-        mean_average_precision(told(np.ones((3, 4)), np.zeros((3, 4))), NAMES)
+        mean_average_precision(scores_of(np.ones((3, 4)), np.zeros((3, 4))), NAMES)
 
 
 def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) -> None:
     names = ("=1+1", "K\u00e4uzchen", "\u72ac", "-2")
-    evaluate_scores(told(np.eye(4), np.eye(4)), names, multi_label=False).write(tmp_path / "out")
+    evaluate_scores(PERFECT, names, multi_label=False).write(tmp_path / "out")
     table = (tmp_path / "out" / "evaluation.csv").read_text(encoding="utf-8")
     assert [line.split(",")[0] for line in table.splitlines()[1:]] == ["'=1+1", *names[1:]]
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
@@ -66,7 +69,7 @@ def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) ->
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
-    found = evaluate_scores(told(np.eye(4), np.eye(4)), NAMES, multi_label=False)
+    found = evaluate_scores(PERFECT, NAMES, multi_label=False)
     found.write(tmp_path)
     again = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert again["value"] == 1.0 and again["metric"] == "accuracy"
@@ -87,9 +90,9 @@ def test_scores_do_not_depend_on_the_batch(corpus: Corpus, released_padding: boo
     model = EATForAudioClassification(config)
     features = EATFeatureExtractor(released_padding=released_padding)
     clips = ClipSettings(seconds=1.5)
-    one, many = (score(model, features, corpus, clips, batch=batch) for batch in (1, 30))
+    one, many = (predict_corpus(model, features, corpus, clips, batch=batch) for batch in (1, 30))
     np.testing.assert_allclose(one.scores, many.scores, atol=1e-5)
-    assert one.ids == many.ids and np.array_equal(one.truth, many.truth)
+    assert one.ids == many.ids and np.array_equal(one.targets, many.targets)
 
 
 def test_unreadable_clips_are_left_out_and_named(corpus: Corpus, tmp_path: Path) -> None:
@@ -99,11 +102,11 @@ def test_unreadable_clips_are_left_out_and_named(corpus: Corpus, tmp_path: Path)
     rest = replace(corpus, clips=(broken, *corpus.clips[1:]))
     config = EATConfig(embed_dim=32, depth=1, num_heads=2, num_classes=len(corpus.label_names))
     model, features = EATForAudioClassification(config), EATFeatureExtractor()
-    found = score(model, features, rest, ClipSettings(seconds=1.0))
+    found = predict_corpus(model, features, rest, ClipSettings(seconds=1.0))
     assert len(found.ids) == len(corpus) - 1
     assert len(found.unreadable) == 1 and "gone.wav" in found.unreadable[0]
     with pytest.raises(DataError, match="not one of its 1 clips can be read"):
-        score(model, features, replace(corpus, clips=(broken,)), ClipSettings(seconds=1.0))
+        predict_corpus(model, features, replace(corpus, clips=(broken,)), ClipSettings(seconds=1.0))
 
 
 @needs_data
@@ -112,6 +115,6 @@ def test_several_labels_per_clip_are_scored_with_sigmoids(data: Path) -> None:
     part = Corpus("part", corpus.clips[:4], corpus.label_names, multi_label=True)
     config = EATConfig(embed_dim=32, depth=1, num_heads=2, num_classes=527)
     model = EATForAudioClassification(config)
-    found = score(model, EATFeatureExtractor(), part, ClipSettings(seconds=2.0))
+    found = predict_corpus(model, EATFeatureExtractor(), part, ClipSettings(seconds=2.0))
     assert found.scores.shape == (4, 527) and 0.2 < found.scores.mean() < 0.8
     assert evaluate_scores(found, part.label_names, multi_label=True).metric == "mAP"

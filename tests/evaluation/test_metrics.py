@@ -12,12 +12,12 @@ from eat_audio.evaluation.metrics import (
     Array,
     chance,
     effective_rank,
-    knn_guesses,
+    knn_predictions,
     knn_score,
-    linear_guesses,
+    linear_predictions,
     linear_score,
+    mean_score,
     nearest,
-    value,
     views,
 )
 
@@ -56,13 +56,13 @@ def test_the_nearest_neighbour_is_that_of_cosine_distance() -> None:
     theirs = KNeighborsClassifier(1, metric="cosine")
     theirs.fit(scaler.transform(known), labels.argmax(1))
     expected = theirs.score(scaler.transform(unknown), truth.argmax(1))
-    assert knn_score(known, labels, unknown, truth, multi_label=False, neighbours=1) == expected
+    assert knn_score(known, labels, unknown, truth, multi_label=False, neighbors=1) == expected
 
 
 def test_neighbours_vote_by_their_similarity() -> None:
     known = np.array([[1, 0.1], [0.9, -0.1], [-1, 0.1], [-0.9, -0.1]], np.float32)
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
-    guesses = knn_guesses(known, labels, known, neighbours=3)
+    guesses = knn_predictions(known, labels, known, neighbors=3)
     assert np.allclose(guesses.sum(axis=1), 1)
     assert (guesses.argmax(axis=1) == labels.argmax(axis=1)).all()
     assert guesses.max() < 1 + 1e-6 and guesses[0, 0] > 0.99  # the third looks the other way
@@ -70,7 +70,7 @@ def test_neighbours_vote_by_their_similarity() -> None:
 
 def test_more_neighbours_than_clips_are_all_clips() -> None:
     known, labels = clouds(1, clips=6)
-    assert knn_guesses(known, labels, known, neighbours=50).shape == (6, 3)
+    assert knn_predictions(known, labels, known, neighbors=50).shape == (6, 3)
 
 
 def test_the_nearest_come_first() -> None:
@@ -84,16 +84,16 @@ def test_several_labels_are_scored_by_the_mean_over_classes_of_average_precision
     labels, truth = (np.hstack([one, one[:, :1]]) for one in (labels, truth))
     truth[:, 2] = 0  # no positive to be found: not part of the mean
     labels[:, 3] = 0  # nothing to learn from: neither
-    guesses = linear_guesses(known, labels, unknown, multi_label=True)
+    guesses = linear_predictions(known, labels, unknown, multi_label=True)
     assert np.isnan(guesses[:, 3]).all()
     expected = [average_precision_score(truth[:, n], guesses[:, n]) for n in (0, 1)]
-    assert value(guesses, truth, multi_label=True) == pytest.approx(np.mean(expected))
+    assert mean_score(guesses, truth, multi_label=True) == pytest.approx(np.mean(expected))
 
 
 def test_a_class_that_is_never_learnt_is_never_guessed() -> None:
     known, labels = clouds(1)
     labels = labels[:, [0, 1, 2, 2]] * [1, 1, 0, 1]
-    assert set(linear_guesses(known, labels, known, multi_label=False).argmax(1)) == {0, 1, 3}
+    assert set(linear_predictions(known, labels, known, multi_label=False).argmax(1)) == {0, 1, 3}
 
 
 def test_one_label_alone_is_always_guessed() -> None:

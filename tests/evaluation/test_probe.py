@@ -16,9 +16,9 @@ from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.evaluation.probe import (
     clip_vectors,
-    compare,
     linear_probe,
     log_mel_statistics,
+    probe_encoder,
     random_like,
 )
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
@@ -97,7 +97,7 @@ def test_a_random_encoder_is_another_for_each_seed_and_leaves_torchs_draws_alone
 
 @pytest.fixture(scope="module")
 def compared(saved: Path, listing: Path) -> Any:
-    return compare(saved, listing, seconds=1.0, seeds=2, neighbours=3)
+    return probe_encoder(saved, listing, seconds=1.0, seeds=2, neighbors=3)
 
 
 def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compared: Any) -> None:
@@ -112,9 +112,9 @@ def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compar
     ]
     for row in compared.rows:
         assert 0 <= row.linear.mean <= 1 and row.knn is not None and 0 <= row.knn.mean <= 1
-        assert row.linear.spread >= 0 and row.effective_rank >= 1
+        assert row.linear.std >= 0 and row.effective_rank >= 1
     assert compared.chance == pytest.approx(0.1) and compared.classes == 10
-    assert compared.spread == "resampled tested clips" and "tested on" in compared.rounds
+    assert compared.std_over == "resampled test clips" and "tested on" in compared.split
 
 
 def test_an_encoder_without_a_cls_token_is_probed_by_the_mean_of_its_patches(
@@ -127,7 +127,7 @@ def test_an_encoder_without_a_cls_token_is_probed_by_the_mean_of_its_patches(
     assert found.cls is None and found.both is None and found.best == found.mean
     beats.save_pretrained(tmp_path)
     features.save_pretrained(tmp_path)
-    rows = compare(tmp_path, listing, seconds=1.0, seeds=1).rows
+    rows = probe_encoder(tmp_path, listing, seconds=1.0, seeds=1).rows
     assert [row.features for row in rows] == ["mean of patches"] * 2 + ["log-mel statistics"]
     assert rows[0].linear.mean == found.mean
 
@@ -152,8 +152,8 @@ def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path)
     for number, clip in enumerate(corpus.clips[:45]):
         rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]},{number % 3 + 1}")
     (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    found = compare(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, most=40)
-    assert found.rounds == "3 folds, each tested once" and found.spread == "rounds"
+    found = probe_encoder(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, max_clips=40)
+    assert found.split == "3 folds, each tested once" and found.std_over == "folds"
     assert found.clips == 40 and len(found.rows) == 4
     assert all(row.knn is None for row in found.rows)
 
@@ -171,7 +171,7 @@ def test_the_command_prints_a_table_and_json_with_the_same_numbers(
     found = json.loads(told)
     assert code == 0 and len(found["rows"]) == 7
     for row in found["rows"]:
-        assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['spread']:.1f} %" in shown
+        assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['std']:.1f} %" in shown
         assert f"{row['effective_rank']:.1f}" in shown
 
 

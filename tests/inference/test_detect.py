@@ -276,22 +276,22 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_every_recording_has_its_files(ear: Predictor, recordings: Path, tmp_path: Path) -> None:
-    told = list(detect_files([recordings], ear, tmp_path / "out", Rules(top=1), draw=timeline))
+    told = list(detect_files([recordings], ear, tmp_path / "out", Rules(top=1), plot=timeline))
     (broken,) = (one for one in told if one.error)
-    assert "broken.wav" in broken.error and broken.heard is None  # type: ignore[operator]
+    assert "broken.wav" in broken.error and broken.detection is None  # type: ignore[operator]
     written = {
         json.loads(p.read_text(encoding="utf-8"))["path"]: p
         for p in (tmp_path / "out").glob("*.json")
     }
-    assert written.keys() == {one.path for one in told if one.heard}
+    assert written.keys() == {one.path for one in told if one.detection}
     for one in told:
-        if one.heard:
+        if one.detection:
             place = written[one.path]
             assert json.loads(place.read_text(encoding="utf-8"))["seconds"] == 6.0
             rows = list(
                 csv.DictReader(io.StringIO(place.with_suffix(".csv").read_text(encoding="utf-8")))
             )
-            assert [row["label"] for row in rows] == [event.label for event in one.heard.events]
+            assert [row["label"] for row in rows] == [event.label for event in one.detection.events]
             assert (
                 len(place.with_suffix(".txt").read_text(encoding="utf-8").splitlines())
                 == len(rows)

@@ -27,7 +27,8 @@ from eat_audio.errors import (
     EatWarning,
     SettingError,
 )
-from eat_audio.inference.predictor import Predictor, evaluate_model, load, predict_files
+from eat_audio.evaluation.evaluate import evaluate_model
+from eat_audio.inference.predictor import Predictor, load, predict_files
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 

@@ -57,7 +57,7 @@ def test_a_clip_has_the_same_vectors_in_any_batch(model):
 def test_a_vector_is_that_of_the_clip_from_160_ms_around_its_timestamp_on(model):
     audio = noise(1, 40_000)
     vectors, times = hear.get_timestamp_embeddings(audio, model)
-    later = torch.stack(model.hear(audio[:, 3 * 640 :], "frame"))  # a pass that begins at 120 ms
+    later = torch.stack(model.embed(audio[:, 3 * 640 :], "frame"))  # a pass that begins at 120 ms
     torch.testing.assert_close(vectors[:, 3::4][:, : later.shape[1]], later)
     assert times[0, 3] == 120 + 80
 

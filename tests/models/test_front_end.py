@@ -12,7 +12,7 @@ from eat_audio.audio import load_audio
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings
-from eat_audio.evaluation.evaluate import score
+from eat_audio.evaluation.evaluate import predict_corpus
 from eat_audio.evaluation.probe import clip_vectors
 from eat_audio.finetune import Classification, FinetuneRun
 from eat_audio.inference.predictor import load, predict_files
@@ -60,7 +60,7 @@ def test_a_clip_looks_the_same_in_training_evaluation_and_use(
     settings = FinetuneRun(clips=clips, steps=100)
     Classification(model, features, settings)(batch, generator)
 
-    score(model, features, corpus, clips)
+    predict_corpus(model, features, corpus, clips)
     clip_vectors(model, features, corpus, clips)
 
     model.save_pretrained(tmp_path)

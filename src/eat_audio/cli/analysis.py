@@ -51,15 +51,15 @@ def probe(
     """
     from dataclasses import asdict
 
-    from eat_audio.evaluation.probe import compare
+    from eat_audio.evaluation.probe import probe_encoder
 
-    found = compare(
+    found = probe_encoder(
         model,
         data,
         seconds=seconds,
         seeds=seeds,
-        neighbours=neighbours if knn else None,
-        most=clips,
+        neighbors=neighbours if knn else None,
+        max_clips=clips,
     )
     if as_json:
         print_json(asdict(found))
@@ -77,11 +77,13 @@ def _show(found: Any, *, knn: bool) -> None:
     rows = []
     for row in found.rows:
         scores = [row.linear, row.knn] if knn else [row.linear]
-        told = [f"{100 * one.mean:.1f} ± {100 * one.spread:.1f} %" for one in scores]
+        told = [f"{100 * one.mean:.1f} ± {100 * one.std:.1f} %" for one in scores]
         rows.append((row.features, row.encoder, *told, f"{row.effective_rank:.1f}"))
     show_table(f"Probe on {found.corpus}", tuple(columns), rows)
     print_lines(
-        f"{found.clips} clips, {found.classes} labels, {found.rounds}; "
+        f"{found.clips} clips, {found.classes} labels, {found.split}; "
         f"by chance {100 * found.chance:.1f} %"
     )
-    print_lines(f"±: standard deviation over {found.spread}; of random encoders, over their seeds")
+    print_lines(
+        f"±: standard deviation over {found.std_over}; of random encoders, over their seeds"
+    )

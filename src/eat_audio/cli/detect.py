@@ -42,14 +42,14 @@ def detect(
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     failed = []
     for found in detect_files(
-        expanded(places), load(model, device=device), out, rules, draw=timeline
+        expanded(places), load(model, device=device), out, rules, plot=timeline
     ):
-        if found.heard is None:
+        if found.detection is None:
             failed.append(found.error or "")
             continue
         rows = [
             (f"{e.onset:.2f}", f"{e.offset:.2f}", e.label, f"{e.score:.3f}")
-            for e in found.heard.events
+            for e in found.detection.events
         ]
         show_table(found.path, ("onset", "offset", "label", "score"), rows, heading=True)
     end_of_job(failed)

@@ -40,7 +40,7 @@ def evaluate(
     """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
     from dataclasses import asdict
 
-    from eat_audio.inference.predictor import evaluate_model
+    from eat_audio.evaluation.evaluate import evaluate_model
 
     result = evaluate_model(model, data, splits=tuple(split or ()), seconds=seconds)
     if out is not None:

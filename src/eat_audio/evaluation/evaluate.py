@@ -1,4 +1,4 @@
-"""A fine-tuned model and labeled clips -> how good it is, overall and class by class.
+"""Evaluate classifiers on labeled clips, overall and class by class.
 
 One label per clip: accuracy and a confusion matrix. Several: mean average precision (mAP) over
 the classes that have a positive; classes without one cannot be scored and are counted instead
@@ -7,45 +7,61 @@ the classes that have a positive; classes without one cannot be scored and are c
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, confusion_matrix
+from sklearn.metrics import confusion_matrix
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from eat_audio.audio import fbank as logmel
+from eat_audio.checkpoints.load import load_model_and_features
+from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, ordered_batches, whole_patches
-from eat_audio.errors import DataError
+from eat_audio.data.splits import Roles
+from eat_audio.errors import CheckpointError, DataError, SettingError
+from eat_audio.evaluation.metrics import average_precisions
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.modeling import AudioClassifier, AudioModel
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioModel,
+    is_regression,
+    several_labels,
+)
 from eat_audio.progress import track
 from eat_audio.text import csv_cell
+from eat_audio.training.loop import Training
 from eat_audio.writing import write_json, write_text
+
+WINDOW_SECONDS = 10.24
+"""The 1024 frames that released models were trained on."""
+MAX_SECONDS = 60.0
+"""Seconds of a clip that are scored by default."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says about every clip it could hear."""
+    """A model's scores of every clip that can be read."""
 
     ids: list[str]
     scores: Array
     """(clips, classes): probabilities; softmax for one label per clip, sigmoid for several."""
-    truth: Array
+    targets: Array
     """(clips, classes): 0 or 1."""
     unreadable: list[str]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on a set of clips."""
+    """Scores of a model on a set of clips."""
 
     metric: str
     """"accuracy" or "mAP"."""
@@ -53,9 +69,9 @@ class Evaluation:
     """Between 0 and 1."""
     clips: int
     classes: list[dict[str, Any]]
-    """Per class: label, clips that have it, its score."""
+    """Per class: label, number of its clips, its score."""
     without_positive: int = 0
-    """Classes that no clip has; they are not part of the mean."""
+    """Classes without a clip; they are not part of the mean."""
     unreadable: list[str] = field(default_factory=list)
     confusion: list[list[int]] | None = None
     """Rows: true class, columns: predicted class."""
@@ -70,8 +86,81 @@ class Evaluation:
         write_text(out / f"{name}.csv", table.getvalue())
 
 
+def evaluate_model(
+    place: str | Path,
+    data: str | Path,
+    *,
+    splits: Iterable[str] = (),
+    seconds: float | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate a fine-tuned model on labeled clips.
+
+    Labels of the clips are matched with the model's by name. A model without names (as the
+    released files are) has the corpus' names, if they are as many.
+
+    Args:
+        place: See `load_model`.
+        data: See `open_corpus`.
+        splits: Splits of the corpus; by default "test", else "eval", else everything.
+        seconds: How much of each clip is used, from its beginning; if None 60 s, or 10.24 s
+            by a model that does not mask padding.
+        device: cpu, cuda, ...; auto: a GPU if there is one.
+
+    Raises:
+        EatError: The model is no classifier, or the clips have no labels, or others.
+    """
+    model, features = load_model_and_features(place)
+    classifier = require_classifier(model)
+    if is_regression(model.config):
+        raise CheckpointError(f"{place}: predicts numbers (regression), not classes to be scored")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise SettingError(f"seconds={seconds:g}: more than 0 is expected")
+    corpus = open_corpus(data, several=several_labels(model.config))
+    if not corpus.label_names:
+        reason = "".join(f"; {note}" for note in corpus.notes)
+        raise DataError(f"{data}: its clips have no labels to be scored against{reason}")
+    if names := tuple(splits) or Roles.of(corpus.splits).tested:
+        corpus = corpus.select(*names)
+    corpus = _with_labels_of(model.config, corpus)
+    multi_label = corpus.multi_label or several_labels(model.config)
+    corpus = replace(corpus, multi_label=multi_label)
+    default = WINDOW_SECONDS if features.released_padding else MAX_SECONDS
+    torch.nn.Module.to(model, Training(device=device).on())
+    clips = ClipSettings(seconds=seconds or default)
+    scores = predict_corpus(classifier, features, corpus, clips)
+    return evaluate_scores(scores, corpus.label_names, multi_label=multi_label)
+
+
+def require_classifier(model: AudioModel) -> AudioClassifier:
+    """Return the model; raise CheckpointError if it is an encoder."""
+    if not isinstance(model, AudioClassifier):
+        raise CheckpointError(
+            "the model is an encoder without a classifier; eat finetune teaches it labels"
+        )
+    return model
+
+
+def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of the classes, in their order; LABEL_0 and so on for missing ones."""
+    names: dict[Any, str] = config.id2label or {}
+    return tuple(names.get(n, f"LABEL_{n}") for n in range(config.num_labels or 0))
+
+
+def _with_labels_of(config: PreTrainedConfig, corpus: Corpus) -> Corpus:
+    names = label_names(config)
+    if any(name != f"LABEL_{number}" for number, name in enumerate(names)):
+        return corpus.with_labels(names)
+    if len(names) != len(corpus.label_names):
+        raise DataError(
+            f"{corpus.name}: has {len(corpus.label_names)} labels; the model has "
+            f"{len(names)}, without names"
+        )
+    return corpus
+
+
 @torch.inference_mode()
-def listen(
+def spectrogram_batches(
     model: AudioModel,
     features: AudioFeatureExtractor,
     corpus: Corpus,
@@ -79,31 +168,40 @@ def listen(
     *,
     batch: int,
     title: str,
+    unreadable: list[str],
 ) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
-    """Every clip of a corpus as a model in evaluation mode is to hear it, `batch` at a time.
+    """Yield every readable clip of a corpus as a model's input, `batch` clips at a time.
+
+    The model is in evaluation mode meanwhile. A sentence for each clip that cannot be read is
+    appended to `unreadable`.
 
     Yields:
-        The batch (without clips that cannot be read; it names them, and may be empty), its
-        spectrograms (B, T, F) and what of them is real (B, T), or None for all.
+        The batch, its spectrograms (B, T, F) and their valid frames (B, T), or None for all.
+
+    Raises:
+        DataError: No clip can be read.
     """
     device = next(model.parameters()).device
     seconds = clips.test_seconds or clips.seconds
-    # A model that hears its padding must be given the same amount of it every time.
+    # A model that does not mask padding must be given the same amount of it every time.
     frames = whole_patches(seconds) if features.released_padding else None
     was_training = model.training
     model.eval()
-    total = -(-len(corpus) // batch)
-    for group in track(ordered_batches(corpus, clips, batch=batch), title, total):
-        if not group.ids:
-            yield group, torch.empty(0, 0, logmel.N_MELS), None
-            continue
-        group = group.to(device)
-        spectrogram, true = features.spectrogram(group.waveforms, group.lengths, frames=frames)
-        yield group, spectrogram, features.mask(spectrogram, true)
+    readable = 0
+    batches = ordered_batches(corpus, clips, batch=batch)
+    for group in track(batches, title, -(-len(corpus) // batch)):
+        unreadable += group.unreadable
+        readable += len(group.ids)
+        if group.ids:
+            group = group.to(device)
+            values, counts = features.spectrogram(group.waveforms, group.lengths, frames=frames)
+            yield group, values, features.mask(values, counts)
     model.train(was_training)
+    if not readable:
+        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
 
 
-def score(
+def predict_corpus(
     model: AudioClassifier,
     features: AudioFeatureExtractor,
     corpus: Corpus,
@@ -111,54 +209,50 @@ def score(
     *,
     batch: int = 32,
 ) -> Scores:
-    """Ask a model about every clip of a corpus, from its beginning, `clips.seconds` of it.
+    """Return a model's scores of every clip of a corpus, of `clips.seconds` from its beginning.
 
     Raises:
-        DataError: Not one clip can be read.
+        DataError: No clip can be read.
     """
     ids: list[str] = []
     unreadable: list[str] = []
-    scores, truth = [], []
-    heard = listen(model, features, corpus, clips, batch=batch, title="evaluate")
-    for group, spectrogram, mask in heard:
-        unreadable += group.unreadable
-        if not group.ids:
-            continue
+    scores, targets = [], []
+    for group, spectrogram, mask in spectrogram_batches(
+        model, features, corpus, clips, batch=batch, title="evaluate", unreadable=unreadable
+    ):
         with torch.inference_mode():
             logits = model(spectrogram, mask).logits.double()
         scores.append(logits.sigmoid() if corpus.multi_label else logits.softmax(dim=1))
         ids += group.ids
-        truth.append(group.labels if group.labels is not None else logits.new_zeros(len(logits), 0))
-    if not ids:
-        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+        labels = group.labels if group.labels is not None else logits.new_zeros(len(logits), 0)
+        targets.append(labels.double())
     return Scores(
-        ids, torch.cat(scores).cpu().numpy(), torch.cat(truth).double().cpu().numpy(), unreadable
+        ids, torch.cat(scores).cpu().numpy(), torch.cat(targets).cpu().numpy(), unreadable
     )
 
 
 def evaluate_scores(
     scores: Scores, label_names: tuple[str, ...], *, multi_label: bool
 ) -> Evaluation:
-    """Compare what a model said with the truth."""
+    """Compare scores with their targets."""
     measure = mean_average_precision if multi_label else accuracy
     return measure(scores, label_names)
 
 
 def accuracy(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
-    """Share of clips whose best-scored class is the true one; per class: its recall."""
-    guessed, true = scores.scores.argmax(axis=1), scores.truth.argmax(axis=1)
-    right = guessed == true
-    classes = [
-        {"label": name, "clips": int(here.sum()), "accuracy": float(right[here].mean())}
-        if (here := true == number).any()
-        else {"label": name, "clips": 0, "accuracy": None}
-        for number, name in enumerate(label_names)
-    ]
-    matrix = confusion_matrix(true, guessed, labels=range(len(label_names)))
+    """Return the share of clips whose best-scored class is the true one; per class: its recall."""
+    predictions, targets = scores.scores.argmax(axis=1), scores.targets.argmax(axis=1)
+    right = predictions == targets
+    classes: list[dict[str, Any]] = []
+    for number, name in enumerate(label_names):
+        of_class = right[targets == number]
+        recall = float(of_class.mean()) if len(of_class) else None
+        classes.append({"label": name, "clips": len(of_class), "accuracy": recall})
+    matrix = confusion_matrix(targets, predictions, labels=range(len(label_names)))
     return Evaluation(
         metric="accuracy",
         value=float(right.mean()),
-        clips=len(true),
+        clips=len(targets),
         classes=classes,
         without_positive=sum(row["clips"] == 0 for row in classes),
         unreadable=scores.unreadable,
@@ -167,26 +261,20 @@ def accuracy(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
 
 
 def mean_average_precision(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
-    """Mean over classes with a positive of scikit-learn's average precision."""
-    positives = scores.truth.sum(axis=0).astype(int)
-    classes: list[dict[str, Any]] = [
-        {
-            "label": name,
-            "clips": int(positives[number]),
-            "mAP": float(average_precision_score(scores.truth[:, number], scores.scores[:, number]))
-            if positives[number]
-            else None,
-        }
-        for number, name in enumerate(label_names)
-    ]
-    scored = [float(row["mAP"]) for row in classes if row["mAP"] is not None]
-    if not scored:
+    """Return the mean over classes with a positive of scikit-learn's average precision."""
+    positives = scores.targets.sum(axis=0).astype(int).tolist()
+    if not any(positives):
         raise DataError("no clip has any label; expected at least one to score against")
+    precisions = average_precisions(scores.scores, scores.targets)
+    classes = [
+        {"label": name, "clips": count, "mAP": precision if count else None}
+        for name, count, precision in zip(label_names, positives, precisions.tolist(), strict=True)
+    ]
     return Evaluation(
         metric="mAP",
-        value=float(np.mean(scored)),
+        value=float(np.nanmean(precisions)),
         clips=len(scores.ids),
         classes=classes,
-        without_positive=len(classes) - len(scored),
+        without_positive=positives.count(0),
         unreadable=scores.unreadable,
     )

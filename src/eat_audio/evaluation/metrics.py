@@ -1,10 +1,10 @@
-"""Labeled vectors -> how good they are: a linear classifier, nearest neighbours, rank.
+"""Measure labeled scores and vectors: average precision, linear and nearest-neighbor scores, rank.
 
-Pure functions of arrays. Vectors are standardised on the clips that are learnt from; then comes
-scikit-learn's logistic regression with a fixed strength, or a vote of the nearest clips. Nothing is
-tuned on the tested clips, and nothing is drawn at random.
+Pure functions of arrays. Vectors are standardized on the training clips; then comes scikit-learn's
+logistic regression with a fixed strength, or a vote of the nearest clips. Nothing is tuned on the
+test clips, and nothing is random.
 
-Shapes: (clips, D) vectors, (clips, classes) labels, 0 or 1.
+Shapes: vectors (clips, D), labels and targets (clips, classes), 0 or 1.
 """
 
 import numpy as np
@@ -14,117 +14,126 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 STRENGTH = 0.03
-"""scikit-learn's C, the inverse of the regularisation."""
-NEIGHBOURS = 10
-"""Clips that vote, unless told otherwise."""
+"""scikit-learn's C, the inverse of the regularization."""
+NEIGHBORS = 10
+"""Clips that vote by default."""
 
 Array = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 
+def average_precisions(scores: NDArray, targets: NDArray) -> NDArray[np.float64]:
+    """Return scikit-learn's average precision per class: (classes,).
+
+    It is nan for classes without a positive.
+    """
+    precisions = np.full(targets.shape[1], np.nan)
+    for number in np.flatnonzero(targets.any(axis=0)):
+        precisions[number] = average_precision_score(targets[:, number], scores[:, number])
+    return precisions
+
+
+def mean_score(scores: NDArray, targets: NDArray, *, multi_label: bool) -> float:
+    """Return the accuracy, or the mAP over the classes with a positive and without nan: 0 to 1."""
+    if not multi_label:
+        return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())
+    scored = targets.any(axis=0) & ~np.isnan(scores).any(axis=0)
+    if not scored.any():
+        return 0.0
+    return float(average_precisions(scores[:, scored], targets[:, scored]).mean())
+
+
+def linear_predictions(train: Array, labels: Array, test: Array, *, multi_label: bool) -> Array:
+    """Return logistic regression's scores (clips, classes), nan for classes it cannot be fitted to.
+
+    For several labels per clip: one classifier per class that has both positives and negatives.
+    """
+    train, test = _standardized(train, test)
+    scores = np.full((len(test), labels.shape[1]), np.nan if multi_label else 0.0, np.float32)
+    if not multi_label:
+        classes = labels.argmax(axis=1)
+        if len(set(classes.tolist())) == 1:
+            scores[:, classes[0]] = 1
+        else:
+            fitted = LogisticRegression(C=STRENGTH, max_iter=2_000).fit(train, classes)
+            scores[:, fitted.classes_] = fitted.predict_proba(test)
+        return scores
+    for number in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
+        fitted = LogisticRegression(C=STRENGTH, max_iter=2_000).fit(train, labels[:, number])
+        scores[:, number] = fitted.predict_proba(test)[:, 1]
+    return scores
+
+
+def knn_predictions(train: Array, labels: Array, test: Array, *, neighbors: int) -> Array:
+    """Return the nearest training clips' labels, by their share of cosine similarity."""
+    train, test = (_unit_length(vectors) for vectors in _standardized(train, test))
+    scores = []
+    for rows in np.array_split(test, -(-len(test) // 1_024)):
+        numbers, similarity = nearest(train, rows, neighbors)
+        weights = np.maximum(similarity, 0) + 1e-6  # opposite vectors hardly count
+        weights /= weights.sum(axis=1, keepdims=True)
+        scores.append(np.einsum("qk,qkc->qc", weights, labels[numbers]))
+    return np.concatenate(scores).astype(np.float32)
+
+
+def linear_score(
+    train: Array, labels: Array, test: Array, targets: Array, *, multi_label: bool
+) -> float:
+    """Return the `mean_score` of `linear_predictions`."""
+    scores = linear_predictions(train, labels, test, multi_label=multi_label)
+    return mean_score(scores, targets, multi_label=multi_label)
+
+
+def knn_score(
+    train: Array,
+    labels: Array,
+    test: Array,
+    targets: Array,
+    *,
+    multi_label: bool,
+    neighbors: int = NEIGHBORS,
+) -> float:
+    """Return the `mean_score` of `knn_predictions`."""
+    scores = knn_predictions(train, labels, test, neighbors=neighbors)
+    return mean_score(scores, targets, multi_label=multi_label)
+
+
+def nearest(train: Array, test: Array, count: int) -> tuple[Numbers, Array]:
+    """Return numbers and similarities (clips, count) of the nearest by scalar product, in order."""
+    similarity = test @ train.T
+    numbers = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return numbers, np.take_along_axis(similarity, numbers, axis=1)
+
+
+def unit_vectors(vectors: Array) -> Array:
+    """Return vectors standardized, then scaled to length 1: scalar products are cosines."""
+    return _unit_length(_standardized(vectors, vectors)[0])
+
+
+def _unit_length(vectors: Array) -> Array:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _standardized(train: Array, test: Array) -> tuple[Array, Array]:
+    scaler = StandardScaler().fit(train)
+    return scaler.transform(train), scaler.transform(test)
+
+
 def views(cls: Array | None, mean: Array) -> dict[str, Array]:
-    """The CLS token, the mean of the patches, and both side by side; the mean if it is alone."""
+    """Return the CLS token, the mean of the patches, and both concatenated; or the mean alone."""
     if cls is None:
         return {"mean": mean}
     return {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
 
 
-def linear_score(
-    known: Array, labels: Array, unknown: Array, truth: Array, *, multi_label: bool
-) -> float:
-    """Fit on vectors (clips, D) with 0/1 labels (clips, classes), score on others: 0 to 1."""
-    guesses = linear_guesses(known, labels, unknown, multi_label=multi_label)
-    return value(guesses, truth, multi_label=multi_label)
-
-
-def knn_score(
-    known: Array,
-    labels: Array,
-    unknown: Array,
-    truth: Array,
-    *,
-    multi_label: bool,
-    neighbours: int = NEIGHBOURS,
-) -> float:
-    """The same by a vote of the nearest of the known clips."""
-    guesses = knn_guesses(known, labels, unknown, neighbours=neighbours)
-    return value(guesses, truth, multi_label=multi_label)
-
-
-def linear_guesses(known: Array, labels: Array, unknown: Array, *, multi_label: bool) -> Array:
-    """What logistic regression says: (clips, classes), nan for classes that cannot be learnt.
-
-    For several labels per clip: one classifier per class that has both positives and negatives.
-    """
-    known, unknown = _standardised(known, unknown)
-    guesses = np.full((len(unknown), labels.shape[1]), np.nan if multi_label else 0.0, np.float32)
-    if not multi_label:
-        classes = labels.argmax(axis=1)
-        if len(set(classes.tolist())) == 1:
-            guesses[:, classes[0]] = 1
-        else:
-            fitted = LogisticRegression(C=STRENGTH, max_iter=2_000).fit(known, classes)
-            guesses[:, fitted.classes_] = fitted.predict_proba(unknown)
-        return guesses
-    for number in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
-        fitted = LogisticRegression(C=STRENGTH, max_iter=2_000).fit(known, labels[:, number])
-        guesses[:, number] = fitted.predict_proba(unknown)[:, 1]
-    return guesses
-
-
-def knn_guesses(known: Array, labels: Array, unknown: Array, *, neighbours: int) -> Array:
-    """The nearest known clips' labels, by their share of cosine similarity: (clips, classes)."""
-    known, unknown = (_directions(side) for side in _standardised(known, unknown))
-    guesses = []
-    for rows in np.array_split(unknown, -(-len(unknown) // 1_024)):
-        near, similarity = nearest(known, rows, neighbours)
-        weights = np.maximum(similarity, 0) + 1e-6  # what lies the other way hardly counts
-        weights /= weights.sum(axis=1, keepdims=True)
-        guesses.append(np.einsum("qk,qkc->qc", weights, labels[near]))
-    return np.concatenate(guesses).astype(np.float32)
-
-
-def nearest(known: Array, unknown: Array, count: int) -> tuple[Numbers, Array]:
-    """Numbers and similarities (clips, count) of the nearest by scalar product, nearest first."""
-    similarity = unknown @ known.T
-    near = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    return near, np.take_along_axis(similarity, near, axis=1)
-
-
-def directions(vectors: Array) -> Array:
-    """Vectors (clips, D), standardised and then of length 1: scalar products are cosines."""
-    return _directions(_standardised(vectors, vectors)[0])
-
-
-def _directions(vectors: Array) -> Array:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _standardised(known: Array, unknown: Array) -> tuple[Array, Array]:
-    scaler = StandardScaler().fit(known)
-    return scaler.transform(known), scaler.transform(unknown)
-
-
-def value(guesses: Array, truth: Array, *, multi_label: bool) -> float:
-    """Accuracy, or mAP over the classes that have a positive and could be learnt."""
-    if not multi_label:
-        return float((guesses.argmax(axis=1) == truth.argmax(axis=1)).mean())
-    scores = [
-        average_precision_score(truth[:, number], guesses[:, number])
-        for number in range(truth.shape[1])
-        if truth[:, number].any() and not np.isnan(guesses[:, number]).any()
-    ]
-    return float(np.mean(scores)) if scores else 0.0
-
-
 def effective_rank(vectors: Array) -> float:
-    """How many directions vectors (clips, D) really use: from 1 (collapse) to D.
+    """Return how many directions vectors (clips, D) use: from 1 (collapse) to D.
 
     The exponential of the entropy of the normalized singular values (Roy and Vetterli, EUSIPCO
-    2007) of the vectors after their mean is taken away; the mean says nothing about clips.
+    2007) of the centered vectors.
     """
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    spectrum = np.linalg.svd(centred, compute_uv=False)
+    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    spectrum = np.linalg.svd(centered, compute_uv=False)
     if not spectrum.sum() > 0:
         return 1.0
     shares = spectrum / spectrum.sum()
@@ -133,7 +142,7 @@ def effective_rank(vectors: Array) -> float:
 
 
 def chance(labels: Array, *, multi_label: bool) -> float:
-    """What is reached without listening, on clips with 0/1 labels (clips, classes)."""
+    """Return the score that is reached without audio on clips with these labels."""
     if multi_label:
         return float(labels.mean(axis=0)[labels.any(axis=0)].mean())
     return float(labels.mean(axis=0).max())

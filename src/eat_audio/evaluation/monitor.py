@@ -22,14 +22,14 @@ from eat_audio.data.cross_validation import rounds, sample
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.errors import DataError
 from eat_audio.evaluation.metrics import (
-    NEIGHBOURS,
+    NEIGHBORS,
     Array,
     effective_rank,
     knn_score,
     linear_score,
     views,
 )
-from eat_audio.evaluation.probe import TITLES, encode, labeled, side_by_side
+from eat_audio.evaluation.probe import TITLES, cls_and_mean, concatenated, labeled_corpus
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 
@@ -48,7 +48,7 @@ class MonitorSettings(Settings):
     """At most so many clips, the same ones every time; they stay in memory."""
     seconds: PositiveFloat | None = None
     """How much of each clip is heard; as much as in pre-training if not set."""
-    neighbours: PositiveInt = NEIGHBOURS
+    neighbours: PositiveInt = NEIGHBORS
     """How many clips vote for the label of one."""
 
 
@@ -76,7 +76,7 @@ class Monitor:
         assert settings.data is not None
         self.settings = settings
         self.steps = steps
-        corpus = sample(labeled(settings.data), settings.clips)
+        corpus = sample(labeled_corpus(settings.data), settings.clips)
         self.multi_label = corpus.multi_label
         seconds = settings.seconds or clips.test_seconds or clips.seconds
         heard = ClipSettings(seconds=seconds, released_padding=clips.released_padding)
@@ -124,10 +124,10 @@ class Monitor:
                 encoder = type(encoder)(encoder.config).to(device)  # type: ignore[arg-type]
             encoder.eval()
             pairs = [
-                encode(encoder, spectrogram.to(device), None if mask is None else mask.to(device))
-                for spectrogram, mask in self.heard
+                cls_and_mean(encoder, values.to(device), None if mask is None else mask.to(device))
+                for values, mask in self.heard
             ]
-        seen = views(*side_by_side(pairs))
+        seen = views(*concatenated(pairs))
         numbers = self._scores(seen)
         for name in (view for view in seen if view != "both"):
             numbers[f"effective_rank_{name}"] = effective_rank(seen[name])
@@ -142,7 +142,7 @@ class Monitor:
                 given = vectors[known], self.labels[known], vectors[unknown], self.labels[unknown]
                 linear = linear_score(*given, multi_label=self.multi_label)
                 knn = knn_score(
-                    *given, multi_label=self.multi_label, neighbours=self.settings.neighbours
+                    *given, multi_label=self.multi_label, neighbors=self.settings.neighbours
                 )
                 numbers.setdefault(f"linear_{metric}_{view}", []).append(linear)
                 numbers.setdefault(f"knn_{metric}_{view}", []).append(knn)

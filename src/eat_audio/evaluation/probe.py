@@ -1,45 +1,45 @@
-"""A frozen encoder and labeled clips -> how much simple classifiers find in its features.
+"""Probe a frozen encoder: how well simple classifiers work on its features of labeled clips.
 
-The quickest honest look at an encoder. The CLS token (of methods that have one), the mean of the
-patches, and both are always shown side by side: which one is best changes with the length of
-pre-training. Beside them: encoders of the same shape with random weights, which are better than
-they sound, and log-mel statistics without any encoder.
+The CLS token (of methods that have one), the mean of the patches, and both are always shown side
+by side: which one is best changes with the length of pre-training. Beside them: encoders of the
+same shape with random weights, which are a strong baseline, and log-mel statistics without any
+encoder.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eat_audio.audio import fbank as logmel
+from eat_audio.audio.fbank import log_mel
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.cross_validation import Rounds, rounds, sample
 from eat_audio.data.loader import Batch, ClipSettings
 from eat_audio.errors import DataError
-from eat_audio.evaluation.evaluate import listen
+from eat_audio.evaluation.evaluate import spectrogram_batches
 from eat_audio.evaluation.metrics import (
     Array,
     chance,
     effective_rank,
-    knn_guesses,
-    linear_guesses,
+    knn_predictions,
+    linear_predictions,
     linear_score,
-    value,
+    mean_score,
     views,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.common.modeling import AudioEncoder, AudioModel
 
-RESAMPLED = 20
-"""Times that tested clips are drawn anew, for the standard error of a score."""
+RESAMPLINGS = 20
+"""Bootstrap samples of the test clips, for the standard error of a score."""
 TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
-"""What people are told of a view."""
+"""Names of views in tables."""
 
 
 # ---- clips -> vectors ----
@@ -47,7 +47,7 @@ TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
 
 @dataclass(frozen=True)
 class Vectors:
-    """What an encoder makes of the clips that can be read."""
+    """An encoder's vectors of the clips that can be read."""
 
     ids: list[str]
     cls: Array | None
@@ -60,7 +60,7 @@ class Vectors:
 
     @property
     def views(self) -> dict[str, Array]:
-        """The features to be looked at, by name."""
+        """The features to be probed, by name."""
         return views(self.cls, self.mean)
 
 
@@ -72,17 +72,17 @@ def clip_vectors(
     *,
     batch: int = 32,
 ) -> Vectors:
-    """Hear every clip of a corpus with an encoder.
+    """Embed every clip of a corpus.
 
     Raises:
-        DataError: Not one clip can be read.
+        DataError: No clip can be read.
     """
-    (heard,), _ = _hear([model], features, corpus, clips, batch=batch)
-    return heard
+    (vectors,), _ = _vectors_of_each([model], features, corpus, clips, batch=batch)
+    return vectors
 
 
 @torch.inference_mode()
-def _hear(
+def _vectors_of_each(
     models: Sequence[AudioModel],
     features: AudioFeatureExtractor,
     corpus: Corpus,
@@ -90,65 +90,60 @@ def _hear(
     *,
     batch: int = 32,
 ) -> tuple[list[Vectors], Array]:
-    """The vectors of every encoder and the log-mel statistics, from one pass over the sound."""
+    """Return every encoder's vectors and the log-mel statistics, from one pass over the audio."""
     ids: list[str] = []
     unreadable: list[str] = []
-    labels, pooled = [], []
-    heard: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
-    for group, spectrogram, mask in listen(
-        models[0], features, corpus, clips, batch=batch, title="listen"
+    labels, statistics = [], []
+    pairs: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
+    for group, spectrogram, mask in spectrogram_batches(
+        models[0], features, corpus, clips, batch=batch, title="embed", unreadable=unreadable
     ):
-        unreadable += group.unreadable
-        if not group.ids:
-            continue
-        ids += group.ids
         assert group.labels is not None
+        ids += group.ids
         labels.append(group.labels)
-        pooled.append(log_mel_statistics(group))
-        for model, kept in zip(models, heard, strict=True):
-            kept.append(encode(model, spectrogram, mask))
-    if not ids:
-        raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
-    truth = _array(labels)
-    found = [Vectors(ids, *side_by_side(kept), truth, unreadable) for kept in heard]
-    return found, _array(pooled)
+        statistics.append(log_mel_statistics(group))
+        for model, of_model in zip(models, pairs, strict=True):
+            of_model.append(cls_and_mean(model, spectrogram, mask))
+    targets = _array(labels)
+    vectors = [Vectors(ids, *concatenated(of_model), targets, unreadable) for of_model in pairs]
+    return vectors, _array(statistics)
 
 
-def encode(
+def cls_and_mean(
     model: AudioModel, spectrogram: Tensor, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
-    """CLS (B, D), if there is one, and the mean of the real patches (B, D), float32."""
-    heard = model.encode(spectrogram, mask)
-    cls = None if heard.cls is None else heard.cls.float()
-    return cls, masked_mean(heard.patches, heard.real).float()
+    """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
+    encoded = model.encode(spectrogram, mask)
+    cls = None if encoded.cls is None else encoded.cls.float()
+    return cls, masked_mean(encoded.patches, encoded.real).float()
 
 
-def side_by_side(heard: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:
-    """What `encode` gave of many batches, as one array each."""
-    tokens, means = zip(*heard, strict=True)
-    there = [cls for cls in tokens if cls is not None]
-    return _array(there) if there else None, _array(means)
+def concatenated(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:
+    """Return the results of `cls_and_mean` for many batches as one array each."""
+    tokens, means = zip(*pairs, strict=True)
+    present = [cls for cls in tokens if cls is not None]
+    return _array(present) if present else None, _array(means)
 
 
 def log_mel_statistics(
-    batch: Batch, told: Callable[[Tensor], None] = lambda spectrogram: None
+    batch: Batch, on_log_mel: Callable[[Tensor], None] = lambda spectrogram: None
 ) -> Tensor:
-    """Every mel bin's mean and standard deviation over a clip: (B, 256), no encoder at all.
+    """Return every mel bin's mean and standard deviation over a clip: (B, 256).
 
     Args:
-        batch: Clips that can be read.
-        told: Given the log-mel of every clip (T, 128).
+        batch: Readable clips.
+        on_log_mel: Called with the log-mel of every clip (T, 128).
     """
     rows = []
-    for wave, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True):
-        values = logmel.log_mel(wave[:length])
-        told(values)
+    for waveform, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True):
+        values = log_mel(waveform[:length])
+        on_log_mel(values)
         rows.append(torch.cat([values.mean(dim=0), values.std(dim=0, correction=0)]))
     return torch.stack(rows)
 
 
-def _array(parts: Iterable[Tensor]) -> Array:
-    return torch.cat(list(parts)).cpu().numpy()
+def _array(batches: Iterable[Tensor]) -> Array:
+    return torch.cat(list(batches)).cpu().numpy()
 
 
 # ---- one encoder, one split ----
@@ -167,7 +162,7 @@ class Probe:
 
     @property
     def best(self) -> float:
-        """The best of what there is."""
+        """The best score of all views."""
         return max(score for score in (self.cls, self.mean, self.both) if score is not None)
 
 
@@ -178,126 +173,137 @@ def linear_probe(
     test: Corpus,
     clips: ClipSettings,
 ) -> Probe:
-    """Learn a linear classifier from the features of `train`, score it on those of `test`."""
-    known, unknown = (clip_vectors(model, features, part, clips) for part in (train, test))
+    """Fit a linear classifier to the features of `train`, and score it on those of `test`."""
+    fitted, tested = (clip_vectors(model, features, corpus, clips) for corpus in (train, test))
     scores = {
         name: linear_score(
-            known.views[name],
-            known.labels,
-            unknown.views[name],
-            unknown.labels,
+            fitted.views[name],
+            fitted.labels,
+            tested.views[name],
+            tested.labels,
             multi_label=train.multi_label,
         )
-        for name in known.views
+        for name in fitted.views
     }
     return Probe("mAP" if train.multi_label else "accuracy", **scores)
 
 
-# ---- an encoder beside what it has to beat ----
+# ---- an encoder beside its baselines ----
 
 
 @dataclass(frozen=True)
-class Score:
-    """A mean and its standard deviation: over rounds, resampled clips or random encoders."""
+class ScoreMean:
+    """A mean and its standard deviation: over folds, resampled clips or random encoders."""
 
     mean: float
-    spread: float
+    std: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One kind of feature."""
+class ProbeRow:
+    """Scores of one kind of feature."""
 
     features: str
     encoder: str
-    linear: Score
-    knn: Score | None
+    linear: ScoreMean
+    knn: ScoreMean | None
     effective_rank: float
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Scores of an encoder's features, and of what it has to beat."""
+class ProbeResult:
+    """Scores of an encoder's features and of its baselines."""
 
     corpus: str
     metric: str
     """"accuracy" or "mAP"."""
     clips: int
     classes: int
-    rounds: str
-    """How clips were divided."""
-    spread: str
-    """What the spread of the given encoder's scores, and of log-mel's, is taken over."""
+    split: str
+    """How clips were divided, as a phrase."""
+    std_over: str
+    """What the standard deviation is taken over, but for random encoders."""
     chance: float
     """Of the commonest label; of random scores where clips have several."""
-    rows: list[Row]
+    rows: list[ProbeRow]
     unreadable: list[str]
 
 
-def compare(
+def probe_encoder(
     place: str | Path,
     data: str | Path,
     *,
     seconds: float = 10.24,
     seeds: int = 3,
-    neighbours: int | None = None,
-    most: int | None = None,
-) -> Comparison:
-    """Probe the encoder at a place (a classifier's, too) beside random ones and log-mel.
+    neighbors: int | None = None,
+    max_clips: int | None = None,
+) -> ProbeResult:
+    """Probe an encoder (a classifier's, too), random ones of the same shape, and log-mel.
 
     Args:
-        place: What `load_model` knows.
-        data: Labeled clips in any layout that `open_corpus` knows.
-        seconds: How much of every clip is heard, from its beginning.
+        place: See `load_model`.
+        data: Labeled clips, see `open_corpus`.
+        seconds: How much of every clip is used, from its beginning.
         seeds: How many encoders of the same shape with random weights are probed.
-        neighbours: How many vote; None: no k-NN.
-        most: Use at most so many clips, the same ones every time.
+        neighbors: How many clips vote; None: no k-NN.
+        max_clips: Use at most so many clips, the same ones every time.
 
     Raises:
         EatError: The encoder cannot be loaded, or the corpus has no labels.
     """
-    corpus = labeled(data)
-    corpus = corpus if most is None else sample(corpus, most)
+    corpus = labeled_corpus(data)
+    corpus = corpus if max_clips is None else sample(corpus, max_clips)
     encoder, features = load_model_and_features(place, AudioEncoder)
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
-    heard, pooled = _hear(models, features, corpus, ClipSettings(seconds=seconds))
+    vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
-    divided = rounds([by_id[clip_id] for clip_id in heard[0].ids])
-    labels, multi_label = heard[0].labels, corpus.multi_label
-
-    def judged(vectors: Array) -> tuple[Score, Score | None]:
-        linear = _scores(divided, vectors, labels, multi_label, None)
-        knn = None
-        if neighbours is not None:
-            knn = _scores(divided, vectors, labels, multi_label, neighbours)
-        return linear, knn
-
-    rows = []
-    for name, vectors in heard[0].views.items():
-        title = TITLES[name]
-        rows.append(Row(title, "this one", *judged(vectors), effective_rank(vectors)))
-        others = [one.views[name] for one in heard[1:]]
-        if others:
-            linear, knn = zip(*map(judged, others), strict=True)
-            rank = float(np.mean([effective_rank(one) for one in others]))
-            many = f"random ({len(others)})"
-            rows.append(Row(title, many, _over(linear), _over(knn) if all(knn) else None, rank))
-    rows.append(Row("log-mel statistics", "none", *judged(pooled), effective_rank(pooled)))
-    return Comparison(
+    splits = rounds([by_id[clip_id] for clip_id in vectors[0].ids])
+    labels, multi_label = vectors[0].labels, corpus.multi_label
+    return ProbeResult(
         corpus=corpus.name,
         metric="mAP" if multi_label else "accuracy",
         clips=len(labels),
         classes=int(labels.any(axis=0).sum()),
-        rounds=divided.told,
-        spread="rounds" if len(divided.parts) > 1 else "resampled tested clips",
+        split=splits.told,
+        std_over="folds" if len(splits.parts) > 1 else "resampled test clips",
         chance=chance(labels, multi_label=multi_label),
-        rows=rows,
-        unreadable=heard[0].unreadable,
+        rows=list(_rows_of(vectors, statistics, splits, neighbors, multi_label=multi_label)),
+        unreadable=vectors[0].unreadable,
     )
 
 
-def labeled(data: str | Path) -> Corpus:
-    """A corpus to be probed on.
+def _rows_of(
+    vectors: Sequence[Vectors],
+    statistics: Array,
+    splits: Rounds,
+    neighbors: int | None,
+    *,
+    multi_label: bool,
+) -> Iterator[ProbeRow]:
+    """Yield the rows of the first encoder's views, of the others' means, and of log-mel."""
+    labels = vectors[0].labels
+
+    def scores(views: Sequence[Array], neighbors: int | None) -> list[ScoreMean]:
+        return [_score(splits, view, labels, multi_label, neighbors) for view in views]
+
+    def row(title: str, vectors: Array) -> ProbeRow:
+        (linear,) = scores([vectors], None)
+        knn = None if neighbors is None else scores([vectors], neighbors)[0]
+        return ProbeRow(title, "this one", linear, knn, effective_rank(vectors))
+
+    for name in vectors[0].views:
+        first, *others = (one.views[name] for one in vectors)
+        yield row(TITLES[name], first)
+        if others:
+            knn = None if neighbors is None else _over(scores(others, neighbors))
+            rank = float(np.mean([effective_rank(view) for view in others]))
+            random = f"random ({len(others)})"
+            yield ProbeRow(TITLES[name], random, _over(scores(others, None)), knn, rank)
+    yield replace(row("log-mel statistics", statistics), encoder="none")
+
+
+def labeled_corpus(data: str | Path) -> Corpus:
+    """Open a corpus to probe on.
 
     Raises:
         DataError: Its clips have no labels, or all the same one.
@@ -309,34 +315,32 @@ def labeled(data: str | Path) -> Corpus:
 
 
 def random_like(model: AudioEncoder, seed: int) -> AudioEncoder:
-    """An encoder of the same shape with fresh random weights; torch's own draws go on as before."""
+    """Return an encoder of the same shape with random weights; torch's generator is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()
 
 
-def _scores(
-    divided: Rounds, vectors: Array, labels: Array, multi_label: bool, neighbours: int | None
-) -> Score:
-    """The score in every round, or of one round in resampled clips."""
+def _score(
+    splits: Rounds, vectors: Array, labels: Array, multi_label: bool, neighbors: int | None
+) -> ScoreMean:
+    """Return the score over all folds; of a single split, over bootstrap samples of its clips."""
     values = []
-    for learnt, tested in divided.parts:
-        known, truth = vectors[learnt], labels[tested]
-        if neighbours is None:
-            guesses = linear_guesses(
-                known, labels[learnt], vectors[tested], multi_label=multi_label
-            )
+    for train, test in splits.parts:
+        given, targets = (vectors[train], labels[train], vectors[test]), labels[test]
+        if neighbors is None:
+            scores = linear_predictions(*given, multi_label=multi_label)
         else:
-            guesses = knn_guesses(known, labels[learnt], vectors[tested], neighbours=neighbours)
-        values.append(value(guesses, truth, multi_label=multi_label))
-    if len(divided.parts) > 1:
-        return Score(float(np.mean(values)), float(np.std(values, ddof=1)))
-    draws = np.random.default_rng(0).integers(len(truth), size=(RESAMPLED, len(truth)))
-    again = [value(guesses[draw], truth[draw], multi_label=multi_label) for draw in draws]
-    return Score(values[0], float(np.std(again, ddof=1)))
+            scores = knn_predictions(*given, neighbors=neighbors)
+        values.append(mean_score(scores, targets, multi_label=multi_label))
+    if len(values) > 1:
+        return ScoreMean(float(np.mean(values)), float(np.std(values, ddof=1)))
+    samples = np.random.default_rng(0).integers(len(targets), size=(RESAMPLINGS, len(targets)))
+    resampled = [mean_score(scores[n], targets[n], multi_label=multi_label) for n in samples]
+    return ScoreMean(values[0], float(np.std(resampled, ddof=1)))
 
 
-def _over(scores: Sequence[Score | None]) -> Score:
-    """The scores of several encoders."""
-    means = [score.mean for score in scores if score is not None]
-    return Score(float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0)
+def _over(scores: Sequence[ScoreMean]) -> ScoreMean:
+    """Return the mean and standard deviation over several encoders."""
+    means = [score.mean for score in scores]
+    return ScoreMean(float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0)

@@ -120,7 +120,7 @@ class FileDetection:
     """What is heard in a file, or why it cannot be."""
 
     path: str
-    heard: Detection | None
+    detection: Detection | None
     error: str | None = None
 
 
@@ -167,14 +167,14 @@ def detect_files(
     out: str | Path,
     rules: Rules | None = None,
     *,
-    draw: Callable[[Detection, str], str] | None = None,
+    plot: Callable[[Detection, str], str] | None = None,
     batch: int = 32,
 ) -> Iterator[FileDetection]:
     """The events in files, and in all recordings in folders, in sorted order, written to `out`.
 
     For `dog.wav` these are `dog.csv` (onset, offset, label, score), `dog.json` (the same, with the
     path, the length and the rules), `dog.txt` (a label track for Audacity) and `dog.svg` (what
-    `draw` makes of it and of its name); names that several files share are told apart. What is
+    `plot` makes of it and of its name); names that several files share are told apart. What is
     there is replaced.
 
     Raises:
@@ -197,8 +197,8 @@ def detect_files(
             continue
         files = {".csv": as_csv(heard), ".txt": as_label_track(heard)}
         files[".json"] = as_json(heard, told, rules)
-        if draw:
-            files[".svg"] = draw(heard, told)
+        if plot:
+            files[".svg"] = plot(heard, told)
         _write(out, name, files)
         yield FileDetection(told, heard)
 

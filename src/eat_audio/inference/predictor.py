@@ -7,9 +7,8 @@ clips that happen to be heard beside it.
 Shapes: B windows, D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,12 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.checkpoints.load import load_model, load_model_and_features
-from eat_audio.data.corpora import open_corpus
-from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import ClipSettings
-from eat_audio.data.splits import Roles
-from eat_audio.errors import AudioError, CheckpointError, DataError, SettingError
-from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, score
+from eat_audio.errors import AudioError, SettingError
+from eat_audio.evaluation.evaluate import WINDOW_SECONDS, label_names, require_classifier
 from eat_audio.inference.inputs import Sound, as_text, recordings
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
@@ -53,9 +48,7 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import (
     AudioClassifier,
     AudioModel,
-    is_regression,
     scores_of,
-    several_labels,
 )
 from eat_audio.progress import track
 from eat_audio.text import shortened
@@ -66,7 +59,6 @@ __all__ = [
     "FilePrediction",
     "Predictor",
     "Prediction",
-    "evaluate_model",
     "load_model",
     "load",
     "predict_files",
@@ -75,12 +67,8 @@ __all__ = [
 T = TypeVar("T")
 M = TypeVar("M", bound=AudioModel)
 
-WINDOW_SECONDS = 10.24
-"""The 1024 frames that released models know."""
 AHEAD = 4
 """Batches of windows that are read before one is heard, so that like lengths meet."""
-LONGEST_TESTED = 60.0
-"""Seconds of a clip that are heard when a model is scored, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +149,7 @@ class Predictor:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, in their order; LABEL_0 and so on where they have none."""
-        names = self.model.config.id2label or {}
-        return tuple(names.get(n, f"LABEL_{n}") for n in range(self.model.config.num_labels))
+        return label_names(self.model.config)
 
     def embed(
         self, sound: Sound, *, hop_ms: int = 160, sampling_rate: int | None = None
@@ -253,7 +240,7 @@ class Predictor:
             batch: Windows heard at once.
             sampling_rate: See `embed_many`.
         """
-        self._must_classify()
+        require_classifier(self.model)
         _at_least_one("top_k", top_k)
         names = self.labels
         for scores in self._listen(
@@ -291,7 +278,7 @@ class Predictor:
             AudioError: It cannot be heard, when the steps get there.
             CheckpointError: The model is an encoder without a classifier.
         """
-        self._must_classify()
+        require_classifier(self.model)
         _at_least_one("batch", batch)
         ear = Predictor(self.model, self.features, window=window)
         step = round(hop * SAMPLE_RATE)
@@ -306,12 +293,6 @@ class Predictor:
         while group := list(islice(windows, batch)):
             parts = ear._together([Window(0, waveform) for waveform in group], _probabilities)
             yield np.stack([part.levels[0] for part in parts])
-
-    def _must_classify(self) -> None:
-        if not isinstance(self.model, AudioClassifier):
-            raise CheckpointError(
-                "the model is an encoder without a classifier; eat finetune teaches it labels"
-            )
 
     def _listen(
         self,
@@ -373,6 +354,10 @@ class Predictor:
         ]
 
 
+Listener = Predictor
+"""The name of `Predictor` before version 2; it goes with the next release."""
+
+
 @dataclass(frozen=True)
 class FilePrediction:
     """What a model says about a file, or why it cannot."""
@@ -405,65 +390,6 @@ def predict_files(
             yield FilePrediction(as_text(path), [], as_text(result))
         else:
             yield FilePrediction(as_text(path), result)
-
-
-def evaluate_model(
-    place: str | Path,
-    data: str | Path,
-    *,
-    splits: Iterable[str] = (),
-    seconds: float | None = None,
-    device: str = "auto",
-) -> Evaluation:
-    """Score a fine-tuned model on labeled clips.
-
-    Labels of the clips are those of the model that have the same name. A model without names (as
-    the released files are) has the corpus' names, if they are as many.
-
-    Args:
-        place: See `load_model`.
-        data: See `open_corpus`.
-        splits: Which parts of the corpus; by default "test", else "eval", else everything.
-        seconds: How much of each clip is heard, from its beginning; if None 60 s, or 10.24 s
-            by a model that hears padding as the released ones do.
-        device: cpu, cuda, ...; auto: a GPU if there is one.
-
-    Raises:
-        EatError: The model is no classifier, or the clips have no labels, or others.
-    """
-    model, features = load_model_and_features(place)
-    predictor = Predictor(_moved(model, device), features)
-    predictor._must_classify()
-    assert isinstance(model, AudioClassifier)
-    if is_regression(model.config):
-        raise CheckpointError(f"{place}: predicts numbers (regression), not classes to be scored")
-
-    corpus = open_corpus(data, several=several_labels(model.config))
-    if not corpus.label_names:
-        reason = "".join(f"; {note}" for note in corpus.notes)
-        raise DataError(f"{data}: its clips have no labels to be scored against{reason}")
-    if chosen := tuple(splits) or Roles.of(corpus.splits).tested:
-        corpus = corpus.select(*chosen)
-    corpus = _with_labels_of(predictor, corpus)
-    multi_label = corpus.multi_label or several_labels(model.config)
-    corpus = replace(corpus, multi_label=multi_label)
-    usual_seconds = WINDOW_SECONDS if features.released_padding else LONGEST_TESTED
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise SettingError(f"seconds={seconds:g}: more than 0 is expected")
-    scores = score(model, features, corpus, ClipSettings(seconds=seconds or usual_seconds))
-    return evaluate_scores(scores, corpus.label_names, multi_label=multi_label)
-
-
-def _with_labels_of(predictor: Predictor, corpus: Corpus) -> Corpus:
-    names = predictor.labels
-    if all(name == f"LABEL_{number}" for number, name in enumerate(names)):
-        if len(names) != len(corpus.label_names):
-            raise DataError(
-                f"{corpus.name}: has {len(corpus.label_names)} labels; the model has "
-                f"{len(names)}, without names"
-            )
-        return corpus
-    return corpus.with_labels(names)
 
 
 Hear = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]

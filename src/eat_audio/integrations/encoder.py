@@ -1,4 +1,4 @@
-"""A place -> a module that turns batches of waveforms into vectors, as benchmarks want it."""
+"""An nn.Module adapter that embeds a list of waveforms, for benchmarks."""
 
 import os
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ from eat_audio.inference.predictor import Predictor, load
 from eat_audio.inference.windows import Level
 
 VARIABLE = "EAT_MODEL"
-"""The environment variable that names a model where a benchmark gives no word to do so."""
+"""The environment variable that names the model where a benchmark has no option for it."""
 
 
-class Ears(nn.Module):
-    """Any model of this package behind one method; it can be moved between devices.
+class EmbeddingModule(nn.Module):
+    """Any model of this package as a module that embeds waveforms.
 
     Args:
-        place: A run's folder, a model folder, a file or a Hub id; where it is empty, what the
-            environment variable EAT_MODEL says.
+        place: A run's folder, a model folder, a file or a Hub id; by default the value of the
+            environment variable EAT_MODEL.
 
     Raises:
         CheckpointError: No place is given, or there is no such model.
@@ -41,12 +41,12 @@ class Ears(nn.Module):
         self.rate = SAMPLE_RATE
         self.width: int = self.model.config.hidden_size
 
-    def hear(self, sounds: Iterable[Sound], level: Level, *, hop_ms: int = 160) -> list[Tensor]:
-        """The vectors of every sound, see `Predictor.embed_many`, on the device of the model."""
+    def embed(self, sounds: Iterable[Sound], level: Level, *, hop_ms: int = 160) -> list[Tensor]:
+        """Return the vectors of every sound, see `Predictor.embed_many`, on the model's device."""
         device = next(self.model.parameters()).device
-        heard = []
+        tensors = []
         for vectors in self.predictor.embed_many(sounds, level, hop_ms=hop_ms):
             if isinstance(vectors, AudioError):
                 raise vectors
-            heard.append(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))
-        return heard
+            tensors.append(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))
+        return tensors

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from eat_audio.inference.windows import COLUMN_SECONDS
-from eat_audio.integrations.encoder import Ears
+from eat_audio.integrations.encoder import EmbeddingModule
 
 HOP_MS = 40
 """From one vector to the next; HEAR wants at most 50, a patch is 160."""
 
 
-class HearModel(Ears):
+class HearModel(EmbeddingModule):
     """A model with the attributes that HEAR reads."""
 
     def __init__(self, place: str = "") -> None:
@@ -39,7 +39,7 @@ def load_model(model_file_path: str = "") -> HearModel:
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """One vector for every clip: (clips, samples) in [-1, 1] at 16 kHz -> (clips, D), float32."""
-    return torch.stack(model.hear(audio, "clip"))
+    return torch.stack(model.embed(audio, "clip"))
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
         Vectors (clips, T', D) and the middles of what they hear in milliseconds (clips, T'), from
         80 ms on, both float32.
     """
-    vectors = torch.stack(model.hear(audio, "frame", hop_ms=HOP_MS))
+    vectors = torch.stack(model.embed(audio, "frame", hop_ms=HOP_MS))
     first = COLUMN_SECONDS * 1_000 / 2
     times = first + HOP_MS * torch.arange(vectors.shape[1], device=vectors.device)
     return vectors, times.float().expand(vectors.shape[:2]).clone()

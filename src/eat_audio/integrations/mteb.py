@@ -26,7 +26,7 @@ BATCH = 8
 """Windows of 10.24 s heard at once."""
 
 
-class EATEncoder(AbsEncoder):
+class MTEBEncoder(AbsEncoder):
     """Any model of this package: one vector per clip.
 
     Args:
@@ -82,9 +82,9 @@ class EATEncoder(AbsEncoder):
         return np.stack(vectors)
 
 
-def encoder(place: str | Path, *, name: str, device: str | None = None) -> EATEncoder:
+def encoder(place: str | Path, *, name: str, device: str | None = None) -> MTEBEncoder:
     """A model ready for `mteb.evaluate`, with its description; see `model_meta`."""
-    made = EATEncoder(name, device=device, place=place)
+    made = MTEBEncoder(name, device=device, place=place)
     made.mteb_model_meta = model_meta(place, name=name)
     return made
 
@@ -100,7 +100,7 @@ def model_meta(place: str | Path, *, name: str, revision: str | None = None) -> 
     model = load(place, device="cpu").model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelMeta(
-        loader=EATEncoder,
+        loader=MTEBEncoder,
         loader_kwargs={} if revision else {"place": str(place)},
         name=name,
         revision=revision,

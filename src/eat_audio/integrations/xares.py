@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from eat_audio.inference.windows import COLUMN_SECONDS
-from eat_audio.integrations.encoder import Ears
+from eat_audio.integrations.encoder import EmbeddingModule
 
 
-class EATAudioEncoder(Ears):
+class EATAudioEncoder(EmbeddingModule):
     """Any model of this package; its folder is `place`, or what EAT_MODEL says."""
 
     def __init__(self, place: str | Path = "") -> None:
@@ -29,4 +29,4 @@ class EATAudioEncoder(Ears):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Clips (B, S), or one (S,), at 16 kHz -> (B, T', D); long ones window by window."""
-        return torch.stack(self.hear(audio if audio.ndim == 2 else audio[None], "frame"))
+        return torch.stack(self.embed(audio if audio.ndim == 2 else audio[None], "frame"))

@@ -10,8 +10,8 @@ from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.loader import ClipReader, ClipSettings, ordered_batches, whole_patches
 from eat_audio.errors import AudioError, EatError
 from eat_audio.evaluation.evaluate import Evaluation
-from eat_audio.evaluation.metrics import directions, nearest
-from eat_audio.evaluation.probe import encode
+from eat_audio.evaluation.metrics import nearest, unit_vectors
+from eat_audio.evaluation.probe import cls_and_mean
 from eat_audio.masking import clip_keys, hash_id
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
@@ -152,7 +152,7 @@ def _embedded(
         if not batch.ids:
             continue
         values, frames = features.spectrogram(batch.waveforms, batch.lengths)
-        _, mean = encode(encoder, values, features.mask(values, frames))
+        _, mean = cls_and_mean(encoder, values, features.mask(values, frames))
         clips += [by_id[name] for name in batch.ids]
         vectors.append(mean)
         spectrograms += [
@@ -160,7 +160,7 @@ def _embedded(
         ]
     if len(clips) < 2:
         raise EatError(f"{corpus.name}: fewer than two of its clips can be read")
-    return clips, spectrograms, directions(torch.cat(vectors).numpy())
+    return clips, spectrograms, unit_vectors(torch.cat(vectors).numpy())
 
 
 def _different(clips: Sequence[Clip]) -> list[int]:

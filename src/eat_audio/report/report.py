@@ -21,7 +21,7 @@ from eat_audio.data.cross_validation import sample
 from eat_audio.data.loader import ClipSettings
 from eat_audio.errors import CheckpointError, EatError, OutputError
 from eat_audio.evaluation.evaluate import Evaluation
-from eat_audio.evaluation.probe import labeled
+from eat_audio.evaluation.probe import labeled_corpus
 from eat_audio.models import families
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
@@ -324,7 +324,7 @@ def _neighbours(told: Told) -> list[str]:
     if place is None:
         return [missing("Not shown: the run does not say where its clips are.")]
     try:
-        corpus = sample(labeled(place), MOST_EMBEDDED)
+        corpus = sample(labeled_corpus(place), MOST_EMBEDDED)
         encoder = load_model(told.place, AudioEncoder)
         features = load_features(told.place) or _features(told)
         return neighbours(encoder, features, corpus, ClipSettings(seconds=seconds or 10.24))
