@@ -33,7 +33,7 @@ def picture() -> str:
     lines = []
     for title, (name, columns) in DRAWN.items():
         settings = recipe.load(schema, name)
-        masks = settings.draw(clip_keys(0, 0, torch.tensor([1]), 1), (columns, 8), None)
+        masks = settings.sample_masks(clip_keys(0, 0, torch.tensor([1]), 1), (columns, 8), None)
         seen = (~masks.hidden[0, 0]).view(columns, 8).T.flip(0)  # (rows, columns), high ones first
         lines += ["", f"{title}: {int(seen.sum())} of {seen.numel()} patches"]
         lines += ["".join("#" if here else "." for here in row) for row in seen.tolist()]

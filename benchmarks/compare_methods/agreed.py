@@ -21,7 +21,7 @@ from pathlib import Path
 
 from eat_audio.data.corpora import open_corpus
 from eat_audio.pretraining.beats.stored_labels import tokenize, usage
-from eat_audio.pretraining.beats.tokenizer import find_tokenizer
+from eat_audio.pretraining.beats.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECIPES = {
@@ -90,7 +90,7 @@ def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:
     for place in sorted(out.glob("beats_esc10/*/*/2-beats_esc10_tokenizer")):
         run = f"{place.parent.parent.name}/{place.parent.name}"
         labels = out / "labels" / run
-        tokenize(open_corpus(data), find_tokenizer(place), labels, seconds=SECONDS)
+        tokenize(open_corpus(data), load_tokenizer(place), labels, seconds=SECONDS)
         used[run] = asdict(usage(labels))
     return used
 

@@ -21,7 +21,7 @@ from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Method, told
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.cross_validation import sample
-from eat_audio.data.loader import ClipBatches, training_batches, whole_patches
+from eat_audio.data.loader import ClipBatches, training_batches
 from eat_audio.pretraining import run as pretraining
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.training.loop import fit
@@ -103,13 +103,8 @@ def _walk(settings: PretrainRun) -> Iterator[None]:
     few = sample(corpus, settings.batch * settings.accumulate)
     torch.manual_seed(settings.seed)
     config = settings.config()
-    objective = pretraining.METHODS[settings.method].objective(
-        config,
-        settings,
-        pretraining.extractor(corpus, settings.clips, method=config.model_type),
-        frames=whole_patches(settings.clips.seconds),
-        seed=settings.seed,
-    )
+    features = pretraining.extractor(corpus, settings.clips, method=config.model_type)
+    objective = settings.build_objective(features)
     objective.to(settings.on()).train()
     groups = parameter_groups(
         objective.named_parameters(), settings.optim, depth=config.num_hidden_layers

@@ -105,7 +105,7 @@ def whole_step(
         loss.backward()
         looped.step()
         plain.follow(
-            theirs.teacher.parameters(), theirs.student.model.parameters(), method.tau.at(1)
+            theirs.teacher.parameters(), theirs.student.model.parameters(), method.tau.decay(1)
         )
         return loss.detach()
 
@@ -225,7 +225,7 @@ def examples(
         spectrogram = LEVEL * torch.randn(shape, device=device)
         clips = torch.arange(batch, device=device)
         keys = clip_keys(0, number, clips, method.masks)
-        masks = method.draw(keys, objective.student.grid(spectrogram), None)
+        masks = method.sample_masks(keys, objective.student.grid(spectrogram), None)
         inputs.append(Example(spectrogram, masks))
     return inputs
 

@@ -92,7 +92,7 @@ class _Weights:
         if "AdamW" in names:
             self.adam.step()
         if "EMA" in names:
-            follow(self.teacher_copy, self.student, self.objective.method.tau.at(0))
+            follow(self.teacher_copy, self.student, self.objective.method.tau.decay(0))
 
     def difference(self, names: tuple[str, ...]) -> float:
         """How far apart both ways take the weights, as a share of the way that they go."""

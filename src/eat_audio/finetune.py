@@ -71,7 +71,7 @@ class FreshEncoder(EncoderSettings):
 
     def config(self) -> PreTrainedConfig:
         """The Hugging Face configuration of that encoder."""
-        return self.of(self.method)
+        return self.build_config(self.method)
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:

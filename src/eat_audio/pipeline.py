@@ -63,12 +63,12 @@ class Stage:
             return recipe.load(FinetuneRun, self.recipe, told)
         kind = pretraining.schema(tree)
         if self.before is not None:
-            if kind.follows is None:
+            if kind.input_setting is None:
                 raise RecipeError(
                     f"{self.recipe}: takes nothing from {self.before.recipe}, which stands before "
                     "it; expected it at the beginning of the stages"
                 )
-            told.append(f"{kind.follows}={json.dumps(str(self.before.place(out)))}")
+            told.append(f"{kind.input_setting}={json.dumps(str(self.before.place(out)))}")
         return recipe.load(kind, self.recipe, told)
 
 

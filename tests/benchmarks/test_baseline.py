@@ -30,7 +30,7 @@ def pretraining(
             parameter.add_(0.01 * torch.randn_like(parameter))
     spectrogram = 0.5 * torch.randn(2, frames, 128)
     keys = clip_keys(0, 0, torch.arange(2), clones)
-    return ours, spectrogram, method.draw(keys, ours.student.grid(spectrogram), None)
+    return ours, spectrogram, method.sample_masks(keys, ours.student.grid(spectrogram), None)
 
 
 def gradients(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def test_a_step_of_training_ends_where_ours_does() -> None:
     optimizer = adamw(groups, optim)
     learning = [p for p in theirs.parameters() if p.requires_grad]
     looped = plain.Adam(learning, optim.lr, optim.betas, optim.eps, optim.weight_decay)
-    tau = ours.method.tau.at(1)
+    tau = ours.method.tau.decay(1)
     for step in range(2):
         set_rates(optimizer, optim, step, 10**9)  # so long a run that the rate stays as it is
         optimizer.zero_grad()

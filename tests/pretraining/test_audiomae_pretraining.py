@@ -100,7 +100,7 @@ def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
     needs(record, f"{run}.mask")
     source, masks = spectrograms(path), recorded_masks(record[f"{run}.mask"])
     decoder = method.decoder
-    cls, seen = method.look(source, masks)
+    cls, seen = method.encode_visible(source, masks)
     decoder_input, grid = decoder.decoder_input(seen, masks), method.student.grid(source)
     states = decoder.listen(cls, decoder_input, grid, None)
     # every fourth token was recorded, of the global decoder counted from CLS on
@@ -239,7 +239,7 @@ def test_a_clips_loss_does_not_depend_on_its_padding(
     found = []
     for longest, filling in ((columns, 0.0), (16, 0.0), (16, 100.0), (23, -7.0)):
         padding = torch.full((1, (longest - columns) * 16, 128), filling)
-        masks = method.method.draw(keys, (longest, 8), real)
+        masks = method.method.sample_masks(keys, (longest, 8), real)
         assert masks.hidden.sum() + (1 if masks.seen is None else masks.seen).sum() == columns * 8
         padded = torch.cat([spectrogram, padding], dim=1)
         found.append(method.losses(padded, masks, columns=real)["loss"])
@@ -298,7 +298,7 @@ def test_weights_begin_as_released() -> None:
 
 def test_the_bias_of_positions_is_thinned_out_while_training_only() -> None:
     method = small().train()
-    masks = method.method.draw(clip_keys(0, 0, torch.tensor([1]), 1), (16, 8), None)
+    masks = method.method.sample_masks(clip_keys(0, 0, torch.tensor([1]), 1), (16, 8), None)
     spectrogram = torch.randn(1, 256, 128)
     first, second = (method.losses(spectrogram, masks)["loss"] for _ in range(2))
     assert first != second

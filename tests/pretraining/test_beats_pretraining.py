@@ -39,7 +39,7 @@ from eat_audio.pretraining.beats.objective import (
 )
 from eat_audio.pretraining.beats.quantizer import Codebook, code_usage
 from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, tokenize, usage
-from eat_audio.pretraining.beats.tokenizer import Heard, Tokenizer, find_tokenizer, hear, projection
+from eat_audio.pretraining.beats.tokenizer import Heard, Tokenizer, hear, load_tokenizer, projection
 from eat_audio.pretraining.run import schema
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import Optim, adamw, parameter_groups
@@ -202,14 +202,14 @@ def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
     ours = small().eval()
     masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
     spectrogram = torch.randn(1, 256, 128)
-    seen = ours.look(spectrogram, masks)
+    seen = ours.encode_visible(spectrogram, masks)
     assert seen.shape == (1, 32, 32)
     inside = ours.student.model
     close(seen, inside(inside.embed(spectrogram)[:, masks.visible[0, 0]])[0])
     changed = spectrogram.view(1, 16, 16, 8, 16).clone()
     hidden = masks.hidden[0, 0].view(16, 8)
     changed[:, :, :] += 50 * hidden[None, :, None, :, None]
-    assert torch.equal(ours.look(changed.view(1, 256, 128), masks), seen)
+    assert torch.equal(ours.encode_visible(changed.view(1, 256, 128), masks), seen)
     decoder_input = ours.decoder_input(seen, masks)
     assert decoder_input[0, masks.hidden[0, 0]].eq(0).all()
     assert torch.equal(decoder_input[0, masks.visible[0, 0]], seen[0])
@@ -345,7 +345,7 @@ def test_stored_labels_are_those_that_the_tokenizer_gives_while_training(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     place = as_a_run(tokenizer(), tmp_path / "run")
-    done = tokenize(corpus, find_tokenizer(place), tmp_path / "labels", seconds=1.28, batch=3)
+    done = tokenize(corpus, load_tokenizer(place), tmp_path / "labels", seconds=1.28, batch=3)
     assert (done.done, done.skipped, done.failed) == (7, 0, [])
     batch = heard_clips(corpus)
     there = small(frames=128, labels=str(tmp_path / "labels")).eval()

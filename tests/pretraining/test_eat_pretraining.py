@@ -19,8 +19,8 @@ from eat_audio.pretraining.eat import (
     EATMethod,
     EATPretraining,
     EATRun,
-    Tau,
 )
+from eat_audio.pretraining.ema import EMASchedule
 from eat_audio.pretraining.run import CollapseGuard
 from eat_audio.training.metrics_log import TrainingLog, read_log
 from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
@@ -61,7 +61,9 @@ def objective(path: Path, batch: int) -> EATPretraining:
         hidden_ratio=image["mask_prob"],
         utterance_weight=cfg["cls_loss"] * batch * cfg["clone_batch"],  # summed, not averaged
         average_layers=cfg["average_top_k_layers"],
-        tau=Tau(start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]),
+        tau=EMASchedule(
+            start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]
+        ),
     )
     ours = EATPretraining(config, method, EATFeatureExtractor(), frames=image["target_length"])
     state = tensors(path.with_name(state_name(path)))
@@ -152,7 +154,7 @@ def test_every_layer_of_the_student_is_as_released(recorded: Any) -> None:
 def test_gathering_visible_patches_gives_the_released_tokens(recorded: Any) -> None:
     ours, record, _ = recorded
     masks = recorded_masks(record["mask"], len(record["source"]))
-    cls, seen = ours.look(record["source"][:, 0], masks)
+    cls, seen = ours.encode_visible(record["source"][:, 0], masks)
     close(cls, record["cls_pred"])
     ordered = in_recorded_order(seen, record["ids_keep"], masks)
     close(ordered, record["student.encoder_out"][:, 1:])
@@ -175,7 +177,7 @@ def test_targets_are_as_released(recorded: Any) -> None:
 def test_the_decoder_is_as_released(recorded: Any) -> None:
     ours, record, _ = recorded
     source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
-    _, seen = ours.look(source, masks)
+    _, seen = ours.encode_visible(source, masks)
     noise = torch.zeros(len(seen), masks.n_patches, seen.shape[2])
     decoder_input = ours.decoder_input(seen, masks, None, noise)
     if "student.encoder_out_dense" in record:
@@ -222,7 +224,7 @@ def test_the_teacher_follows_as_released(recorded: Any) -> None:
             delta = 0.01 * (torch.arange(parameter.numel()) % 7 - 3)
             parameter.add_(delta.view_as(parameter))
     ours.method = ours.method.model_copy(
-        update={"tau": Tau(start=ours.method.tau.start, end=ours.method.tau.start)}
+        update={"tau": EMASchedule(start=ours.method.tau.start, end=ours.method.tau.start)}
     )
     ours.after_step(1)
     mine = {
@@ -386,7 +388,7 @@ def test_a_batch_of_short_clips_hears_only_the_clips() -> None:
 
 def test_masks_of_one_clip_differ_when_it_is_seen_several_times() -> None:
     keys = clip_keys(1, 0, torch.tensor([5]), 3)
-    hidden = EATMethod().draw(keys, (16, 8), None).hidden[0]
+    hidden = EATMethod().sample_masks(keys, (16, 8), None).hidden[0]
     assert not torch.equal(hidden[0], hidden[1])
 
 
@@ -401,7 +403,7 @@ def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) 
     for step in (2, 3):
         guard.write(step, healthy | {"utterance": 0.48})
     assert len(said) == 1 and "utterance loss is 96%" in said[0]
-    assert read_log(tmp_path)[0]["tau"] == EATMethod().tau.at(1)
+    assert read_log(tmp_path)[0]["tau"] == EATMethod().tau.decay(1)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from eat_audio.pretraining.beats.tokenizer import (
 from eat_audio.pretraining.eat import EATPretraining
 from eat_audio.pretraining.flops import PARTS, Cost, encoding, pretraining
 from eat_audio.pretraining.method import Pretraining, PretrainRun
-from eat_audio.pretraining.run import METHODS, schema
+from eat_audio.pretraining.run import schema
 
 FRAMES = {"eat": 112, "audiomae": 112, "beats": 96, "beats_tokenizer": 96}
 """What a method hears of a clip of a second: BEATs drops what fills no patch."""
@@ -95,8 +95,7 @@ def objective_of(settings: PretrainRun, frames: int) -> Pretraining:
     chosen = settings
     if getattr(settings, "tokenizer", None):
         chosen = settings.model_copy(update={"tokenizer": None})
-    make = METHODS[settings.method].objective
-    objective = make(config, chosen, features, frames=frames, **others)
+    objective = settings.objective(config, chosen, features, frames=frames, **others)
     if isinstance(objective, BEATsPretraining) and chosen is not settings:
         book, encoder = Codebook(1024, 256), BEATsModel(config)
         objective.tokenizer = Tokenizer(encoder, projection(config, 256), book, features).frozen()
@@ -112,7 +111,7 @@ def step(
     """What gives the loss of a batch, its masks being drawn."""
     sound = torch.randn(clips, frames, 128)
     keys = clip_keys(0, 0, torch.arange(clips), getattr(settings, "masks", 1))
-    masks = settings.draw(keys, objective.student.grid(sound), None)
+    masks = settings.sample_masks(keys, objective.student.grid(sound), None)
     heard = Heard(sound, None, None, None)
 
     def loss() -> Tensor:

@@ -93,7 +93,7 @@ def released_gradients(ours: EATPretraining, batch: Batch) -> dict[str, Tensor]:
     noise.normal_(0.0, ours.method.mask_noise, generator=generator())
 
     y = ours.targets(spectrogram).repeat_interleave(CLONES, dim=0)  # (R, N, D)
-    cls, seen = ours.look(spectrogram, masks)
+    cls, seen = ours.encode_visible(spectrogram, masks)
     everything = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
     prediction = ours.decoder(
         ours.decoder_input(seen, masks, None, noise), (FRAMES // 16, 8), everything

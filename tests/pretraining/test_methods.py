@@ -22,8 +22,8 @@ from eat_audio.models import families, save
 from eat_audio.models.beats.modeling import BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining
-from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainRun
-from eat_audio.pretraining.run import METHODS, CollapseGuard, extractor, in_full, schema
+from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainRun, run_settings
+from eat_audio.pretraining.run import CollapseGuard, extractor, in_full, schema
 from eat_audio.report.report import write_report
 from eat_audio.training.loop import fit
 from eat_audio.training.metrics_log import TrainingLog, read_log
@@ -88,7 +88,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def settings(method: str, **told: Any) -> PretrainRun:
-    kind = METHODS[method].settings
+    kind = run_settings(method)
     return kind.model_validate({"method": method} | SHARED | SMALL[method] | told)
 
 
@@ -97,9 +97,8 @@ def objective(method: str, **told: Any) -> Pretraining:
     torch.manual_seed(SEED)
     asked = settings(method, **told)
     frames = whole_patches(asked.clips.seconds)
-    config = asked.config()
-    features = families()[config.model_type].features()
-    made = METHODS[method].objective(config, asked, features, frames=frames, seed=SEED)
+    features = families()[asked.config().model_type].features()
+    made = asked.build_objective(features, frames=frames)
     if isinstance(made, TokenizerPretraining):  # not with what the first micro-batch holds
         made.codebook.start(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
     return made.train()
@@ -186,7 +185,7 @@ def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch(method: s
     asked = settings(method)
 
     def masks(batch: Batch) -> Masks:
-        return asked.draw(clip_keys(SEED, batch.epochs, batch.clips, 1), (16, 8), None)
+        return asked.sample_masks(clip_keys(SEED, batch.epochs, batch.clips, 1), (16, 8), None)
 
     together = masks(clips([1, 2, 3])).hidden[:, 0]
     assert torch.equal(masks(clips([3, 1])).hidden[1, 0], together[0])
@@ -198,7 +197,7 @@ def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch(method: s
 def test_masks_leave_padding_alone(method: str) -> None:
     columns = torch.tensor([16, 7])
     keys = clip_keys(SEED, 0, torch.tensor([1, 2]), 1)
-    masks = settings(method).draw(keys, (16, 8), columns)
+    masks = settings(method).sample_masks(keys, (16, 8), columns)
     assert masks.seen is not None
     assert not masks.hidden[1, 0, 7 * 8 :].any()
     assert int(masks.visible[1, 0][masks.seen[1, 0]].max()) < 7 * 8
@@ -212,7 +211,7 @@ def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
     method: str,
 ) -> None:
     asked = recipe.load(schema, TINY.get(method, f"{method}_tiny"), ["clips.seconds=1.28"])
-    assert type(asked) is METHODS[method].settings and asked.method == method
+    assert type(asked) is run_settings(method) and asked.method == method
     kind = asked.config().model_type
     assert kind == method.removesuffix("_tokenizer")
     features = extractor(Corpus("any", []), asked.clips, method=kind)
@@ -234,7 +233,7 @@ def test_a_shape_means_the_same_in_every_method(method: str) -> None:
         "num_heads": 6,
         "mlp_ratio": 2.0,
     }
-    config = EncoderSettings.model_validate(shape).of(method)
+    config = EncoderSettings.model_validate(shape).build_config(method)
     encoder = families()[method].encoder(config)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 2, 6)
     assert encoder.model.blocks[0].mlp.fc1.out_features == 192
@@ -336,6 +335,6 @@ def test_the_command_shows_the_numbers_of_the_objective_and_no_others(finished: 
 def test_the_report_of_a_run_shows_its_masks_and_its_charts(finished: Any) -> None:
     method, run, _ = finished
     page = write_report(run).read_text(encoding="utf-8")
-    assert METHODS[method].settings.about_masks in page
+    assert run_settings(method).mask_description in page
     assert "What the student sees" in page and "Linear probe" in page
     assert ("Spread" in page) == (method != "beats")  # it has labels, not vectors, to guess

@@ -23,9 +23,9 @@ from eat_audio.pretraining.beats.tokenizer import (
     Tokenizer,
     TokenizerMethod,
     TokenizerPretraining,
-    find_teacher,
-    find_tokenizer,
     hear,
+    load_teacher,
+    load_tokenizer,
 )
 
 QUANTISERS = [
@@ -128,7 +128,7 @@ def released(path: Path, folder: Path) -> Path:
 
 @each_tokenizer
 def test_a_released_tokenizer_gives_the_recorded_labels(path: Path, tmp_path: Path) -> None:
-    record, tokenizer = tensors(path), find_tokenizer(released(path, tmp_path))
+    record, tokenizer = tensors(path), load_tokenizer(released(path, tmp_path))
     wave = record["wave"]
     hearing = BEATsFeatureExtractor(released_padding=True)
     whole = torch.full((len(wave),), wave.shape[1])
@@ -323,13 +323,13 @@ def test_a_fine_tuned_teacher_is_heard_for_its_logits_of_clips(tmp_path: Path) -
     torch.manual_seed(1)
     save(BEATsForAudioClassification(config), FEATURES, tmp_path)
     told = TokenizerMethod(teacher=str(tmp_path), target="logits")
-    teacher = find_teacher(told)
+    teacher = load_teacher(told)
     ours = objective(teacher.model, target="logits")
     heard = hear(FEATURES, noise_batch([1, 2]), SMALL, 256)
     assert teacher(heard).shape == (2, 5)
     losses = ours.losses(heard, teacher(heard), torch.Generator().manual_seed(0))
     assert 0 < losses["distance"] < 2
-    features = find_teacher(TokenizerMethod(teacher=str(tmp_path)))
+    features = load_teacher(TokenizerMethod(teacher=str(tmp_path)))
     assert features(heard).shape == (2, heard.spectrogram.shape[1] // 2, 32)
 
 
@@ -358,36 +358,36 @@ def saved(ours: TokenizerPretraining, out: Path) -> Path:
 @torch.no_grad()
 def test_the_tokenizer_of_a_run_is_the_one_it_has_learnt(tmp_path: Path) -> None:
     ours = started()
-    found = find_tokenizer(saved(ours, tmp_path / "run"))
+    found = load_tokenizer(saved(ours, tmp_path / "run"))
     heard = hear(FEATURES, noise_batch([5]), SMALL, 256)
     expected = ours.tokenizer().labels(heard.spectrogram)
     assert torch.equal(found.labels(heard.spectrogram), expected)
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
     inside = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert torch.equal(find_tokenizer(inside).labels(heard.spectrogram), expected)
+    assert torch.equal(load_tokenizer(inside).labels(heard.spectrogram), expected)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     save(BEATsModel(SMALL), FEATURES, tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="holds no tokenizer; expected the folder of a run"):
-        find_tokenizer(tmp_path / "encoder")
+        load_tokenizer(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="its codebook is empty"):
-        find_tokenizer(saved(objective(), tmp_path / "untrained"))
+        load_tokenizer(saved(objective(), tmp_path / "untrained"))
     torch.save(beats.theirs(BEATsModel(SMALL), FEATURES), tmp_path / "encoder.pt")
     with pytest.raises(CheckpointError, match=r"encoder\.pt: holds no tokenizer"):
-        find_tokenizer(tmp_path / "encoder.pt")
+        load_tokenizer(tmp_path / "encoder.pt")
     torch.save({"model": {"extra_tokens": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="expected a released BEATs one"):
-        find_tokenizer(tmp_path / "other.pt")
+        load_tokenizer(tmp_path / "other.pt")
     with pytest.raises(SettingError, match="teacher is not set"):
-        find_teacher(TokenizerMethod())
+        load_teacher(TokenizerMethod())
 
 
 def test_a_codebook_of_another_width_is_refused(tmp_path: Path) -> None:
     ours = started()
     ours.codebook = Codebook(16, 9)
     with pytest.raises(CheckpointError, match="holds no such tokenizer"):
-        find_tokenizer(saved(ours, tmp_path / "run"))
+        load_tokenizer(saved(ours, tmp_path / "run"))
 
 
 def test_a_tokenizer_is_whole_without_its_estimator() -> None:

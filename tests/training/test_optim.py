@@ -8,7 +8,7 @@ import torch
 from conftest import golden_sets, sidecar, tensors
 from eat_audio.finetune import FinetuneRun
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
-from eat_audio.pretraining.eat import Tau
+from eat_audio.pretraining.ema import EMASchedule
 from eat_audio.training.optim import Optim, adamw, learning_rate, parameter_groups, set_rates
 
 SCHEDULES = golden_sets("schedule_*.json")
@@ -41,10 +41,10 @@ def test_learning_rates_are_as_released(path: Path) -> None:
 def test_the_teachers_pace_is_as_released(path: Path) -> None:
     recorded = tensors(path)
     for name, told in sidecar(path)["ema"].items():
-        tau = Tau(start=told["start"], end=told["end"], steps=told["end_step"])
+        tau = EMASchedule(start=told["start"], end=told["end"], steps=told["end_step"])
         steps, values = recorded[f"ema.{name}.step"], recorded[f"ema.{name}.value"]
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            assert tau.at(step) == pytest.approx(value, rel=1e-9)
+            assert tau.decay(step) == pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

@@ -35,12 +35,12 @@ def tokenize(
     """
     from eat_audio.data.corpora import open_corpus
     from eat_audio.pretraining.beats import stored_labels as labels
-    from eat_audio.pretraining.beats.tokenizer import find_tokenizer
+    from eat_audio.pretraining.beats.tokenizer import load_tokenizer
     from eat_audio.training.loop import Training
 
     told = labels.tokenize(
         open_corpus(data),
-        find_tokenizer(tokenizer),
+        load_tokenizer(tokenizer),
         out,
         seconds=seconds,
         batch=batch,

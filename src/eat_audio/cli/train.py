@@ -58,7 +58,7 @@ def pretrain(
         _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.place(out))
     print_lines(f"encoder: {out}")
     if isinstance(asked[-1], PretrainRun):
-        print_lines(f"next: {asked[-1].then(str(out))}")
+        print_lines(f"next: {asked[-1].next_command(str(out))}")
 
 
 def _show_pretraining(title: str, place: Path) -> None:

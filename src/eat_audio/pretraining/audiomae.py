@@ -34,14 +34,14 @@ from eat_audio.models.audiomae.modeling import (
 from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
 from eat_audio.models.common.layers import MLP
 from eat_audio.pretraining.masked_patches import (
+    feature_std,
     hidden_patches,
-    over_hidden,
+    mean_over_hidden,
     real_columns,
     real_patches,
     select,
-    spread,
 )
-from eat_audio.pretraining.method import Pretraining, PretrainRun, alike
+from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
 
 BIAS_WIDTH = 384
 """Hidden units of the map from an offset within a window to the bias of every head."""
@@ -99,32 +99,13 @@ class AudioMAEMethod(Settings):
     normalized: bool = True
     """Guess the values of a patch relative to its own mean and spread; else as they are."""
 
-    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
         """What the student sees of clips, by their keys (B, 1); `columns` (B,) of each are real."""
         if self.masking == "patches":
             return random_masks(keys, grid, hidden_ratio=self.hidden_ratio, valid_columns=columns)
         return grid_masks(
             keys, grid, hidden=(self.hidden_columns, self.hidden_rows), valid_columns=columns
         )
-
-
-class AudioMAERun(AudioMAEMethod, PretrainRun):
-    """All that decides an Audio-MAE pre-training run."""
-
-    about_masks: ClassVar[str] = (
-        "The student hears some patches of a clip and has to guess the values of all the others."
-    )
-
-    method: Literal["audiomae"] = "audiomae"
-    positions: Literal["released", "correct"] = "released"
-    """Where patches are told to be: in their column and row (correct), or where the released code
-    believes them by mistake."""
-
-    def config(self) -> PreTrainedConfig:
-        """The Hugging Face configuration of the encoder."""
-        config = self.encoder.of(self.method)
-        config.pos_layout = self.positions
-        return config
 
 
 class WindowAttention(nn.Module):
@@ -350,7 +331,7 @@ class AudioMAEPretraining(Pretraining):
             mask = self.features.mask(spectrogram, frames)
             columns = real_columns(mask, frames, self.student.config.patch_size)
             keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-            masks = self.method.draw(keys, self.student.grid(spectrogram), columns)
+            masks = self.method.sample_masks(keys, self.student.grid(spectrogram), columns)
         return self.losses(spectrogram, masks, columns=columns)
 
     def losses(
@@ -365,19 +346,19 @@ class AudioMAEPretraining(Pretraining):
         """
         grid = self.student.grid(spectrogram)
         wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
-        cls, seen = self.look(spectrogram, masks)  # (B, D), (B, V, D)
+        cls, seen = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
         real = real_patches(columns, grid)
         prediction = self.decoder(cls, seen, masks, grid, wanted, real).float()  # (B, H, 256)
         y = select(self.targets(spectrogram), wanted)
         error = (prediction - y).square().mean(dim=2)
-        loss = over_hidden(error, weights)
+        loss = mean_over_hidden(error, weights)
         return {
             "loss": loss,
-            "target_spread": spread(y, weights),
-            "guess_spread": spread(prediction, weights),
+            "target_spread": feature_std(y, weights),
+            "guess_spread": feature_std(prediction, weights),
         }
 
-    def look(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    def encode_visible(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """The student's CLS (B, D) and tokens (B, V, D) from the visible patches alone."""
         student = self.student.model
         visible = select(student.embed(spectrogram), masks.visible[:, 0])
@@ -395,9 +376,9 @@ class AudioMAEPretraining(Pretraining):
         variance, mean = torch.var_mean(y, dim=2, keepdim=True)
         return (y - mean) / (variance + 1e-6).sqrt()
 
-    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
+    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
         """Guesses that are all alike."""
-        return alike("guesses", numbers["guess_spread"], below=COLLAPSED)
+        return collapse_warning("predictions", metrics["guess_spread"], below=COLLAPSED)
 
 
 def grid_masks(
@@ -440,3 +421,26 @@ def window_offsets(window: tuple[int, int], like: Tensor) -> Tensor:
     places = torch.cartesian_prod(*sides)  # (S, 2), in order of time
     apart = places[:, None] - places[None]
     return apart.sign() * apart.abs().log1p()
+
+
+class AudioMAERun(AudioMAEMethod, PretrainRun):
+    """All that decides an Audio-MAE pre-training run."""
+
+    objective: ClassVar[type[Pretraining]] = AudioMAEPretraining
+    mask_description: ClassVar[str] = (
+        "The student hears some patches of a clip and has to guess the values of all the others."
+    )
+
+    method: Literal["audiomae"] = "audiomae"
+    positions: Literal["released", "correct"] = "released"
+    """Where patches are told to be: in their column and row (correct), or where the released code
+    believes them by mistake."""
+
+    def config(self) -> PreTrainedConfig:
+        """The Hugging Face configuration of the encoder."""
+        config = self.encoder.build_config(self.method)
+        config.pos_layout = self.positions
+        return config
+
+
+RUN = AudioMAERun

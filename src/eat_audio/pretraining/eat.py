@@ -30,15 +30,16 @@ from eat_audio.masking import Masks, clip_keys, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
+from eat_audio.pretraining.ema import EMASchedule, update_ema
 from eat_audio.pretraining.masked_patches import (
+    feature_std,
     hidden_patches,
-    over_hidden,
+    mean_over_hidden,
     real_columns,
     real_patches,
     select,
-    spread,
 )
-from eat_audio.pretraining.method import Pretraining, PretrainRun, alike
+from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
 
 
 class DecoderSettings(Settings):
@@ -55,18 +56,6 @@ class DecoderSettings(Settings):
         if self.kernel % 2 == 0:
             raise ValueError(f"decoder.kernel={self.kernel}: an odd number is expected")
         return self
-
-
-class Tau(Settings):
-    """How much of the teacher stays per step: from `start` to `end`, linearly over `steps`."""
-
-    start: float = Field(0.9998, ge=0, lt=1)
-    end: float = Field(0.99999, ge=0, lt=1)
-    steps: PositiveInt = 100_000
-
-    def at(self, step: int) -> float:
-        """Tau after `step` finished optimizer steps."""
-        return self.end - (self.end - self.start) * max(0.0, 1 - step / self.steps)
 
 
 class EATMethod(Settings):
@@ -88,9 +77,9 @@ class EATMethod(Settings):
     masks, hence 192; short or small runs collapse with it and want about 1."""
     average_layers: PositiveInt | None = None
     """How many of the teacher's last layers make the target; all if not set."""
-    tau: Tau = Tau()
+    tau: EMASchedule = EMASchedule()
 
-    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
         """What the student sees of clips, by their keys (B, K); `columns` (B,) of each are real."""
         return inverse_block_masks(
             keys,
@@ -100,31 +89,6 @@ class EATMethod(Settings):
             adjust=self.adjust,
             valid_columns=columns,
         )
-
-
-class EATRun(EATMethod, PretrainRun):
-    """All that decides an EAT pre-training run."""
-
-    about_masks: ClassVar[str] = (
-        "The teacher hears the whole clip. The student hears a few blocks of it and has to "
-        "predict what the teacher makes of all the rest."
-    )
-
-    method: Literal["eat"] = "eat"
-
-    @model_validator(mode="after")
-    def _decoder_and_targets_fit(self) -> Self:
-        config = self.config()
-        for width in (config.embed_dim, self.decoder.width or config.embed_dim):
-            if width % self.decoder.groups:
-                raise ValueError(
-                    f"decoder.groups={self.decoder.groups} does not divide the width {width}"
-                )
-        if self.average_layers and self.average_layers > config.depth:
-            raise ValueError(
-                f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
-            )
-        return self
 
 
 class Decoder(nn.Module):
@@ -205,7 +169,7 @@ class EATPretraining(Pretraining):
             mask = self.features.mask(spectrogram, frames)
             columns = real_columns(mask, frames, self.student.config.patch_size)
             keys = clip_keys(self.seed, batch.epochs, batch.clips, self.method.masks)
-            masks = self.method.draw(keys, self.student.grid(spectrogram), columns)
+            masks = self.method.sample_masks(keys, self.student.grid(spectrogram), columns)
         return self.losses(spectrogram, masks, columns=columns, generator=generator)
 
     def losses(
@@ -233,7 +197,7 @@ class EATPretraining(Pretraining):
         clip = clip.repeat_interleave(masks.per_clip)  # (R,)
 
         y = self.targets(spectrogram, real)  # (B, N, D)
-        cls, seen = self.look(spectrogram, masks)  # (R, D), (R, V, D)
+        cls, seen = self.encode_visible(spectrogram, masks)  # (R, D), (R, V, D)
         decoder_input = self.decoder_input(seen, masks, generator, noise)  # (R, N, D)
         here = None if real is None else real[clip]
         prediction = self.decoder(decoder_input, grid, wanted, here).float()  # (R, H, D)
@@ -241,15 +205,15 @@ class EATPretraining(Pretraining):
         scale = y.shape[-1] ** -0.5
         hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]
         error = (prediction - hidden_y.view_as(prediction)).square().sum(dim=2) * scale
-        frame = over_hidden(error, weights)
+        frame = mean_over_hidden(error, weights)
         whole_y = masked_mean(y, real)[clip]
         utterance = ((cls.float() - whole_y).square().sum(dim=1) * scale).mean()
         return {
             "loss": frame + self.method.utterance_weight * utterance,
             "frame": frame,
             "utterance": utterance,
-            "target_spread": spread(hidden_y, weights),
-            "guess_spread": spread(prediction, weights),
+            "target_spread": feature_std(hidden_y, weights),
+            "guess_spread": feature_std(prediction, weights),
         }
 
     @torch.no_grad()
@@ -261,7 +225,7 @@ class EATPretraining(Pretraining):
         assert isinstance(total, Tensor)
         return F.layer_norm(total / len(layers), total.shape[-1:])
 
-    def look(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    def encode_visible(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """The student's CLS (R, D) and tokens (R, V, D) from the visible patches alone."""
         student = self.student.model
         patches = student.embed(spectrogram)  # (B, N, D)
@@ -287,23 +251,21 @@ class EATPretraining(Pretraining):
         places = masks.visible.flatten(0, 1)[..., None].expand_as(seen)
         return noise.scatter(1, places, seen.to(noise.dtype))
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Move the teacher towards the student; `step` optimizer steps are done."""
-        old = list(self.teacher.parameters())
-        new = list(self.student.model.parameters())
-        torch._foreach_lerp_(old, new, 1 - self.method.tau.at(step))
+        student = self.student.model.parameters()
+        update_ema(self.teacher.parameters(), student, self.method.tau.decay(step))
 
-    def at(self, step: int) -> dict[str, float]:
+    def step_metrics(self, step: int) -> dict[str, float]:
         """The teacher's pace."""
-        return {"tau": self.method.tau.at(step)}
+        return {"tau": self.method.tau.decay(step)}
 
-    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
+    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
         """Targets that are all alike, or a loss that is about whole clips alone."""
-        if collapsed := alike("targets", numbers["target_spread"]):
+        if collapsed := collapse_warning("targets", metrics["target_spread"]):
             return collapsed
         weight = self.method.utterance_weight
-        share = weight * numbers["utterance"] / numbers["loss"]
+        share = weight * metrics["utterance"] / metrics["loss"]
         if share <= 0.9:
             return {}
         sentence = (
@@ -318,3 +280,32 @@ def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Ten
     centred = tokens - masked_mean(tokens, real)[:, None]
     variance = masked_mean(centred.square(), real)[:, None]
     return centred * torch.rsqrt(variance + eps)
+
+
+class EATRun(EATMethod, PretrainRun):
+    """All that decides an EAT pre-training run."""
+
+    objective: ClassVar[type[Pretraining]] = EATPretraining
+    mask_description: ClassVar[str] = (
+        "The teacher hears the whole clip. The student hears a few blocks of it and has to "
+        "predict what the teacher makes of all the rest."
+    )
+
+    method: Literal["eat"] = "eat"
+
+    @model_validator(mode="after")
+    def _decoder_and_targets_fit(self) -> Self:
+        config = self.config()
+        for width in (config.embed_dim, self.decoder.width or config.embed_dim):
+            if width % self.decoder.groups:
+                raise ValueError(
+                    f"decoder.groups={self.decoder.groups} does not divide the width {width}"
+                )
+        if self.average_layers and self.average_layers > config.depth:
+            raise ValueError(
+                f"average_layers={self.average_layers}: the encoder has {config.depth} layers"
+            )
+        return self
+
+
+RUN = EATRun

@@ -47,7 +47,7 @@ def hidden_patches(masks: Masks) -> tuple[Tensor, Tensor]:
     return order.indices[:, :count], order.values[:, :count].float()
 
 
-def over_hidden(error: Tensor, weights: Tensor) -> Tensor:
+def mean_over_hidden(error: Tensor, weights: Tensor) -> Tensor:
     """The error of hidden patches (R, H), a mean over a row's and then over rows: a loss.
 
     So it means the same whatever the batch. A row that hides nothing adds 0.
@@ -56,7 +56,7 @@ def over_hidden(error: Tensor, weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spread(tokens: Tensor, weights: Tensor) -> Tensor:
+def feature_std(tokens: Tensor, weights: Tensor) -> Tensor:
     """Mean over channels of the standard deviation over patches; near 0 means collapse.
 
     The first 4,096 patches say enough.

@@ -1,9 +1,11 @@
-"""What every method of pre-training has: settings, an objective, and a word on its own numbers.
+"""The contract of pre-training methods: settings of a run, and the objective they build.
 
-A method is a file beside this one, with a class of each kind, and a line in the table of `run`.
-Whatever differs between methods is asked of these two; the loop, checkpoints and logs know none.
+A method is a module that defines `RUN`, its `PretrainRun`, whose `build_objective` returns its
+`Pretraining`. The registry names the module; the loop, checkpoints and logs use these two classes
+alone.
 """
 
+import importlib
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from eat_audio.config import Settings
-from eat_audio.data.loader import Batch, ClipSettings
+from eat_audio.data.loader import Batch, ClipSettings, whole_patches
+from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
 from eat_audio.masking import Masks
 from eat_audio.models import families
@@ -21,12 +24,19 @@ from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.training.loop import Training
 from eat_audio.training.optim import Optim
 
+MODULES = {
+    "audiomae": "eat_audio.pretraining.audiomae",
+    "beats": "eat_audio.pretraining.beats.objective",
+    "beats_tokenizer": "eat_audio.pretraining.beats.tokenizer",
+    "eat": "eat_audio.pretraining.eat",
+}
+"""Modules by the name that recipes call their method."""
 COLLAPSED = 0.1
-"""Spread (about 1 when healthy) below which a run is usually worth nothing."""
+"""Standard deviation of features (about 1 when healthy) below which a run learns nothing."""
 
 
 class EncoderSettings(Settings):
-    """The shape of an encoder: a usual size, and what shall differ from it."""
+    """The shape of an encoder: a size, and changes to it."""
 
     size: Literal["tiny", "small", "base", "large"] = "base"
     embed_dim: PositiveInt | None = None
@@ -37,7 +47,7 @@ class EncoderSettings(Settings):
     """What stands for a whole clip when the encoder is used; by default what usually does in its
     method: CLS in EAT, the mean of patches in the others."""
 
-    def of(self, method: str) -> PreTrainedConfig:
+    def build_config(self, method: str) -> PreTrainedConfig:
         """The Hugging Face configuration of such an encoder of a method.
 
         Raises:
@@ -69,10 +79,11 @@ class EncoderSettings(Settings):
 class PretrainRun(Training):
     """All that decides a pre-training run, whatever its method."""
 
-    about_masks: ClassVar[str]
-    """What a picture of a masked clip shows, in a sentence or two."""
-    follows: ClassVar[str | None] = None
-    """The setting that takes the run before, if such a run may follow another."""
+    objective: ClassVar[type["Pretraining"]]
+    mask_description: ClassVar[str]
+    """Caption of a picture of a masked clip."""
+    input_setting: ClassVar[str | None] = None
+    """The setting that takes the folder of an earlier run, for methods that need one."""
 
     method: str
     data: str | None = None
@@ -86,13 +97,22 @@ class PretrainRun(Training):
 
     def config(self) -> PreTrainedConfig:
         """The Hugging Face configuration of the encoder."""
-        return self.encoder.of(self.method)
+        return self.encoder.build_config(self.method)
 
-    def then(self, out: str) -> str:
-        """The command that may follow a run whose folder is `out`."""
+    def build_objective(
+        self, features: AudioFeatureExtractor, *, frames: int | None = None
+    ) -> "Pretraining":
+        """Return the objective with fresh weights; `frames` is the longest clip's length in frames,
+        by default that of `clips.seconds`.
+        """
+        longest = frames or whole_patches(self.clips.seconds)
+        return self.objective(self.config(), self, features, frames=longest, seed=self.seed)
+
+    def next_command(self, out: str) -> str:
+        """Return the command that may follow a run whose folder is `out`."""
         return f"eat finetune {self.method}_tiny_finetune --from {out} data=... --out ..."
 
-    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
         """What a student sees of clips, by their keys (B, K); `columns` (B,) of each are real."""
         raise NotImplementedError
 
@@ -111,36 +131,60 @@ class PretrainRun(Training):
 
 
 class Pretraining(nn.Module):
-    """An objective: what the loop, the monitor, the log and the checkpoints ask of a method.
+    """Base class of objectives: the student, its front end, and the loss of a batch.
 
-    Made from (config, settings, features, frames=, seed=). All it draws is a function of the clip
-    and the epoch, or of the generator; what is only needed while learning lives and dies with it.
+    Constructed from (config, settings, features, frames=, seed=). Random numbers depend on the
+    seed, the clip and the epoch, or on the generator.
     """
 
     student: AudioEncoder
-    """What is kept."""
+    """The encoder that is saved."""
     features: AudioFeatureExtractor
     """Its front end."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step's losses for a batch of clips: "loss" first, and what else shall be logged."""
+        """Return the losses of a batch: "loss" first, then its parts and other metrics."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """What follows an optimizer step; `step` of them are done."""
+        """Update what gradients do not; called after optimizer step number `step`."""
 
-    def at(self, step: int) -> dict[str, float]:
-        """What else the log shall say of a step."""
+    def step_metrics(self, step: int) -> dict[str, float]:
+        """Return metrics of a step that do not depend on a batch."""
         return {}
 
-    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
-        """What speaks against a run whose step, after its warm-up, has these numbers.
+    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Return health warnings for the metrics of a step after warm-up, by id.
 
-        Sentences by name; of one name only the first is told.
+        Of one id only the first is shown.
         """
         return {}
 
+    def input_contents(self) -> str:
+        """Return a fingerprint of files that training reads beside the clips, or nothing."""
+        return ""
 
-def alike(what: str, spread: float, *, below: float = COLLAPSED) -> dict[str, str]:
-    """The doubt that a run has collapsed: that by patch, `what` differs by less than `below`."""
-    return {"collapse": f"collapsed, {what} are all alike ({spread:.3g})"} if spread < below else {}
+
+def collapse_warning(
+    what: str, value: float, *, below: float = COLLAPSED, measure: str = "standard deviation"
+) -> dict[str, str]:
+    """Return the warning of a collapsed run if the measure of `what` is below a limit."""
+    if value >= below:
+        return {}
+    return {"collapse": f"collapsed, {what} are nearly all the same ({measure} {value:.3g})"}
+
+
+def run_settings(method: str) -> type[PretrainRun]:
+    """Return the settings class of the method that recipes call `method`.
+
+    Raises:
+        SettingError: There is no such method.
+    """
+    if method not in MODULES:
+        names = " or ".join(f"'{name}'" for name in MODULES)
+        raise SettingError(f"method={method}: {names} is expected")
+    run: type[PretrainRun] = importlib.import_module(MODULES[method]).RUN
+    return run

@@ -4,7 +4,6 @@ Puts together what the other files make: clips, features, objective, optimizer, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,18 @@ from eat_audio.audio import fbank as logmel
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
 from eat_audio.models import families, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
-from eat_audio.pretraining.audiomae import AudioMAEPretraining, AudioMAERun
-from eat_audio.pretraining.beats.objective import BEATsPretraining, BEATsRun
-from eat_audio.pretraining.beats.stored_labels import StoredLabels
-from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining, TokenizerRun
-from eat_audio.pretraining.eat import EATPretraining, EATRun
-from eat_audio.pretraining.method import Pretraining, PretrainRun
+from eat_audio.pretraining.method import Pretraining, PretrainRun, run_settings
 from eat_audio.training.checkpoint import Run, lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, join, share, whole
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.optim import adamw, parameter_groups
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a method brings; its encoder and its front end are in `models.families`."""
-
-    settings: type[PretrainRun]
-    objective: type[Pretraining]
-
-
-METHODS = {
-    "audiomae": Method(AudioMAERun, AudioMAEPretraining),
-    "beats": Method(BEATsRun, BEATsPretraining),
-    "beats_tokenizer": Method(TokenizerRun, TokenizerPretraining),
-    "eat": Method(EATRun, EATPretraining),
-}
-"""Methods by the name that a recipe calls them."""
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
@@ -58,11 +35,7 @@ def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
     Raises:
         RecipeError: There is no such method.
     """
-    name = recipe.get("method", "eat")
-    if not isinstance(name, str) or name not in METHODS:
-        known = " or ".join(f"'{known}'" for known in METHODS)
-        raise SettingError(f"method={name}: {known} is expected")
-    return METHODS[name].settings
+    return run_settings(str(recipe.get("method", "eat")))
 
 
 def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
@@ -94,10 +67,9 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: ProcessGroup
         corpus = corpus.select(*settings.splits)
 
     torch.manual_seed(settings.seed)
-    frames = whole_patches(settings.clips.seconds)
-    config, make = settings.config(), METHODS[settings.method].objective
+    config = settings.config()
     features = extractor(corpus, settings.clips, method=config.model_type)
-    objective = make(config, settings, features, frames=frames, seed=settings.seed)
+    objective = settings.build_objective(features)
     objective.to(settings.on()).train()
     share(objective, team, how=settings.parallel)
     groups = parameter_groups(
@@ -119,7 +91,7 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: ProcessGroup
         settings.keep,
         origin,
         team,
-        _learnt_from(corpus, objective),
+        contents(corpus) + objective.input_contents(),
     )
     steps = ClipBatches(
         corpus,
@@ -154,13 +126,6 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: ProcessGroup
                 save=here.save,
             )
         here.finish()
-
-
-def _learnt_from(corpus: Corpus, objective: Pretraining) -> str:
-    """A fingerprint of the recordings, and of the labels beside them that a run may have."""
-    stored = getattr(objective, "stored", None)
-    labels = f", labels {stored.contents()}" if isinstance(stored, StoredLabels) else ""
-    return contents(corpus) + labels
 
 
 def training_log(
@@ -273,9 +238,9 @@ class CollapseGuard:
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Take the numbers of a step."""
-        self.log.write(step, numbers | self.objective.at(step))
-        doubts = self.objective.doubts(numbers) if step > self.after else {}
-        for name, sentence in doubts.items():
+        self.log.write(step, numbers | self.objective.step_metrics(step))
+        messages = self.objective.warnings(numbers) if step > self.after else {}
+        for name, sentence in messages.items():
             if name not in self.told:
                 self.told.add(name)
                 self.log.say(f"warning: step {step}: {sentence}")

@@ -91,7 +91,7 @@ def example(
     grid = frames // 16, logmel.N_MELS // 16
     keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), 1)
     columns = real_columns(features.mask(values, real), real, 16)
-    masks = settings.draw(keys, grid, columns)
+    masks = settings.sample_masks(keys, grid, columns)
     heard = min(int(real[0]), frames)
     hidden = masks.hidden[0, 0].view(grid)[: -(-heard // 16)]
     return Example(label_of(clip, corpus), values[0, :heard].numpy(), hidden.numpy())

@@ -25,7 +25,7 @@ from eat_audio.evaluation.probe import labeled_corpus
 from eat_audio.models import families
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
-from eat_audio.pretraining.run import METHODS
+from eat_audio.pretraining.method import MODULES, run_settings
 from eat_audio.report.curves import monitor_charts, points, training_charts
 from eat_audio.report.drawings import (
     missing,
@@ -297,10 +297,10 @@ def _result(told: Told) -> list[str]:
 def _masks(told: Told) -> list[str]:
     """A few clips, and what of them the student hears."""
     method = told.recipe["method"]
-    if method not in METHODS:
-        return [missing(f"Masks are drawn here for {', '.join(METHODS)} only, not for {method}.")]
+    if method not in MODULES:
+        return [missing(f"Masks are drawn here for {', '.join(MODULES)} only, not for {method}.")]
     try:
-        settings = METHODS[method].settings.model_validate(told.recipe)
+        settings = run_settings(method).model_validate(told.recipe)
     except ValidationError:
         return [missing("Not shown: the recipe of this run is one of another version.")]
     try:
@@ -313,7 +313,7 @@ def _masks(told: Told) -> list[str]:
         return [missing(f"Not shown, as the clips are not where they were: {error}.")]
     if not pictures:
         return [missing(f"Not shown: not one clip of {settings.data} can be read.")]
-    return [f"<p>{text(settings.about_masks)}</p>", *pictures]
+    return [f"<p>{text(settings.mask_description)}</p>", *pictures]
 
 
 def _neighbours(told: Told) -> list[str]:

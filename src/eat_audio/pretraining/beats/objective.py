@@ -39,14 +39,13 @@ from eat_audio.pretraining.beats.tokenizer import (
     BEATsPretrainRun,
     Heard,
     Tokenizer,
-    few,
-    find_tokenizer,
     hear,
     hear_again,
+    load_tokenizer,
     on_grid,
 )
-from eat_audio.pretraining.masked_patches import hidden_patches, over_hidden, select
-from eat_audio.pretraining.method import Pretraining
+from eat_audio.pretraining.masked_patches import hidden_patches, mean_over_hidden, select
+from eat_audio.pretraining.method import Pretraining, collapse_warning
 
 FEW = 3.0
 """Perplexity of labels below which there is little to guess."""
@@ -93,30 +92,9 @@ class BEATsMethod(Settings):
             )
         return self
 
-    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
         """What the student sees of clips, by their keys (B, 1); `columns` (B,) of each are real."""
         return random_masks(keys, grid, hidden_ratio=self.hidden_ratio, valid_columns=columns)
-
-
-class BEATsRun(BEATsMethod, BEATsPretrainRun):
-    """All that decides a BEATs pre-training run."""
-
-    about_masks: ClassVar[str] = (
-        "The student hears some patches of a clip and has to guess how a tokenizer, which hears it "
-        "whole, calls all the others."
-    )
-    follows: ClassVar[str | None] = "tokenizer"
-
-    method: Literal["beats"] = "beats"
-
-    @model_validator(mode="after")
-    def _stored_labels_are_of_beginnings(self) -> Self:
-        if self.labels and self.clips.crop != "start":
-            raise ValueError(
-                f"clips.crop={self.clips.crop}: stored labels are of the beginnings of clips; "
-                "expected clips.crop=start, or tokenizer=RUN instead of labels"
-            )
-        return self
 
 
 class RandomTokenizer(Float32Buffers):
@@ -203,7 +181,7 @@ class BEATsPretraining(Pretraining):
             self.stored = _stored(method.labels, frames)
             self.count = self.stored.count
         elif method.tokenizer is not None:
-            self.tokenizer = find_tokenizer(method.tokenizer)
+            self.tokenizer = load_tokenizer(method.tokenizer)
             self.count = self.tokenizer.count
         else:
             self.tokenizer = RandomTokenizer(
@@ -232,7 +210,7 @@ class BEATsPretraining(Pretraining):
             heard = hear(self.features, batch, self.student.config, self.frames)
             keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
             grid = self.student.grid(heard.spectrogram)
-            masks = self.method.draw(keys, grid, heard.columns)
+            masks = self.method.sample_masks(keys, grid, heard.columns)
             labels = self.labels(batch, heard)
         return self.losses(heard, masks, labels)
 
@@ -249,7 +227,9 @@ class BEATsPretraining(Pretraining):
     def losses(self, heard: Heard, masks: Masks, labels: Tensor) -> dict[str, Tensor]:
         """The equations above, for labels (B, T', F')."""
         wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
-        decoder_input = self.decoder_input(self.look(heard.spectrogram, masks), masks)  # (B, N, D)
+        decoder_input = self.decoder_input(
+            self.encode_visible(heard.spectrogram, masks), masks
+        )  # (B, N, D)
         told = self.predictor.listen(decoder_input, heard.real)
         prediction = self.predictor.prediction(select(told, wanted)).float()  # (B, H, K)
         labels = labels.flatten(1)
@@ -261,7 +241,7 @@ class BEATsPretraining(Pretraining):
             reduction="none",
             label_smoothing=self.method.label_smoothing,
         )
-        loss = over_hidden(error, weights)
+        loss = mean_over_hidden(error, weights)
         with torch.no_grad():
             answers = prediction.argmax(dim=2)
             said = code_usage(answers, weights, self.count)
@@ -275,7 +255,7 @@ class BEATsPretraining(Pretraining):
             "guess_perplexity": said["perplexity"],
         }
 
-    def look(self, spectrogram: Tensor, masks: Masks) -> Tensor:
+    def encode_visible(self, spectrogram: Tensor, masks: Masks) -> Tensor:
         """The student's tokens (B, V, D) from the visible patches alone, in their order."""
         student = self.student.model
         visible = select(student.embed(spectrogram), masks.visible[:, 0])
@@ -294,11 +274,17 @@ class BEATsPretraining(Pretraining):
         seen = torch.ones_like(visible) if masks.seen is None else masks.seen[:, 0]
         return _share(answers == labels.gather(1, visible), seen.float())
 
-    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
+    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
         """Labels that are all alike, or guesses."""
-        return few("labels", numbers["target_perplexity"], below=FEW) or few(
-            "guesses", numbers["guess_perplexity"], below=1.01
+        return collapse_warning(
+            "labels", metrics["target_perplexity"], below=FEW, measure="perplexity"
+        ) or collapse_warning(
+            "predictions", metrics["guess_perplexity"], below=1.01, measure="perplexity"
         )
+
+    def input_contents(self) -> str:
+        """Return a fingerprint of the stored labels, if there are any."""
+        return f", labels {self.stored.contents()}" if self.stored is not None else ""
 
 
 def _stored(folder: str, frames: int) -> StoredLabels:
@@ -315,3 +301,28 @@ def _stored(folder: str, frames: int) -> StoredLabels:
 def _share(right: Tensor, weights: Tensor) -> Tensor:
     """The share of what is right among what counts."""
     return (right * weights).sum() / weights.sum().clamp(min=1)
+
+
+class BEATsRun(BEATsMethod, BEATsPretrainRun):
+    """All that decides a BEATs pre-training run."""
+
+    objective: ClassVar[type[Pretraining]] = BEATsPretraining
+    mask_description: ClassVar[str] = (
+        "The student hears some patches of a clip and has to guess how a tokenizer, which hears it "
+        "whole, calls all the others."
+    )
+    input_setting: ClassVar[str | None] = "tokenizer"
+
+    method: Literal["beats"] = "beats"
+
+    @model_validator(mode="after")
+    def _stored_labels_are_of_beginnings(self) -> Self:
+        if self.labels and self.clips.crop != "start":
+            raise ValueError(
+                f"clips.crop={self.clips.crop}: stored labels are of the beginnings of clips; "
+                "expected clips.crop=start, or tokenizer=RUN instead of labels"
+            )
+        return self
+
+
+RUN = BEATsRun

@@ -46,8 +46,8 @@ from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.common.modeling import AudioModel, EncoderOutput
 from eat_audio.pretraining.beats.predictor import LabelPredictor
 from eat_audio.pretraining.beats.quantizer import Codebook, code_usage, distances, perplexity
-from eat_audio.pretraining.masked_patches import real_columns, spread
-from eat_audio.pretraining.method import Pretraining, PretrainRun, alike
+from eat_audio.pretraining.masked_patches import feature_std, real_columns
+from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
 from eat_audio.training.checkpoint import checkpoints
 
 PARTS = ("projection.", "codebook.")
@@ -73,7 +73,7 @@ class TokenizerMethod(Settings):
     """Over the elements of a vector: mean as in the released code, sum as in the paper."""
     estimator_layers: PositiveInt = 3
 
-    def draw(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
         """All of every clip, by their keys (B, 1): nothing is hidden from a tokenizer."""
         return random_masks(keys, grid, hidden_ratio=0.0, valid_columns=columns)
 
@@ -88,7 +88,7 @@ class BEATsPretrainRun(PretrainRun):
 
     def config(self) -> PreTrainedConfig:
         """The Hugging Face configuration of the encoder."""
-        config = self.encoder.of("beats")
+        config = self.encoder.build_config("beats")
         for name in ("dropout", "attention_dropout", "dropout_input"):
             setattr(config, name, self.dropout)
         config.encoder_layerdrop = self.layerdrop
@@ -101,21 +101,6 @@ class BEATsPretrainRun(PretrainRun):
                 "clips.released_padding=true: BEATs' pre-training was not released, and hears none"
             )
         return self
-
-
-class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
-    """All that decides the training of a tokenizer."""
-
-    about_masks: ClassVar[str] = (
-        "A tokenizer hears whole clips: nothing is hidden, every patch gets a code."
-    )
-    follows: ClassVar[str | None] = "teacher"
-
-    method: Literal["beats_tokenizer"] = "beats_tokenizer"
-
-    def then(self, out: str) -> str:
-        """The next iteration, which guesses this tokenizer's labels."""
-        return f"eat pretrain beats_tiny_iter2 tokenizer={out} data=... --out ..."
 
 
 @dataclass(frozen=True)
@@ -255,7 +240,7 @@ class TokenizerPretraining(Pretraining):
         self.method = method
         self.features = features
         self.frames = frames
-        self.teacher = teacher or find_teacher(method)
+        self.teacher = teacher or load_teacher(method)
         self.student = BEATsModel(config)
         self.projection = projection(config, method.code_width)
         self.codebook = Codebook(method.codes, method.code_width, memory=method.codebook_memory)
@@ -308,8 +293,8 @@ class TokenizerPretraining(Pretraining):
             "commitment": commitment,
             **code_usage(found.labels, weights, method.codes),
             "codebook_perplexity": self._evenness(),
-            "target_spread": spread(target, counts),
-            "guess_spread": spread(prediction.detach(), counts),
+            "target_spread": feature_std(target, counts),
+            "guess_spread": feature_std(prediction.detach(), counts),
         }
 
     @torch.no_grad()
@@ -322,22 +307,15 @@ class TokenizerPretraining(Pretraining):
         """Move the codes towards what was given to them in this step."""
         self.codebook.follow()
 
-    def doubts(self, numbers: dict[str, float]) -> dict[str, str]:
+    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
         """Codes that are all alike, or guesses."""
-        return few("codes", numbers["perplexity"], below=1.5) or alike(
-            "guesses", numbers["guess_spread"]
-        )
+        return collapse_warning(
+            "codes", metrics["perplexity"], below=1.5, measure="perplexity"
+        ) or collapse_warning("predictions", metrics["guess_spread"])
 
     def tokenizer(self) -> Tokenizer:
         """What this has learnt so far; its parts are those that go on learning."""
         return Tokenizer(self.student, self.projection, self.codebook, self.features)
-
-
-def few(what: str, perplexity: float, *, below: float) -> dict[str, str]:
-    """The doubt that a run has collapsed: that `what` have a perplexity of less than `below`."""
-    if perplexity >= below:
-        return {}
-    return {"collapse": f"collapsed, {what} are nearly all the same (perplexity {perplexity:.3g})"}
 
 
 def _per_clip(values: Tensor, real: Tensor | None) -> Tensor:
@@ -345,7 +323,7 @@ def _per_clip(values: Tensor, real: Tensor | None) -> Tensor:
     return masked_mean(values[..., None], real)[:, 0]
 
 
-def find_teacher(method: TokenizerMethod) -> Teacher:
+def load_teacher(method: TokenizerMethod) -> Teacher:
     """The teacher that a recipe names.
 
     Raises:
@@ -358,7 +336,7 @@ def find_teacher(method: TokenizerMethod) -> Teacher:
     return Teacher(*load_model_and_features(method.teacher, kind))
 
 
-def find_tokenizer(place: str | Path) -> Tokenizer:
+def load_tokenizer(place: str | Path) -> Tokenizer:
     """The frozen tokenizer of a run, as of its newest checkpoint, or of a released file.
 
     Raises:
@@ -422,3 +400,22 @@ def _assembled(
     if not found.codebook.started:
         raise CheckpointError(f"{place}: its codebook is empty; it has not been trained")
     return found.frozen()
+
+
+class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
+    """All that decides the training of a tokenizer."""
+
+    objective: ClassVar[type[Pretraining]] = TokenizerPretraining
+    mask_description: ClassVar[str] = (
+        "A tokenizer hears whole clips: nothing is hidden, every patch gets a code."
+    )
+    input_setting: ClassVar[str | None] = "teacher"
+
+    method: Literal["beats_tokenizer"] = "beats_tokenizer"
+
+    def next_command(self, out: str) -> str:
+        """The next iteration, which guesses this tokenizer's labels."""
+        return f"eat pretrain beats_tiny_iter2 tokenizer={out} data=... --out ..."
+
+
+RUN = TokenizerRun
