@@ -420,7 +420,7 @@ def test_augmentation_is_a_function_of_seed_clip_and_epoch(made: Path) -> None:
 
 def test_nothing_is_changed_unless_asked(made: Path) -> None:
     learning, batch = learner(made)
-    plain, _ = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    plain = learning.features.log_mel(batch.waveforms, batch.lengths, frames=112).values
     spectrogram, _, labels = prepared(learning, batch)
     assert torch.equal(spectrogram, plain) and torch.equal(labels, batch.labels)
 
@@ -446,12 +446,13 @@ def test_a_louder_clip_is_not_clipped(made: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("eat_audio.finetune.uniform", still)
     learning, batch = learner(made, augment=Augmentation(roll=True))
     batch.waveforms = torch.randint(-32_768, 32_767, batch.waveforms.shape).to(torch.int16)
-    plain, frames = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    unchanged = learning.features.log_mel(batch.waveforms, batch.lengths, frames=112)
+    plain = unchanged.values
     louder = prepared(learning, batch)[0]
     step = 2 * math.log(1.5) / (2 * learning.features.std)
-    heard = int(frames.min())
-    audible = plain[:, :heard] > plain.min() + 0.1
-    difference = (louder - plain)[:, :heard][audible]
+    shortest = int(unchanged.frames.min())
+    audible = plain[:, :shortest] > plain.min() + 0.1
+    difference = (louder - plain)[:, :shortest][audible]
     torch.testing.assert_close(difference, torch.full_like(difference, step), rtol=0, atol=2e-3)
 
 
@@ -459,7 +460,7 @@ def test_noise_does_not_roll_padding_into_a_clip(made: Path) -> None:
     learning, batch = learner(made, augment=Augmentation(noise=True))
     batch.lengths = torch.full_like(batch.lengths, 8_000)
     spectrogram, mask, _ = prepared(learning, batch)
-    plain, _ = learning.features.spectrogram(batch.waveforms, batch.lengths, frames=112)
+    plain = learning.features.log_mel(batch.waveforms, batch.lengths, frames=112).values
     assert mask.sum(dim=1).tolist() == [48] * 4
     turned = spectrogram[:, :48].mean(dim=2).sort(dim=1).values
     still = plain[:, :48].mean(dim=2).sort(dim=1).values

@@ -99,12 +99,13 @@ def clip_vector(predictor: Predictor, sound: str | Path | Tensor) -> Tensor:
     device = next(model.parameters()).device
     waveforms = to_int16(waveform)[None].to(device)
     lengths = torch.tensor([waveforms.shape[1]])
-    # padded to whole patches, which nobody listens to
-    spectrogram, frames = predictor.features.spectrogram(waveforms, lengths)
-    real = torch.arange(spectrogram.shape[1])[:: model.config.patch_size] < frames.cpu()
-    real = real.repeat_interleave(model.grid(spectrogram)[1])[None].to(device)
+    # padded to whole patches, which are masked
+    spectrograms = predictor.features.log_mel(waveforms, lengths)
+    values = spectrograms.values
+    valid = torch.arange(values.shape[1])[:: model.config.patch_size] < spectrograms.frames.cpu()
+    valid = valid.repeat_interleave(model.grid(values)[1])[None].to(device)
     encoder = model.model
-    tokens, _ = encode(encoder, embed(encoder, spectrogram), real)
+    tokens, _ = encode(encoder, embed(encoder, values), valid)
     return tokens[0, 0].float().cpu()
 
 

@@ -164,9 +164,8 @@ class Classification(nn.Module):
             shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
             gain = augment.beta_gain(len(labels), generator)
             waveforms = augment.roll_and_gain(waveforms, lengths, shift, gain) / 32_768
-        spectrogram, frames = self.features.spectrogram(
-            waveforms, batch.lengths, frames=self.frames
-        )
+        spectrograms = self.features.log_mel(waveforms, batch.lengths, frames=self.frames)
+        spectrogram, frames = spectrograms.values, spectrograms.frames
         if told.noise:
             draws = uniform(keys, 2, purpose=NOISE)
             noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
@@ -176,7 +175,7 @@ class Classification(nn.Module):
                 turned = torch.full_like(frames, self.frames)
             spectrogram = augment.noise_and_roll(spectrogram, turned, noise, draws[:, 0], shift)
         labels = augment.smooth(labels, told.label_smoothing)
-        mask = self.features.mask(spectrogram, frames)
+        mask = spectrograms.frame_mask
         if told.mixup and bool(
             torch.rand((), generator=generator, device=generator.device) < told.mixup_share
         ):

@@ -75,11 +75,10 @@ def heard(recorded: dict[str, Tensor], case: str) -> tuple[Tensor, Tensor | None
     """Spectrograms of recorded waves, whole, and what the recorded padding leaves of them."""
     waves = recorded["wave"]
     whole = torch.full((len(waves),), waves.shape[1])
-    values, _ = RELEASED.spectrogram(waves, whole)
+    values = RELEASED.log_mel(waves, whole).values
     if case == "nomask":
         return values, None
-    _, frames = RELEASED.spectrogram(waves, whole - recorded["pad"].sum(dim=1))
-    return values, RELEASED.mask(values, frames)
+    return values, RELEASED.log_mel(waves, whole - recorded["pad"].sum(dim=1)).frame_mask
 
 
 # ---- the released numbers ----
@@ -133,7 +132,7 @@ def test_sound_gives_the_released_numbers(path: Path, case: str) -> None:
 def test_a_long_clip_gives_the_released_numbers(path: Path) -> None:
     recorded = tensors(path)
     wave = recorded["long.wave"]
-    values, _ = BEATsFeatureExtractor().spectrogram(wave, torch.tensor([wave.shape[1]]))
+    values = BEATsFeatureExtractor().log_mel(wave, torch.tensor([wave.shape[1]])).values
     assert_like_from_sound(encoder(path).encode(values).patches, recorded["long.out"])
 
 
@@ -233,13 +232,13 @@ def test_log_mel_is_that_of_the_released_front_end(path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
         whole = facts["frames"] // 16 * 16
-        values, frames = BEATsFeatureExtractor().spectrogram(wave, torch.tensor([wave.shape[1]]))
-        assert values.shape[1] == frames.item() == max(whole, 16)
-        assert torch.equal(values[:, :whole], ours[:, :whole])
+        batch = BEATsFeatureExtractor().log_mel(wave, torch.tensor([wave.shape[1]]))
+        assert batch.values.shape[1] == batch.frames.item() == max(whole, 16)
+        assert torch.equal(batch.values[:, :whole], ours[:, :whole])
     other = BEATsFeatureExtractor(mean=15.29130, std=5.90532)
-    values, frames = other.spectrogram(recorded["wave1"], torch.tensor([11_237]))
-    expected = recorded["fbank1_mean_std"][:, : frames.item()]
-    torch.testing.assert_close(values, expected, rtol=0, atol=2e-5)
+    batch = other.log_mel(recorded["wave1"], torch.tensor([11_237]))
+    expected = recorded["fbank1_mean_std"][:, : batch.frames.item()]
+    torch.testing.assert_close(batch.values, expected, rtol=0, atol=2e-5)
 
 
 @each(SOUNDS)
@@ -247,11 +246,13 @@ def test_released_padding_lets_the_released_patches_through(path: Path) -> None:
     recorded = tensors(path)
     for number, case in enumerate(sidecar(path)["mask_cases"]):
         lengths = torch.tensor([case["n"], case["first_padded_sample"]])
-        values, frames = RELEASED.spectrogram(torch.zeros(2, case["n"]), lengths)
-        mask = RELEASED.mask(values, frames)
-        theirs = ~recorded[f"mask{number}_patches"][0].bool()
-        real = None if mask is None else patches_heard(mask, 16, 8)
-        assert theirs.all() if real is None else torch.equal(real[1], theirs), case
+        batch = RELEASED.log_mel(torch.zeros(2, case["n"]), lengths)
+        released, valid = ~recorded[f"mask{number}_patches"][0].bool(), batch.patch_mask(8)
+        if valid is None:
+            assert released.all(), case
+        else:
+            assert torch.equal(valid[1], released), case
+            assert torch.equal(valid, patches_heard(batch.frame_mask, 16, 8)), case
     hole = ~recorded["maskhole_frames"][:, :96].bool()
     assert torch.equal(patches_heard(hole, 16, 8), ~recorded["maskhole_patches"].bool())
 
@@ -268,19 +269,19 @@ def test_a_window_and_a_scale_are_all_that_sets_it_apart_from_eats() -> None:
 
 def test_frames_that_do_not_fill_a_patch_are_dropped() -> None:
     waves = torch.randn(3, 16_000)
-    values, frames = BEATsFeatureExtractor().spectrogram(waves, torch.tensor([16_000, 9_000, 500]))
-    assert values.shape == (3, 96, 128) and frames.tolist() == [96, 48, 16]  # of 98, 54 and 1
+    lengths = torch.tensor([16_000, 9_000, 500])  # 98, 54 and 1 frames
+    batch = BEATsFeatureExtractor().log_mel(waves, lengths)
+    values = batch.values
+    assert values.shape == (3, 96, 128) and batch.frames.tolist() == [96, 48, 16]
     assert (values[1, 48:] == 0).all() and (values[2, 1:] == 0).all()
-    fixed, frames = BEATsFeatureExtractor().spectrogram(
-        waves, torch.tensor([16_000, 9_000, 500]), frames=70
-    )
-    assert fixed.shape == (3, 64, 128) and frames.tolist() == [64, 48, 16]
-    assert torch.equal(fixed, values[:, :64])
+    fixed = BEATsFeatureExtractor().log_mel(waves, lengths, frames=70)
+    assert fixed.values.shape == (3, 64, 128) and fixed.frames.tolist() == [64, 48, 16]
+    assert torch.equal(fixed.values, values[:, :64])
 
 
 def test_a_clip_shorter_than_a_patch_is_padded_to_one() -> None:
     for features in (BEATsFeatureExtractor(), RELEASED):
-        values, frames = features.spectrogram(torch.randn(1, 2_000), torch.tensor([2_000]))
+        values = features.log_mel(torch.randn(1, 2_000), torch.tensor([2_000])).values
         assert values.shape == (1, 16, 128)
         assert values[0, :11].abs().min() > 0 and (values[0, 11:] == 0).all()
 

@@ -138,3 +138,26 @@ def test_loud_floats_are_clipped_with_a_warning(features: AudioFeatureExtractor)
     with pytest.warns(EatWarning, match="samples reach") as warned:
         features([SECOND * 32_768, SECOND * 32_768])
     assert len(warned) == 1 and warned[0].filename == __file__
+
+
+def test_a_batch_without_padding_has_no_mask(features: AudioFeatureExtractor) -> None:
+    batch = features.log_mel(torch.from_numpy(NOISE)[None, :20_000], torch.tensor([18_160]))
+    assert batch.values.shape == (1, 112, 128) and batch.frames.tolist() == [112]
+    assert batch.frame_mask is batch.columns is batch.patch_mask(8) is None
+
+
+def test_a_batch_knows_frames_columns_and_patches(features: AudioFeatureExtractor) -> None:
+    waves = torch.from_numpy(NOISE).view(2, -1)
+    batch = features.log_mel(waves, torch.tensor([18_160, 8_000]))
+    assert batch.frame_mask is not None and batch.columns is not None
+    assert torch.equal(batch.frame_mask.sum(dim=1), batch.frames)
+    assert torch.equal(batch.columns, -(-batch.frames // 16))
+    valid = batch.patch_mask(8)
+    assert valid is not None and torch.equal(valid.sum(dim=1), batch.columns * 8)
+    assert (valid == valid.sort(dim=1, descending=True).values).all()
+
+
+def test_the_released_padding_of_eat_is_encoded() -> None:
+    features = families()["eat"].features(released_padding=True)
+    batch = features.log_mel(torch.from_numpy(NOISE)[None], torch.tensor([8_000]), frames=112)
+    assert batch.frames.tolist() == [48] and batch.frame_mask is batch.columns is None

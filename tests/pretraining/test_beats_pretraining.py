@@ -27,7 +27,7 @@ from eat_audio.errors import DataError, SettingError
 from eat_audio.masking import Masks, clip_keys, random_masks
 from eat_audio.models import save
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
-from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, LogMelBatch
 from eat_audio.models.eat.modeling import EATConfig
 from eat_audio.pretraining.beats import stored_labels as labels
 from eat_audio.pretraining.beats.objective import (
@@ -39,7 +39,12 @@ from eat_audio.pretraining.beats.objective import (
 )
 from eat_audio.pretraining.beats.quantizer import Codebook, code_usage
 from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, tokenize, usage
-from eat_audio.pretraining.beats.tokenizer import Heard, Tokenizer, hear, load_tokenizer, projection
+from eat_audio.pretraining.beats.tokenizer import (
+    Tokenizer,
+    batch_log_mel,
+    load_tokenizer,
+    projection,
+)
 from eat_audio.pretraining.run import schema
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import Optim, adamw, parameter_groups
@@ -99,7 +104,7 @@ def test_taken_literally_the_paper_uses_few_codes_and_normalized_many(data: Path
     corpus = open_corpus(data / "esc10")
     clips = Corpus(corpus.name, corpus.clips[::10], corpus.label_names)
     (batch,) = ordered_batches(clips, ClipSettings(seconds=5), batch=40)
-    spectrogram, _ = FEATURES.spectrogram(batch.waveforms, batch.lengths)
+    spectrogram = FEATURES.log_mel(batch.waveforms, batch.lengths).values
     patches = spectrogram.unflatten(2, (-1, 16)).unflatten(1, (-1, 16))
     loud = (patches.var(dim=(2, 4)) > 1e-8).flatten(1).float()
     both_l2 = RandomTokenizerSettings(input_norm="none")
@@ -155,13 +160,11 @@ def test_the_drawn_tokenizer_is_part_of_what_is_saved() -> None:
 # ---- the objective ----
 
 
-def heard(spectrogram: Tensor, columns: Tensor | None = None) -> Heard:
-    """What an objective is given of a spectrogram, so many columns of which are real."""
+def log_mel_batch(spectrogram: Tensor, columns: Tensor | None = None) -> LogMelBatch:
+    """The batch of a spectrogram, so many columns of which are valid."""
     if columns is None:
-        return Heard(spectrogram, None, None, None)
-    grid = spectrogram.shape[1] // 16
-    here = torch.arange(grid) < columns[:, None]
-    return Heard(spectrogram, None, here.repeat_interleave(8, dim=1), columns)
+        columns = torch.full((len(spectrogram),), spectrogram.shape[1] // 16)
+    return LogMelBatch(spectrogram, columns * 16)
 
 
 @pytest.mark.parametrize("fill", ["zeros", "learned"])
@@ -177,8 +180,8 @@ def test_a_clips_loss_does_not_depend_on_its_padding(columns: int, fill: str) ->
         behind = torch.full((1, (longest - columns) * 16, 128), filling)
         nothing = torch.full((1, longest - columns, 8), -1)
         masks = random_masks(keys, (longest, 8), hidden_ratio=0.75, valid_columns=real)
-        whole = heard(torch.cat([spectrogram, behind], dim=1), real)
-        found.append(ours.losses(whole, masks, torch.cat([labels, nothing], dim=1)))
+        batch = log_mel_batch(torch.cat([spectrogram, behind], dim=1), real)
+        found.append(ours.losses(batch, masks, torch.cat([labels, nothing], dim=1)))
     for name, first in found[0].items():
         for other in found[1:]:
             close(other[name], first, atol=2e-5)
@@ -218,8 +221,10 @@ def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
 @torch.no_grad()
 def test_labels_are_those_of_the_whole_clip_without_a_mask() -> None:
     ours, batch = small().eval(), noise_batch([1, 2])
-    whole = hear(FEATURES, batch, SMALL, 256)
-    assert torch.equal(ours.labels(batch, whole), drawn(CODES, seed=1).labels(whole.spectrogram))
+    spectrograms = batch_log_mel(FEATURES, batch, 256)
+    assert torch.equal(
+        ours.labels(batch, spectrograms), drawn(CODES, seed=1).labels(spectrograms.values)
+    )
 
 
 def test_numbers_beside_the_loss_are_what_they_say() -> None:
@@ -230,7 +235,7 @@ def test_numbers_beside_the_loss_are_what_they_say() -> None:
     with torch.no_grad():
         ours.predictor.model.head.weight.zero_()
         ours.predictor.model.head.bias.zero_()[7] = 3.0
-        told = ours.losses(heard(torch.randn(4, 64, 128)), masks, labels)
+        told = ours.losses(log_mel_batch(torch.randn(4, 64, 128)), masks, labels)
     assert told["accuracy"] == told["seen_accuracy"] == told["target_majority"] == 0.75
     assert told["target_used"] == 2 and told["guess_used"] == 1
     close(told["guess_perplexity"], torch.tensor(1.0))
@@ -246,7 +251,9 @@ def test_label_smoothing_keeps_a_sure_guess_from_being_free() -> None:
             ours.predictor.model.head.bias.zero_()[7] = 20.0
             masks = random_masks(clip_keys(0, 0, torch.arange(1), 1), (4, 8), hidden_ratio=0.75)
             labels = torch.full((1, 4, 8), 7)
-            found.append(ours.losses(heard(torch.randn(1, 64, 128)), masks, labels)["loss"].item())
+            found.append(
+                ours.losses(log_mel_batch(torch.randn(1, 64, 128)), masks, labels)["loss"].item()
+            )
     assert found[0] < 1e-4 and found[1] == pytest.approx(0.1 * 20 * 63 / 64, rel=1e-3)
 
 
@@ -350,9 +357,9 @@ def test_stored_labels_are_those_that_the_tokenizer_gives_while_training(
     batch = heard_clips(corpus)
     there = small(frames=128, labels=str(tmp_path / "labels")).eval()
     here = small(frames=128, tokenizer=place).eval()
-    whole = hear(FEATURES, batch, SMALL, 128)
-    assert there.labels(batch, whole).unique().numel() > 8
-    assert torch.equal(there.labels(batch, whole), here.labels(batch, whole))
+    spectrograms = batch_log_mel(FEATURES, batch, 128)
+    assert there.labels(batch, spectrograms).unique().numel() > 8
+    assert torch.equal(there.labels(batch, spectrograms), here.labels(batch, spectrograms))
     losses = [ours(batch, torch.Generator())["loss"] for ours in (there, here)]
     assert torch.equal(*losses)
     assert here.count == there.count == 24
@@ -372,10 +379,10 @@ def test_a_tokenizer_hears_with_its_own_statistics(tmp_path: Path) -> None:
     found = tokenizer()
     found.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
     ours, batch = small(tokenizer=as_a_run(found, tmp_path / "run")).eval(), noise_batch([1])
-    expected = found.labels(hear(found.features, batch, SMALL, 256).spectrogram)
-    whole = hear(FEATURES, batch, SMALL, 256)
-    assert torch.equal(ours.labels(batch, whole), expected)
-    assert not torch.equal(found.labels(whole.spectrogram), expected)
+    expected = found.labels(batch_log_mel(found.features, batch, 256).values)
+    spectrograms = batch_log_mel(FEATURES, batch, 256)
+    assert torch.equal(ours.labels(batch, spectrograms), expected)
+    assert not torch.equal(found.labels(spectrograms.values), expected)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,13 +13,13 @@ from eat_audio import config as recipe
 from eat_audio.masking import Masks, clip_keys
 from eat_audio.models import families
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+from eat_audio.models.common.feature_extraction import LogMelBatch
 from eat_audio.models.common.layers import Attention
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.pretraining.audiomae import AudioMAEPretraining
 from eat_audio.pretraining.beats.objective import BEATsPretraining
 from eat_audio.pretraining.beats.quantizer import Codebook
 from eat_audio.pretraining.beats.tokenizer import (
-    Heard,
     Teacher,
     Tokenizer,
     TokenizerPretraining,
@@ -112,14 +112,14 @@ def step(
     sound = torch.randn(clips, frames, 128)
     keys = clip_keys(0, 0, torch.arange(clips), getattr(settings, "masks", 1))
     masks = settings.sample_masks(keys, objective.student.grid(sound), None)
-    heard = Heard(sound, None, None, None)
+    batch = LogMelBatch(sound, torch.full((clips,), frames))
 
     def loss() -> Tensor:
         if isinstance(objective, BEATsPretraining):
-            labels = objective.labels(None, heard)  # type: ignore[arg-type]
-            return objective.losses(heard, masks, labels)["loss"]
+            labels = objective.labels(None, batch)  # type: ignore[arg-type]
+            return objective.losses(batch, masks, labels)["loss"]
         if isinstance(objective, TokenizerPretraining):
-            return objective.losses(heard, objective.teacher(heard))["loss"]
+            return objective.losses(batch, objective.teacher(batch))["loss"]
         assert isinstance(objective, EATPretraining | AudioMAEPretraining)
         return objective.losses(sound, masks)["loss"]
 

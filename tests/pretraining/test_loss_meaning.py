@@ -86,7 +86,7 @@ def released_gradients(ours: EATPretraining, batch: Batch) -> dict[str, Tensor]:
     has, after "cls_loss: 1" and the sample size (the number of hidden patches) went into the
     utterance loss; at last the gradient is divided by the sample size.
     """
-    spectrogram, _ = ours.features.spectrogram(batch.waveforms, batch.lengths, frames=FRAMES)
+    spectrogram = ours.features.log_mel(batch.waveforms, batch.lengths, frames=FRAMES).values
     masks = masks_of(ours, batch)
     hidden = masks.hidden.flatten(0, 1)  # (R, N)
     noise = torch.empty(*hidden.shape, WIDTH)

@@ -23,7 +23,7 @@ from eat_audio.pretraining.beats.tokenizer import (
     Tokenizer,
     TokenizerMethod,
     TokenizerPretraining,
-    hear,
+    batch_log_mel,
     load_teacher,
     load_tokenizer,
 )
@@ -130,10 +130,10 @@ def released(path: Path, folder: Path) -> Path:
 def test_a_released_tokenizer_gives_the_recorded_labels(path: Path, tmp_path: Path) -> None:
     record, tokenizer = tensors(path), load_tokenizer(released(path, tmp_path))
     wave = record["wave"]
-    hearing = BEATsFeatureExtractor(released_padding=True)
-    whole = torch.full((len(wave),), wave.shape[1])
-    spectrogram, _ = hearing.spectrogram(wave, whole)
-    _, frames = hearing.spectrogram(wave, whole - record["pad"].sum(dim=1))
+    features = BEATsFeatureExtractor(released_padding=True)
+    lengths = torch.full((len(wave),), wave.shape[1])
+    spectrogram = features.log_mel(wave, lengths).values
+    frames = features.log_mel(wave, lengths - record["pad"].sum(dim=1)).frames
     columns = spectrogram.shape[1] // 16
     real = torch.arange(columns * 8) < (frames // 2)[:, None]
     for case, heard in (("nomask", None), ("mask", real)):
@@ -274,16 +274,16 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_losses() -> None:
 def test_labels_depend_neither_on_the_batch_nor_on_padding() -> None:
     tokenizer, batch = started().tokenizer(), noise_batch([1, 2])
     batch.lengths = torch.tensor([41_600, 16_000])
-    heard = hear(FEATURES, batch, SMALL, 256)
-    assert heard.real is not None
-    labels = tokenizer.labels(heard.spectrogram, heard.real)
+    spectrograms = batch_log_mel(FEATURES, batch, 256)
+    assert spectrograms.patch_mask(8) is not None
+    labels = tokenizer.labels(spectrograms.values, spectrograms.patch_mask(8))
     assert labels.shape == (2, 16, 8) and labels.unique().numel() > 4
     assert (labels[1, 6:] == -1).all() and (labels[1, :6] >= 0).all()
     batch = noise_batch([2])
     batch.lengths = torch.tensor([16_000])
-    alone = hear(FEATURES, batch, SMALL, 256)
-    assert alone.real is None
-    assert torch.equal(tokenizer.labels(alone.spectrogram)[0], labels[1, :6])
+    alone = batch_log_mel(FEATURES, batch, 256)
+    assert alone.patch_mask(8) is None
+    assert torch.equal(tokenizer.labels(alone.values)[0], labels[1, :6])
 
 
 def test_every_parameter_learns_but_the_teachers() -> None:
@@ -325,18 +325,18 @@ def test_a_fine_tuned_teacher_is_heard_for_its_logits_of_clips(tmp_path: Path) -
     told = TokenizerMethod(teacher=str(tmp_path), target="logits")
     teacher = load_teacher(told)
     ours = objective(teacher.model, target="logits")
-    heard = hear(FEATURES, noise_batch([1, 2]), SMALL, 256)
-    assert teacher(heard).shape == (2, 5)
-    losses = ours.losses(heard, teacher(heard), torch.Generator().manual_seed(0))
+    batch = batch_log_mel(FEATURES, noise_batch([1, 2]), 256)
+    assert teacher(batch).shape == (2, 5)
+    losses = ours.losses(batch, teacher(batch), torch.Generator().manual_seed(0))
     assert 0 < losses["distance"] < 2
     features = load_teacher(TokenizerMethod(teacher=str(tmp_path)))
-    assert features(heard).shape == (2, heard.spectrogram.shape[1] // 2, 32)
+    assert features(batch).shape == (2, batch.values.shape[1] // 2, 32)
 
 
 def test_a_teacher_with_other_statistics_hears_with_them() -> None:
     ours, batch = objective(), noise_batch([1])
     said: list[Tensor] = []
-    ours.teacher.forward = lambda heard: said.append(heard.spectrogram) or torch.ones(1, 128, 32)  # type: ignore[method-assign]
+    ours.teacher.forward = lambda batch: said.append(batch.values) or torch.ones(1, 128, 32)  # type: ignore[method-assign]
     ours(batch, torch.Generator().manual_seed(0))
     ours.teacher.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
     ours(batch, torch.Generator().manual_seed(0))
@@ -359,12 +359,12 @@ def saved(ours: TokenizerPretraining, out: Path) -> Path:
 def test_the_tokenizer_of_a_run_is_the_one_it_has_learnt(tmp_path: Path) -> None:
     ours = started()
     found = load_tokenizer(saved(ours, tmp_path / "run"))
-    heard = hear(FEATURES, noise_batch([5]), SMALL, 256)
-    expected = ours.tokenizer().labels(heard.spectrogram)
-    assert torch.equal(found.labels(heard.spectrogram), expected)
+    values = batch_log_mel(FEATURES, noise_batch([5]), 256).values
+    expected = ours.tokenizer().labels(values)
+    assert torch.equal(found.labels(values), expected)
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
     inside = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert torch.equal(load_tokenizer(inside).labels(heard.spectrogram), expected)
+    assert torch.equal(load_tokenizer(inside).labels(values), expected)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ def spectrogram_batches(
         readable += len(group.ids)
         if group.ids:
             group = group.to(device)
-            values, counts = features.spectrogram(group.waveforms, group.lengths, frames=frames)
-            yield group, values, features.mask(values, counts)
+            spectrograms = features.log_mel(group.waveforms, group.lengths, frames=frames)
+            yield group, spectrograms.values, spectrograms.frame_mask
     model.train(was_training)
     if not readable:
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")

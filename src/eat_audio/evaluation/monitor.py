@@ -87,8 +87,8 @@ class Monitor:
         for batch in ordered_batches(corpus, heard, batch=BATCH):
             self.unreadable += batch.unreadable
             if batch.ids:
-                spectrogram, frames = features.spectrogram(batch.waveforms, batch.lengths)
-                self.heard.append((spectrogram, features.mask(spectrogram, frames)))
+                spectrograms = features.log_mel(batch.waveforms, batch.lengths)
+                self.heard.append((spectrograms.values, spectrograms.frame_mask))
                 ids += batch.ids
                 assert batch.labels is not None
                 labels.append(batch.labels)

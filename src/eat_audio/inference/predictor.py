@@ -340,8 +340,9 @@ class Predictor:
         # Where models listen to the padding, its length must not depend on the other windows.
         fixed = self.frames if self.features.released_padding else None
         device = next(self.model.parameters()).device
-        spectrogram, frames = self.features.spectrogram(waveforms.to(device), lengths, frames=fixed)
-        heard = hear(self.model, spectrogram, self.features.mask(spectrogram, frames))
+        spectrograms = self.features.log_mel(waveforms.to(device), lengths, frames=fixed)
+        counts = spectrograms.frames.tolist()
+        heard = hear(self.model, spectrograms.values, spectrograms.frame_mask)
         levels = [level.float().cpu().numpy() for level in heard]
         return [
             Part(
@@ -350,7 +351,7 @@ class Predictor:
                 -(-count // PATCH_FRAMES),
                 tuple(level[row] for level in levels),
             )
-            for row, (window, count) in enumerate(zip(windows, frames.tolist(), strict=True))
+            for row, (window, count) in enumerate(zip(windows, counts, strict=True))
         ]
 
 

@@ -240,10 +240,10 @@ def _difference(predictor: Predictor, run: Run, takes: Input, gives: What) -> fl
     """The largest difference between the outputs of a file and of its model, over some noise."""
     worst = 0.0
     for sound in _noise(predictor):
-        heard, frames = predictor.features.spectrogram(
+        spectrograms = predictor.features.log_mel(
             to_int16(sound), torch.full((len(sound),), sound.shape[1])
         )
-        mask = predictor.features.mask(heard, frames)
+        heard, mask = spectrograms.values, spectrograms.frame_mask
         if gives == "embed":
             features = predictor.model.features(heard, mask)
             own = [features.clip, features.frames]

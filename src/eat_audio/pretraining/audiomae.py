@@ -37,7 +37,6 @@ from eat_audio.pretraining.masked_patches import (
     feature_std,
     hidden_patches,
     mean_over_hidden,
-    real_columns,
     real_patches,
     select,
 )
@@ -325,14 +324,11 @@ class AudioMAEPretraining(Pretraining):
         All that is drawn is drawn by clip and epoch, so `generator` is not used.
         """
         with torch.no_grad():
-            spectrogram, frames = self.features.spectrogram(
-                batch.waveforms, batch.lengths, frames=self.frames
-            )
-            mask = self.features.mask(spectrogram, frames)
-            columns = real_columns(mask, frames, self.student.config.patch_size)
+            spectrograms = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
+            values, columns = spectrograms.values, spectrograms.columns
             keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-            masks = self.method.sample_masks(keys, self.student.grid(spectrogram), columns)
-        return self.losses(spectrogram, masks, columns=columns)
+            masks = self.method.sample_masks(keys, self.student.grid(values), columns)
+        return self.losses(values, masks, columns=columns)
 
     def losses(
         self, spectrogram: Tensor, masks: Masks, *, columns: Tensor | None = None

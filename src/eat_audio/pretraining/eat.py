@@ -35,7 +35,6 @@ from eat_audio.pretraining.masked_patches import (
     feature_std,
     hidden_patches,
     mean_over_hidden,
-    real_columns,
     real_patches,
     select,
 )
@@ -163,14 +162,11 @@ class EATPretraining(Pretraining):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """One step's losses for a batch of clips; "loss" is the one to differentiate."""
         with torch.no_grad():
-            spectrogram, frames = self.features.spectrogram(
-                batch.waveforms, batch.lengths, frames=self.frames
-            )
-            mask = self.features.mask(spectrogram, frames)
-            columns = real_columns(mask, frames, self.student.config.patch_size)
+            spectrograms = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
+            values, columns = spectrograms.values, spectrograms.columns
             keys = clip_keys(self.seed, batch.epochs, batch.clips, self.method.masks)
-            masks = self.method.sample_masks(keys, self.student.grid(spectrogram), columns)
-        return self.losses(spectrogram, masks, columns=columns, generator=generator)
+            masks = self.method.sample_masks(keys, self.student.grid(values), columns)
+        return self.losses(values, masks, columns=columns, generator=generator)
 
     def losses(
         self,

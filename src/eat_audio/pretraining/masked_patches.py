@@ -10,17 +10,6 @@ from torch import Tensor
 from eat_audio.masking import Masks
 
 
-def real_columns(mask: Tensor | None, frames: Tensor, side: int) -> Tensor | None:
-    """How many columns of patches of each clip are real (B,); None where `mask` says all are.
-
-    Args:
-        mask: Which frames may be listened to (B, T), as a front end gives it.
-        frames: True frames of each clip (B,).
-        side: Frames in a column.
-    """
-    return None if mask is None else -(-frames // side)
-
-
 def real_patches(columns: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
     """How many columns of each clip are real (B,) -> which patches are (B, N)."""
     if columns is None:

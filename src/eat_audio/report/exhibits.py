@@ -15,7 +15,6 @@ from eat_audio.evaluation.probe import cls_and_mean
 from eat_audio.masking import clip_keys, hash_id
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
-from eat_audio.pretraining.masked_patches import real_columns
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.report.drawings import bars, confusion, percent, text
 from eat_audio.report.pictures import Array, Example, thumbnail
@@ -85,16 +84,13 @@ def example(
 ) -> Example:
     """A clip and the first mask that pre-training draws for it."""
     frames = whole_patches(settings.clips.seconds)
-    values, real = features.spectrogram(
-        waveform[None], torch.tensor([len(waveform)]), frames=frames
-    )
+    spectrograms = features.log_mel(waveform[None], torch.tensor([len(waveform)]), frames=frames)
     grid = frames // 16, logmel.N_MELS // 16
     keys = clip_keys(settings.seed, 0, torch.tensor([hash_id(clip.id)]), 1)
-    columns = real_columns(features.mask(values, real), real, 16)
-    masks = settings.sample_masks(keys, grid, columns)
-    heard = min(int(real[0]), frames)
+    masks = settings.sample_masks(keys, grid, spectrograms.columns)
+    heard = min(int(spectrograms.frames[0]), frames)
     hidden = masks.hidden[0, 0].view(grid)[: -(-heard // 16)]
-    return Example(label_of(clip, corpus), values[0, :heard].numpy(), hidden.numpy())
+    return Example(label_of(clip, corpus), spectrograms.values[0, :heard].numpy(), hidden.numpy())
 
 
 def label_of(clip: Clip, corpus: Corpus) -> str:
@@ -151,12 +147,13 @@ def _embedded(
     for batch in ordered_batches(corpus, heard, batch=16):
         if not batch.ids:
             continue
-        values, frames = features.spectrogram(batch.waveforms, batch.lengths)
-        _, mean = cls_and_mean(encoder, values, features.mask(values, frames))
+        batch_mel = features.log_mel(batch.waveforms, batch.lengths)
+        _, mean = cls_and_mean(encoder, batch_mel.values, batch_mel.frame_mask)
         clips += [by_id[name] for name in batch.ids]
         vectors.append(mean)
         spectrograms += [
-            one[:length].numpy() for one, length in zip(values, frames.tolist(), strict=True)
+            one[:length].numpy()
+            for one, length in zip(batch_mel.values, batch_mel.frames.tolist(), strict=True)
         ]
     if len(clips) < 2:
         raise EatError(f"{corpus.name}: fewer than two of its clips can be read")

@@ -1,70 +1,124 @@
-"""Waveforms -> what the encoder reads: the one front end of training, evaluation and use.
+"""Feature extractors: waveforms to normalized log-mel spectrograms, one class for each method.
 
-Pre-training, fine-tuning, evaluation and prediction all go through `spectrogram` below, and
-its settings travel with the weights in `preprocessor_config.json`.
+Pre-training, fine-tuning, evaluation and prediction all call `log_mel`; its settings travel with
+the weights in `preprocessor_config.json`.
+
+Shapes: B clips, S samples, T frames (10 ms), F mel bins, N patches (time, then frequency).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from eat_audio.audio import SAMPLE_RATE, to_int16
-from eat_audio.audio import fbank as logmel
+from eat_audio.audio import SAMPLE_RATE, fbank, to_int16
 from eat_audio.errors import AudioError
+from eat_audio.models.common.layers import patch_mask
 from eat_audio.models.common.waveforms import check_rate, mono_waveforms, warn_of_scale
 from eat_audio.text import shortened
 
 Waveform = np.ndarray | Tensor | Sequence[float] | Mapping[str, Any]
-LONGEST = 4_096
+MAX_FRAMES = 4_096
 """Frames, 41 s, beyond which a `max_length` is probably meant in samples."""
 
 
+@dataclass(frozen=True, eq=False)
+class LogMelBatch:
+    """Normalized log-mel spectrograms of a batch of clips, padded to one length."""
+
+    values: Tensor
+    """(B, T, F), float32"""
+    frames: Tensor
+    """Valid frames of each clip (B,), int64."""
+    masked: bool = True
+    """Whether padding is masked; the released code of EAT and Audio-MAE encodes it."""
+    patch: int = fbank.PATCH_FRAMES
+    """Frames of a patch, and mel bins."""
+
+    @cached_property
+    def frame_mask(self) -> Tensor | None:
+        """Frames that are not padding (B, T), bool; None if all are valid."""
+        steps = self.values.shape[1]
+        if not self.masked or bool((self.frames >= steps).all()):
+            return None
+        return torch.arange(steps, device=self.frames.device) < self.frames[:, None]
+
+    @property
+    def columns(self) -> Tensor | None:
+        """Valid columns of patches of each clip (B,), int64; None if all are valid."""
+        return None if self.frame_mask is None else -(-self.frames // self.patch)
+
+    def patch_mask(self, rows: int) -> Tensor | None:
+        """Patches that are not padding (B, N), bool, in columns of `rows`; None if all are."""
+        return patch_mask(self.frame_mask, self.patch, rows)
+
+
+class BEATsLogMelBatch(LogMelBatch):
+    """The same, with the released rule for the patches of a clip that ends within a column."""
+
+    def patch_mask(self, rows: int) -> Tensor | None:
+        """Valid patches: the n-th is one if any of the n-th `patch` / `rows` frames is."""
+        if self.frame_mask is None:
+            return None
+        return self.frame_mask.unflatten(1, (-1, self.patch // rows)).any(dim=2)
+
+
 class AudioFeatureExtractor(SequenceFeatureExtractor):
-    """Normalized log-mel spectrograms, padded together, with a mask of what is real.
+    """Log-mel spectrograms, normalized and padded together, with a mask of the valid frames.
 
     Args:
-        mean: Mean of the corpus' log-mel values.
+        mean: Mean of the corpus' log-mel values; None: the method's, over AudioSet.
         std: Their standard deviation; values become (x - mean) / (2 std).
         released_padding: Treat padding as the method's released code does, so that a clip's result
             depends on how much of it there is; False: padding changes nothing.
     """
 
     model_input_names = ["input_values", "attention_mask"]
+    front_end: ClassVar[fbank.FrontEnd] = fbank.EAT
+    statistics: ClassVar[fbank.Statistics] = fbank.AUDIOSET
+    """Defaults of `mean` and `std`."""
 
     def __init__(
         self,
-        feature_size: int = logmel.N_MELS,
+        feature_size: int | None = None,
         sampling_rate: int = SAMPLE_RATE,
         padding_value: float = 0.0,
-        mean: float = logmel.AUDIOSET.mean,
-        std: float = logmel.AUDIOSET.std,
+        mean: float | None = None,
+        std: float | None = None,
         released_padding: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
-        self.mean = mean
-        self.std = std
+        bins = fbank.N_MELS if feature_size is None else feature_size
+        super().__init__(bins, sampling_rate, padding_value, **kwargs)
+        self.mean = self.statistics.mean if mean is None else mean
+        self.std = self.statistics.std if std is None else std
         self.released_padding = released_padding
 
-    def spectrogram(
+    def log_mel(
         self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
+    ) -> LogMelBatch:
+        """Compute the normalized log-mel spectrograms of a batch of clips.
 
-        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip decides;
-        T is a multiple of 16.
+        Args:
+            waveforms: (B, S), 16 kHz mono: floats in [-1, 1] or int16.
+            lengths: True samples of each clip (B,), int64.
+            frames: T; longer clips keep their beginning. None: those of the longest clip, as a
+                multiple of 16.
         """
-        raise NotImplementedError
-
-    def mask(self, spectrogram: Tensor, frames: Tensor) -> Tensor | None:
-        """Which frames of (B, T, 128) the encoder may listen to: (B, T), or None for all."""
-        if bool((frames >= spectrogram.shape[1]).all()):
-            return None
-        return torch.arange(spectrogram.shape[1], device=frames.device) < frames[:, None]
+        values, valid = fbank.spectrogram(
+            waveforms,
+            lengths,
+            fbank.Statistics(self.mean, self.std),
+            frames=frames,
+            released_padding=self.released_padding,
+            front_end=self.front_end,
+        )
+        return LogMelBatch(values, valid, masked=not self.released_padding)
 
     def __call__(
         self,
@@ -76,11 +130,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Turn one clip or several into model inputs.
+        """Convert one clip or several to model inputs.
 
         Args:
             raw_speech: Mono waveform (samples,) at 16 kHz, floats in [-1, 1] or int16, or a list
-                of them, or a tensor (clips, samples); samples of `datasets` are understood, too.
+                of them, or a tensor (clips, samples), or samples of `datasets`.
             sampling_rate: Their rate in Hz, checked if given.
             padding: Rows are always padded to the longest; "max_length" pads to `max_length`.
             max_length: Frames of 10 ms; with padding="max_length" or truncation=True.
@@ -100,163 +154,119 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         waveforms = mono_waveforms(raw_speech, sampling_rate=self.sampling_rate)
         warn_of_scale(waveforms)
         lengths = torch.tensor([len(wave) for wave in waveforms])
-        batch = to_int16(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
+        samples = to_int16(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
         most = _frames_at_most(lengths.tolist(), max_length, padding, truncation=truncation)
-        values, frames = self.spectrogram(batch, lengths, frames=most and self.whole(most))
+        batch = self.log_mel(samples, lengths, frames=most and self.padded_frames(most))
         if most and truncation:
-            values, frames = self._cut(values, frames, most)
-        mask = self.mask(values, frames)
+            batch = self._truncated(batch, most)
+        mask = batch.frame_mask
         if mask is None:
-            mask = torch.ones(values.shape[:2], dtype=torch.bool)
-        inputs = {"input_values": values, "attention_mask": mask.long()}
+            mask = torch.ones(batch.values.shape[:2], dtype=torch.bool)
+        inputs = {"input_values": batch.values, "attention_mask": mask.long()}
         if return_tensors == "np":
             return BatchFeature({name: value.numpy() for name, value in inputs.items()})
         return BatchFeature(inputs)
 
-    def whole(self, frames: int) -> int:
-        """The number of frames, a multiple of 16, of spectrograms that hold so many."""
-        return -(-frames // logmel.PATCH_FRAMES) * logmel.PATCH_FRAMES
+    def padded_frames(self, frames: int) -> int:
+        """Return the frames, a multiple of 16, of spectrograms that hold so many."""
+        return -(-frames // fbank.PATCH_FRAMES) * fbank.PATCH_FRAMES
 
-    def _cut(self, values: Tensor, frames: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Spectrograms (B, T, 128) and true frames (B,) with padding after the first `most`."""
-        if most < values.shape[1]:
-            values[:, most:] = -self.mean / (2 * self.std) if self.released_padding else 0.0
-        return values, frames.clamp(max=most)
+    def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
+        """Fill what is after the first `most` frames with padding."""
+        if most < batch.values.shape[1]:
+            padding = -self.mean / (2 * self.std) if self.released_padding else 0.0
+            batch.values[:, most:] = padding
+        return replace(batch, frames=batch.frames.clamp(max=most))
 
 
 class EATFeatureExtractor(AudioFeatureExtractor):
     """The front end of EAT.
 
-    `released_padding` pads before normalizing, as the released code does (+0.467 with AudioSet's
-    statistics, and nobody is told); otherwise it is 0, after normalizing, and masked.
+    With `released_padding`, padding is +0.467 (with AudioSet's statistics), as it is padded before
+    normalizing, and no attention mask is applied; otherwise it is 0 and masked.
     """
-
-    def spectrogram(
-        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
-
-        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip
-        decides, rounded up to whole patches.
-        """
-        return logmel.spectrogram(
-            waveforms,
-            lengths,
-            logmel.Statistics(self.mean, self.std),
-            frames=frames,
-            released_padding=self.released_padding,
-        )
-
-    def mask(self, spectrogram: Tensor, frames: Tensor) -> Tensor | None:
-        """Which frames the encoder may listen to; with `released_padding` all, as released."""
-        return None if self.released_padding else super().mask(spectrogram, frames)
 
 
 class AudioMAEFeatureExtractor(EATFeatureExtractor):
-    """The front end of Audio-MAE: that of EAT, with more digits of AudioSet's statistics.
+    """The front end of Audio-MAE: that of EAT, with more digits of AudioSet's statistics."""
 
-    `released_padding` as in EAT: the released code pads before normalizing and tells nobody.
-    """
-
-    def __init__(
-        self,
-        feature_size: int = logmel.N_MELS,
-        sampling_rate: int = SAMPLE_RATE,
-        padding_value: float = 0.0,
-        mean: float = -4.2677393,
-        std: float = 4.5689974,
-        released_padding: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            feature_size, sampling_rate, padding_value, mean, std, released_padding, **kwargs
-        )
+    statistics = fbank.Statistics(-4.2677393, 4.5689974)
 
 
 class BEATsFeatureExtractor(AudioFeatureExtractor):
-    """The front end of BEATs: Kaldi's defaults, and nothing but whole patches.
+    """The front end of BEATs: Kaldi's defaults, and whole patches only.
 
     Frames at the end that do not fill a patch are dropped, as released. A clip shorter than one
     patch, at which the released code fails, is zero-padded to one.
 
-    `released_padding` hears padding as the released code does: silence, of which a mask that is
-    computed on samples, not on windows, lets a little through, depending on how much there is.
+    With `released_padding`, padding is silence, as in the released code; the released mask is
+    computed on samples, not on windows, and lets a little of it through, depending on its length.
     """
 
-    def __init__(
-        self,
-        feature_size: int = logmel.N_MELS,
-        sampling_rate: int = SAMPLE_RATE,
-        padding_value: float = 0.0,
-        mean: float = logmel.BEATS_AUDIOSET.mean,
-        std: float = logmel.BEATS_AUDIOSET.std,
-        released_padding: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            feature_size, sampling_rate, padding_value, mean, std, released_padding, **kwargs
-        )
+    front_end = fbank.BEATS
+    statistics = fbank.BEATS_AUDIOSET
 
-    def spectrogram(
+    def log_mel(
         self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Waveforms (B, S) with their true lengths (B,) -> log-mel (B, T, 128), true frames (B,).
+    ) -> LogMelBatch:
+        """Compute the normalized log-mel spectrograms of a batch of clips.
 
-        `frames` fixes T (longer clips keep their beginning); otherwise the longest clip decides;
-        either is rounded down to whole patches. So are true frames, unless `released_padding`.
+        As in `AudioFeatureExtractor`, but T is rounded down to whole patches, and so are the valid
+        frames, unless `released_padding`.
         """
-        patch = logmel.PATCH_FRAMES
+        patch = fbank.PATCH_FRAMES
         samples: list[int] = lengths.tolist()
-        known = [logmel.n_frames(length) for length in samples]
-        wanted = max(known, default=1) if frames is None else frames
-        total = self.whole(wanted)
+        counts = [fbank.n_frames(length) for length in samples]
+        total = self.padded_frames(max(counts, default=1) if frames is None else frames)
 
         if self.released_padding:
-            size = max(samples, default=1) if frames is None else logmel.samples_under(total)
+            size = max(samples, default=1) if frames is None else fbank.samples_under(total)
             return self._with_padding(waveforms, samples, size, total)
-        # What a clip has beyond its last whole patch is not looked at.
-        whole = [
-            min(length, logmel.samples_under(count // patch * patch)) if count >= patch else length
-            for length, count in zip(samples, known, strict=True)
+        # The samples after a clip's last whole patch are left out.
+        used = [
+            min(length, fbank.samples_under(count // patch * patch)) if count >= patch else length
+            for length, count in zip(samples, counts, strict=True)
         ]
-        values, true = self._log_mel(waveforms, whole, total)
-        return values, true.clamp_min(patch)
+        values, valid = self._normalized(waveforms, used, total)
+        return BEATsLogMelBatch(values, valid.clamp_min(patch))
 
-    def whole(self, frames: int) -> int:
-        """The number of frames, a multiple of 16, of spectrograms that hold so many: no part."""
-        return max(frames // logmel.PATCH_FRAMES, 1) * logmel.PATCH_FRAMES
+    def padded_frames(self, frames: int) -> int:
+        """Return the frames of the whole patches among so many, at least 16."""
+        return max(frames // fbank.PATCH_FRAMES, 1) * fbank.PATCH_FRAMES
 
-    def _cut(self, values: Tensor, frames: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """As they are: they hold nothing but whole patches."""
-        return values, frames
+    def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
+        """Return the batch, which holds whole patches only."""
+        return batch
 
     def _with_padding(
         self, waveforms: Tensor, samples: list[int], size: int, total: int
-    ) -> tuple[Tensor, Tensor]:
-        """Rows padded with silence to `size` samples, `total` frames of them, and what is real.
+    ) -> LogMelBatch:
+        """Spectrograms of `total` frames of rows padded with silence to `size` samples.
 
         Samples are divided evenly among all frames that there are, and these among all patches:
-        one is real if any of its share is. Real frames are told as two for every real patch,
-        which is the share that the encoder gives a patch of the whole ones.
+        one is valid if any of its share is. Valid frames are two for every valid patch, which is
+        the share that the encoder gives to a patch.
         """
         rows = waveforms.new_zeros(len(samples), size)
         for row, waveform, length in zip(rows, waveforms, samples, strict=True):
             row[:length] = waveform[: min(length, size)]
-        values, _ = self._log_mel(rows, [size] * len(samples), total)
+        values, _ = self._normalized(rows, [size] * len(samples), total)
 
-        frames, patches = logmel.n_frames(size), total // 2
+        frames, patches = fbank.n_frames(size), total // 2
         of_frame, of_patch = size // frames, max(frames // patches, 1)
-        real = [min(-(-length // of_frame), frames) for length in samples]
-        true = [2 * min(-(-count // of_patch), patches) for count in real]
-        return values, torch.tensor(true, device=values.device)
+        shares = [min(-(-length // of_frame), frames) for length in samples]
+        valid = [2 * min(-(-count // of_patch), patches) for count in shares]
+        return BEATsLogMelBatch(values, torch.tensor(valid, device=values.device))
 
-    def _log_mel(self, waveforms: Tensor, samples: list[int], frames: int) -> tuple[Tensor, Tensor]:
-        return logmel.spectrogram(
+    def _normalized(
+        self, waveforms: Tensor, samples: list[int], frames: int
+    ) -> tuple[Tensor, Tensor]:
+        return fbank.spectrogram(
             waveforms,
             torch.tensor(samples, dtype=torch.int64),
-            logmel.Statistics(self.mean, self.std),
+            fbank.Statistics(self.mean, self.std),
             frames=frames,
-            front_end=logmel.BEATS,
+            front_end=self.front_end,
         )
 
 
@@ -284,11 +294,11 @@ def _frames_at_most(
     if max_length < 1:
         raise AudioError(f"max_length={max_length}: expected 1 frame or more")
 
-    longest = max(map(logmel.n_frames, samples))
-    if max_length > LONGEST and longest <= max_length and (filled or max(samples) > max_length):
+    longest = max(map(fbank.n_frames, samples))
+    if max_length > MAX_FRAMES and longest <= max_length and (filled or max(samples) > max_length):
         raise AudioError(
             f"max_length={max_length}: is counted in frames of 10 ms, not in samples; expected at "
-            f"most {LONGEST} ({max_length} samples are {logmel.n_frames(int(max_length))} frames)"
+            f"most {MAX_FRAMES} ({max_length} samples are {fbank.n_frames(int(max_length))} frames)"
         )
     if filled and not truncation:
         return max(longest, int(max_length))

@@ -30,18 +30,17 @@ from eat_audio.data.loader import Batch, whole_patches
 from eat_audio.errors import SettingError
 from eat_audio.masking import Masks, clip_keys, random_masks
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
-from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
+from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, LogMelBatch
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.pretraining.beats.predictor import LabelPredictor
 from eat_audio.pretraining.beats.quantizer import Float32Buffers, code_usage, distances
 from eat_audio.pretraining.beats.stored_labels import StoredLabels
 from eat_audio.pretraining.beats.tokenizer import (
     BEATsPretrainRun,
-    Heard,
     Tokenizer,
-    hear,
-    hear_again,
+    batch_log_mel,
     load_tokenizer,
+    log_mel_again,
     on_grid,
 )
 from eat_audio.pretraining.masked_patches import hidden_patches, mean_over_hidden, select
@@ -207,30 +206,29 @@ class BEATsPretraining(Pretraining):
         All that is drawn is drawn by clip and epoch, so `generator` is not used.
         """
         with torch.no_grad():
-            heard = hear(self.features, batch, self.student.config, self.frames)
+            spectrograms = batch_log_mel(self.features, batch, self.frames)
             keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-            grid = self.student.grid(heard.spectrogram)
-            masks = self.method.sample_masks(keys, grid, heard.columns)
-            labels = self.labels(batch, heard)
-        return self.losses(heard, masks, labels)
+            grid = self.student.grid(spectrograms.values)
+            masks = self.method.sample_masks(keys, grid, spectrograms.columns)
+            labels = self.labels(batch, spectrograms)
+        return self.losses(spectrograms, masks, labels)
 
-    def labels(self, batch: Batch, heard: Heard) -> Tensor:
+    def labels(self, batch: Batch, spectrograms: LogMelBatch) -> Tensor:
         """What the patches of a batch are called, -1 for padding: (B, T', F')."""
-        grid = self.student.grid(heard.spectrogram)
+        grid = self.student.grid(spectrograms.values)
         if self.stored is not None:
-            return self.stored.of(batch, grid).to(heard.spectrogram.device)
+            return self.stored.of(batch, grid).to(spectrograms.values.device)
         assert self.tokenizer is not None
-        others = self.tokenizer.features
-        other = hear_again(others, self.features, batch, self.student.config, heard)
-        return self.tokenizer.labels(other.spectrogram, other.real)
+        other = log_mel_again(self.tokenizer.features, self.features, batch, spectrograms)
+        return self.tokenizer.labels(other.values, other.patch_mask(grid[1]))
 
-    def losses(self, heard: Heard, masks: Masks, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, spectrograms: LogMelBatch, masks: Masks, labels: Tensor) -> dict[str, Tensor]:
         """The equations above, for labels (B, T', F')."""
         wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
-        decoder_input = self.decoder_input(
-            self.encode_visible(heard.spectrogram, masks), masks
-        )  # (B, N, D)
-        told = self.predictor.listen(decoder_input, heard.real)
+        seen = self.encode_visible(spectrograms.values, masks)  # (B, V, D)
+        decoder_input = self.decoder_input(seen, masks)  # (B, N, D)
+        valid = spectrograms.patch_mask(self.student.grid(spectrograms.values)[1])
+        told = self.predictor.listen(decoder_input, valid)
         prediction = self.predictor.prediction(select(told, wanted)).float()  # (B, H, K)
         labels = labels.flatten(1)
         # padding is called 0 here, and counts for nothing

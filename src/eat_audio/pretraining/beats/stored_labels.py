@@ -27,7 +27,7 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, ordered_batches, whole_patches
 from eat_audio.errors import DataError, OutputError
 from eat_audio.masking import hash_id
-from eat_audio.pretraining.beats.tokenizer import Tokenizer, hear
+from eat_audio.pretraining.beats.tokenizer import Tokenizer, batch_log_mel
 from eat_audio.progress import track
 from eat_audio.training.checkpoint import fingerprint, read_json
 from eat_audio.writing import write_json, written_aside
@@ -165,10 +165,12 @@ def _labels(
     """The ids of a batch's clips and the labels of each, (its columns, F')."""
     if not batch.ids:
         return []
-    heard = hear(tokenizer.features, batch, tokenizer.encoder.config, whole_patches(seconds))
-    found = tokenizer.labels(heard.spectrogram, heard.real).to(torch.int16).cpu()
+    spectrograms = batch_log_mel(tokenizer.features, batch, whole_patches(seconds))
+    rows = tokenizer.encoder.grid(spectrograms.values)[1]
+    found = tokenizer.labels(spectrograms.values, spectrograms.patch_mask(rows))
+    found = found.to(torch.int16).cpu()
     whole = [found.shape[1]] * len(found)
-    columns = whole if heard.columns is None else heard.columns.tolist()
+    columns = whole if spectrograms.columns is None else spectrograms.columns.tolist()
     return [
         (name, labels[:count].numpy())
         for name, labels, count in zip(batch.ids, found, columns, strict=True)

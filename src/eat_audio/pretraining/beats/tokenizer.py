@@ -16,7 +16,6 @@ Letters: B clips, N patches, T' x F' the grid.
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058), section 3.2.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -35,18 +34,17 @@ from eat_audio.data.loader import Batch
 from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.masking import Masks, random_masks
 from eat_audio.models.beats import checkpoint as beats
-from eat_audio.models.beats.modeling import (
-    BEATsConfig,
-    BEATsForAudioClassification,
-    BEATsModel,
-    patches_heard,
+from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+from eat_audio.models.common.feature_extraction import (
+    AudioFeatureExtractor,
+    BEATsFeatureExtractor,
+    LogMelBatch,
 )
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.common.modeling import AudioModel, EncoderOutput
 from eat_audio.pretraining.beats.predictor import LabelPredictor
 from eat_audio.pretraining.beats.quantizer import Codebook, code_usage, distances, perplexity
-from eat_audio.pretraining.masked_patches import feature_std, real_columns
+from eat_audio.pretraining.masked_patches import feature_std
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
 from eat_audio.training.checkpoint import checkpoints
 
@@ -103,46 +101,22 @@ class BEATsPretrainRun(PretrainRun):
         return self
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What a front end makes of a batch."""
-
-    spectrogram: Tensor
-    """(B, T, F)"""
-    mask: Tensor | None
-    """(B, T): which frames are real; None if all are."""
-    real: Tensor | None
-    """(B, N): which patches are."""
-    columns: Tensor | None
-    """(B,): how many columns of patches are."""
+def batch_log_mel(features: AudioFeatureExtractor, batch: Batch, longest: int) -> LogMelBatch:
+    """Log-mel spectrograms of a batch, as long as its longest clip or `longest` frames."""
+    frames = min(n_frames(int(batch.lengths.max())), longest)
+    return features.log_mel(batch.waveforms, batch.lengths, frames=frames)
 
 
-def hear(features: AudioFeatureExtractor, batch: Batch, config: BEATsConfig, longest: int) -> Heard:
-    """A batch as long as its longest clip, or as `longest` frames, as a front end hears it."""
-    known = n_frames(int(batch.lengths.max()))
-    spectrogram, frames = features.spectrogram(
-        batch.waveforms, batch.lengths, frames=min(known, longest)
-    )
-    frames = frames.clamp(max=spectrogram.shape[1])
-    mask = features.mask(spectrogram, frames)
-    if mask is None:
-        return Heard(spectrogram, None, None, None)
-    side = config.patch_size
-    real = patches_heard(mask, side, config.mel_bins // side)
-    return Heard(spectrogram, mask, real, real_columns(mask, frames, side))
-
-
-def hear_again(
+def log_mel_again(
     features: AudioFeatureExtractor,
     before: AudioFeatureExtractor,
     batch: Batch,
-    config: BEATsConfig,
-    heard: Heard,
-) -> Heard:
-    """What another front end makes of a batch; the same if only its statistics are the same."""
+    spectrograms: LogMelBatch,
+) -> LogMelBatch:
+    """Those of a second front end; `spectrograms`, of `before`, if its statistics are the same."""
     if (features.mean, features.std) == (before.mean, before.std):
-        return heard
-    return hear(features, batch, config, heard.spectrogram.shape[1])
+        return spectrograms
+    return batch_log_mel(features, batch, spectrograms.values.shape[1])
 
 
 class Tokenizer(nn.Module):
@@ -213,9 +187,9 @@ class Teacher(nn.Module):
         return config.num_classes if classifies else config.hidden_size
 
     @torch.no_grad()
-    def forward(self, heard: Heard) -> Tensor:
+    def forward(self, spectrograms: LogMelBatch) -> Tensor:
         """Its last layer (B, N, D), or, of a classifier, the logits of clips (B, C); float32."""
-        encoded: EncoderOutput = self.model.encode(heard.spectrogram, heard.mask)
+        encoded: EncoderOutput = self.model.encode(spectrograms.values, spectrograms.frame_mask)
         if isinstance(self.model, BEATsForAudioClassification):
             return self.model.logits(encoded).float()
         return encoded.patches.float()
@@ -263,20 +237,22 @@ class TokenizerPretraining(Pretraining):
 
         `generator` draws what k-means begins with, before the first step.
         """
-        config = self.student.config
         with torch.no_grad():
-            heard = hear(self.features, batch, config, self.frames)
-            other = hear_again(self.teacher.features, self.features, batch, config, heard)
+            spectrograms = batch_log_mel(self.features, batch, self.frames)
+            other = log_mel_again(self.teacher.features, self.features, batch, spectrograms)
             target = self.teacher(other)
-        return self.losses(heard, target, generator)
+        return self.losses(spectrograms, target, generator)
 
     def losses(
-        self, heard: Heard, target: Tensor, generator: torch.Generator | None = None
+        self,
+        spectrograms: LogMelBatch,
+        target: Tensor,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """The equations above, for what the teacher says: (B, N, D), or (B, C) of whole clips."""
-        method, real = self.method, heard.real
-        inside = self.student.model
-        patches, _ = inside(inside.embed(heard.spectrogram), real)
+        method, inside = self.method, self.student.model
+        real = spectrograms.patch_mask(self.student.grid(spectrograms.values)[1])
+        patches, _ = inside(inside.embed(spectrograms.values), real)
         found = self.codebook(self.projection(patches), real, generator)
         prediction = self.estimator(found.vectors, real).float()
         if target.ndim == 2:
