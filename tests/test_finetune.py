@@ -13,21 +13,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import golden_sets, needs_data, sidecar, tensors
-from eat_audio.adaptation import adapt, freeze
 from eat_audio.checkpoints.load import load_features
 from eat_audio.data import transforms as augment
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings
 from eat_audio.data.synthetic import write_corpus
+from eat_audio.data.transforms import Augmentation
 from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.evaluation.evaluate import evaluate_model, evaluate_scores, predict_corpus
 from eat_audio.finetune import (
-    Augmentation,
     Classification,
     FinetuneRun,
     FreshEncoder,
+    add_lora,
     classification_loss,
     cross_validate,
+    freeze,
     run,
     split,
     start_from,
@@ -216,7 +217,7 @@ def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
 
 def test_what_is_learnt_and_tested_at_once_is_refused(made: Path) -> None:
     corpus = open_corpus(made)
-    with pytest.raises(SettingError, match="train: both learnt and tested"):
+    with pytest.raises(SettingError, match="train: both trained and tested on"):
         split(corpus, settings(made, train_splits=("train",), test_splits=("train",)))
 
 
@@ -527,7 +528,7 @@ def test_low_rank_additions_ask_for_the_package_they_need(
     monkeypatch.setitem(sys.modules, "peft", None)
     model, _ = start_from(None, settings(made), open_corpus(made))
     with pytest.raises(SettingError, match=r"lora=4: the package peft is not installed"):
-        adapt(model, 4)
+        add_lora(model, 4)
 
 
 # ---- any method ----
@@ -573,7 +574,7 @@ def test_low_rank_additions_to_all_linear_maps_of_all_blocks_learn_and_so_does_t
 ) -> None:
     pytest.importorskip("peft")
     model, _ = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
-    adapt(model, 2)
+    add_lora(model, 2)
     added = {n.partition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
     maps = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert added == {f"model.blocks.{n}.{name}" for n in range(2) for name in maps}

@@ -21,7 +21,7 @@ ORDER = [
     ("models",),
     ("checkpoints",),
     ("evaluation",),
-    ("pretraining", "adaptation"),
+    ("pretraining",),
     ("finetune", "inference"),
     ("pipeline",),
     ("integrations", "report", "demo"),

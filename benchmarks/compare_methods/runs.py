@@ -124,12 +124,11 @@ def pretrain_and_probe(
 
 def _learnt(place: Path) -> dict[str, float]:
     """What an objective told: means over the last `LAST` of the logged steps."""
-    rows = [row for row in read_log(place) if "loss" in row][-LAST:]
+    rows = [row for row in read_log(place) if "train/loss" in row][-LAST:]
     if not rows:  # it was too short to log a step
         return {}
-    names = list(rows[-1])  # what the objective tells stands before what the loop adds
-    names = names[names.index("loss") : names.index("gradient_norm")]
-    return {name: mean(row[name] for row in rows) for name in names}
+    names = [name for name in rows[-1] if name.startswith("train/")]
+    return {name.removeprefix("train/"): mean(row[name] for row in rows) for name in names}
 
 
 def _point(

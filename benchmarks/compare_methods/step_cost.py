@@ -10,7 +10,6 @@ epoch and start-up are not in it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,13 +18,10 @@ import torch
 
 from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Method, told
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.cross_validation import sample
-from eat_audio.data.loader import ClipBatches, training_batches
 from eat_audio.pretraining import run as pretraining
 from eat_audio.pretraining.method import PretrainRun
-from eat_audio.training.loop import fit
-from eat_audio.training.optim import adamw, parameter_groups
+from eat_audio.training.distributed import SINGLE_PROCESS
 
 TURNS = 5
 """How often it is each method's turn; the first turn does not count, for memory is taken in it,
@@ -97,23 +93,8 @@ def _stages(method: Method, part: Part, place: Path, steps: int) -> Iterator[Pre
 
 
 def _walk(settings: PretrainRun) -> Iterator[None]:
-    """A run that stands still after every step."""
-    assert settings.data is not None
-    corpus = open_corpus(settings.data).select(*settings.splits)
+    """A run that stops after every step."""
+    corpus = pretraining.corpus_of(settings)
     few = sample(corpus, settings.batch * settings.accumulate)
-    torch.manual_seed(settings.seed)
-    config = settings.config()
-    features = pretraining.extractor(corpus, settings.clips, method=config.model_type)
-    objective = settings.build_objective(features)
-    objective.to(settings.on()).train()
-    groups = parameter_groups(
-        objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
-    )
-    optimizer = adamw(groups, settings.optim)
-    steps = ClipBatches(few, settings.clips, batch=settings.batch, seed=settings.seed)
-    batches = training_batches(steps, start=0, stop=settings.steps * settings.accumulate)
-    for step in range(settings.steps):
-        until = settings.model_copy(update={"steps": step + 1})
-        this_step = islice(batches, settings.accumulate)
-        fit(objective, this_step, optimizer, until, settings.optim, start=step)
-        yield
+    trainer = pretraining.make_trainer(settings, corpus, SINGLE_PROCESS, clips=few)
+    yield from trainer.step_by_step()

@@ -49,6 +49,7 @@ from eat_audio.report.drawings import percent, with_error
 from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
 from eat_audio.report.pictures import Example
+from eat_audio.report.report import short_names
 from eat_audio.training.checkpoint import read_json
 from eat_audio.training.metrics_log import read_log
 from eat_audio.writing import write_json, write_text
@@ -151,9 +152,9 @@ def run(
             pooled=pooled.score,
             before=before,
             after=after,
-            pretraining=read_log(out / "pretrained"),
-            finetuning=read_log(out / "finetuned"),
-            scratch=read_log(out / "scratch"),
+            pretraining=short_names(read_log(out / "pretrained")),
+            finetuning=short_names(read_log(out / "finetuned")),
+            scratch=short_names(read_log(out / "scratch")),
             evaluation=tuned,
             from_scratch=scratch,
             example=_example(test, settings.pretrain),
@@ -379,13 +380,13 @@ def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) ->
     else:
         encoder = load_model(place, AudioEncoder)
     encoder.to(settings.on())  # type: ignore[arg-type]
-    features = pretrain.extractor(train, settings.clips, method=settings.method)
+    features = pretrain.make_features(train, settings.clips, method=settings.method)
     return probe.linear_probe(encoder, features, train, test, settings.clips)
 
 
 def _example(test: Corpus, settings: EATRun) -> Example:
     """The first clip that can be read, and a mask that pre-training would draw for it."""
-    features = pretrain.extractor(test, settings.clips, method=settings.method)
+    features = pretrain.make_features(test, settings.clips, method=settings.method)
     return next(masked_clips(test, settings, features))
 
 

@@ -1,13 +1,13 @@
-"""A pre-trained encoder and labeled clips -> a classifier, its scores, and their spread.
+"""Fine-tune a classifier on labeled clips: labels, losses, LoRA, test and cross-validation.
 
-The model that is kept is that of the last step: choosing the best one on the test clips would
-make the number too good.
+The model of the last step is kept: choosing the best one on the test clips would flatter it.
 
 Source: the released `models/EAT_audio_classification.py`, `tasks/mae_image_classification.py`
 and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, Self
@@ -15,72 +15,54 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from eat_audio.adaptation import adapt, freeze, merged
 from eat_audio.checkpoints.load import family_of, load_features, load_model
-from eat_audio.config import Settings
-from eat_audio.data import transforms as augment
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, whole_patches
+from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
 from eat_audio.data.splits import Roles, role_of, train_and_test
+from eat_audio.data.transforms import Augmentation, augment_spectrograms, augment_waveforms
 from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
-from eat_audio.masking import clip_keys, uniform
+from eat_audio.masking import clip_keys
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
 from eat_audio.pretraining.method import EncoderSettings
-from eat_audio.pretraining.run import batches_with_log, extractor, part, training_log
-from eat_audio.training.checkpoint import Run, fingerprint, lock_run_dir
-from eat_audio.training.distributed import ProcessGroup, join, share
-from eat_audio.training.loop import Training, fit
-from eat_audio.training.optim import Optim, adamw, parameter_groups
+from eat_audio.pretraining.run import make_features
+from eat_audio.training.checkpoint import fingerprint, lock_run_dir
+from eat_audio.training.distributed import ProcessGroup, init_process_group
+from eat_audio.training.optim import Optim, block_of
+from eat_audio.training.run import Source, Trainer, TrainSettings, with_prefix
 from eat_audio.writing import write_json
 
-ROLL, NOISE = 1, 2
-"""Purposes of random draws."""
-
-
-class Augmentation(Settings):
-    """What is done to clips while training; nothing by default."""
-
-    roll: bool = False
-    """Turn the waveform in a circle and change its loudness by Beta(10, 10) + 0.5."""
-    noise: bool = False
-    """Add non-negative noise to the spectrogram and roll it by up to 10 frames."""
-    mixup: NonNegativeFloat = 0.0
-    """Mix every clip with its mirror in the batch, shares from Beta(a, a); 0: never."""
-    mixup_share: float = Field(0.9, ge=0, le=1)
-    """Share of batches that are mixed."""
-    mask: float = Field(0.0, ge=0, lt=1)
-    """Longest stripe silenced in time and in frequency, as a share of each (SpecAugment)."""
-    mask_frequency: float | None = Field(None, ge=0, lt=1)
-    """The same in frequency, where it is another share than in time."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+LORA_TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+"""The linear maps of a block that LoRA adds to."""
+LORA_SCALE = 2.0
+"""The factor of the additions (peft's lora_alpha / r)."""
 
 
 class FreshEncoder(EncoderSettings):
-    """What training starts from if no encoder is given; `pooling` counts in any case."""
+    """The encoder to start from if none is given; `pooling` counts in any case."""
 
     method: Literal["audiomae", "beats", "eat"] = "eat"
 
     def config(self) -> PreTrainedConfig:
-        """The Hugging Face configuration of that encoder."""
+        """Return the Hugging Face configuration of that encoder."""
         return self.build_config(self.method)
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        self.config()  # says which numbers do not go together
+        self.config()  # raises if the numbers do not go together
         return self
 
 
-class FinetuneRun(Training):
-    """All that decides a fine-tuning run."""
+class FinetuneRun(TrainSettings):
+    """All settings of a fine-tuning run."""
 
     task: Literal["finetune"] = "finetune"
     data: str | None = None
@@ -96,12 +78,12 @@ class FinetuneRun(Training):
     encoder: FreshEncoder = FreshEncoder()
     """The shape, if training starts from nothing; `encoder.pooling` counts in any case."""
     hidden_columns: float = Field(0.0, ge=0, lt=1)
-    """Share of the columns of patches that an Audio-MAE encoder does not hear while it learns."""
+    """Share of the columns of patches that are hidden from an Audio-MAE encoder in training."""
     hidden_rows: float = Field(0.0, ge=0, lt=1)
-    """Share of the rows of patches that it does not hear."""
+    """Share of the rows of patches that are hidden from it."""
     gradient_decay: float = Field(1.0, gt=0, le=1)
-    """The gradient becomes so much of itself at the input of every block of a BEATs encoder, as in
-    its released code; not `optim.layer_decay`, for AdamW takes hardly any notice of it."""
+    """The gradient is multiplied by it at the input of every block of a BEATs encoder, as in its
+    released code; not `optim.layer_decay`, for AdamW takes hardly any notice of it."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; earlier ones proportionally less."""
     freeze: NonNegativeInt = 0
@@ -115,10 +97,6 @@ class FinetuneRun(Training):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(
-                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
-            )
         if self.augment.mixup and self.batch % 2:
             raise ValueError(f"batch={self.batch}: mixup needs an even number")
         if self.freeze and self.lora:
@@ -127,13 +105,10 @@ class FinetuneRun(Training):
 
 
 class Classification(nn.Module):
-    """Labeled clips -> a loss, through the front end, the augmentations and the classifier."""
+    """The loss of labeled clips through the front end, augmentation and a classifier."""
 
     def __init__(
-        self,
-        model: AudioClassifier,
-        features: AudioFeatureExtractor,
-        settings: FinetuneRun,
+        self, model: AudioClassifier, features: AudioFeatureExtractor, settings: FinetuneRun
     ) -> None:
         super().__init__()
         self.model = model
@@ -142,8 +117,7 @@ class Classification(nn.Module):
         self.frames = whole_patches(settings.clips.seconds)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step's loss and share of right answers."""
-        assert batch.labels is not None
+        """Return the loss of a batch and its share of right answers."""
         with torch.no_grad():
             spectrogram, mask, labels = self.prepare(batch, generator)
         logits = self.model(spectrogram, mask).logits.float()
@@ -154,51 +128,33 @@ class Classification(nn.Module):
     def prepare(
         self, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Spectrograms (B, T, F), what of them is real, and labels, all of them augmented."""
-        told = self.settings.augment
-        waveforms, labels = batch.waveforms, batch.labels
-        assert labels is not None
+        """Return augmented spectrograms (B, T, F), a mask of valid frames (B, T), and labels."""
+        assert batch.labels is not None
+        settings = self.settings.augment
         keys = clip_keys(self.settings.seed, batch.epochs, batch.clips, 1)[:, 0]
-        if told.roll:
-            lengths = batch.lengths.to(waveforms.device, non_blocking=True)
-            shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
-            gain = augment.beta_gain(len(labels), generator)
-            waveforms = augment.roll_and_gain(waveforms, lengths, shift, gain) / 32_768
-        spectrograms = self.features.log_mel(waveforms, batch.lengths, frames=self.frames)
-        spectrogram, frames = spectrograms.values, spectrograms.frames
-        if told.noise:
-            draws = uniform(keys, 2, purpose=NOISE)
-            noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
-            shift = (draws[:, 1] * 20).long() - 10
-            turned = frames.clamp(max=self.frames)
-            if self.features.released_padding:
-                turned = torch.full_like(frames, self.frames)
-            spectrogram = augment.noise_and_roll(spectrogram, turned, noise, draws[:, 0], shift)
-        labels = augment.smooth(labels, told.label_smoothing)
-        mask = spectrograms.frame_mask
-        if told.mixup and bool(
-            torch.rand((), generator=generator, device=generator.device) < told.mixup_share
-        ):
-            share = augment.beta(1, told.mixup, generator)
-            spectrogram, labels = augment.mixup(spectrogram, share), augment.mixup(labels, share)
-            mask = None if mask is None else mask | mask.flip(0)
-        frequency = told.mask if told.mask_frequency is None else told.mask_frequency
-        if told.mask or frequency:
-            draws = torch.rand(4, len(labels), generator=generator, device=spectrogram.device)
-            spectrogram = augment.spec_augment(
-                spectrogram,
-                draws,
-                longest_time=spectrogram.shape[1] * told.mask,
-                longest_frequency=spectrogram.shape[2] * frequency,
-            )
-        return spectrogram, mask, labels
+        waveforms = augment_waveforms(
+            batch.waveforms, batch.lengths, settings, keys=keys, generator=generator
+        )
+        log_mel = self.features.log_mel(waveforms, batch.lengths, frames=self.frames)
+        rolled = log_mel.frames.clamp(max=self.frames)
+        if self.features.released_padding:
+            rolled = torch.full_like(rolled, self.frames)
+        return augment_spectrograms(
+            log_mel.values,
+            log_mel.frame_mask,
+            batch.labels,
+            settings,
+            rolled_frames=rolled,
+            keys=keys,
+            generator=generator,
+        )
 
     def after_step(self, step: int) -> None:
-        """Nothing follows a step of fine-tuning."""
+        """Do nothing after a step of fine-tuning."""
 
 
 def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
-    """The loss of logits (B, C) against probabilities (B, C), by its released name.
+    """Return the loss of logits (B, C) against probabilities (B, C), by its released name.
 
     With "weight", micro-batches of one step are averaged by their number of labels.
     """
@@ -213,31 +169,34 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, 
     return {"loss": total / count, "weight": count}
 
 
+# ---- the model ----
+
+
 def start_from(
-    place: str | Path | None, settings: FinetuneRun, corpus: Corpus
+    start: str | Path | None, settings: FinetuneRun, corpus: Corpus
 ) -> tuple[AudioClassifier, AudioFeatureExtractor]:
-    """A classifier for a corpus on a pre-trained encoder, or on a fresh one if `place` is None.
+    """Return a classifier on a pre-trained encoder, or on a fresh one if `start` is None.
 
     Raises:
-        RecipeError: The encoder's method does not know a setting.
+        SettingError: The encoder's method does not have a setting.
         CheckpointError: There is no encoder.
     """
-    encoder = None if place is None else load_model(place, AudioEncoder)
+    encoder = None if start is None else load_model(start, AudioEncoder)
     config = settings.encoder.config() if encoder is None else encoder.config
-    config = labeled(config, settings, corpus)
+    config = classifier_config(config, settings, corpus)
     model = family_of(config).classifier(config)
-    if place is None or encoder is None:
-        return model, extractor(corpus, settings.clips, method=config.model_type)
-    model.model.load_state_dict(encoder.model.state_dict(), strict=False)
-    features = load_features(place)
-    if settings.clips.statistics is not None or features is None:
-        features = extractor(corpus, settings.clips, method=config.model_type)
+    features = None
+    if start is not None and encoder is not None:
+        model.model.load_state_dict(encoder.model.state_dict(), strict=False)
+        features = load_features(start)
+    if features is None or settings.clips.statistics is not None:
+        features = make_features(corpus, settings.clips, method=config.model_type)
     features.released_padding = settings.clips.released_padding
     return model, features
 
 
-def labeled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
-    """An encoder's configuration as that of a classifier of a corpus' labels."""
+def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
+    """Return an encoder's configuration as that of a classifier of a corpus' labels."""
     method = config.model_type
     try:
         config = config.for_labels(
@@ -252,7 +211,7 @@ def labeled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedCon
     if any(hidden.values()) and not hasattr(config, "mask_t_prob"):
         raise SettingError(
             f"hidden_columns={settings.hidden_columns:g}, hidden_rows={settings.hidden_rows:g}: "
-            f"an encoder of {method} hears all patches; expected 0"
+            f"an encoder of {method} hides no patches in fine-tuning; expected 0"
         )
     if hasattr(config, "mask_t_prob"):
         config.update(hidden)
@@ -266,6 +225,58 @@ def labeled(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedCon
     return config
 
 
+def freeze(model: AudioClassifier, blocks: int) -> None:
+    """Exclude the first blocks, and all before them, from training."""
+    depth = model.config.num_hidden_layers
+    if blocks > depth:
+        raise SettingError(f"freeze={blocks}: the encoder has {depth} blocks")
+    for name, parameter in model.named_parameters():
+        if blocks and block_of(name, depth) < blocks:
+            parameter.requires_grad_(False)
+
+
+def add_lora(model: AudioClassifier, rank: int) -> None:
+    """Train low-rank additions instead of the encoder; the head trains as before.
+
+    Raises:
+        SettingError: The package peft is not installed.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2106.09685).
+    """
+    if not rank:
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise SettingError(
+            f"lora={rank}: the package peft is not installed; "
+            "pip install 'eat-audio[peft]' brings it"
+        ) from None
+    config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=LORA_TARGETS)
+    inject_adapter_in_model(config, model.model)
+    depth = model.config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        if block_of(name, depth) == depth:  # peft has frozen the head, too
+            parameter.requires_grad_(True)
+
+
+def merge_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with LoRA's additions in them, under their usual names."""
+    merged = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        layer, _, kind = name.partition(".base_layer.")
+        down, up = (state.get(f"{layer}.lora_{side}.default.weight") for side in "AB")
+        if kind == "weight" and down is not None and up is not None:
+            tensor = tensor + LORA_SCALE * up @ down
+        merged[f"{layer}.{kind}" if kind else name] = tensor
+    return merged
+
+
+# ---- a run ----
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """A finished fine-tuning run."""
@@ -273,7 +284,7 @@ class Finetuned:
     out: Path
     evaluation: Evaluation | None
     note: str = ""
-    """What was tested if the data do not say it, or that nothing was: one sentence."""
+    """What was tested if the data do not name it, or that nothing was: one sentence."""
 
 
 def run(
@@ -284,18 +295,19 @@ def run(
     resume: bool = False,
     corpus: Corpus | None = None,
 ) -> Finetuned:
-    """Fine-tune a classifier, then test it on the clips it has not heard.
+    """Fine-tune a classifier, then test it on clips that it was not trained on.
 
     Args:
         settings: The resolved recipe.
         out: Folder for checkpoints, logs, the finished model and its evaluation.
-        start: A pre-trained model (a folder or a Hub id); None: from random weights.
-        resume: Continue what is in `out`.
+        start: A pre-trained model (a folder or a Hub id); None: random weights.
+        resume: Continue the run in `out`.
         corpus: The labeled clips, if they are already open.
     """
-    team = join(settings.on())
-    with team.working():
-        return _finetune(settings, out, start, resume, corpus or open_labeled(settings), team)
+    process_group = init_process_group(settings.on())
+    with process_group.reporting_lost_peers():
+        corpus = corpus or open_labeled(settings)
+        return _finetune(settings, out, start, resume, corpus, process_group)
 
 
 def _finetune(
@@ -304,75 +316,61 @@ def _finetune(
     start: str | Path | None,
     resume: bool,
     corpus: Corpus,
-    team: ProcessGroup,
+    process_group: ProcessGroup,
 ) -> Finetuned:
     train, test = split(corpus, settings)
-
     torch.manual_seed(settings.seed)
     model, features = start_from(start, settings, corpus)
     encoder = model.model.state_dict()
-    known = {n: x for n, x in encoder.items() if not n.startswith(("fc_norm.", "head."))}
-    origin = {"encoder": fingerprint(known), "features": features.to_dict()}
-    if start is None:
-        origin["encoder"] = "random weights"
+    encoder = {n: x for n, x in encoder.items() if not n.startswith(("fc_norm.", "head."))}
+    origin = {
+        "encoder": "random weights" if start is None else fingerprint(encoder),
+        "features": features.to_dict(),
+    }
     objective = Classification(model, features, settings).to(settings.on()).train()
     freeze(model, settings.freeze)
-    adapt(model, settings.lora)
-    share(objective, team, how=settings.parallel)
-    depth = model.config.num_hidden_layers
-    groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
-    optimizer = adamw(groups, settings.optim)
+    add_lora(model, settings.lora)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save(model, features, folder, state=merged(part(state, "model.")))
+        save(model, features, folder, state=merge_lora(with_prefix(state, "model.")))
 
-    data = train.fingerprint()
-    here = Run(out, settings, data, objective, optimizer, export, settings.keep, origin, team)
-    here = replace(here, contents=contents(train))
     steps = ClipBatches(
         train,
         settings.clips,
         batch=settings.batch,
         seed=settings.seed,
-        rank=team.rank,
-        ranks=team.ranks,
+        rank=process_group.rank,
+        ranks=process_group.ranks,
     )
-    with lock_run_dir(out, team):
-        first = here.begin(resume=resume)
-        with training_log(settings, out, "finetune", first, team) as log:
-            fit(
-                objective,
-                batches_with_log(steps, settings, first, log),
-                optimizer,
-                settings,
-                settings.optim,
-                start=first,
-                team=team,
-                log=log.write,
-                say=log.say,
-                tick=log.tick,
-                save=here.save,
-            )
-        here.finish()
+    trainer = Trainer(
+        objective,
+        settings,
+        depth=model.config.num_hidden_layers,
+        open_batches=partial(training_batches, steps),
+        process_group=process_group,
+    )
+    with lock_run_dir(out, process_group):
+        source = Source(train.fingerprint(), contents(train), origin)
+        trainer.train(out, title="finetune", source=source, export=export, resume=resume)
         note = tested_note(corpus, settings, test)
         if test is None:
             return Finetuned(out, None, note)
-        if team.ranks > 1:  # what is in memory may be a slice
-            team.wait()
+        if process_group.ranks > 1:  # what is in memory may be a slice
+            process_group.barrier()
             model = load_model(out, AudioClassifier)
             nn.Module.to(model, settings.on())
         scores = predict_corpus(model, features, test, settings.clips)
         evaluation = evaluate_scores(scores, corpus.label_names, multi_label=corpus.multi_label)
-        if team.is_main:
+        if process_group.is_main:
             evaluation.write(out)
         return Finetuned(out, evaluation, note)
 
 
 def open_labeled(settings: FinetuneRun) -> Corpus:
-    """The corpus a recipe names.
+    """Open the corpus that a recipe names.
 
     Raises:
-        RecipeError: None is named, or its clips have no labels, or only one, or too many for the
+        SettingError: None is named, or its clips have no labels, or only one, or too many for the
             loss.
     """
     if settings.data is None:
@@ -390,54 +388,51 @@ def open_labeled(settings: FinetuneRun) -> Corpus:
     return corpus
 
 
-def _refuse_one_label(corpus: Corpus, place: str) -> None:
+def _refuse_one_label(corpus: Corpus, where: str) -> None:
     """Raise unless the clips differ in their labels."""
     labels, first = corpus.table.labels()
     names = [corpus.label_names[number] for number in np.unique(labels)]
     if len(names) == 1 and bool((np.diff(first) == 1).all()):
-        raise SettingError(f"{place}: one label only ({names[0]}); nothing to tell apart")
+        raise SettingError(f"{where}: one label only ({names[0]}); nothing to tell apart")
 
 
 def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]:
-    """Clips to learn from and clips to be tested on.
+    """Return the clips to train on and those to test on.
 
     Raises:
-        RecipeError: It is not known which to learn from, or they have one label only.
+        SettingError: The splits do not say which to train on, or those have one label only.
     """
-    there = corpus.splits
+    splits = corpus.splits
     named = {*settings.train_splits, *settings.test_splits}
     if corpus.folds and not settings.test_splits:
         raise SettingError(
-            f"{corpus.name}: has folds {', '.join(there)}; say test_splits=[{there[-1]}] "
+            f"{corpus.name}: has folds {', '.join(splits)}; say test_splits=[{splits[-1]}] "
             "or --cross-validate"
         )
-    if len(there) == 1 and not named and role_of(there[0]) not in ("valid", "test"):
+    if len(splits) == 1 and not named and role_of(splits[0]) not in ("valid", "test"):
         corpus = hold_out(corpus.as_split("train"), 0.2, seed=settings.seed)
-        there = corpus.splits
+        splits = corpus.splits
     try:
-        train, test = train_and_test(there, train=settings.train_splits, test=settings.test_splits)
+        train, test = train_and_test(splits, train=settings.train_splits, test=settings.test_splits)
     except DataError as error:
         raise SettingError(f"{corpus.name}: {error}") from None
-    if set(train) & set(test):
-        raise SettingError(f"{', '.join(sorted(set(train) & set(test)))}: both learnt and tested")
-    learnt = corpus.select(*train)
-    _refuse_one_label(learnt, f"{corpus.name}, {', '.join(train)}")
+    if both := sorted({*train} & {*test}):
+        raise SettingError(f"{', '.join(both)}: both trained and tested on")
+    train_clips = corpus.select(*train)
+    _refuse_one_label(train_clips, f"{corpus.name}, {', '.join(train)}")
     for names in filter(None, (train, test)):
         if not corpus.select(*names).table.labels()[0].size:
             raise SettingError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
-    return learnt, corpus.select(*test) if test else None
+    return train_clips, corpus.select(*test) if test else None
 
 
 def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> str:
     """Return what was tested where the data do not name it, as one sentence; else nothing."""
     if test is None:
-        valid = Roles.of(corpus.splits).valid
-        unused = (
-            f" ({', '.join(valid)}: not learnt from; test_splits=[{valid[0]}] tests it)"
-            if valid
-            else ""
-        )
-        return "no test split: nothing was tested" + unused
+        valid = ", ".join(Roles.of(corpus.splits).valid)
+        first = valid.partition(",")[0]
+        unused = f" ({valid}: not learnt from; test_splits=[{first}] tests it)" if valid else ""
+        return f"no test split: nothing was tested{unused}"
     if len(corpus.splits) == 1 and not settings.test_splits:
         return f"no test split: {len(test)} of {len(corpus)} clips were held out and tested"
     return ""
@@ -445,7 +440,7 @@ def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> s
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The scores of every fold, each tested by a model that has not heard it."""
+    """The scores of every fold, each of a model that was not trained on it."""
 
     metric: str
     scores: dict[str, float]
@@ -456,7 +451,7 @@ class CrossValidation:
         return mean(self.scores.values())
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation over folds."""
         return stdev(self.scores.values())
 
@@ -468,29 +463,29 @@ def cross_validate(
 
     Args:
         settings: The recipe.
-        out: Gets a folder per fold and `cross_validation.json`.
-        start: The encoder; "{fold}" in it stands for the tested fold, so that an encoder
+        out: Folder for a folder per fold and `cross_validation.json`.
+        start: The encoder; "{fold}" in it is replaced by the tested fold, so that an encoder
             that was pre-trained without that fold can be named.
-        resume: Go on with what is in `out`, fold by fold.
+        resume: Continue the folds in `out`.
     """
     corpus = open_labeled(settings)
-    tested = settings.test_splits or corpus.folds
-    if len(tested) < 2:
+    folds = settings.test_splits or corpus.folds
+    if len(folds) < 2:
         raise SettingError(
             f"{corpus.name}: has splits {', '.join(corpus.splits)}; cross-validation needs folds "
             "(a column fold, or folders fold1, fold2, ...)"
         )
     scores: dict[str, float] = {}
     metric = ""
-    for fold in tested:
-        place = start.replace("{fold}", fold) if start else None
+    for fold in folds:
+        encoder = start.replace("{fold}", fold) if start else None
         one = settings.model_copy(update={"test_splits": (fold,)})
-        finished = run(one, out=out / f"fold-{fold}", start=place, resume=resume, corpus=corpus)
+        finished = run(one, out=out / f"fold-{fold}", start=encoder, resume=resume, corpus=corpus)
         assert finished.evaluation is not None
         metric, scores[fold] = finished.evaluation.metric, finished.evaluation.value
     result = CrossValidation(metric, scores)
     write_json(
         out / "cross_validation.json",
-        {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.spread},
+        {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.std},
     )
     return result

@@ -23,7 +23,7 @@ from eat_audio.data.manifest import read_descriptors
 from eat_audio.data.scan import Files
 from eat_audio.data.validate import Report, prepare
 from eat_audio.errors import DataError
-from eat_audio.pretraining.run import extractor
+from eat_audio.pretraining.run import make_features
 
 DOG, CAT, SPEECH = "/m/0bt9lr", "/m/01yrx", "/m/09x0r"
 HEADER = (
@@ -578,7 +578,7 @@ def test_measured_statistics_are_those_of_training_and_belong_to_the_corpus(tmp_
     for place in (tmp_path / "out", tmp_path / "out" / "clips.csv"):
         corpus = open_corpus(place)
         assert corpus.statistics == (told["mean"], told["std"])
-    features = extractor(corpus, ClipSettings(), method="eat")
+    features = make_features(corpus, ClipSettings(), method="eat")
     assert (features.mean, features.std) == (told["mean"], told["std"])
 
 

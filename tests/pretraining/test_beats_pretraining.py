@@ -525,8 +525,8 @@ def test_the_recipes_have_the_published_schedules() -> None:
 def test_fine_tuning_hands_the_gradients_decay_to_beats_alone() -> None:
     labeled = Corpus("any", [], label_names=("a", "b"))
     told = finetune.FinetuneRun(gradient_decay=0.3, drop_path=0.1)
-    config = finetune.labeled(BEATsConfig(), told, labeled)
+    config = finetune.classifier_config(BEATsConfig(), told, labeled)
     assert isinstance(config, BEATsConfig)
     assert (config.layer_wise_gradient_decay_ratio, config.encoder_layerdrop) == (0.3, 0.1)
     with pytest.raises(SettingError, match="gradient_decay=0.3: an encoder of eat has none"):
-        finetune.labeled(EATConfig(), told, labeled)
+        finetune.classifier_config(EATConfig(), told, labeled)

@@ -395,7 +395,7 @@ def test_masks_of_one_clip_differ_when_it_is_seen_several_times() -> None:
 def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) -> None:
     said: list[str] = []
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
-    log.say = said.append  # type: ignore[method-assign]
+    log.message = said.append  # type: ignore[method-assign]
     guard = CollapseGuard(small(utterance_weight=2.0), log, after=0)
     healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "target_spread": 1.0}
     guard.write(1, healthy)
@@ -403,7 +403,7 @@ def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) 
     for step in (2, 3):
         guard.write(step, healthy | {"utterance": 0.48})
     assert len(said) == 1 and "utterance loss is 96%" in said[0]
-    assert read_log(tmp_path)[0]["tau"] == EATMethod().tau.decay(1)
+    assert read_log(tmp_path)[0]["optim/tau"] == EATMethod().tau.decay(1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from eat_audio.models.beats.modeling import BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining
 from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainRun, run_settings
-from eat_audio.pretraining.run import CollapseGuard, extractor, in_full, schema
+from eat_audio.pretraining.run import CollapseGuard, in_full, make_features, schema
 from eat_audio.report.report import write_report
 from eat_audio.training.loop import fit
 from eat_audio.training.metrics_log import TrainingLog, read_log
@@ -214,7 +214,7 @@ def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
     assert type(asked) is run_settings(method) and asked.method == method
     kind = asked.config().model_type
     assert kind == method.removesuffix("_tokenizer")
-    features = extractor(Corpus("any", []), asked.clips, method=kind)
+    features = make_features(Corpus("any", []), asked.clips, method=kind)
     assert type(features) is families()[kind].features
 
 
@@ -253,7 +253,7 @@ def test_statistics_are_those_of_the_log_mel_that_a_method_hears(method: str) ->
     known = issubclass(kind, EATFeatureExtractor)  # what is measured is measured with this one
 
     def found(**told: Any) -> tuple[float, float]:
-        features = extractor(measured, ClipSettings(**told), method=method)
+        features = make_features(measured, ClipSettings(**told), method=method)
         assert type(features) is kind
         return features.mean, features.std
 
@@ -275,7 +275,7 @@ def test_a_collapse_is_told_once_and_not_before_the_end_of_the_warm_up(
 ) -> None:
     said: list[str] = []
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
-    log.say = said.append  # type: ignore[method-assign]
+    log.message = said.append  # type: ignore[method-assign]
     ours = objective(method)
     guard = CollapseGuard(ours, log, after=2)
     healthy = {n: x.item() for n, x in losses(ours, clips([1, 2])).items()}

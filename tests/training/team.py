@@ -16,7 +16,7 @@ from eat_audio import finetune
 from eat_audio.config import load
 from eat_audio.pretraining import run as pretrain
 from eat_audio.training.checkpoint import checkpoints
-from eat_audio.training.distributed import join, leave
+from eat_audio.training.distributed import exit_process, init_process_group
 
 
 def cut_back(source: Path, out: Path) -> None:
@@ -31,10 +31,10 @@ def work(job: dict[str, Any]) -> None:
     """Do one job, all processes together."""
     out, resume = Path(job["out"]), job.get("resume", False)
     if job["kind"] == "copy":
-        team = join(torch.device("cpu"))
-        if team.is_main:
+        group = init_process_group(torch.device("cpu"))
+        if group.is_main:
             cut_back(Path(job["of"]), out)
-        team.wait()
+        group.barrier()
     elif job["kind"] == "pretrain":
         pretrain.run(load(pretrain.schema, *job["recipe"]), out=out, resume=resume)
     else:
@@ -46,4 +46,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         work(job)
-    leave(0)
+    exit_process(0)

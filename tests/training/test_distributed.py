@@ -162,7 +162,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(run: Path, *names: str) -> torch.Tensor:
     """The logged numbers of a run, a row per step."""
-    names = names or ("loss", "gradient_norm")
+    names = names or ("train/loss", "optim/gradient_norm")
     return torch.tensor([[line[name] for name in names] for line in read_log(run)])
 
 

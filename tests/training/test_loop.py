@@ -130,7 +130,7 @@ def test_a_device_that_cannot_be_used_is_named_in_a_short_sentence(device: str) 
     with pytest.raises(EatError, match=r"^device=.*: cannot be used here") as error:
         Training(device=device).on()
     said = str(error.value)
-    assert "those that are here: cpu" in said and len(said) < 300 and "\n" not in said
+    assert "one of this machine: cpu" in said and len(said) < 300 and "\n" not in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is here")
@@ -147,7 +147,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
             Line(),
             Training(steps=1),
             numbers(),
-            tick=lambda _: seen.append(signal.getsignal(signal.SIGHUP)),
+            on_step=lambda _: seen.append(signal.getsignal(signal.SIGHUP)),
         )
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -170,7 +170,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_said_and_counted() -> None:
     logged: dict[int, dict[str, float]] = {}
     parts = [Numbers(torch.ones(2)), BROKEN, Numbers(torch.ones(2)), BROKEN, BROKEN]
     training = Training(steps=5, log_every=1, patience=3)
-    line = train(Line(), training, iter(parts), say=said.append, log=logged.__setitem__)
+    line = train(Line(), training, iter(parts), on_warning=said.append, log=logged.__setitem__)
     assert [words.split(",")[0] for words in said] == [f"step {s}: left out" for s in (1, 3, 4)]
     assert "its gradient is" in said[0] and "(loss inf)" in said[0]
     assert [logged[step]["skipped"] for step in range(1, 6)] == [0, 1, 1, 2, 3]
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_nothing_but_the_last_one() -> 
 
     full = {2, 4}
     training = Training(steps=5, save_every=2)
-    train(Line(), training, numbers(), save=save, say=said.append)
+    train(Line(), training, numbers(), save=save, on_warning=said.append)
     assert said == [f"step-{s}: cannot be written (no space); training goes on" for s in (2, 4)]
     full = {5}
     with pytest.raises(CheckpointError, match="step-5"):

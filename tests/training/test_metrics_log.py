@@ -38,13 +38,13 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def test_a_line_holds_the_step_what_was_given_and_what_was_measured(tmp_path: Path) -> None:
     told = log(tmp_path)
     told.skip("a.wav: cannot be read")
-    told.tick(5)
+    told.on_step(5)
     told.write(5, {"loss": 2.5, "lr": 1e-3})
     (line,) = lines(tmp_path)
-    assert line["step"] == 5 and line["loss"] == 2.5 and line["lr"] == 1e-3
-    assert line["clips_per_second"] > 0 and line["data_wait"] == 0
-    assert line["skipped_clips"] == 1 and line["memory_mb"] > 10
-    assert ("gpu_memory_mb" in line) == torch.cuda.is_initialized()
+    assert line["step"] == 5 and line["train/loss"] == 2.5 and line["optim/lr"] == 1e-3
+    assert line["perf/clips_per_second"] > 0 and line["perf/data_wait"] == 0
+    assert line["perf/skipped_clips"] == 1 and line["perf/memory_mb"] > 10
+    assert ("perf/gpu_memory_mb" in line) == torch.cuda.is_initialized()
 
 
 def test_speed_is_told_for_the_last_steps_and_for_all(
@@ -55,12 +55,12 @@ def test_speed_is_told_for_the_last_steps_and_for_all(
     told = log(tmp_path, start=10)
     for done, seconds in ((20, 10.0), (30, 2.0)):
         now[0] += seconds
-        told.tick(done)
+        told.on_step(done)
         told.write(done, {})
     first, second = lines(tmp_path)
-    assert first["clips_per_second"] == first["clips_per_second_now"] == 8.0
-    assert second["clips_per_second_now"] == 40.0
-    assert second["clips_per_second"] == pytest.approx(160 / 12, abs=1e-3)
+    assert first["perf/clips_per_second"] == first["perf/clips_per_second_now"] == 8.0
+    assert second["perf/clips_per_second_now"] == 40.0
+    assert second["perf/clips_per_second"] == pytest.approx(160 / 12, abs=1e-3)
 
 
 def test_the_wait_for_batches_is_a_share_of_the_time(
@@ -75,21 +75,21 @@ def test_the_wait_for_batches_is_a_share_of_the_time(
             now[0] += 3.0
             yield batch
 
-    passed = told.waiting(slow())
+    passed = told.throughput.timed(slow())
     for step in (1, 2):
         assert [next(passed), next(passed)] == (["a", "b"] if step == 1 else ["c", "d"])
         now[0] += 4.0 if step == 1 else 18.0
         told.write(step, {})
-    assert [line["data_wait"] for line in lines(tmp_path)] == [0.6, 0.25]
+    assert [line["perf/data_wait"] for line in lines(tmp_path)] == [0.6, 0.25]
     assert list(passed) == []
 
 
 def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
     log(tmp_path).write(1, {"loss": float("nan"), "gradient_norm": float("inf")})
     (line,) = lines(tmp_path)
-    assert line["loss"] is None and line["gradient_norm"] is None
+    assert line["train/loss"] is None and line["optim/gradient_norm"] is None
     (row,) = read_log(tmp_path)
-    assert row["loss"] != row["loss"] and row["step"] == 1
+    assert row["train/loss"] != row["train/loss"] and row["step"] == 1
 
 
 def test_a_resumed_run_forgets_later_steps_and_broken_lines_only(tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_a_resumed_run_forgets_later_steps_and_broken_lines_only(tmp_path: Path)
     gone = ['{"step": 20, "loss": 1.0}', '{"step": 30, "lo']
     (tmp_path / "log.jsonl").write_text("\n".join([*kept, "[1]", *gone]), encoding="utf-8")
     told = log(tmp_path, start=10)
-    assert told.looked
+    assert told.has_step_zero
     assert [line["step"] for line in lines(tmp_path)] == [0, 10]
 
 
 def test_a_run_that_begins_anew_forgets_everything(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 0, "rank_mean": 3.0}\n', encoding="utf-8")
-    assert not log(tmp_path).looked and lines(tmp_path) == []
+    assert not log(tmp_path).has_step_zero and lines(tmp_path) == []
 
 
 def test_numbers_of_one_step_are_read_as_one_row(tmp_path: Path) -> None:
@@ -111,10 +111,27 @@ def test_numbers_of_one_step_are_read_as_one_row(tmp_path: Path) -> None:
     told.add(0, {"rank_mean": 3.0})
     told.write(10, {"loss": 2.0})
     told.add(10, {"rank_mean": 4.0})
-    assert told.looked and len(lines(tmp_path)) == 3
+    assert told.has_step_zero and len(lines(tmp_path)) == 3
     first, second = read_log(tmp_path)
-    assert first == {"step": 0, "rank_mean": 3.0}
-    assert (second["loss"], second["rank_mean"]) == (2.0, 4.0)
+    assert first == {"step": 0, "train/rank_mean": 3.0}
+    assert (second["train/loss"], second["train/rank_mean"]) == (2.0, 4.0)
+
+
+def test_keys_say_what_a_number_is_about_and_logs_without_prefixes_are_read_the_same_way(
+    tmp_path: Path,
+) -> None:
+    old = {
+        "train": ("loss", "frame", "utterance", "accuracy", "target_spread"),
+        "optim": ("gradient_norm", "lr", "skipped", "tau"),
+        "perf": ("seconds", "clips_per_second", "data_wait", "skipped_clips", "gpu_memory_mb"),
+        "probe": ("linear_accuracy_cls", "knn_map_mean", "variance_cls", "monitor_seconds"),
+    }
+    row = {"step": 3} | {name: 1.5 for names in old.values() for name in names}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    keys = {f"{prefix}/{name}" for prefix, names in old.items() for name in names}
+    assert [read.keys() for read in read_log(tmp_path)] == [{"step"} | keys]
+    log(tmp_path, start=3)  # a resumed run rewrites the lines that it keeps
+    assert lines(tmp_path)[0].keys() == {"step"} | keys
 
 
 def test_a_log_that_is_being_written_can_be_read(tmp_path: Path) -> None:
@@ -122,7 +139,7 @@ def test_a_log_that_is_being_written_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "lo', encoding="utf-8"
     )
-    assert read_log(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert read_log(tmp_path) == [{"step": 1, "train/loss": 2.0}]
 
 
 def test_a_full_disk_is_said_once_and_the_lines_after_it_are_whole(
@@ -164,8 +181,8 @@ def test_a_terminal_that_is_gone_ends_no_training(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
     with log(tmp_path) as told:
-        told.tick(1)
-        told.say("a sentence")
+        told.on_step(1)
+        told.message("a sentence")
         told.write(1, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == [1]
 
@@ -173,7 +190,7 @@ def test_a_terminal_that_is_gone_ends_no_training(
 def test_what_is_said_has_no_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log(tmp_path).say("skipped: a\x1b[2Jb.wav")
+    log(tmp_path).message("skipped: a\x1b[2Jb.wav")
     assert capsys.readouterr().err == "skipped: a\\x1b[2Jb.wav\n"
 
 
@@ -183,7 +200,7 @@ def test_memory_is_left_out_where_the_system_keeps_no_account(
     monkeypatch.setitem(sys.modules, "resource", None)
     log(tmp_path).write(1, {"loss": 1.0})
     (line,) = lines(tmp_path)
-    assert "memory_mb" not in line and line["loss"] == 1.0
+    assert "perf/memory_mb" not in line and line["train/loss"] == 1.0
 
 
 def test_a_tracker_that_fails_is_said_once_and_left_alone(
@@ -201,7 +218,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(
 
     broken = Broken()
     with log(tmp_path) as told:
-        told._trackers["wandb"] = broken
+        told.writer.trackers["wandb"] = broken  # type: ignore[union-attr]
         told.write(1, {"loss": 1.0})
         told.write(2, {"loss": 1.0})
     assert broken.calls == 1 and len(lines(tmp_path)) == 2
@@ -212,13 +229,13 @@ def test_a_process_that_does_not_lead_writes_and_says_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = LogSettings(tensorboard=importlib.util.find_spec("tensorboard") is not None)
-    with log(tmp_path, writes=False, also=asked) as told:
-        told.tick(1)
+    with log(tmp_path, is_main=False, settings=asked) as told:
+        told.on_step(1)
         told.skip("a.wav: cannot be read")
         told.write(1, {"loss": 1.0})
         told.add(0, {"rank_mean": 1.0})
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
-    assert told.skipped and told.looked and told.clips_per_second > 0
+    assert told.skipped and told.has_step_zero and told.throughput.clips_per_second > 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("tensorboard", True), ("wandb", "project")])
@@ -227,13 +244,13 @@ def test_a_package_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setattr("eat_audio.training.trackers.find_spec", lambda name: None)
     with pytest.raises(EatError, match=rf"log.{name}=.* pip install 'eat-audio\[{name}\]'"):
-        log(tmp_path, also=LogSettings(**{name: value}), writes=False)
+        log(tmp_path, settings=LogSettings(**{name: value}), is_main=False)
 
 
 @pytest.mark.filterwarnings("default")  # of what TensorBoard imports
 @needs["tensorboard"]
 def test_tensorboard_is_told_the_same_numbers(tmp_path: Path) -> None:
-    with log(tmp_path, also=LogSettings(tensorboard=True)) as told:
+    with log(tmp_path, settings=LogSettings(tensorboard=True)) as told:
         told.write(1, {"loss": 2.5})
         told.add(1, {"rank_mean": 4.0})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -241,8 +258,8 @@ def test_tensorboard_is_told_the_same_numbers(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
-    assert {"loss", "rank_mean", "clips_per_second", "data_wait"} <= set(tags)
-    (loss,) = events.Scalars("loss")
+    assert {"train/loss", "train/rank_mean", "perf/clips_per_second", "perf/data_wait"} <= set(tags)
+    (loss,) = events.Scalars("train/loss")
     assert (loss.step, loss.value) == (1, 2.5)
 
 
@@ -259,15 +276,15 @@ def test_wandb_is_told_the_same_numbers_and_the_recipe(
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=object()))
-    also = LogSettings(wandb="birds")
+    settings = LogSettings(wandb="birds")
     for start in (0, 1):
-        with log(tmp_path, also=also, start=start, recipe={"steps": 100}) as told:
+        with log(tmp_path, settings=settings, start=start, config={"steps": 100}) as told:
             told.write(start + 1, {"loss": 2.5})
     first, second = began
     assert first["project"] == "birds" and first["config"] == {"steps": 100}
     assert first["id"] == second["id"] and first["name"] == tmp_path.name
-    assert [(row["step"], row["loss"]) for row in told_it] == [(1, 2.5), (2, 2.5)]
-    assert "data_wait" in told_it[0]
+    assert [(row["step"], row["train/loss"]) for row in told_it] == [(1, 2.5), (2, 2.5)]
+    assert "perf/data_wait" in told_it[0]
 
 
 @pytest.mark.slow  # W&B starts a process of its own
@@ -278,14 +295,14 @@ def test_wandb_offline_keeps_the_run_and_goes_on_in_it(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    also = LogSettings(wandb="test")
-    with log(tmp_path, also=also, recipe={"steps": 100}) as told:
-        assert "wandb" in told._trackers
+    settings = LogSettings(wandb="test")
+    with log(tmp_path, settings=settings, config={"steps": 100}) as told:
+        assert told.writer and "wandb" in told.writer.trackers
         told.write(1, {"loss": 2.5})
     known = (tmp_path / "wandb.id").read_text(encoding="utf-8")
-    with log(tmp_path, also=also, start=1) as told:
+    with log(tmp_path, settings=settings, start=1) as told:
         told.write(2, {"loss": 2.0})
-        assert "wandb" in told._trackers
+        assert told.writer and "wandb" in told.writer.trackers
     assert (tmp_path / "wandb.id").read_text(encoding="utf-8") == known
     kept = list((tmp_path / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb"))
     assert kept and all(file.stat().st_size > 1_000 for file in kept)

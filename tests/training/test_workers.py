@@ -55,13 +55,13 @@ def test_a_worker_that_is_killed_ends_training_in_a_sentence_with_its_steps_save
     done: list[int] = []
     saved: list[int] = []
 
-    def tick(step: int) -> None:
+    def on_step(step: int) -> None:
         done.append(step)
         if step == 7:
             kill_a_worker()
 
     with pytest.raises(EatError, match=r"DataLoader worker .*; step \d+ is saved, .* clips.wor"):
-        trained(loader(Decoded()), saved, tick=tick)
+        trained(loader(Decoded()), saved, on_step=on_step)
     assert saved == [done[-1]] and done[-1] >= 7
     quiet = signal.getsignal(signal.SIGCHLD)
     assert callable(quiet) and quiet(signal.SIGCHLD, None) is None
@@ -87,13 +87,13 @@ def test_who_signals_the_whole_group_finds_the_finished_step_saved(
 ) -> None:
     saved: list[int] = []
 
-    def tick(step: int) -> None:
+    def on_step(step: int) -> None:
         if step == 4:
             os.kill(os.getpid(), getattr(signal, asked))
             kill_a_worker()
 
     with pytest.raises(kind, match=r"stopped after step [45] of 10000") as error:
-        trained(loader(Decoded()), saved, tick=tick)
+        trained(loader(Decoded()), saved, on_step=on_step)
     assert f"step {saved[-1]} of" in str(error.value) and type(error.value) is kind
 
 
@@ -138,12 +138,12 @@ def failing(error: Exception) -> Callable[..., Any]:
 def test_memory_that_runs_out_in_training_is_said(error: Exception) -> None:
     line, saved = Line(), list[int]()
 
-    def tick(step: int) -> None:
+    def on_step(step: int) -> None:
         if step == 2:
             line.forward = failing(error)  # type: ignore[method-assign]
 
     with pytest.raises(EatError, match=r"training cannot go on .*step 2 is saved"):
-        trained(numbers(), saved, line, tick=tick)
+        trained(numbers(), saved, line, on_step=on_step)
     assert saved == [2]
 
 

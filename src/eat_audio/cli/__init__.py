@@ -63,11 +63,11 @@ def main(command: typer.Typer = app) -> NoReturn:
     warnings.showwarning = _in_one_line(warnings.showwarning)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit(_run(command))
-    from eat_audio.training.distributed import leave
+    from eat_audio.training.distributed import exit_process
 
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - one process speaks for all, to the end
-    leave(_run(command))
+    exit_process(_run(command))
 
 
 def _run(command: typer.Typer) -> int:

@@ -65,13 +65,12 @@ def _show_pretraining(title: str, place: Path) -> None:
     """The first and the last numbers of a run."""
     from eat_audio.training.metrics_log import read_log
 
-    lines = [row for row in read_log(place) if {"loss", "gradient_norm"} <= row.keys()]
+    lines = [row for row in read_log(place) if "train/loss" in row]
     if lines:
         first, last = lines[0], lines[-1]
-        names = list(last)  # what the objective tells stands before what the loop adds
-        names = names[names.index("loss") : names.index("gradient_norm")]
+        names = [name for name in last if name.startswith("train/")]
         nan = float("nan")
-        rows = [(name, f"{first.get(name, nan):.4g}", f"{last[name]:.4g}") for name in names]
+        rows = [(name[6:], f"{first.get(name, nan):.4g}", f"{last[name]:.4g}") for name in names]
         steps = f"step {first['step']:.0f}", f"step {last['step']:.0f}"
         show_table(title, ("", *steps), rows)
 
@@ -111,7 +110,7 @@ def finetune(
     if cross_validate:
         result = steps.cross_validate(asked, out=out, start=start, resume=resume)
         rows = [(fold, f"{value:.2%}") for fold, value in result.scores.items()]
-        rows.append(("mean", f"{result.mean:.2%} (standard deviation {result.spread:.2%})"))
+        rows.append(("mean", f"{result.mean:.2%} (standard deviation {result.std:.2%})"))
         show_table("Cross-validation", ("fold", result.metric), rows)
         return
     finished = steps.run(asked, out=out, start=start, resume=resume)

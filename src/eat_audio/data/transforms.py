@@ -8,7 +8,97 @@ Source: the released `data/raw_audio_dataset.py`, `models/EAT_audio_classificati
 """
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
+
+from eat_audio.config import Settings
+from eat_audio.masking import uniform
+
+ROLL, NOISE = 1, 2
+"""Purposes of keyed random numbers."""
+
+
+class Augmentation(Settings):
+    """Changes to clips while training; none by default."""
+
+    roll: bool = False
+    """Turn the waveform in a circle and change its loudness by Beta(10, 10) + 0.5."""
+    noise: bool = False
+    """Add non-negative noise to the spectrogram and roll it by up to 10 frames."""
+    mixup: NonNegativeFloat = 0.0
+    """Mix every clip with its mirror in the batch, shares from Beta(a, a); 0: never."""
+    mixup_share: float = Field(0.9, ge=0, le=1)
+    """Share of batches that are mixed."""
+    mask: float = Field(0.0, ge=0, lt=1)
+    """Longest stripe silenced in time and in frequency, as a share of each (SpecAugment)."""
+    mask_frequency: float | None = Field(None, ge=0, lt=1)
+    """The same in frequency, where it is another share than in time."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+def augment_waveforms(
+    waveforms: Tensor,
+    lengths: Tensor,
+    settings: Augmentation,
+    *,
+    keys: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Roll int16 waveforms (B, S) and change their loudness, if the settings say so.
+
+    `keys` (B,) of clips and epochs decide how far, the generator how loud. Rolled waveforms are
+    float32 in [-1, 1].
+    """
+    if not settings.roll:
+        return waveforms
+    lengths = lengths.to(waveforms.device, non_blocking=True)
+    shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
+    gain = beta_gain(len(waveforms), generator)
+    return roll_and_gain(waveforms, lengths, shift, gain) / 32_768
+
+
+def augment_spectrograms(
+    spectrogram: Tensor,
+    mask: Tensor | None,
+    labels: Tensor,
+    settings: Augmentation,
+    *,
+    rolled_frames: Tensor,
+    keys: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Apply noise, label smoothing, mixup and stripes, as far as the settings say so.
+
+    Args:
+        spectrogram: (B, T, F), normalized.
+        mask: (B, T), True for valid frames; None if all are.
+        labels: (B, classes), probabilities.
+        settings: Which changes, and how strong.
+        rolled_frames: (B,) frames of each clip that noise turns in time.
+        keys: (B,) of clips and epochs, for noise.
+        generator: For all other random numbers.
+    """
+    if settings.noise:
+        draws = uniform(keys, 2, purpose=NOISE)
+        noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
+        shift = (draws[:, 1] * 20).long() - 10
+        spectrogram = noise_and_roll(spectrogram, rolled_frames, noise, draws[:, 0], shift)
+    labels = smooth(labels, settings.label_smoothing)
+    if settings.mixup and bool(
+        torch.rand((), generator=generator, device=generator.device) < settings.mixup_share
+    ):
+        share = beta(1, settings.mixup, generator)
+        spectrogram, labels = mixup(spectrogram, share), mixup(labels, share)
+        mask = None if mask is None else mask | mask.flip(0)
+    frequency = settings.mask if settings.mask_frequency is None else settings.mask_frequency
+    if settings.mask or frequency:
+        spectrogram = spec_augment(
+            spectrogram,
+            torch.rand(4, len(labels), generator=generator, device=spectrogram.device),
+            longest_time=spectrogram.shape[1] * settings.mask,
+            longest_frequency=spectrogram.shape[2] * frequency,
+        )
+    return spectrogram, mask, labels
 
 
 def roll_and_gain(waveforms: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from eat_audio.masking import Masks
 from eat_audio.models import families
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
-from eat_audio.training.loop import Training
-from eat_audio.training.optim import Optim
+from eat_audio.training.run import TrainSettings
 
 MODULES = {
     "audiomae": "eat_audio.pretraining.audiomae",
@@ -76,7 +75,7 @@ class EncoderSettings(Settings):
         return kind.named(self.size, **changes)
 
 
-class PretrainRun(Training):
+class PretrainRun(TrainSettings):
     """All that decides a pre-training run, whatever its method."""
 
     objective: ClassVar[type["Pretraining"]]
@@ -92,7 +91,6 @@ class PretrainRun(Training):
     """Which splits or folds of the data to hear; all if empty."""
     encoder: EncoderSettings = EncoderSettings()
     clips: ClipSettings = ClipSettings()
-    optim: Optim = Optim()
     monitor: MonitorSettings = MonitorSettings()
 
     def config(self) -> PreTrainedConfig:
@@ -119,14 +117,6 @@ class PretrainRun(Training):
     @model_validator(mode="after")
     def _encoder_can_be_built(self) -> Self:
         self.config()  # says which numbers do not go together
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> Self:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(
-                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
-            )
         return self
 
 

@@ -1,9 +1,7 @@
-"""A recipe and a corpus -> a pre-trained encoder in a folder.
+"""Pre-train an encoder: a recipe and a corpus become a model folder."""
 
-Puts together what the other files make: clips, features, objective, optimizer, loop, checkpoint.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,24 @@ from eat_audio.audio import fbank as logmel
 from eat_audio.data.contents import contents
 from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches
+from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
 from eat_audio.models import families, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.pretraining.method import Pretraining, PretrainRun, run_settings
-from eat_audio.training.checkpoint import Run, lock_run_dir
-from eat_audio.training.distributed import ProcessGroup, join, share, whole
-from eat_audio.training.loop import Training, fit
+from eat_audio.training.checkpoint import lock_run_dir
+from eat_audio.training.distributed import ProcessGroup, full_tensor, init_process_group
 from eat_audio.training.metrics_log import TrainingLog
-from eat_audio.training.optim import adamw, parameter_groups
+from eat_audio.training.run import Hooks, Source, Trainer, with_prefix
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
-    """The settings of the method that a recipe names; EAT if it names none.
+    """Return the settings of the method that a recipe names; EAT's if it names none.
 
     Raises:
-        RecipeError: There is no such method.
+        SettingError: There is no such method.
     """
     return run_settings(str(recipe.get("method", "eat")))
 
@@ -44,203 +41,174 @@ def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
     Args:
         settings: The resolved recipe.
         out: Folder for checkpoints, logs and the finished model.
-        resume: Continue what is in `out`.
+        resume: Continue the run in `out`.
 
     Returns:
         `out`, loadable by `eat_audio.load` and `AutoModel.from_pretrained`.
 
     Raises:
-        RecipeError: No data are named.
-        EatError: What else the user can mend.
+        SettingError: `data` is not set.
+        EatError: The data, the checkpoints or the device cannot be used.
     """
-    team = join(settings.on())
-    with team.working():
-        _pretrain(settings, out, resume, team)
+    process_group = init_process_group(settings.on())
+    with process_group.reporting_lost_peers():
+        _pretrain(settings, out, resume, process_group)
     return out
 
 
-def _pretrain(settings: PretrainRun, out: Path, resume: bool, team: ProcessGroup) -> None:
+def _pretrain(settings: PretrainRun, out: Path, resume: bool, process_group: ProcessGroup) -> None:
+    corpus = corpus_of(settings)
+    trainer = make_trainer(settings, corpus, process_group)
+    objective = trainer.objective
+    assert isinstance(objective, Pretraining)
+    features = objective.features
+
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        save(objective.student, features, folder, state=with_prefix(state, "student."))
+
+    def hooks(log: TrainingLog) -> Hooks:
+        guard = CollapseGuard(objective, log, after=settings.optim.warmup)
+        monitor = make_monitor(settings, objective, log)
+        monitor(0)
+        return Hooks(guard.write, monitor)
+
+    with lock_run_dir(out, process_group):
+        trainer.train(
+            out,
+            title=f"pretrain {settings.method}",
+            source=Source(
+                corpus.fingerprint(),
+                contents(corpus) + objective.input_contents(),
+                {"features": features.to_dict()},
+            ),
+            export=export,
+            resume=resume,
+            hooks=hooks,
+        )
+
+
+def corpus_of(settings: PretrainRun) -> Corpus:
+    """Open the clips that a recipe names."""
     if settings.data is None:
         raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER")
     corpus = open_corpus(settings.data)
-    if settings.splits:
-        corpus = corpus.select(*settings.splits)
+    return corpus.select(*settings.splits) if settings.splits else corpus
 
+
+def make_trainer(
+    settings: PretrainRun,
+    corpus: Corpus,
+    process_group: ProcessGroup,
+    *,
+    clips: Corpus | None = None,
+) -> Trainer:
+    """Return a method's objective with all that trains it.
+
+    Args:
+        settings: The resolved recipe.
+        corpus: Decides the statistics of the front end.
+        process_group: The processes that train together.
+        clips: What to train on, if not all of `corpus`.
+    """
     torch.manual_seed(settings.seed)
     config = settings.config()
-    features = extractor(corpus, settings.clips, method=config.model_type)
+    features = make_features(corpus, settings.clips, method=config.model_type)
     objective = settings.build_objective(features)
     objective.to(settings.on()).train()
-    share(objective, team, how=settings.parallel)
-    groups = parameter_groups(
-        objective.named_parameters(), settings.optim, depth=config.num_hidden_layers
-    )
-    optimizer = adamw(groups, settings.optim)
-
-    def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save(objective.student, features, folder, state=part(state, "student."))
-
-    origin = {"features": features.to_dict()}
-    here = Run(
-        out,
-        settings,
-        corpus.fingerprint(),
-        objective,
-        optimizer,
-        export,
-        settings.keep,
-        origin,
-        team,
-        contents(corpus) + objective.input_contents(),
-    )
     steps = ClipBatches(
-        corpus,
+        clips or corpus,
         settings.clips,
         batch=settings.batch,
         seed=settings.seed,
-        rank=team.rank,
-        ranks=team.ranks,
+        rank=process_group.rank,
+        ranks=process_group.ranks,
     )
-    with lock_run_dir(out, team):
-        start = here.begin(resume=resume)
-        with training_log(settings, out, f"pretrain {settings.method}", start, team) as log:
-            guard = CollapseGuard(objective, log, after=settings.optim.warmup)
-            look = looking(settings, objective, log)
-            look(0)
-
-            def tick(done: int) -> None:
-                log.tick(done)
-                look(done)
-
-            fit(
-                objective,
-                batches_with_log(steps, settings, start, log),
-                optimizer,
-                settings,
-                settings.optim,
-                start=start,
-                team=team,
-                log=guard.write,
-                say=log.say,
-                tick=tick,
-                save=here.save,
-            )
-        here.finish()
-
-
-def training_log(
-    settings: Training, out: Path, title: str, start: int, team: ProcessGroup
-) -> TrainingLog:
-    """What a run tells while it runs; of a team, one process speaks."""
-    return TrainingLog(
-        out,
-        title,
-        steps=settings.steps,
-        start=start,
-        clips_per_step=settings.batch * settings.accumulate * team.ranks,
-        also=settings.log,
-        recipe=settings.model_dump(mode="json"),
-        writes=team.is_main,
+    return Trainer(
+        objective,
+        settings,
+        depth=config.num_hidden_layers,
+        open_batches=partial(training_batches, steps),
+        process_group=process_group,
     )
 
 
-def looking(
+def make_monitor(
     settings: PretrainRun, objective: Pretraining, log: TrainingLog
 ) -> Callable[[int], None]:
-    """What looks at the student after a step, if it is time to, and tells the log."""
-    in_slices = settings.parallel == "fsdp"  # then all processes have to help
-    if settings.monitor.data is None or not (log.writes or in_slices):
+    """Return the function that probes the student after the steps that are due, and logs it."""
+    sliced = settings.parallel == "fsdp"  # then all processes have to take part
+    if settings.monitor.data is None or not (log.is_main or sliced):
         return lambda step: None
-    features, clips = objective.features, settings.clips
-    monitor = Monitor(settings.monitor, features, clips=clips, steps=settings.steps)
-    for sentence in monitor.unreadable:
-        log.skip(sentence)
+    monitor = Monitor(
+        settings.monitor, objective.features, clips=settings.clips, steps=settings.steps
+    )
+    for message in monitor.unreadable:
+        log.skip(message)
 
-    def look(step: int) -> None:
-        if not log.looked:
+    def on_step(step: int) -> None:
+        if not log.has_step_zero:
             log.add(0, monitor(0, objective.student))
         if monitor.due(step):
-            numbers = monitor(step, in_full(objective.student))
-            log.add(step, numbers)
-            log.say(monitor.sentence(step, numbers))
+            metrics = monitor(step, in_full(objective.student))
+            log.add(step, metrics)
+            log.message(monitor.sentence(step, metrics))
 
-    return look
+    return on_step
 
 
 def in_full(encoder: AudioEncoder) -> AudioEncoder:
-    """An encoder whose weights are whole: itself, or a copy where they are sliced."""
+    """Return an encoder with full weights: itself, or a copy where they are sliced."""
     if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
         return encoder
-    with torch.random.fork_rng():  # a look must not change what training draws
+    with torch.random.fork_rng():  # training must draw the same numbers as without a monitor
         copy = type(encoder)(encoder.config)
-    copy.load_state_dict({name: whole(tensor) for name, tensor in encoder.state_dict().items()})
+    copy.load_state_dict({n: full_tensor(x) for n, x in encoder.state_dict().items()})
     nn.Module.to(copy, next(encoder.parameters()).device)
     return copy
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, under what is left of their names."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatureExtractor:
+    """Return a method's front end with the statistics of a corpus, or those of the recipe.
 
-
-def extractor(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatureExtractor:
-    """A method's front end for a corpus: its statistics, unless the recipe says others.
-
-    Published statistics, and those that lie beside a corpus, are of the log-mel that EAT hears. A
-    front end with another log-mel knows AudioSet's only; others are told as two numbers.
+    Published statistics, and those stored beside a corpus, are of EAT's log-mel. A front end with
+    another log-mel has only AudioSet's by name; others must be given as two numbers.
     """
     kind = families()[method].features
     same = issubclass(kind, EATFeatureExtractor)
-    told = clips.statistics or (corpus.statistics if same else None) or "audioset"
-    if told == "audioset":
+    chosen = clips.statistics or (corpus.statistics if same else None) or "audioset"
+    if chosen == "audioset":
         return kind(released_padding=clips.released_padding)
-    if isinstance(told, str):
+    if isinstance(chosen, str):
         published = logmel.STATISTICS if same else {}
-        if told not in published:
-            known = ", ".join({"audioset": None, **published})
-            raise SettingError(f"clips.statistics={told}: expected two numbers or one of {known}")
-        statistics = published[told]
+        if chosen not in published:
+            names = ", ".join({"audioset": None, **published})
+            raise SettingError(f"clips.statistics={chosen}: expected two numbers or one of {names}")
+        statistics = published[chosen]
     else:
-        statistics = logmel.Statistics(*told)
+        statistics = logmel.Statistics(*chosen)
     return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
 
 
-def batches_with_log(
-    steps: ClipBatches, settings: Training, start: int, log: TrainingLog
-) -> Iterator[Batch]:
-    """The batches of a run; the log hears of clips that cannot be read."""
-    accumulate = settings.accumulate
-    batches = training_batches(steps, start=start * accumulate, stop=settings.steps * accumulate)
-    for batch in log.waiting(batches):
-        for sentence in batch.unreadable:
-            log.skip(sentence)
-        yield batch
-
-
 class CollapseGuard:
-    """Logs every step's numbers, and says so when a run stops learning anything.
+    """Log the metrics of every step, and warn when a run stops learning.
 
     Args:
-        objective: Knows which numbers are bad.
-        log: Where to.
-        after: Steps of warm-up, in which nothing is said.
+        objective: Decides which metrics are bad.
+        log: Receives metrics and warnings.
+        after: Steps of warm-up, in which there are no warnings.
     """
 
     def __init__(self, objective: Pretraining, log: TrainingLog, *, after: int) -> None:
         self.objective = objective
         self.log = log
         self.after = after
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Take the numbers of a step."""
-        self.log.write(step, numbers | self.objective.step_metrics(step))
-        messages = self.objective.warnings(numbers) if step > self.after else {}
-        for name, sentence in messages.items():
-            if name not in self.told:
-                self.told.add(name)
-                self.log.say(f"warning: step {step}: {sentence}")
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of a step; each kind of warning is given once."""
+        self.log.write(step, metrics | self.objective.step_metrics(step))
+        warnings = self.objective.warnings(metrics) if step > self.after else {}
+        for name, message in warnings.items():
+            if name not in self.reported:
+                self.reported.add(name)
+                self.log.message(f"warning: step {step}: {message}")

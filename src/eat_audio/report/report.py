@@ -106,6 +106,11 @@ def write_report(place: str | Path, out: str | Path | None = None, data: str | N
     return file
 
 
+def short_names(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return rows of a log without the prefixes of their keys."""
+    return [{name.rpartition("/")[2]: value for name, value in row.items()} for row in rows]
+
+
 def read_run(place: Path, data: str | None = None) -> Told:
     """What a folder says about its run.
 
@@ -119,7 +124,7 @@ def read_run(place: Path, data: str | None = None) -> Told:
     record = read_json(place / "run.json")
     if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
         raise CheckpointError(f"{place / 'run.json'}: holds no recipe; expected that of a run")
-    return Told(place, record, read_log(place), _evaluation(place), data)
+    return Told(place, record, short_names(read_log(place)), _evaluation(place), data)
 
 
 def _evaluation(place: Path) -> Evaluation | None:

@@ -36,7 +36,12 @@ from torch import Tensor, nn
 from eat_audio.config import Settings
 from eat_audio.errors import CheckpointError, EatWarning, OutputError
 from eat_audio.text import printable, shortened
-from eat_audio.training.distributed import ALONE, ProcessGroup, sliced, whole
+from eat_audio.training.distributed import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    distribute_like,
+    full_tensor,
+)
 from eat_audio.training.lock import lock_run_dir as lock_run_dir
 from eat_audio.training.records import MAY_CHANGE as MAY_CHANGE
 from eat_audio.training.records import (
@@ -78,7 +83,7 @@ class Run:
     keep: int = 2
     origin: dict[str, Any] = field(default_factory=dict)
     """What else the run began with: the encoder it was given, its front end."""
-    team: ProcessGroup = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     contents: str | None = None
     """A fingerprint of the recordings themselves; None: they are not compared."""
     began: list[bytes] = field(default_factory=list)
@@ -98,9 +103,9 @@ class Run:
             self._same_as(self._began(there))
         elif there:
             raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
-        self.team.wait()  # all have looked before one of them writes
+        self.process_group.barrier()  # all have looked before one of them writes
         step, failed = 0, None
-        if self.team.is_main:
+        if self.process_group.is_main:
             try:
                 _remove_aside(self.out)
                 step = self._newest_whole(there) if goes_on else 0
@@ -109,7 +114,7 @@ class Run:
                 self.began[:] = [(self.out / RECORD).read_bytes()]
             except (CheckpointError, OutputError) as error:
                 step, failed = -1, error
-        step = self.team.same(step, device=next(self.objective.parameters()).device)
+        step = self.process_group.broadcast(step, device=next(self.objective.parameters()).device)
         if step < 0:
             raise failed or CheckpointError(f"{self.out}: cannot be gone on from")
         if step:
@@ -125,7 +130,7 @@ class Run:
                 before is untouched.
         """
         state, moments = self._state(), _moments(self.optimizer)
-        if not self.team.is_main:
+        if not self.process_group.is_main:
             return
         folder = self.out / "checkpoints" / f"step-{step:08d}"
         try:
@@ -161,7 +166,7 @@ class Run:
             CheckpointError: It could not be written. The checkpoints are untouched.
         """
         state = self._state()
-        if not self.team.is_main:
+        if not self.process_group.is_main:
             return
         try:
             self._check_place()
@@ -223,7 +228,9 @@ class Run:
         self.began[:] = [record.read_bytes()]
 
     def _state(self) -> dict[str, Tensor]:
-        return {name: whole(x).contiguous() for name, x in self.objective.state_dict().items()}
+        return {
+            name: full_tensor(x).contiguous() for name, x in self.objective.state_dict().items()
+        }
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -233,7 +240,7 @@ class Run:
             "data": self.data,
             "contents": self.contents,
             "origin": self.origin,
-            "processes": self.team.ranks,
+            "processes": self.process_group.ranks,
             "recipe": self.settings.model_dump(mode="json"),
         }
 
@@ -266,7 +273,7 @@ class Run:
                 f"{self.out}: was begun on other recordings of the same names "
                 f"({then['contents']}, now {self.contents})"
             )
-        if self.team.is_main:
+        if self.process_group.is_main:
             self._doubts(then)
 
     def _doubts(self, then: dict[str, Any]) -> None:
@@ -293,7 +300,10 @@ def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.O
         there = objective.state_dict()
         saved = load_file(folder / "objective.safetensors")
         objective.load_state_dict(
-            {name: sliced(x, there[name]) if name in there else x for name, x in saved.items()}
+            {
+                name: distribute_like(x, there[name]) if name in there else x
+                for name, x in saved.items()
+            }
         )
         moments = load_file(folder / "optimiser.safetensors")
         for group in optimizer.param_groups:
@@ -311,12 +321,12 @@ def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.O
 
 def _as_held(moment: Tensor, parameter: Tensor) -> Tensor:
     """A moment as its parameter lies; the count of steps is held by every process."""
-    return sliced(moment, parameter) if moment.ndim else moment.to(parameter.device)
+    return distribute_like(moment, parameter) if moment.ndim else moment.to(parameter.device)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}:{moment}": whole(optimizer.state[parameter][moment])
+        f"{name}:{moment}": full_tensor(optimizer.state[parameter][moment])
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
         for moment in MOMENTS

@@ -1,16 +1,13 @@
-"""Many processes -> one team that trains as if it were one process.
+"""Train with several processes as if they were one.
 
-`torchrun` starts the processes and tells each its rank; alone, a process is a team of one and
-nothing here costs it anything. Rank r of R takes every R-th micro-batch, so R processes do what
-one does with R times the accumulation: the same clips, the same draws, the same losses.
-
-Two ways to share the work, after which training goes on as before:
+`torchrun` starts the processes. Rank r of R takes every R-th micro-batch, so R processes do what
+one does with R times the accumulation: the same clips, the same random numbers, the same losses.
 
     ddp     every process holds the whole model; gradients are averaged
     fsdp    every process holds a slice of each weight, gradient and moment, and gathers a block
             when it is computed (FSDP2), for models that would not fit otherwise
 
-Checkpoints hold whole tensors whichever way was taken, so a run may go on with another one.
+Checkpoints hold full tensors either way, so a run may be resumed with the other one.
 """
 
 import os
@@ -34,62 +31,62 @@ from eat_audio.errors import EatError
 
 Parallel = Literal["ddp", "fsdp"]
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others, which may be stopped, or far away and lost."""
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before it ends."""
 LOST = ("gloo", "nccl", "connection", "peer", "timed out", "store")
-"""What the words of an error are about when another process is gone."""
+"""Words in an error message when another process is gone."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run. Every collective method must be called by all of them."""
 
     rank: int = 0
     ranks: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this process writes files and messages for all."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The average over processes, which all of them have to ask for."""
+        """Return the mean over processes."""
         if self.ranks == 1:
             return values
         total = values.detach().clone()
         dist.all_reduce(total)
         return total / self.ranks
 
-    def any(self, wish: bool, *, device: torch.device) -> bool:
-        """Whether a process has this wish; all of them have to ask."""
+    def any(self, flag: bool, *, device: torch.device) -> bool:
+        """Return whether the flag is set in any process."""
         if self.ranks == 1:
-            return wish
-        wishes = torch.tensor(float(wish), device=device)
-        dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
-        return bool(wishes.item())
+            return flag
+        flags = torch.tensor(float(flag), device=device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
 
-    def same(self, number: int, *, device: torch.device) -> int:
-        """The number that the leading process has; all of them have to ask."""
+    def broadcast(self, number: int, *, device: torch.device) -> int:
+        """Return the number of the main process."""
         if self.ranks == 1:
             return number
-        told = torch.tensor(number, dtype=torch.int64, device=device)
-        dist.broadcast(told, src=0)
-        return int(told.item())
+        value = torch.tensor(number, dtype=torch.int64, device=device)
+        dist.broadcast(value, src=0)
+        return int(value.item())
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have come here."""
         if self.ranks > 1:
             dist.barrier()
 
     def wrap(self, objective: Any) -> Callable[..., dict[str, Tensor]]:
-        """What to call for the losses, so that gradients become those of the team."""
+        """Return the callable whose gradients are averaged over the processes."""
         if self.ranks == 1 or isinstance(objective, FSDPModule):
             return objective
         return DistributedDataParallel(objective)
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """While working together, the loss of another process is said in one sentence.
+    def reporting_lost_peers(self) -> Iterator[None]:
+        """Turn the failure of a collective call into an EatError.
 
         Raises:
             EatError: Another process is gone.
@@ -97,8 +94,8 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as error:
-            words = str(error).lower()
-            if self.ranks == 1 or not any(word in words for word in LOST):
+            message = str(error).lower()
+            if self.ranks == 1 or not any(word in message for word in LOST):
                 raise
             reason = str(error).splitlines()[0]
             raise EatError(
@@ -107,48 +104,46 @@ class ProcessGroup:
             ) from error
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """Return the number of this process on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def join(device: torch.device) -> ProcessGroup:
-    """The team that torchrun has started, or a team of one; may be asked for again.
+def init_process_group(device: torch.device) -> ProcessGroup:
+    """Return the process group that torchrun has started; may be called again.
 
     Args:
-        device: What this process trains on: a GPU talks over NCCL, a CPU over gloo.
+        device: Where this process trains: NCCL connects GPUs, gloo CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        how = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(how, timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
-def leave(code: int) -> NoReturn:
-    """End a process of a team, after all that was said is written.
+def exit_process(code: int) -> NoReturn:
+    """Flush the output and end a process of a group, without the interpreter's tear-down.
 
-    Without the interpreter's own tear-down: gloo's threads abort in it now and then after a run
-    that went well.
+    gloo's threads sometimes abort in the tear-down after a run that went well.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def share(objective: nn.Module, team: ProcessGroup, *, how: Parallel) -> None:
-    """Slice a model over the team, block by block, if that is how the work is shared."""
-    if team.ranks == 1 or how == "ddp":
+def apply_fsdp(objective: nn.Module, process_group: ProcessGroup, *, how: Parallel) -> None:
+    """Slice a model over the process group, block by block, if `how` is "fsdp"."""
+    if process_group.ranks == 1 or how == "ddp":
         return
-    # Outputs of blocks are views here and there, but nothing is ever added to them in place.
+    # Some outputs of blocks are views, but nothing is ever added to them in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    mesh = init_device_mesh(next(objective.parameters()).device.type, (team.ranks,))
+    mesh = init_device_mesh(next(objective.parameters()).device.type, (process_group.ranks,))
     for module in objective.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
@@ -158,7 +153,7 @@ def share(objective: nn.Module, team: ProcessGroup, *, how: Parallel) -> None:
 
 
 def grad_sync(forward: Any, *, when: bool) -> AbstractContextManager[Any]:
-    """Gradients go round the team only when it is time: at the last micro-batch of a step."""
+    """Exchange gradients between processes only `when` it is the last micro-batch of a step."""
     if isinstance(forward, DistributedDataParallel) and not when:
         return forward.no_sync()
     if isinstance(forward, FSDPModule):
@@ -166,13 +161,13 @@ def grad_sync(forward: Any, *, when: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor in full, from its slices if it is sliced; all processes have to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor in full; all processes must call this for a sliced one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def sliced(full: Tensor, like: Tensor) -> Tensor:
-    """A full tensor as another one lies: on its device, in its slices."""
+def distribute_like(full: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor on the device, and in the slices, of another one."""
     full = full.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(full, like.device_mesh, like.placements)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eat_audio.errors import CheckpointError
-from eat_audio.training.distributed import ALONE, ProcessGroup
+from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup
 from eat_audio.writing import write_failure
 
 LOCK, HOLDER = ".lock", ".claim"
@@ -27,7 +27,7 @@ FAR = 1 << 30
 
 
 @contextmanager
-def lock_run_dir(out: Path, team: ProcessGroup = ALONE) -> Iterator[None]:
+def lock_run_dir(out: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
     """Make a run's folder, and keep others from writing into it.
 
     The claim ends with the process, however that ends.
@@ -35,7 +35,7 @@ def lock_run_dir(out: Path, team: ProcessGroup = ALONE) -> Iterator[None]:
     Raises:
         CheckpointError: The folder cannot be made or written, or another run is writing into it.
     """
-    if not team.is_main:
+    if not process_group.is_main:
         yield
         return
     try:

@@ -1,7 +1,7 @@
-"""Batches and an objective -> a trained objective: the one loop of all methods.
+"""The training loop of all methods.
 
-Every step of training is visible here, and nothing about audio is. All randomness of a step is
-a function of (seed, step), so a resumed run draws what the uninterrupted one would have drawn.
+Every step of training is visible, and nothing about audio is. All randomness of a step is a
+function of (seed, step), so a resumed run repeats what the uninterrupted one would have done.
 """
 
 import math
@@ -22,12 +22,12 @@ from eat_audio.config import Settings
 from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.text import printable
 from eat_audio.training.distributed import (
-    ALONE,
+    SINGLE_PROCESS,
     Parallel,
     ProcessGroup,
+    full_tensor,
     grad_sync,
     local_rank,
-    whole,
 )
 from eat_audio.training.optim import Optim, set_rates
 from eat_audio.training.trackers import LogSettings
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 class Training(Settings):
-    """How long and how wide to train, and how often to tell and to save."""
+    """How long and how wide to train, and how often to log and to save."""
 
     steps: PositiveInt = 400_000
     batch: PositiveInt = 12
@@ -60,7 +60,7 @@ class Training(Settings):
     log: LogSettings = LogSettings()
 
     def on(self) -> torch.device:
-        """The device to train on.
+        """Return the device to train on.
 
         Raises:
             EatError: It does not exist.
@@ -72,40 +72,37 @@ class Training(Settings):
             torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
         except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
             raise EatError(
-                f"device={printable(self.device)[:60]}: cannot be used here{_why_not(error)}; "
-                f"expected auto or one of those that are here: {', '.join(_devices())}"
+                f"device={printable(self.device)[:60]}: cannot be used here{_cuda_reason(error)}; "
+                f"expected auto or one of this machine: {', '.join(_devices())}"
             ) from None
         return device
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context in which losses are computed."""
-        chosen = self.precision
-        if chosen == "auto":
-            chosen = "bf16" if device.type == "cuda" else "fp32"
-        if chosen == "fp32":
+        """Return the context in which losses are computed."""
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" else "fp32"
+        if precision == "fp32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
 
-def _why_not(error: Exception) -> str:
-    """Why a device cannot be used, as far as CUDA says it; the rest is a list of kernels."""
-    words = str(error).partition("\n")[0].partition(". ")[0]
-    return (
-        f" ({words})" if re.search("cuda|nvidia", words, re.IGNORECASE) and len(words) < 120 else ""
-    )
+def _cuda_reason(error: Exception) -> str:
+    """The first sentence of an error if CUDA wrote it; other errors only list kernels."""
+    text = str(error).partition("\n")[0].partition(". ")[0]
+    return f" ({text})" if re.search("cuda|nvidia", text, re.I) and len(text) < 120 else ""
 
 
 def _devices() -> list[str]:
-    """The devices of this machine."""
-    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    return there + (["mps"] if torch.backends.mps.is_available() else [])
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 class Objective(Protocol):
-    """What the loop asks of a method.
+    """The contract between the loop and a method.
 
-    Called with a batch and a generator it gives its losses: "loss" is the one to differentiate,
-    "weight" (1 if absent) says how much this batch counts beside others of the same step.
+    A call with a batch and a generator returns its losses: "loss" is the one to differentiate,
+    "weight" (1 if absent) is the weight of this batch beside others of the same step.
     """
 
     def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
@@ -121,16 +118,16 @@ def fit(
     optim: Optim,
     *,
     start: int = 0,
-    team: ProcessGroup = ALONE,
-    log: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
-    say: Callable[[str], None] = lambda sentence: None,
-    tick: Callable[[int], None] = lambda step: None,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    on_warning: Callable[[str], None] = lambda message: None,
+    on_step: Callable[[int], None] = lambda step: None,
     save: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train from step `start` to `training.steps`.
 
     A step whose gradient is not finite is left out and counted ("skipped"); weights stay as they
-    were. A checkpoint that cannot be written is said and tried again at the next occasion.
+    were. A checkpoint that cannot be written causes a warning and is tried again the next time.
 
     Args:
         objective: Losses of a batch, on the device to train on.
@@ -140,11 +137,11 @@ def fit(
         training: How long, how often.
         optim: Rates and clipping.
         start: Steps already done.
-        team: The processes that train together.
-        log: Told the numbers of a step every `log_every` steps and at the end.
-        say: Told in a sentence what went wrong without ending the run.
-        tick: Told of every finished step.
-        save: Told to save every `save_every` steps, at the end, and when interrupted.
+        process_group: The processes that train together.
+        log: Called with the metrics of a step every `log_every` steps and at the end.
+        on_warning: Called with a message about a problem that does not end the run.
+        on_step: Called after every finished step.
+        save: Called every `save_every` steps, at the end, and when interrupted.
 
     Raises:
         TrainingDiverged: Too many gradients in a row are not finite; none of them was applied.
@@ -155,11 +152,11 @@ def fit(
     device = next(objective.parameters()).device
     generator = torch.Generator(device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    forward = team.wrap(objective)
+    forward, ranks = process_group.wrap(objective), process_group.ranks
     clock = time.perf_counter()
     skipped = in_a_row = 0
     stop = _StopAfterStep(training)
-    with stop, attended(batches, stop, save, team, how=training.parallel) as batches:
+    with stop, attended(batches, stop, save, process_group, how=training.parallel) as batches:
         for step in range(start, training.steps):
             set_rates(optimizer, optim, step, training.steps)
 
@@ -167,21 +164,21 @@ def fit(
             sums: dict[str, Tensor] = {}
             for micro in range(training.accumulate):
                 batch = next(batches).to(device)  # before seeding: loaders draw from torch's own
-                number = (step * training.accumulate + micro) * team.ranks + team.rank
+                number = (step * training.accumulate + micro) * ranks + process_group.rank
                 _seed(generator, training.seed, number)
                 with grad_sync(forward, when=micro + 1 == training.accumulate):
                     with training.autocast(device):
                         losses = forward(batch, generator)
-                    share: float | Tensor = losses.pop("weight", 1.0)
-                    (losses["loss"] * share).backward()
-                weight = weight + share
+                    batch_weight: float | Tensor = losses.pop("weight", 1.0)
+                    (losses["loss"] * batch_weight).backward()
+                weight = weight + batch_weight
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * share
+                    sums[name] = sums.get(name, 0.0) + value.detach() * batch_weight
 
             if isinstance(weight, Tensor):
-                weight = team.mean(weight).item()
+                weight = process_group.mean(weight).item()
             norm = _finish_gradients(parameters, weight, optim.clip)
-            numbers = {name: value / weight for name, value in sums.items()}
+            metrics = {name: value / weight for name, value in sums.items()}
             done = step + 1
             if math.isfinite(norm):
                 stop.finished = None
@@ -190,64 +187,65 @@ def fit(
                 in_a_row = 0
             else:
                 skipped, in_a_row = skipped + 1, in_a_row + 1
-                say(sentence := _not_finite(step, norm, numbers))
+                on_warning(message := _not_finite(step, norm, metrics))
                 if in_a_row == training.patience:
-                    raise TrainingDiverged(f"{sentence}, {in_a_row} times in a row: given up")
+                    raise TrainingDiverged(f"{message}, {in_a_row} times in a row: given up")
             optimizer.zero_grad(set_to_none=True)
             stop.finished = done
             last = done == training.steps
-            stopping = team.any(stop.asked, device=device)
+            stopping = process_group.any(stop.requested, device=device)
 
-            tick(done)
+            on_step(done)
             if done % training.log_every == 0 or last:
-                told = _over_team(numbers, team)
+                averages = _mean_over_processes(metrics, process_group)
                 rate = max(group["lr"] for group in optimizer.param_groups)
-                told |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
-                log(done, told | {"seconds": time.perf_counter() - clock})
+                averages |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
+                log(done, averages | {"seconds": time.perf_counter() - clock})
             if done % training.save_every == 0 or last or stopping:
                 try:
                     save(done)
                 except CheckpointError as error:
                     if last or stopping:
                         raise
-                    say(f"{error}; training goes on")
+                    on_warning(f"{error}; training goes on")
             if stopping and not last:
                 raise stop.error()
 
 
-def _over_team(numbers: dict[str, Tensor], team: ProcessGroup) -> dict[str, float]:
-    """The numbers of a step, averaged over processes."""
-    values = team.mean(torch.stack([value.float() for value in numbers.values()]))
-    return dict(zip(numbers, values.tolist(), strict=True))
+def _mean_over_processes(
+    metrics: dict[str, Tensor], process_group: ProcessGroup
+) -> dict[str, float]:
+    values = process_group.mean(torch.stack([value.float() for value in metrics.values()]))
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
-def _not_finite(step: int, norm: float, numbers: dict[str, Tensor]) -> str:
-    values = ", ".join(f"{name} {value.item():.4g}" for name, value in numbers.items())
+def _not_finite(step: int, norm: float, metrics: dict[str, Tensor]) -> str:
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in metrics.items())
     return f"step {step}: left out, as its gradient is {norm} ({values})"
 
 
-def _seed(generator: torch.Generator, seed: int, draw: int) -> None:
-    """Make every draw of a micro-batch a function of (seed, its number)."""
-    torch.manual_seed(seed * 1_000_003 + draw)  # dropout and stochastic depth draw from here
-    generator.manual_seed(seed * 1_000_003 + draw)
+def _seed(generator: torch.Generator, seed: int, number: int) -> None:
+    """Make the randomness of a micro-batch a function of (seed, its number)."""
+    torch.manual_seed(seed * 1_000_003 + number)  # dropout and stochastic depth use this one
+    generator.manual_seed(seed * 1_000_003 + number)
 
 
 def _finish_gradients(parameters: list[torch.nn.Parameter], weight: float, longest: float) -> float:
-    """Divide the summed gradients by their weight, shorten them, return their norm before."""
+    """Divide the summed gradients by their weight and clip them; return their norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if weight != 1.0:
         torch._foreach_div_(gradients, weight)
     norm = clip_grad_norm_(parameters, longest if longest > 0 else math.inf)
-    return whole(norm).item()
+    return full_tensor(norm).item()
 
 
 class _StopAfterStep:
-    """Turns the first signal to end into a wish to stop after the step; a second one kills."""
+    """Turn the first signal to end into a stop after the step; a second one kills."""
 
     def __init__(self, training: Training) -> None:
-        self.asked = False
+        self.requested = False
         self.finished: int | None = None
-        """The last step that is done, if all weights are of it: not in the middle of an update."""
+        """The last step done; None while weights are being updated."""
         self._last = training.steps
         self._kind: type[Interrupted] = Interrupted
         self._before: dict[int, Any] = {}
@@ -257,21 +255,21 @@ class _StopAfterStep:
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         try:
             for number in numbers:
-                if number in (signal.SIGINT, signal.SIGTERM) or _listens_to(number):
-                    self._before[number] = signal.signal(number, self._ask)
-        except ValueError:  # not the main thread, which alone may listen to signals
+                if number in (signal.SIGINT, signal.SIGTERM) or _has_effect(number):
+                    self._before[number] = signal.signal(number, self._request)
+        except ValueError:  # not the main thread, which alone may handle signals
             pass
         return self
 
     def error(self) -> Interrupted:
-        """What ends the run when it has stopped as it was asked to."""
+        """Return the error that ends the run after a requested stop."""
         done = "before its first step" if self.finished is None else f"after step {self.finished}"
         return self._kind(f"stopped {done} of {self._last}")
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self._kind = Preempted if number == signal.SIGTERM else Interrupted
 
     def __exit__(self, *_: object) -> None:
@@ -279,6 +277,6 @@ class _StopAfterStep:
             signal.signal(number, handler)
 
 
-def _listens_to(number: int) -> bool:
-    """Whether a signal does anything: nohup has SIGHUP ignored, and means it."""
+def _has_effect(number: int) -> bool:
+    """Whether a signal is not ignored, as nohup ignores SIGHUP."""
     return signal.getsignal(number) is not signal.SIG_IGN

@@ -1,9 +1,6 @@
-"""Steps -> a progress bar for people and lines of JSON for programs.
+"""Metrics of a training run: `log.jsonl`, trackers, a progress bar, speed and memory.
 
-On a terminal: a bar with clips per second, the time left and the loss. Elsewhere: plain lines.
-Always: `log.jsonl`, one object per logged step, cut back to the checkpoint on resuming. If the
-recipe says so, TensorBoard and Weights & Biases are told the same numbers. Nothing that goes wrong
-with any of them ends a training: it is said once, and training goes on.
+A disk, a tracker or a terminal that fails is reported once and never ends a training.
 """
 
 import json
@@ -14,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -33,51 +29,145 @@ from eat_audio.training.trackers import LogSettings, Tracker
 from eat_audio.writing import write_text
 
 T = TypeVar("T")
+Row = dict[str, float]
+
 SHOWN = ("loss", "frame", "utterance", "accuracy", "map")
-"""What is worth a place beside the bar."""
+"""Training metrics that stand beside the bar."""
+OPTIM = ("gradient_norm", "lr", "skipped", "tau")
+PERF = (
+    *("seconds", "clips_per_second", "clips_per_second_now", "data_wait"),
+    *("skipped_clips", "memory_mb", "gpu_memory_mb"),
+)
+PROBE = ("linear_", "knn_", "effective_rank_", "variance_", "monitor_seconds")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in what the system calls one unit of resident memory."""
+"""Bytes in one unit of resident memory as the system counts it."""
 
 
-class TrainingLog:
-    """What a run tells while it runs.
+def log_key(name: str) -> str:
+    """Return a metric's key in the log: `train/loss`, `optim/lr`, `perf/data_wait`, `probe/...`.
+
+    Keys of logs from versions without prefixes are mapped in the same way.
+    """
+    if "/" in name or name == "step":
+        return name
+    group = (
+        *(("optim", name in OPTIM), ("perf", name in PERF)),
+        *(("probe", name.startswith(PROBE)), ("train", True)),
+    )
+    return f"{next(prefix for prefix, fits in group if fits)}/{name}"
+
+
+def read_log(out: Path) -> list[Row]:
+    """Read what a run has logged: one row per step, in order; broken lines are left out.
+
+    Values that were not finite are nan. Rows of step 0, and of monitored steps that were not
+    logged otherwise, hold `probe/...` alone.
+    """
+    path = out / "log.jsonl"
+    rows: dict[int, Row] = {}
+    for line in _lines(path) if path.is_file() else []:
+        row = {name: math.nan if value is None else value for name, value in line.items()}
+        rows.setdefault(int(row["step"]), {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):  # cut off by a kill or a full disk
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                numbers = {n: x for n, x in row.items() if x is None or isinstance(x, int | float)}
+                rows.append({log_key(name): value for name, value in numbers.items()})
+    return rows
+
+
+def _as_line(row: dict[str, Any]) -> str:
+    """A row as JSON, which has no nan and no infinity: they are null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+class MetricsWriter:
+    """Append rows to `log.jsonl` and to the trackers that the settings name.
 
     Args:
         out: The run's folder.
-        title: What the run is called on the terminal.
-        steps: How many it will have.
-        start: Steps already done; later lines of the log are forgotten.
-        clips_per_step: Over all micro-batches and processes.
-        also: Who else is told.
-        recipe: The resolved recipe, for those who show it.
-        writes: Only one process of a team does; the others count and measure, and say nothing.
-
-    Raises:
-        EatError: A package that the settings ask for is not installed.
+        settings: Which trackers.
+        start: Steps already done; lines of later steps, and broken ones, are removed.
+        config: The resolved recipe, for trackers that show it.
+        on_warning: Called once with a message about a file or a tracker that fails.
     """
 
     def __init__(
         self,
         out: Path,
-        title: str,
+        settings: LogSettings,
         *,
-        steps: int,
-        start: int = 0,
-        clips_per_step: int,
-        also: LogSettings | None = None,
-        recipe: dict[str, Any] | None = None,
-        writes: bool = True,
+        start: int,
+        config: dict[str, Any],
+        on_warning: Callable[[str], None],
     ) -> None:
-        also = also or LogSettings()
-        also.check()
-        self.out = out
         self.path = out / "log.jsonl"
-        self.title = title
-        self.steps = steps
-        self.start = start
-        self.done = start
-        self.clips_per_step = clips_per_step
-        self.writes = writes
+        self.on_warning = on_warning
+        self.has_step_zero = False
+        self.trackers: dict[str, Tracker] = {}
+        self._failed: set[str] = set()
+        self._try("log.jsonl", lambda: self._cut_back(start))
+        for name, tracker in settings.trackers(out, start, config).items():
+            self._try(name, lambda n=name, make=tracker: self.trackers.update({n: make()}))
+
+    def write(self, row: Row) -> None:
+        """Write one row, with its "step", everywhere; a tracker that fails is dropped."""
+        self._try("log.jsonl", lambda: self._append(row))
+        metrics = {name: value for name, value in row.items() if name != "step"}
+        for name, tracker in list(self.trackers.items()):
+            if not self._try(name, lambda to=tracker: to.write(int(row["step"]), metrics)):
+                del self.trackers[name]
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for name, tracker in self.trackers.items():
+            self._try(name, tracker.close)
+
+    def _cut_back(self, start: int) -> None:
+        """Remove lines of steps that a killed run logged but did not save, and broken ones."""
+        if not self.path.is_file():
+            return
+        kept = [row for row in _lines(self.path) if row["step"] <= start and start]
+        self.has_step_zero = any(row["step"] == 0 for row in kept)
+        write_text(self.path, "".join(_as_line(row) for row in kept))
+
+    def _append(self, row: Row) -> None:
+        # What a full disk cut off stays alone on its line.
+        begin = "\n" if "log.jsonl" in self._failed else ""
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(begin + _as_line(row))
+
+    def _try(self, name: str, call: Any) -> bool:
+        """Call; report the first failure of each name, whatever code it comes from."""
+        try:
+            call()
+        except Exception as error:
+            if name not in self._failed:
+                self._failed.add(name)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.on_warning(f"warning: {name} cannot be written ({reason}); training goes on")
+            return False
+        return True
+
+
+class ProgressBar:
+    """A bar on a terminal, plain lines elsewhere, and messages above it; stderr.
+
+    A terminal that is gone is ignored.
+    """
+
+    def __init__(self, title: str, *, steps: int, start: int, enabled: bool) -> None:
+        self.title, self.steps, self.enabled = title, steps, enabled
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -90,46 +180,60 @@ class TrainingLog:
             TextColumn("{task.fields[losses]}"),
             console=self.console,
             speed_estimate_period=300,
-            disable=not (writes and self.console.is_terminal),
+            disable=not (enabled and self.console.is_terminal),
             transient=True,
         )
         self.task = self.bar.add_task(title, total=steps, completed=start, speed="", losses="")
-        self.skipped: set[str] = set()
+
+    def start(self) -> None:
+        """Show the bar."""
+        self._try(self.bar.start)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._try(self.bar.stop)
+
+    def update(self, done: int, clips_per_second: float) -> None:
+        """Move the bar to `done` steps."""
+        speed = f"{clips_per_second:.1f} clips/s"
+        self._try(lambda: self.bar.update(self.task, completed=done, speed=speed))
+
+    def show(self, step: int, metrics: Row, *, clips_per_second: float, clips_left: int) -> None:
+        """Show the losses of a step."""
+        losses = "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+        self._try(lambda: self.bar.update(self.task, losses=losses))
+        if self.enabled and not self.console.is_terminal:
+            left = clips_left / max(clips_per_second, 1e-9)
+            line = (
+                f"{self.title}: step {step}/{self.steps}  {losses}  "
+                f"{clips_per_second:.1f} clips/s, {left:.0f} s left"
+            )
+            self._try(lambda: print(line, file=sys.stderr, flush=True))
+
+    def message(self, text: str) -> None:
+        """Print a message above the bar."""
+        if self.enabled:
+            plain = "\n".join(map(printable, text.splitlines()))
+            self._try(
+                lambda: self.console.print(plain, markup=False, highlight=False, soft_wrap=True)
+            )
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except (OSError, ValueError):  # closed, by its owner or by Python
+            self.bar.disable = True
+
+
+class Throughput:
+    """Clips per second, the share of the time spent waiting for batches, and peak memory."""
+
+    def __init__(self, clips_per_step: int, start: int) -> None:
+        self.clips_per_step = clips_per_step
+        self.start = self.done = start
         self.clock = time.perf_counter()
         self.waited = 0.0
-        """Seconds that training has waited for clips since the last written line."""
-        self._last = (start, self.clock)  # what was done, and when, at the last written line
-        self._failed: set[str] = set()
-        self._looked = False  # whether step 0 has its line
-        self._trackers: dict[str, Tracker] = {}
-        if writes:
-            self._try("log.jsonl", self._cut_back)
-            for name, begin in also.trackers(out, start, recipe or {}).items():
-                self._try(name, lambda n=name, begun=begin: self._trackers.update({n: begun()}))
-
-    def _cut_back(self) -> None:
-        """Forget lines of steps that a killed run logged but did not save, and broken ones."""
-        if not self.path.is_file():
-            return
-        kept = [row for row in _lines(self.path) if row["step"] <= self.start and self.start]
-        self._looked = any(row["step"] == 0 for row in kept)
-        write_text(self.path, "".join(_as_line(row) for row in kept))
-
-    def __enter__(self) -> Self:
-        self._show_safely(self.bar.start)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._show_safely(self.bar.stop)
-        for name, tracker in self._trackers.items():
-            self._try(name, tracker.close)
-        if self.skipped:
-            self.say(f"{len(self.skipped)} clips could not be read; others took their place")
+        self._last = (start, self.clock)  # steps and time when `metrics` was last called
 
     @property
     def clips_per_second(self) -> float:
@@ -137,13 +241,8 @@ class TrainingLog:
         seconds = time.perf_counter() - self.clock
         return (self.done - self.start) * self.clips_per_step / max(seconds, 1e-9)
 
-    @property
-    def looked(self) -> bool:
-        """Whether the log has numbers of step 0, from before training."""
-        return self._looked
-
-    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass batches on, and measure how long training has to wait for them."""
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass batches on and measure how long training waits for them."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
@@ -155,145 +254,111 @@ class TrainingLog:
                 self.waited += time.perf_counter() - before
             yield batch
 
-    def tick(self, done: int) -> None:
-        """`done` steps are finished."""
-        self.done = done
-        speed = f"{self.clips_per_second:.1f} clips/s"
-        self._show_safely(lambda: self.bar.update(self.task, completed=done, speed=speed))
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Tell the numbers of a step, and how fast it went since the last ones.
-
-        Adds `clips_per_second` (since this process began the run), `clips_per_second_now` and
-        `data_wait` (since the last line; a share of the time, where `waiting` passes the batches
-        on), `skipped_clips`, `memory_mb` and, on a GPU, `gpu_memory_mb` (their peaks).
-        """
-        if self.writes:
-            self._tell(step, numbers | self._measured())
-            self._show(step, numbers)
-
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        """A line of its own: what was found out about the model at a step."""
-        self._looked = self._looked or step == 0
-        if self.writes:
-            self._tell(step, numbers)
-
-    def skip(self, sentence: str) -> None:
-        """Something could not be used: said once, counted at the end."""
-        if sentence not in self.skipped:
-            self.skipped.add(sentence)
-            self.say(f"skipped: {sentence}")
-
-    def say(self, message: str) -> None:
-        """A sentence for people, above the bar."""
-        if self.writes:
-            text = "\n".join(map(printable, message.splitlines()))
-            self._show_safely(
-                lambda: self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            )
-
-    def _show_safely(self, show: Callable[[], None]) -> None:
-        """Show something to people; that their terminal is gone ends no training."""
-        try:
-            show()
-        except (OSError, ValueError):  # closed, by its owner or by Python
-            self.bar.disable = True
-
-    def _measured(self) -> dict[str, float]:
-        (then, since), now = self._last, time.perf_counter()
+    def metrics(self) -> Row:
+        """Return the speed since the start and since the last call, waits and peak memory."""
+        (steps, since), now = self._last, time.perf_counter()
         seconds = max(now - since, 1e-9)
-        numbers = {
+        row = {
             "clips_per_second": round(self.clips_per_second, 3),
-            "clips_per_second_now": round((self.done - then) * self.clips_per_step / seconds, 3),
+            "clips_per_second_now": round((self.done - steps) * self.clips_per_step / seconds, 3),
             "data_wait": round(self.waited / seconds, 4),
-            "skipped_clips": len(self.skipped),
             **memory(),
         }
         self._last, self.waited = (self.done, now), 0.0
-        return numbers
-
-    def _tell(self, step: int, numbers: dict[str, float]) -> None:
-        """Give a line to everybody who wants it."""
-        self._try("log.jsonl", lambda: self._append({"step": step, **numbers}))
-        for name, tracker in list(self._trackers.items()):
-            if not self._try(name, lambda told=tracker: told.write(step, numbers)):
-                del self._trackers[name]
-
-    def _append(self, row: dict[str, float]) -> None:
-        # What a full disk cut off stays alone on its line.
-        begin = "\n" if "log.jsonl" in self._failed else ""
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(begin + _as_line(row))
-
-    def _try(self, name: str, what: Any) -> bool:
-        """Do it; what goes wrong, in whosever code, is said once and is no reason to stop."""
-        try:
-            what()
-        except Exception as error:
-            if name not in self._failed:
-                self._failed.add(name)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"warning: {name} cannot be written ({reason}); training goes on")
-            return False
-        return True
-
-    def _show(self, step: int, numbers: dict[str, float]) -> None:
-        losses = "  ".join(f"{name} {numbers[name]:.4g}" for name in SHOWN if name in numbers)
-        self._show_safely(lambda: self.bar.update(self.task, losses=losses))
-        if not self.console.is_terminal:
-            left = (self.steps - step) * self.clips_per_step / max(self.clips_per_second, 1e-9)
-            line = (
-                f"{self.title}: step {step}/{self.steps}  {losses}  "
-                f"{self.clips_per_second:.1f} clips/s, {left:.0f} s left"
-            )
-            self._show_safely(lambda: print(line, file=sys.stderr, flush=True))
+        return row
 
 
-def memory() -> dict[str, float]:
-    """The most memory that this process has held so far, in MB, where the system knows."""
-    told: dict[str, float] = {}
-    with suppress(ImportError):  # Windows keeps no such account
+def memory() -> Row:
+    """Return the peak memory of this process in MB, where the system counts it."""
+    row: Row = {}
+    with suppress(ImportError):  # Windows has no such module
         resource = import_module("resource")
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-        told["memory_mb"] = round(held / 1e6, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+        row["memory_mb"] = round(peak / 1e6, 1)
     if torch.cuda.is_initialized():
-        told["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return told
+        row["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return row
 
 
-def read_log(out: Path) -> list[dict[str, float]]:
-    """All that a run has logged, one row per step, in order; broken lines are left out.
+class TrainingLog:
+    """Everything a run reports while it trains: file, trackers, bar, speed, messages.
 
-    Numbers that were not finite are nan. Rows need not have the same numbers: those of step 0, and
-    of a run that is looked at while it trains, are about the model alone.
+    Args:
+        out: The run's folder.
+        title: The run's name on the terminal.
+        steps: How many it will have.
+        start: Steps already done.
+        clips_per_step: Over all micro-batches and processes.
+        settings: Trackers beside `log.jsonl`.
+        config: The resolved recipe, for trackers that show it.
+        is_main: The other processes of a group count and measure, but write and print nothing.
+
+    Raises:
+        EatError: A package that the settings need is not installed.
     """
-    path = out / "log.jsonl"
-    rows: dict[int, dict[str, float]] = {}
-    if path.is_file():
-        for line in _lines(path):
-            row = {name: math.nan if value is None else value for name, value in line.items()}
-            rows.setdefault(int(row["step"]), {}).update(row)
-    return [rows[step] for step in sorted(rows)]
 
+    def __init__(
+        self,
+        out: Path,
+        title: str,
+        *,
+        steps: int,
+        start: int = 0,
+        clips_per_step: int,
+        settings: LogSettings | None = None,
+        config: dict[str, Any] | None = None,
+        is_main: bool = True,
+    ) -> None:
+        settings = settings or LogSettings()
+        settings.check()
+        self.steps, self.is_main = steps, is_main
+        self.bar = ProgressBar(title, steps=steps, start=start, enabled=is_main)
+        self.throughput = Throughput(clips_per_step, start)
+        self.skipped: set[str] = set()
+        self.writer: MetricsWriter | None = None
+        if is_main:
+            self.writer = MetricsWriter(
+                out, settings, start=start, config=config or {}, on_warning=self.message
+            )
+        self.has_step_zero = self.writer is not None and self.writer.has_step_zero
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """What can be read of a log."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # cut off by a kill or a full disk
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            numbers = {n: x for n, x in row.items() if x is None or isinstance(x, int | float)}
-            rows.append(numbers)
-    return rows
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.writer:
+            self.writer.close()
+        if self.skipped:
+            self.message(f"{len(self.skipped)} clips could not be read; others took their place")
 
-def _as_line(row: dict[str, Any]) -> str:
-    """JSON knows no nan and no infinity: they are null."""
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(known) + "\n"
+    def on_step(self, done: int) -> None:
+        """Count a finished step."""
+        self.throughput.done = done
+        self.bar.update(done, self.throughput.clips_per_second)
+
+    def write(self, step: int, metrics: Row) -> None:
+        """Write the metrics of a step, and the speed, waits and memory since the last ones."""
+        if self.writer:
+            speed = self.throughput.clips_per_second
+            measured = self.throughput.metrics() | {"skipped_clips": len(self.skipped)}
+            self.add(step, metrics | measured)
+            left = (self.steps - step) * self.throughput.clips_per_step
+            self.bar.show(step, metrics, clips_per_second=speed, clips_left=left)
+
+    def add(self, step: int, metrics: Row) -> None:
+        """Write a row that holds these metrics alone."""
+        self.has_step_zero = self.has_step_zero or step == 0
+        if self.writer:
+            self.writer.write({"step": step} | {log_key(n): x for n, x in metrics.items()})
+
+    def skip(self, message: str) -> None:
+        """Report a clip that cannot be used, once; they are counted at the end."""
+        if message not in self.skipped:
+            self.skipped.add(message)
+            self.message(f"skipped: {message}")
+
+    def message(self, text: str) -> None:
+        """Print a message above the bar."""
+        self.bar.message(text)

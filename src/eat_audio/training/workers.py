@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from eat_audio.errors import CheckpointError, EatError, Interrupted
-from eat_audio.training.distributed import ALONE, Parallel, ProcessGroup
+from eat_audio.training.distributed import SINGLE_PROCESS, Parallel, ProcessGroup
 
 SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 """What the system answers when it has no room for another process, file or page."""
@@ -32,7 +32,7 @@ class Stopping(Protocol):
     """How far training has come, and whether it was asked to stop."""
 
     finished: int | None
-    asked: bool
+    requested: bool
 
     def error(self) -> Interrupted: ...
 
@@ -42,7 +42,7 @@ def attended(
     batches: Iterator[Any],
     stop: Stopping,
     save: Callable[[int], None],
-    team: ProcessGroup = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     *,
     how: Parallel = "ddp",
 ) -> Iterator[Iterator[Any]]:
@@ -60,7 +60,7 @@ def attended(
         EatError: What was lost, what is saved, and what to do.
     """
     attending = _Attending(batches)
-    alone = team.ranks == 1 or (team.is_main and how == "ddp")
+    alone = process_group.ranks == 1 or (process_group.is_main and how == "ddp")
     try:
         yield attending
     except (RuntimeError, MemoryError, OSError, EatError) as error:
@@ -71,7 +71,7 @@ def attended(
         if reason is None:
             raise
         saved, sentence = _saved(stop.finished, save if alone else None)
-        if saved and stop.asked:
+        if saved and stop.requested:
             raise stop.error() from error
         raise EatError(
             f"training cannot go on ({reason}); {sentence}. Most often memory is too short: "

@@ -1,0 +1,186 @@
+"""Assemble a training run: optimizer, batches, log, checkpoints and the loop.
+
+Pre-training, fine-tuning and the benchmarks all train through `Trainer`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from eat_audio.training.checkpoint import Run
+from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup, apply_fsdp
+from eat_audio.training.loop import Training, fit
+from eat_audio.training.metrics_log import TrainingLog
+from eat_audio.training.optim import Optim, adamw, parameter_groups
+
+OpenBatches = Callable[..., Iterator[Any]]
+"""Called with `start=, stop=`: returns micro-batches of this process by their numbers."""
+
+
+class TrainSettings(Training):
+    """Settings of the loop and of the optimizer."""
+
+    optim: Optim = Optim()
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run began with; a resumed run must have begun with the same."""
+
+    data: str
+    """A fingerprint of the clips' names and labels."""
+    contents: str
+    """A fingerprint of the recordings themselves."""
+    origin: dict[str, Any]
+    """The rest: the encoder to start from, the front end."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens besides the log when a step is logged, and when one is done."""
+
+    log: Callable[[int, dict[str, float]], None]
+    on_step: Callable[[int], None] = lambda step: None
+
+
+class Trainer:
+    """An objective with its optimizer and its batches, ready to train.
+
+    Args:
+        objective: On its device, in training mode.
+        settings: How long, how often, which rates.
+        depth: Blocks of the encoder, for rates that differ by block.
+        open_batches: Opens the micro-batches of this process.
+        process_group: The processes that train together.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        settings: TrainSettings,
+        *,
+        depth: int,
+        open_batches: OpenBatches,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self.objective = objective
+        self.settings = settings
+        self.open_batches = open_batches
+        self.process_group = process_group
+        apply_fsdp(objective, process_group, how=settings.parallel)
+        groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
+        self.optimizer = adamw(groups, settings.optim)
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Return this process' micro-batches from step `start` to the end."""
+        micro = self.settings.accumulate
+        return self.open_batches(start=start * micro, stop=self.settings.steps * micro)
+
+    def step_by_step(self) -> Iterator[None]:
+        """Train without log or checkpoints, stopping after every step: for measuring."""
+        batches = self.batches()
+        for step in range(self.settings.steps):
+            until = self.settings.model_copy(update={"steps": step + 1})
+            micro = islice(batches, self.settings.accumulate)
+            fit(self.objective, micro, self.optimizer, until, self.settings.optim, start=step)  # type: ignore[arg-type]
+            yield
+
+    def train(
+        self,
+        out: Path,
+        *,
+        title: str,
+        source: Source,
+        export: Callable[[Path, dict[str, Tensor]], None],
+        resume: bool,
+        hooks: Callable[[TrainingLog], Hooks] = lambda log: Hooks(log.write),
+    ) -> None:
+        """Train from the newest checkpoint of `out`, or from the start, to the end.
+
+        The caller holds the lock of `out`.
+
+        Args:
+            out: Folder for checkpoints, the log and the finished model.
+            title: The run's name on the terminal.
+            source: What the run began with.
+            export: Writes the finished model into a folder, given the objective's full state.
+            resume: Whether a run in `out` may be continued.
+            hooks: Makes what is called beside the log.
+
+        Raises:
+            EatError: See `fit` and `Run`.
+        """
+        settings, group = self.settings, self.process_group
+        run = Run(
+            out,
+            settings,
+            source.data,
+            self.objective,
+            self.optimizer,
+            export,
+            settings.keep,
+            source.origin,
+            group,
+            source.contents,
+        )
+        start = run.begin(resume=resume)
+        with TrainingLog(
+            out,
+            title,
+            steps=settings.steps,
+            start=start,
+            clips_per_step=settings.batch * settings.accumulate * group.ranks,
+            settings=settings.log,
+            config=settings.model_dump(mode="json"),
+            is_main=group.is_main,
+        ) as log:
+            called = hooks(log)
+
+            def on_step(done: int) -> None:
+                log.on_step(done)
+                called.on_step(done)
+
+            fit(
+                self.objective,  # type: ignore[arg-type]
+                _logged(self.batches(start), log),
+                self.optimizer,
+                settings,
+                settings.optim,
+                start=start,
+                process_group=group,
+                log=called.log,
+                on_warning=log.message,
+                on_step=on_step,
+                save=run.save,
+            )
+        run.finish()
+
+
+def _logged(batches: Iterator[Any], log: TrainingLog) -> Iterator[Any]:
+    """Pass batches on; the log counts waits and clips that cannot be read."""
+    for batch in log.throughput.timed(batches):
+        for message in batch.unreadable:
+            log.skip(message)
+        yield batch
+
+
+def with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
