@@ -204,8 +204,8 @@ def test_the_record_tells_what_every_run_has_learnt(compared: tuple[Asked, Path]
     _, out = compared
     for run in json.loads((out / "compare.json").read_text(encoding="utf-8"))["runs"]:
         here = out / run["method"] / f"seed-{run['seed']}" / run["part"]
-        (row,) = [row for row in read_log(here) if "loss" in row]
-        assert run["learnt"][run["method"]]["loss"] == row["loss"]
+        (row,) = [row for row in read_log(here) if "train/loss" in row]
+        assert run["learnt"][run["method"]]["loss"] == row["train/loss"]
 
 
 def test_a_published_split_is_kept() -> None:
