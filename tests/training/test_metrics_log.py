@@ -120,14 +120,16 @@ def test_numbers_of_one_step_are_read_as_one_row(tmp_path: Path) -> None:
 def test_keys_say_what_a_number_is_about_and_logs_without_prefixes_are_read_the_same_way(
     tmp_path: Path,
 ) -> None:
-    old = {
-        "train": ("loss", "frame", "utterance", "accuracy", "target_spread"),
+    old: dict[str, tuple[str, ...]] = {
+        "train": ("loss", "frame", "utterance", "accuracy", "target_std"),
         "optim": ("gradient_norm", "lr", "skipped", "tau"),
         "perf": ("seconds", "clips_per_second", "data_wait", "skipped_clips", "gpu_memory_mb"),
         "probe": ("linear_accuracy_cls", "knn_map_mean", "variance_cls", "monitor_seconds"),
     }
     row = {"step": 3} | {name: 1.5 for names in old.values() for name in names}
+    row |= {"guess_spread": 1.5, "seen_accuracy": 1.5}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    old["train"] += ("prediction_std", "visible_accuracy")
     keys = {f"{prefix}/{name}" for prefix, names in old.items() for name in names}
     assert [read.keys() for read in read_log(tmp_path)] == [{"step"} | keys]
     log(tmp_path, start=3)  # a resumed run rewrites the lines that it keeps

@@ -107,8 +107,10 @@ def write_report(place: str | Path, out: str | Path | None = None, data: str | N
 
 
 def short_names(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return rows of a log without the prefixes of their keys."""
-    return [{name.rpartition("/")[2]: value for name, value in row.items()} for row in rows]
+    """Return rows of a log without the prefixes of their keys, and with the names of charts."""
+    old = {"target_std": "target_spread", "prediction_std": "guess_spread"}
+    short = [{name.rpartition("/")[2]: value for name, value in row.items()} for row in rows]
+    return [{old.get(name, name): value for name, value in row.items()} for row in short]
 
 
 def read_run(place: Path, data: str | None = None) -> Told:

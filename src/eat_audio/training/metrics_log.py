@@ -39,6 +39,8 @@ PERF = (
     *("skipped_clips", "memory_mb", "gpu_memory_mb"),
 )
 PROBE = ("linear_", "knn_", "effective_rank_", "variance_", "monitor_seconds")
+RENAMED = {"guess_": "prediction_", "seen_": "visible_", "_spread": "_std"}
+"""Parts of names of metrics in logs of earlier versions."""
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in one unit of resident memory as the system counts it."""
 
@@ -50,6 +52,8 @@ def log_key(name: str) -> str:
     """
     if "/" in name or name == "step":
         return name
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
     group = (
         *(("optim", name in OPTIM), ("perf", name in PERF)),
         *(("probe", name.startswith(PROBE)), ("train", True)),
