@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from eat_audio.audio import SAMPLE_RATE, load_audio
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.inference.detect import Rules, detect
 from eat_audio.inference.predictor import Array, Predictor, load
 

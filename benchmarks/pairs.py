@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from eat_audio import config as recipe
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.finetune import FinetuneRun
 from eat_audio.pretraining.eat import EATRun
 from eat_audio.training.checkpoint import MAY_CHANGE

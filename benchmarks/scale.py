@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.data.shards import ABOUT, INDEX, ROWS
 

@@ -164,7 +164,7 @@ def main() -> None:
     import transformers  # noqa: F401
 
     import eat_audio.cli  # noqa: F401
-    import eat_audio.data.corpora
+    import eat_audio.data.datasets
     import eat_audio.finetune
     import eat_audio.inference.embed
     import eat_audio.inference.predictor

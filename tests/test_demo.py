@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from eat_audio import demo
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.errors import DataError, EatError
 from eat_audio.report.drawings import percent
 from eat_audio.report.of_demo import Findings

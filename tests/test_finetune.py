@@ -15,7 +15,7 @@ from torch import Tensor
 from conftest import golden_sets, needs_data, sidecar, tensors
 from eat_audio.checkpoints.load import load_features
 from eat_audio.data import transforms as augment
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.data.transforms import Augmentation

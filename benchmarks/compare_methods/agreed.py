@@ -19,7 +19,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.pretraining.beats.stored_labels import tokenize, usage
 from eat_audio.pretraining.beats.tokenizer import load_tokenizer
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.splits import Roles, train_and_test
+from eat_audio.data.splits import published_folds
 from eat_audio.errors import DataError, SettingError
 
 
@@ -23,23 +23,20 @@ def divide(corpus: Corpus, folds: int | None) -> list[Part]:
     Raises:
         RecipeError: There are not so many folds, or neither folds nor a split to be tested on.
     """
-    there = corpus.splits
-    if corpus.folds:
-        if folds is not None and folds > len(corpus.folds):
-            raise SettingError(f"folds={folds}: {corpus.name} has {len(corpus.folds)} folds")
-        return [
-            Part(f"fold-{fold}", tuple(f for f in corpus.folds if f != fold), (fold,))
-            for fold in corpus.folds[:folds]
-        ]
-    if len(there) < 2 or not Roles.of(there).test:
-        raise SettingError(
-            f"{corpus.name}: has splits {', '.join(there)}; expected folds, or a split called "
-            "test or eval beside the others"
-        )
+    splits = corpus.splits
     try:
-        learnt, tested = train_and_test(there)
+        published = published_folds(splits)
     except DataError as error:
         raise SettingError(f"{corpus.name}: {error}") from None
-    if folds not in (None, 1):
-        raise SettingError(f"folds={folds}: {corpus.name} has no folds, but a split {tested[0]}")
-    return [Part(tested[0], learnt, tested)]
+    if not published:
+        raise SettingError(
+            f"{corpus.name}: has splits {', '.join(splits)}; expected folds, or a split called "
+            "test or eval beside the others"
+        )
+    if folds is not None and folds > len(published):
+        if corpus.folds:
+            raise SettingError(f"folds={folds}: {corpus.name} has {len(published)} folds")
+        test = published[0][1][0]
+        raise SettingError(f"folds={folds}: {corpus.name} has no folds, but a split {test}")
+    kind = "fold-" if corpus.folds else ""
+    return [Part(f"{kind}{test[0]}", train, test) for train, test in published[:folds]]

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.compare_methods.folds import Part
 from benchmarks.compare_methods.plan import Method, told
-from eat_audio.data.cross_validation import sample
+from eat_audio.data.splits import sample
 from eat_audio.pretraining import run as pretraining
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.training.distributed import SINGLE_PROCESS

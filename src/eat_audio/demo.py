@@ -29,11 +29,11 @@ from eat_audio.audio import SAMPLE_RATE, audio_seconds
 from eat_audio.audio import fbank as logmel
 from eat_audio.checkpoints.load import family_of, load_model
 from eat_audio.data import synthetic
-from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.manifest import write_csv
-from eat_audio.data.splits import Roles, train_and_test
+from eat_audio.data.splits import Roles, hold_out, train_and_test
 from eat_audio.data.storage import sound_of
 from eat_audio.errors import AudioError, DataError, EatError
 from eat_audio.evaluation import probe

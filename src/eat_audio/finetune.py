@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from eat_audio.checkpoints.load import family_of, load_features, load_model
-from eat_audio.data.contents import contents
-from eat_audio.data.corpora import hold_out, open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
-from eat_audio.data.splits import Roles, role_of, train_and_test
+from eat_audio.data.scan import contents_fingerprint
+from eat_audio.data.splits import Roles, hold_out, role_of, train_and_test
 from eat_audio.data.transforms import Augmentation, augment_spectrograms, augment_waveforms
 from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
@@ -350,7 +350,7 @@ def _finetune(
         process_group=process_group,
     )
     with lock_run_dir(out, process_group):
-        source = Source(train.fingerprint(), contents(train), origin)
+        source = Source(train.fingerprint(), contents_fingerprint(train), origin)
         trainer.train(out, title="finetune", source=source, export=export, resume=resume)
         note = tested_note(corpus, settings, test)
         if test is None:

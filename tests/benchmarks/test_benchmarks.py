@@ -15,7 +15,7 @@ from benchmarks.pairs import Benchmark, Part
 from benchmarks import pairs
 from conftest import DATA, needs_data
 from eat_audio import config as recipe
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.finetune import FinetuneRun, split
 from eat_audio.pretraining.eat import EATRun
 

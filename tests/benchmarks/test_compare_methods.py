@@ -33,7 +33,7 @@ from benchmarks import compare_methods as comparison
 from conftest import eat
 from eat_audio import cli
 from eat_audio import config as recipe
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import EatError, SettingError
 from eat_audio.pretraining.eat import EATRun

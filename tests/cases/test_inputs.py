@@ -21,8 +21,8 @@ import pytest
 from cases.expected import CASES, Row, rows
 from cases.small import Small
 from eat_audio.audio import SAMPLE_RATE, load_audio, open_int16, stream_audio
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus, missing_files
+from eat_audio.data.datasets import open_corpus
 from eat_audio.errors import AudioError, DataError, EatError, EatWarning
 from eat_audio.models import families
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.manifest import read_csv
 from eat_audio.errors import DataError, EatWarning
 

@@ -10,18 +10,12 @@ import pytest
 
 from conftest import needs_any_name
 from eat_audio.audio.fbank import STATISTICS
-from eat_audio.data.corpora import (
-    audioset,
-    esc50,
-    folder,
-    folder_per_class,
-    hold_out,
-    open_corpus,
-    speech_commands,
-    unlabeled,
-)
+from eat_audio.data import layout_names
 from eat_audio.data.corpus import Clip, Corpus, missing_files
-from eat_audio.data.listing import speech_commands_listing
+from eat_audio.data.datasets import adapter_named, adapters, open_corpus
+from eat_audio.data.datasets.base import audio_below
+from eat_audio.data.datasets.folder import labeled_by_folder
+from eat_audio.data.splits import hold_out
 from eat_audio.errors import DataError, EatWarning
 
 
@@ -61,7 +55,7 @@ def test_esc10_is_ten_classes_in_five_folds_of_eighty(data):
 
 
 def test_esc_labels_count_from_zero_in_the_order_of_the_official_targets(data):
-    corpus = esc50(data / "esc10")
+    corpus = open_corpus(data / "esc10")
     assert corpus.label_names[:3] == ("dog", "rooster", "rain")
     assert corpus.label_names[-1] == "chainsaw"
     targets = sorted({int(clip.id.split("-")[-1]) for clip in corpus.clips})
@@ -70,7 +64,7 @@ def test_esc_labels_count_from_zero_in_the_order_of_the_official_targets(data):
 
 
 def test_folds_share_no_clip_and_cover_all(data):
-    corpus = esc50(data / "esc10")
+    corpus = open_corpus(data / "esc10")
     seen = []
     for fold in corpus.folds:
         held = corpus.select(fold)
@@ -113,7 +107,7 @@ def test_speech_commands_are_split_as_published(data):
 def test_background_noise_is_no_word(tmp_path):
     files(tmp_path, "yes/a.wav", "no/a.wav", "_background_noise_/hum.wav", "validation_list.txt")
     (tmp_path / "testing_list.txt").write_text("yes/a.wav\nmaybe/a.wav\n", encoding="utf-8")
-    corpus = speech_commands(tmp_path)
+    corpus = open_corpus(tmp_path)
     assert corpus.label_names == ("no", "yes")
     assert [(clip.id, clip.split) for clip in corpus.clips] == [
         ("no/a", "train"),
@@ -151,16 +145,15 @@ def test_an_audioset_folder_has_a_split_per_manifest(data):
 def test_one_manifest_of_it_is_one_split(data):
     corpus = open_corpus(data / "audioset_mini" / "eval.tsv")
     assert counts(corpus) == {"eval": 100}
-    assert corpus == audioset(data / "audioset_mini" / "eval.tsv")
+    assert corpus.label_names == open_corpus(data / "audioset_mini").label_names
 
 
-def test_audioset_is_multi_label_even_where_every_clip_has_one(tmp_path):
+def test_manifests_of_other_classes_are_not_audioset(tmp_path):
     files(tmp_path, "label_descriptors.csv").joinpath("label_descriptors.csv").write_text(
         "0,/m/a,A"
     )
     (tmp_path / "train.tsv").write_text(".\na.wav\t1\n", encoding="utf-8")
     (tmp_path / "train.lbl").write_text("a\t/m/a\n", encoding="utf-8")
-    assert audioset(tmp_path).multi_label
     assert open_corpus(tmp_path).statistics is None
     assert not open_corpus(tmp_path).multi_label
 
@@ -190,7 +183,7 @@ def test_released_manifests_are_read_as_they_are(tmp_path, first, end, name):
         first + "".join(row + end for row in labels), newline="", encoding="utf-8"
     )
     corpus = open_corpus(root)
-    assert ids(corpus) == [Path(name).stem, "b"]
+    assert ids(corpus) == [os.path.splitext(name)[0], "b"]
     assert missing_files(corpus) == []
     assert [clip.labels for clip in corpus.clips] == [(0, 1), (1,)]
     assert [clip.seconds for clip in corpus.clips] == [None, None]
@@ -221,7 +214,7 @@ def test_folders_of_classes_may_lie_in_folders_of_splits(tmp_path):
 def test_a_recording_in_no_class_is_not_dropped_in_silence(tmp_path):
     files(tmp_path, "dog/a.wav", "cat/a.wav", "stray.wav")
     with pytest.raises(DataError, match="stray.wav: lies in no folder of a class"):
-        folder_per_class(tmp_path)
+        labeled_by_folder(tmp_path, audio_below(tmp_path))
     corpus = open_corpus(tmp_path)
     assert (len(corpus), corpus.label_names) == (3, ())
 
@@ -238,8 +231,8 @@ def test_unlabeled_splits_are_kept_apart(tmp_path):
 
 
 def test_names_that_differ_by_suffix_alone_keep_it(tmp_path):
-    corpus = unlabeled(files(tmp_path, "a.wav", "a.flac", "b.wav"))
-    assert sorted(ids(corpus)) == ["b", "train/a.flac", "train/a.wav"]
+    corpus = open_corpus(files(tmp_path, "a.wav", "a.flac", "b.wav"))
+    assert sorted(ids(corpus)) == ["a.flac", "a.wav", "b"]
 
 
 def test_hidden_files_are_left_alone(tmp_path):
@@ -260,8 +253,8 @@ def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path, monkeypatch):
 
 
 def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
-    assert folder(files(tmp_path / "classes", "dog/a.wav", "cat/a.wav")).label_names
-    assert not folder(files(tmp_path / "plain", "dog/a.wav", "b.wav")).label_names
+    assert open_corpus(files(tmp_path / "classes", "dog/a.wav", "cat/a.wav")).label_names
+    assert not open_corpus(files(tmp_path / "plain", "dog/a.wav", "b.wav")).label_names
 
 
 def test_a_table_is_a_corpus(tmp_path):
@@ -430,14 +423,14 @@ def test_lists_may_be_written_on_other_machines(tmp_path, entry):
     (tmp_path / "testing_list.txt").write_text(entry, encoding="utf-8", newline="")
     corpus = open_corpus(tmp_path)
     assert ids(corpus.select("test")) == ["yes/a"] and counts(corpus) == {"train": 2, "test": 1}
-    assert speech_commands_listing(tmp_path).missing == []
+    assert adapter_named("speech-commands").compare(tmp_path).missing == []
 
 
 @pytest.mark.parametrize("entry", ["a.wav\n", "maybe/a.wav\n", "YES/a.wav\n", "yes-a.wav\n"])
 def test_a_list_of_which_no_line_matches_is_refused_everywhere(tmp_path, entry):
     files(tmp_path, "yes/a.wav", "no/a.wav", "validation_list.txt")
     (tmp_path / "testing_list.txt").write_text(entry, encoding="utf-8")
-    for read in (open_corpus, speech_commands_listing):
+    for read in (open_corpus, adapter_named("speech-commands").compare):
         with pytest.raises(DataError, match="testing_list.txt: not one of its 1 lines matches"):
             read(tmp_path)
 
@@ -581,13 +574,24 @@ def test_an_empty_place_says_what_was_looked_for(tmp_path):
         assert sought in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "reader", [open_corpus, audioset, esc50, speech_commands, folder, folder_per_class, unlabeled]
-)
-def test_no_reader_gives_a_corpus_without_clips(tmp_path, reader):
+@pytest.mark.parametrize("name", layout_names())
+def test_no_layout_gives_a_corpus_without_clips(tmp_path, name):
     files(tmp_path, "notes.txt")
     with pytest.raises(DataError, match=str(tmp_path)):
-        reader(tmp_path)
+        adapter_named(name).compare(tmp_path)
+
+
+def test_every_file_of_the_layouts_has_an_adapter_of_its_name():
+    assert [adapter.name for adapter in adapters()] == [
+        "esc50",
+        "speech-commands",
+        "urbansound8k",
+        "audioset",
+        "folder",
+    ]
+    assert {adapter.name for adapter in adapters()} == set(layout_names())
+    with pytest.raises(DataError, match="'esc': no such layout; there are audioset, esc50, folder"):
+        adapter_named("esc")
 
 
 def test_speech_commands_without_words_are_refused(tmp_path):

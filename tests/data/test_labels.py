@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eat_audio.data.labels import alike, in_order, label_cell, labels_of
+from eat_audio.data.labels import label_cell, labels_of, nearly_equal, sorted_labels
 from eat_audio.errors import DataError
 
 
@@ -76,14 +76,14 @@ def test_a_list_that_cannot_be_read_is_named_in_few_words(cells, message):
 
 
 def test_numbers_are_in_the_order_of_numbers():
-    assert in_order(["10", "2", "1", "-1"]) == ["-1", "1", "2", "10"]
-    assert in_order(["10", "b", "2"]) == ["10", "2", "b"]
+    assert sorted_labels(["10", "2", "1", "-1"]) == ["-1", "1", "2", "10"]
+    assert sorted_labels(["10", "b", "2"]) == ["10", "2", "b"]
     assert read("1.0", "2.0", "") == [["1"], ["2"], []]
 
 
 def test_names_that_are_nearly_alike_are_found():
-    assert alike(["dog", "cat", "Dog"]) == ("dog", "Dog")
-    assert alike(["dog", "cat"]) is None
+    assert nearly_equal(["dog", "cat", "Dog"]) == ("dog", "Dog")
+    assert nearly_equal(["dog", "cat"]) is None
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=12)

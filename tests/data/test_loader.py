@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from eat_audio.audio import collected_warnings
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import (
     Batch,
     ClipBatches,

@@ -11,11 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import DATA, needs_any_name
-from eat_audio.data import tsv
-from eat_audio.data.corpus import Clip, Clips, Corpus, Span, missing_files
-from eat_audio.data.manifest import below, read_csv, split_in_name, write_csv
-from eat_audio.data.names import named_by_stem, stems_of, without_suffix, words_of
-from eat_audio.data.tsv import read_tsv, write_tsv
+from eat_audio.data.corpus import Clip, Corpus, Span, missing_files, with_unique_ids
+from eat_audio.data.manifest import (
+    below,
+    read_csv,
+    read_tsv,
+    split_in_name,
+    write_csv,
+    write_tsv,
+)
 from eat_audio.errors import DataError
 
 DESCRIPTORS = '0,/m/dog,"Dog"\n1,/m/man,"Male speech, man speaking"\n'
@@ -80,7 +84,8 @@ def test_nasty_manifests_are_read_as_promised_or_refused_with_what_is_wrong(row)
             assert fact in str(error)
     else:
         assert row["expected"] != "error"
-        assert first_words(heard(corpus)) == promised(row)
+        labels = {Path(clip_id).name: names for clip_id, names in heard(corpus).items()}
+        assert first_words(labels) == promised(row)
         assert missing_files(corpus) == []
 
 
@@ -88,8 +93,8 @@ def test_audioset_shaped_manifests_are_read_whole(data):
     train = read_tsv(data / "audioset_mini" / "train.tsv")
     assert (len(train), len(train.label_names), train.multi_label) == (200, 527, True)
     assert train.label_names[1] == "Male speech, man speaking"
-    assert train.clips[0].id == "train_0000"
-    assert heard(train)["train_0002"] == ["Dog", "Bark", "Helicopter"]
+    assert train.clips[0].id == "audio/train_0000"
+    assert heard(train)["audio/train_0002"] == ["Dog", "Bark", "Helicopter"]
     assert missing_files(train) == []
 
 
@@ -186,11 +191,11 @@ def test_a_line_repeated_with_its_labels_counts_once(tmp_path):
     assert len(read_tsv(manifest(tmp_path, ".\na.wav\t1\na.wav\t1\n", lines))) == 1
 
 
-def test_ids_are_stems_and_paths_only_where_stems_collide(tmp_path):
+def test_ids_are_paths_below_the_root_and_keep_a_suffix_only_where_they_would_collide(tmp_path):
     lines = "x/a.wav y/a.wav y/a.flac b.c.wav x/sp\u00e4\u72ac.wav".split()
     corpus = read_tsv(manifest(tmp_path, ".\n" + "".join(f"{line}\t1\n" for line in lines)))
     ids = [clip.id for clip in corpus.clips]
-    assert ids == ["x/a", "train/y/a.wav", "train/y/a.flac", "b.c", "sp\u00e4\u72ac"]
+    assert ids == ["x/a", "y/a.wav", "y/a.flac", "b.c", "x/sp\u00e4\u72ac"]
 
 
 def test_labels_may_name_a_colliding_clip_by_its_path(tmp_path):
@@ -238,8 +243,7 @@ ROWS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=
 @given(
     ROWS, st.sampled_from(["\n", "\r\n", "\n\n"]), st.sampled_from(["/m/dog", "/m/man,/m/dog", ""])
 )
-def test_all_lines_at_once_are_read_as_line_by_line(tmp_path, monkeypatch, rows, end, labels):
-    """Whatever is usual about a file: the fast way gives nothing, or what the careful one gives."""
+def test_any_rows_are_read_whole_or_refused_with_a_sentence(tmp_path, rows, end, labels):
     lines = [".", *(f"{row}.wav\t1" for row in rows)]
     stems = [os.path.splitext(os.path.basename(os.path.normpath(f"{row}.wav")))[0] for row in rows]
     path = manifest(
@@ -247,27 +251,29 @@ def test_all_lines_at_once_are_read_as_line_by_line(tmp_path, monkeypatch, rows,
         "".join(line + end for line in lines),
         "".join(f"{stem}\t{labels}{end}" for stem in stems),
     )
-
-    def outcome():
-        try:
-            return read_tsv(path)
-        except DataError as error:
-            return str(error)
-
-    fast = outcome()
-    with monkeypatch.context() as patch:
-        for name in ("_rows_at_once", "_labels_at_once"):
-            patch.setattr(tsv, name, lambda *words: None)
-        assert outcome() == fast
+    try:
+        corpus = read_tsv(path)
+    except DataError as error:
+        assert str(error).startswith(str(tmp_path)) and "\n" not in str(error)
+        return
+    inside = list(dict.fromkeys(os.path.normpath(f"{row}.wav") for row in rows))
+    assert len(corpus) == len(inside)
+    assert len({clip.id for clip in corpus.clips}) == len(corpus)
+    for clip, name in zip(corpus.clips, inside, strict=True):
+        assert clip.path == str(tmp_path / name) or clip.inside
+        assert len(clip.labels) == len(labels.split(",")) if labels else not clip.labels
 
 
 @settings(deadline=None)
 @given(st.lists(st.from_regex(r"[a.]{1,4}(/[a.]{1,4})?(\.wav)?", fullmatch=True), min_size=1))
-def test_a_stem_is_what_python_calls_it(paths):
-    clips = Clips.of([Clip(path, Path(path)) for path in paths])
-    names = [os.path.basename(path) for path in paths]
-    assert words_of(without_suffix(clips)) == [os.path.splitext(path)[0] for path in paths]
-    assert words_of(stems_of(clips)) == [os.path.splitext(name)[0] for name in names]
+def test_an_id_is_the_path_without_what_python_calls_its_suffix(paths):
+    paths = list(dict.fromkeys(paths))
+    ids = [clip.id for clip in with_unique_ids([Clip(path, Path(path)) for path in paths])]
+    short = [os.path.splitext(path)[0] for path in paths]
+    if len(set(short)) == len(short):
+        assert ids == short
+    else:
+        assert len(set(ids)) == len(ids)
 
 
 def test_a_row_may_name_a_dataset_or_bytes_of_a_container(tmp_path):
@@ -275,9 +281,9 @@ def test_a_row_may_name_a_dataset_or_bytes_of_a_container(tmp_path):
     (tmp_path / "folder.h5").mkdir()
     corpus = read_tsv(manifest(tmp_path, f".\n{rows}"))
     assert corpus.clips == (
-        Clip("Y a", tmp_path / "x" / "all.h5", inside="Y a.wav"),
+        Clip("x/all.h5/Y a", tmp_path / "x" / "all.h5", inside="Y a.wav"),
         Clip("b.zip:30:4000", tmp_path / "b.zip", inside=Span(30, 4_000)),
-        Clip("c", tmp_path / "folder.h5" / "c.wav"),
+        Clip("folder.h5/c", tmp_path / "folder.h5" / "c.wav"),
         Clip("plain", tmp_path / "plain.wav"),
     )
 
@@ -360,8 +366,8 @@ def test_a_table_of_paths_alone_is_unlabeled(tmp_path):
 def test_stretches_of_one_file_have_ids_of_their_own(tmp_path):
     corpus = read_csv(table(tmp_path, "path,start,seconds\na.wav,0,2\na.wav,2,2\nb.wav,,\n"))
     assert [clip.id for clip in corpus.clips] == [
-        "train/a.wav@0.0+2.0",
-        "train/a.wav@2.0+2.0",
+        "a.wav@0.0+2.0",
+        "a.wav@2.0+2.0",
         "b",
     ]
 
@@ -445,7 +451,7 @@ def test_a_label_that_a_table_would_take_apart_survives_it(tmp_path, name):
 
 def test_a_corpus_survives_the_tsv_format(tmp_path):
     clips = (
-        Clip("a", tmp_path / "x" / "a.wav", (1, 0), "eval"),
+        Clip("x/a", tmp_path / "x" / "a.wav", (1, 0), "eval"),
         Clip("b", tmp_path / "b.wav", (), "eval"),
     )
     corpus = Corpus("eval", clips, ("Dog", "Male speech, man speaking"), multi_label=True)
@@ -495,7 +501,7 @@ def test_stretches_and_splits_are_not_lost_in_the_tsv_format(tmp_path, clip):
 @given(st.lists(st.tuples(NAMES, NAMES), max_size=12, unique=True))
 def test_ids_are_unique_whatever_the_files_are_called(names):
     clips = [Clip(f"{folder}/{name}", Path(folder, name)) for folder, name in names]
-    ids = [clip.id for clip in named_by_stem(clips)]
+    ids = [clip.id for clip in with_unique_ids(clips)]
     assert len(set(ids)) == len(ids)
 
 

@@ -23,8 +23,8 @@ from eat_audio.audio import load_audio
 from eat_audio.cli import app
 from eat_audio.data import shards
 from eat_audio.data import storage as containers
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings, training_batches
 from eat_audio.data.shard_index import FIELDS
 from eat_audio.data.shards import open_packed, pack

@@ -1,15 +1,20 @@
 """Words for splits, in any case and spelling; nothing is learnt from what is called a test."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.splits import (
     Roles,
     canonical_split,
+    cross_validation,
     fold_number,
     role_of,
+    sample,
     split_in_folder_name,
     train_and_test,
 )
@@ -108,3 +113,65 @@ def test_a_split_may_be_asked_for_in_other_words(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "clips.csv").write_text("path,split\na.wav,train\nb.wav,test\n", encoding="utf-8")
     assert len(open_corpus(tmp_path / "clips.csv").select("Testing")) == 1
+
+
+# Folds and samples
+
+
+def clips(count: int, classes: int = 4, splits: tuple[str, ...] = ("train",)) -> list[Clip]:
+    return [
+        Clip(f"c{n}", Path(f"{n}.wav"), (n % classes,), splits[n // classes % len(splits)])
+        for n in range(count)
+    ]
+
+
+def test_published_folds_are_each_tested_once() -> None:
+    folds = cross_validation(clips(40, splits=("1", "2", "3", "4", "5")))
+    assert folds.description == "5 folds, each tested once" and len(folds.indices) == 5
+    tested = np.concatenate([test for _, test in folds.indices])
+    assert sorted(tested) == list(range(40))
+    assert all(set(train).isdisjoint(test) for train, test in folds.indices)
+
+
+@pytest.mark.parametrize("test", ["test", "eval"])
+def test_a_published_split_is_kept_and_validation_is_not_trained_on(test: str) -> None:
+    many = clips(36, splits=("train", "valid", test))
+    ((train, tested),) = cross_validation(many).indices
+    assert {many[n].split for n in train} == {"train"}
+    assert {many[n].split for n in tested} == {test}
+
+
+def test_without_splits_five_parts_hold_as_much_of_every_class() -> None:
+    many = clips(100)
+    folds = cross_validation(many)
+    assert len(folds.indices) == 5
+    for _, tested in folds.indices:
+        assert np.bincount([many[n].labels[0] for n in tested]).tolist() == [5, 5, 5, 5]
+
+
+def test_the_parts_do_not_depend_on_the_order_of_the_clips() -> None:
+    many = clips(50)
+    back = many[::-1]
+    one = [{many[n].id for n in test} for _, test in cross_validation(many).indices]
+    other = [{back[n].id for n in test} for _, test in cross_validation(back).indices]
+    assert one == other
+
+
+def test_stretches_of_one_recording_stay_together() -> None:
+    many = [replace(c, path=Path(f"{n // 5}.wav"), labels=(0,)) for n, c in enumerate(clips(50))]
+    for train, tested in cross_validation(many).indices:
+        assert {many[n].path for n in train}.isdisjoint(many[n].path for n in tested)
+
+
+def test_a_single_recording_cannot_be_divided() -> None:
+    with pytest.raises(DataError, match="cannot be divided"):
+        cross_validation(clips(1))
+
+
+def test_a_sample_is_the_same_every_time_and_keeps_the_order() -> None:
+    corpus = Corpus("many", tuple(clips(50)), label_names=tuple("abcd"))
+    few = sample(corpus, 20)
+    assert few.clips == sample(corpus, 20).clips and len(few) == 20
+    numbers = [int(clip.id[1:]) for clip in few.clips]
+    assert numbers == sorted(numbers) and set(numbers) != set(range(20))
+    assert sample(corpus, 50) is corpus

@@ -9,7 +9,7 @@ import pytest
 from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.audio.fbank import log_mel
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.statistics import measure
 from eat_audio.errors import DataError
 

@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 from eat_audio.audio import load_audio, to_int16
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Clip
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings
 from eat_audio.data.storage import sound_of
 from eat_audio.errors import AudioError, EatError
@@ -46,7 +46,7 @@ def test_a_dataset_is_heard_as_a_file_at_32_khz_would_be(tmp_path: Path, dtype: 
     subtype = "PCM_16" if integers else "FLOAT"
     soundfile.write(tmp_path / "alone.wav", samples, 32_000, subtype=subtype)
     (clip,) = open_corpus(write_tsv(tmp_path, "all.h5/a clip.wav")).clips
-    assert clip.id == "a clip"
+    assert clip.id == "all.h5/a clip"
     alone = load_audio(tmp_path / "alone.wav")
     assert torch.equal(load_audio(sound_of(clip)), alone)
     assert torch.equal(ClipReader().read(clip, 0.5), to_int16(alone)[:8_000])
@@ -74,9 +74,9 @@ def test_a_dataset_that_is_not_there_is_replaced_and_named(tmp_path: Path) -> No
     hdf5(tmp_path, a=noise(), b=noise())
     corpus = open_corpus(write_tsv(tmp_path, "all.h5/a", "all.h5/gone", "all.h5/b"))
     batch = ClipBatches(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
-    assert len(batch.ids) == 3 and set(batch.ids) == {"a", "b"}
+    assert len(batch.ids) == 3 and set(batch.ids) == {"all.h5/a", "all.h5/b"}
     (sentence,) = batch.unreadable
-    assert sentence.endswith("all.h5: 'gone': there is no such dataset")
+    assert sentence.endswith("all.h5: 'all.h5/gone': there is no such dataset")
 
 
 def test_a_file_that_is_no_hdf5_is_named(tmp_path: Path) -> None:

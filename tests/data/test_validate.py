@@ -15,9 +15,10 @@ import soundfile
 
 from conftest import needs_any_name
 from eat_audio import cli
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.datasets.audioset import CLASSES, clip_in_name
+from eat_audio.data.datasets import open_corpus
+from eat_audio.data.datasets.audioset import clip_in_name
+from eat_audio.data.labels import CLASSES
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.manifest import read_descriptors
 from eat_audio.data.scan import Files
@@ -82,7 +83,7 @@ def test_audioset_stays_what_it_was(data, tmp_path):
     assert [split.labels for split in report.splits.values()] == [13, 13]
     assert len(report.labels_without_clips) == 514
     was, now = open_corpus(data / "audioset_mini"), open_corpus(tmp_path)
-    assert heard(now) == heard(was)
+    assert {f"audio/{name}": labels for name, labels in heard(now).items()} == heard(was)
     assert (files(now), now.label_names) == (files(was), was.label_names)
     assert (now.multi_label, now.statistics) == (True, "audioset")
 
@@ -430,7 +431,8 @@ def test_a_name_that_no_tsv_can_hold_makes_a_table_of_audioset(tmp_path):
     root = wavs(tmp_path / "as", "tab\there/aaaaaaaaaaa.wav")
     segments(root / "eval_segments.csv", ("aaaaaaaaaaa", 0, f"{DOG},{CAT}"))
     prepare("audioset", root, out=tmp_path / "out")
-    assert heard(open_corpus(tmp_path / "out")) == {"aaaaaaaaaaa": ["Dog", "Cat"]}
+    labels = heard(open_corpus(tmp_path / "out"))
+    assert labels == {"tab\there/aaaaaaaaaaa": ["Dog", "Cat"]}
 
 
 def test_a_name_that_is_no_text_is_left_out_and_named(tmp_path):
@@ -465,7 +467,7 @@ def test_the_same_bytes_in_several_splits_are_a_leak(tmp_path):
 def test_only_files_of_equal_size_are_compared(tmp_path):
     wavs(tmp_path, "a.wav", "b.wav")
     wav(tmp_path / "c.wav", 3, seconds=0.2)
-    found = Files.of([str(tmp_path / f"{name}.wav") for name in "abc"])
+    found = Files([str(tmp_path / f"{name}.wav") for name in "abc"])
     found.read(quick=False, jobs=2)
     assert [bool(digest) for digest in found.digests] == [True, True, False]
     assert found.digests[0] != found.digests[1]
@@ -597,7 +599,7 @@ def test_every_list_is_in_the_report(tmp_path):
     (root / "b.wav").touch()
     report = prepare("folder", root, out=tmp_path / "out")
     told = json.loads((tmp_path / "out" / "prepare.json").read_text(encoding="utf-8"))
-    assert set(Report.__dataclass_fields__) | {"counts"} == set(told)
+    assert set(Report.__dataclass_fields__) | {"counts", "version"} == set(told)
     assert told["unreadable"] == report.unreadable
     assert told["counts"]["unreadable"] == 1
 

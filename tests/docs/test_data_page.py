@@ -11,7 +11,7 @@ import soundfile
 
 from conftest import ROOT
 from eat_audio import cli
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SHORT = "steps=1 optim.warmup=0 batch=2 clips.seconds=0.5 log_every=1"

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT, needs_data
 from eat_audio import cli
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 
 PAGE = (ROOT / "docs" / "own_sounds.md").read_text(encoding="utf-8")
 SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"

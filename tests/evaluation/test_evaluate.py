@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from conftest import needs_data
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches, whole_patches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError

@@ -10,8 +10,8 @@ import torch
 
 from conftest import eat, needs_data
 from eat_audio.audio.fbank import log_mel
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.evaluation.probe import (

@@ -113,7 +113,7 @@ def table(path: Path) -> str:
     said = command("data", "show", str(path))
     if said != "used":
         return said
-    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.data.loader import ClipBatches, ClipSettings
     from eat_audio.errors import EatError
 

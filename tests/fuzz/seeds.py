@@ -336,7 +336,7 @@ def _manifests(folder: Path) -> Iterator[Seed]:
 
 
 def _packed(folder: Path) -> Iterator[Seed]:
-    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.data.shards import pack
 
     pack(open_corpus(folder / "manifests" / "labels.csv"), folder / "packed")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conftest import needs_data
 from eat_audio.audio import load_audio
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.evaluation.evaluate import predict_corpus
 from eat_audio.evaluation.probe import clip_vectors

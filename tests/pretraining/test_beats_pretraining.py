@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from conftest import needs_data
 from eat_audio import cli, finetune
 from eat_audio import config as recipe
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import (
     Batch,
     ClipBatches,

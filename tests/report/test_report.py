@@ -17,7 +17,7 @@ import torch
 
 from conftest import ROOT
 from eat_audio import cli
-from eat_audio.data.corpora import open_corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluation.evaluate import Evaluation

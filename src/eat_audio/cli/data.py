@@ -8,20 +8,12 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.console import AsJSON, show_table
+from eat_audio.data import layout_names
 from eat_audio.progress import print_json, print_lines
 from eat_audio.text import sentence
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Corpus
-
-
-class Layout(StrEnum):
-    """What `eat data prepare` knows."""
-
-    audioset = "audioset"
-    esc50 = "esc50"
-    speech_commands = "speech-commands"
-    folder = "folder"
 
 
 class Encoding(StrEnum):
@@ -41,7 +33,7 @@ def data_stats(
     as_json: AsJSON = False,
 ) -> None:
     """Measure the mean and standard deviation that normalize a corpus' log-mel."""
-    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.data.statistics import measure
 
     corpus = open_corpus(place)
@@ -59,7 +51,7 @@ def data_stats(
 
 @app.command("prepare")
 def data_prepare(
-    layout: Annotated[Layout, Argument(help="What it is.")],
+    layout: Annotated[str, Argument(help=f"What it is: {', '.join(layout_names())}.")],
     root: Annotated[Path, Option(help="The folder with the recordings.")],
     out: Annotated[Path, Option(help="Folder for the manifests and the report.")],
     lists: Annotated[
@@ -82,7 +74,7 @@ def data_prepare(
     from eat_audio.data.validate import prepare
 
     report = prepare(
-        layout.value,
+        layout,
         root,
         out=out,
         lists=lists or (),
@@ -105,8 +97,8 @@ def data_manifest(
     out: Annotated[Path, Argument(help="The manifest to write: .csv.")],
 ) -> None:
     """Write down which clips there are, with labels and splits, in one file."""
-    from eat_audio.data.corpora import open_corpus
     from eat_audio.data.corpus import missing_files
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.data.manifest import write_csv
 
     corpus = open_corpus(place)
@@ -129,8 +121,8 @@ def data_show(
     """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
     from collections import Counter
 
-    from eat_audio.data.corpora import open_corpus
     from eat_audio.data.corpus import missing_files
+    from eat_audio.data.datasets import open_corpus
 
     corpus = open_corpus(place, several=True)
     missing = missing_files(corpus)
@@ -165,7 +157,7 @@ def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
     from statistics import median
 
     from eat_audio.audio import audio_seconds
-    from eat_audio.data.cross_validation import sample
+    from eat_audio.data.splits import sample
     from eat_audio.data.storage import sound_of
     from eat_audio.errors import EatError
 
@@ -218,7 +210,7 @@ def data_pack(
     from dataclasses import asdict
 
     from eat_audio.audio import SAMPLE_RATE
-    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.data.shards import pack
 
     packed = pack(

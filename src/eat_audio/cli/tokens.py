@@ -33,7 +33,7 @@ def tokenize(
 
     Example: eat tokenize as2m.tsv --tokenizer runs/tokenizer2 -o labels2/
     """
-    from eat_audio.data.corpora import open_corpus
+    from eat_audio.data.datasets import open_corpus
     from eat_audio.pretraining.beats import stored_labels as labels
     from eat_audio.pretraining.beats.tokenizer import load_tokenizer
     from eat_audio.training.loop import Training

@@ -1,18 +1,24 @@
-"""The header of a table -> which column means what: file, labels, split, start, end, duration.
+"""Interpret the header and the rows of a table of clips: file, split, start, end, duration, labels.
 
 Headers are compared by their words, so "Begin Time (s)", `begin_time` and `beginTime` are one.
-What looks like a time, a split or a label and is not understood is named, never dropped silently.
+A column that looks like a time, a split or a label and is not understood is reported.
 """
 
+import math
+import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from eat_audio.data.splits import canonical_split, role_of
+from eat_audio.data.corpus import Clip, is_url
+from eat_audio.data.labels import is_empty
+from eat_audio.data.splits import FOLD_COLUMN, canonical_split, role_of
 from eat_audio.errors import DataError
-from eat_audio.text import shortened
+from eat_audio.text import from_csv_cell, shortened
 
 PATHS = (
     "path filepath audiopath audiofilepath soundpath wavpath clippath relativepath relpath "
@@ -29,45 +35,43 @@ LABELS = (
     "groundtruth classid classidx classindex labelid labelidx y"
 ).split()
 """Headers of columns of labels; the first one counts."""
-SPLIT_COLUMNS = (
-    "split splits subset datasplit traintestsplit splitname partition set usage datasubset phase "
-    "dataset mode"
-).split()
-"""Headers of columns of splits; the first one counts."""
-FOLD_COLUMNS = "fold folds cvfold kfold foldid foldnumber".split()
 SURE_SPLITS = "split splits subset datasplit traintestsplit splitname partition".split()
-"""Of those, the ones that name splits whatever words are in them."""
-
-START = {"start", "starts", "begin", "begins", "beginning", "onset", "from", "tmin", "mint"}
-END = {"end", "ends", "stop", "stops", "finish", "to", "until", "offset", "tmax", "maxt"}
-LENGTH = {"duration", "dur", "length", "len", "seconds", "delta"}
-UNITS = {"s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3}
-UNITS |= dict.fromkeys(("msec", "msecs", "millis", "millisecond", "milliseconds"), 1e-3)
-UNITS |= dict.fromkeys(("min", "mins", "minute", "minutes"), 60.0)
-FILLERS = {"time", "times", "timestamp", "t", "in", "at", "segment", "seg", "event", "call"}
-FILLERS |= {
-    "ts",
-    "clip",
-    "slice",
-    "annotation",
-    "selection",
-    "label",
-    "box",
-    "crop",
-    "window",
-    "the",
+"""Headers of columns that name splits whatever words are in them."""
+SPLIT_COLUMNS = [*SURE_SPLITS, *"set usage datasubset phase dataset mode".split()]
+FOLD_COLUMNS = "fold folds cvfold kfold foldid foldnumber".split()
+TIMES = {
+    "start": set("start starts begin begins beginning onset from tmin mint".split()),
+    "end": set("end ends stop stops finish to until offset tmax maxt".split()),
+    "length": set("duration dur length len seconds delta".split()),
 }
+"""Words of columns of times."""
+UNITS = dict.fromkeys("s sec secs second seconds".split(), 1.0)
+UNITS |= dict.fromkeys("ms msec msecs millis millisecond milliseconds".split(), 1e-3)
+UNITS |= dict.fromkeys("min mins minute minutes".split(), 60.0)
+FILLERS = set(
+    "time times timestamp t in at segment seg event call ts clip slice annotation selection label "
+    "box crop window the".split()
+)
 """Words of a header that do not change which time it means."""
+OTHER_UNITS = set("sample samples frame frames idx index us ns".split())
+CLOCK = set("clock date datetime year day month hour freq frequency".split())
+"""Words of columns about the day or the pitch, not about a position in the file."""
+TRUE, FALSE = set("1 1.0 true yes y t".split()), set("0 0.0 false no n f".split())
+MOST, MOST_USUAL = 50, 10_000
+"""Different words in a column of splits: with any header, and with a usual one."""
+SHORTEST = 0.025
+"""Seconds: a shorter clip fills no window of the spectrogram."""
+LONGEST = 366 * 86_400.0
+"""Seconds: no time of a recording is greater."""
+TOLERANCE = 0.011
+"""Seconds by which an end and a duration may differ: both may be rounded to hundredths."""
+_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d{1,9})?)", re.ASCII)
 _GLUED = re.compile(
     r"^(start|begin|onset|end|stop|offset|duration|dur|length|time)(s|secs?|seconds?|ms|msecs?)$"
 )
-OTHER_UNITS = {"sample", "samples", "frame", "frames", "idx", "index", "us", "ns"}
-CLOCK = {"clock", "date", "datetime", "year", "day", "month", "hour", "freq", "frequency"}
-"""Words of columns that are about the day or the pitch, not about where in the file."""
-TRUE, FALSE = {"1", "1.0", "true", "yes", "y", "t"}, {"0", "0.0", "false", "no", "n", "f"}
 
-MOST, MOST_USUAL = 50, 10_000
-"""Different words in a column of splits: of any header, and of one that is called so."""
+Cells = Sequence[Sequence[str]]
+"""Rows of a table."""
 
 
 @dataclass(frozen=True)
@@ -81,51 +85,54 @@ class Time:
 
 @dataclass
 class Columns:
-    """Which column of a table means what; numbers from 0."""
+    """The meanings of the columns of a table; numbers from 0."""
 
     names: list[str]
-    """The header, as it is written."""
+    """The header as written."""
     path: int
     label: int | None = None
     one_hot: list[int] = field(default_factory=list)
     """Columns of 0 and 1, one per label."""
     split: int | None = None
     flags: dict[str, int] = field(default_factory=dict)
-    """Split -> column that says yes or no to it."""
+    """Split -> column of yes and no."""
     start: Time | None = None
     end: Time | None = None
     length: Time | None = None
     file_offset: Time | None = None
-    """Raven: where in the file a selection begins, where times count through several files."""
+    """Raven: start of a selection in its file, where times count through several files."""
     id: int | None = None
     doubtful: list[str] = field(default_factory=list)
-    """Columns that look like a time, a split or a label, and are not used."""
+    """Unused columns that look like a time, a split or a label."""
     unused: list[str] = field(default_factory=list)
-    """All columns that are not used."""
+
+    def name(self, time: Time | None) -> str:
+        """Return the header of a column of times."""
+        return "" if time is None else self.names[time.column]
 
 
-def understood(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> Columns:
-    """Return the columns of a table with this header and these rows.
+def assign_columns(names: Sequence[str], rows: Cells, path: Path) -> Columns:
+    """Return the meanings of the columns of a table with this header and these rows.
 
     Raises:
-        DataError: There is no column of files, or one of times that cannot be understood.
+        DataError: There is no column of files, or an ambiguous one of times.
     """
     keys = [key_of(name) for name in names]
-    found = next((key for key in PATHS if key in keys), None)
-    if found is None:
+    key = next((key for key in PATHS if key in keys), None)
+    if key is None:
         listed = shortened(", ".join(name.strip().lower() for name in names) or "nothing")
         raise DataError(
             f"{path} line 1: found {listed.strip(chr(39))}; expected a column path (or file_name, "
             "filename, file, audio, ...)"
         )
-    columns = Columns([name.strip() for name in names], keys.index(found))
+    columns = Columns([name.strip() for name in names], keys.index(key))
     used = {columns.path}
     if "id" in keys:
         columns.id = keys.index("id")
         used.add(columns.id)
-    used |= _find_times(columns, rows, path)
-    used |= _find_split(columns, keys, rows, used)
-    used |= _find_labels(columns, keys, rows, used)
+    used |= _assign_times(columns, rows, path)
+    used |= _assign_split(columns, keys, rows, used)
+    used |= _assign_labels(columns, keys, rows, used)
     times = Counter(keys)
     for number in sorted(used):
         if times[keys[number]] > 1 and keys[number]:
@@ -137,7 +144,7 @@ def understood(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path) 
     timed = [name for name in columns.doubtful if _is_time_like(name)]
     if timed and columns.start and not (columns.end or columns.length):
         raise DataError(
-            f"{path} line 1: {columns.names[columns.start.column]} has no end, and "
+            f"{path} line 1: {columns.name(columns.start)} has no end, and "
             f"{', '.join(timed)} is not understood; expected end or duration, in seconds"
         )
     return columns
@@ -146,98 +153,92 @@ def understood(names: Sequence[str], rows: Sequence[Sequence[str]], path: Path) 
 # ---- times
 
 
-def _find_times(columns: Columns, rows: Sequence[Sequence[str]], path: Path) -> set[int]:
-    kinds: dict[str, list[tuple[int, Time]]] = {"start": [], "end": [], "length": [], "offset": []}
+def _assign_times(columns: Columns, rows: Cells, path: Path) -> set[int]:
+    kinds: dict[str, list[Time]] = {"start": [], "end": [], "length": [], "offset": []}
     strange = []
     for number, name in enumerate(columns.names):
         if number in (columns.path, columns.id):
             continue
         kind, scale = _time_kind(name)
         if kind == "strange":
-            strange.append(number)
-        elif kind == "doubtful":
-            columns.doubtful.append(name)
+            strange.append(name)
         elif kind == "file offset":
             columns.file_offset = Time(number, scale)
-        elif kind and _has_numbers(name, [row[number] for row in rows]):
-            kinds[kind].append((number, Time(number, scale)))
+        elif kind in kinds and _has_numbers(name, [row[number] for row in rows]):
+            kinds[kind].append(Time(number, scale))
         elif kind:
             columns.doubtful.append(name)
-    _settle_offset(kinds, columns, path)
-    for kind in ("start", "end", "length"):
+    _assign_offset(kinds, columns, path)
+    for kind in TIMES:
         if len(kinds[kind]) > 1:
-            plain = [one for one in kinds[kind] if one[1].scale == 1.0]
+            plain = [time for time in kinds[kind] if time.scale == 1.0]
             if kind == "length":  # "duration" before "length"
-                plain = [one for one in plain if "dur" in key_of(columns.names[one[0]])]
+                plain = [time for time in plain if "dur" in key_of(columns.name(time))]
             if len(plain) != 1:
-                words = ", ".join(columns.names[number] for number, _ in kinds[kind])
+                words = ", ".join(map(columns.name, kinds[kind]))
                 raise DataError(f"{path} line 1: {words} could all be the {kind}; expected one")
-            columns.doubtful += [columns.names[n] for n, _ in kinds[kind] if n != plain[0][0]]
+            columns.doubtful += [columns.name(time) for time in kinds[kind] if time != plain[0]]
             kinds[kind] = plain
         if kinds[kind]:
-            setattr(columns, kind, kinds[kind][0][1])
+            setattr(columns, kind, kinds[kind][0])
     edges = {edge for name in columns.doubtful for word in _words(name) if (edge := _edge_of(word))}
     if edges == {"start", "end"} and not (columns.start or columns.end):
-        strange += [columns.names.index(name) for name in columns.doubtful]
+        strange += columns.doubtful
     if strange and not (columns.start and (columns.end or columns.length)):
-        words = ", ".join(columns.names[number] for number in strange)
         raise DataError(
-            f"{path} line 1: {words}: looks like a time and is not understood; expected "
-            "start and end, or start and duration, in seconds"
+            f"{path} line 1: {', '.join(strange)}: looks like a time and is not understood; "
+            "expected start and end, or start and duration, in seconds"
         )
     times = (columns.start, columns.end, columns.length, columns.file_offset)
     return {time.column for time in times if time}
 
 
-def _settle_offset(kinds: dict[str, list[tuple[int, Time]]], columns: Columns, path: Path) -> None:
+def _assign_offset(kinds: dict[str, list[Time]], columns: Columns, path: Path) -> None:
     """Let "offset" be the end beside "onset", and the start beside a duration alone."""
     if not kinds["offset"]:
         return
-    onset = any("onset" in key_of(columns.names[number]) for number, _ in kinds["start"])
+    onset = any("onset" in key_of(columns.name(time)) for time in kinds["start"])
     if onset and not kinds["end"]:
         kinds["end"] = kinds["offset"]
     elif kinds["length"] and not kinds["start"] and not kinds["end"]:
         kinds["start"] = kinds["offset"]
     elif kinds["start"] and (kinds["end"] or kinds["length"]):
-        columns.doubtful += [columns.names[number] for number, _ in kinds["offset"]]
+        columns.doubtful += map(columns.name, kinds["offset"])
     else:
-        name = columns.names[kinds["offset"][0][0]]
         raise DataError(
-            f"{path} line 1: the column {name} may be a start or an end; expected onset and "
-            "offset, offset and duration, or start and end"
+            f"{path} line 1: the column {columns.name(kinds['offset'][0])} may be a start or an "
+            "end; expected onset and offset, offset and duration, or start and end"
         )
 
 
 def _time_kind(name: str) -> tuple[str, float]:
-    """Return "start", "end", "length", "offset" or "strange" and the unit in seconds; or ""."""
+    """Return a key of `TIMES`, "offset", "file offset", "strange" or "doubtful"; and the unit."""
     words = [word for word in _words(name) if not word.isdigit()]
     words = [part for word in words for part in (_GLUED.sub(r"\1 \2", word)).split()]
     if set(words) & CLOCK:
         return "", 1.0
+    scale = next((UNITS[word] for word in reversed(words) if word in UNITS), 1.0)
     if words[:2] == ["file", "offset"]:
-        return "file offset", _scale(words[2:])
+        return "file offset", scale
     if sorted(words) in (["max", "t"], ["min", "t"]):
         return ("start" if "min" in words else "end"), 1.0
-    scale = _scale(words)
     rest = [word for word in words if word not in FILLERS and word not in UNITS]
     if not rest:
-        seconds = [word for word in words if word in UNITS]
-        only = len(words) == len(seconds) == 1 and len(words[0]) > 1 and words[0] != "min"
-        return ("length", scale) if only else ("", 1.0)
-    meant = [kind for word in rest if (kind := _kind_of(word))]
-    if len(rest) == 1 and meant:
-        return meant[0], scale
-    joined = "".join(rest)
-    if _kind_of(joined):
-        return _kind_of(joined), scale
-    if meant and any(word in OTHER_UNITS for word in rest):
+        alone = len(words) == 1 and words[0] in UNITS and len(words[0]) > 1 and words[0] != "min"
+        return ("length", scale) if alone else ("", 1.0)
+    kinds = [kind for word in rest if (kind := _kind_of(word))]
+    if len(rest) == 1 and kinds:
+        return kinds[0], scale
+    if kind := _kind_of("".join(rest)):
+        return kind, scale
+    if kinds and any(word in OTHER_UNITS for word in rest):
         return "strange", scale
-    edges = {"start", "end"} & {*meant, *map(_edge_of, rest)}
+    edges = {"start", "end"} & {*kinds, *map(_edge_of, rest)}
     return ("doubtful" if edges and not {"to", "from", "until"} & set(words) else ""), scale
 
 
 def _edge_of(word: str) -> str:
-    """Which end of a clip a word may be about: "startt", "tstart", "ending"."""
+    """Return the end of a clip that a word may be about: "startt", "tstart", "ending"."""
     if word.startswith(("start", "begin", "onset")) or word.endswith(("start", "begin", "onset")):
         return "start"
     short = len(word) <= 7 and word.startswith(("end", "stop"))
@@ -248,71 +249,55 @@ def _kind_of(word: str) -> str:
     word = re.sub(r"(time|times|timestamp)$", "", re.sub(r"^(t|time)(?=start|end|begin)", "", word))
     if word == "offset":
         return "offset"
-    kinds = {"start": START, "end": END, "length": LENGTH}
-    return next((kind for kind, its in kinds.items() if word in its), "")
-
-
-def _scale(words: Sequence[str]) -> float:
-    return next((UNITS[word] for word in reversed(words) if word in UNITS), 1.0)
+    return next((kind for kind, words in TIMES.items() if word in words), "")
 
 
 def _has_numbers(name: str, cells: Sequence[str]) -> bool:
-    """Whether a column holds times; one that is plainly called so has to."""
-    if key_of(name) in START | END | LENGTH:
+    """Return whether a column holds times; one that is plainly called so has to."""
+    if any(key_of(name) in words for words in TIMES.values()):
         return True
     full = [cell.strip() for cell in cells if cell.strip()][:1000]
     dates = full and all(re.match(r"\d{4}-\d\d-\d\d", cell) for cell in full)
     return not full or (not dates and any(re.match(r"[-+]?[\d.]", cell) for cell in full))
 
 
-# ---- splits
+# ---- splits and labels
 
 
-def _find_split(
-    columns: Columns, keys: list[str], rows: Sequence[Sequence[str]], used: set[int]
-) -> set[int]:
+def _assign_split(columns: Columns, keys: list[str], rows: Cells, used: set[int]) -> set[int]:
+    usual = [keys.index(key) for key in (*SPLIT_COLUMNS, *FOLD_COLUMNS) if key in keys]
     choices = []
-    for number in _by_header(columns, keys):
-        usual = keys[number] in (*SPLIT_COLUMNS, *FOLD_COLUMNS)
-        cells = None if number in used else _distinct(rows, number, MOST_USUAL if usual else MOST)
+    for number in [*usual, *(n for n in range(len(keys)) if n not in usual)]:
+        is_usual = number in usual
+        most = MOST_USUAL if is_usual else MOST
+        cells = None if number in used else _distinct(rows, number, most)
         words = {canonical_split(cell) for cell in cells or () if cell}
         if not words:
             continue
         roles = {role_of(word) for word in words}
         fold = "fold" in "".join(_words(columns.names[number]))
-        sure = keys[number] in SURE_SPLITS or (fold and roles == {"fold"})
-        named = None not in roles and ("fold" not in roles or len(words) < len(rows))
-        any_header = not usual and not fold
+        any_header = not is_usual and not fold
         if any_header and (keys[number] in LABELS or "fold" in roles or len(words) < 2):
             continue
+        sure = keys[number] in SURE_SPLITS or (fold and roles == {"fold"})
+        named = None not in roles and ("fold" not in roles or len(words) < len(rows))
         if sure or (named and (not any_header or "train" in roles)):
             choices.append((number, len(words)))
     if choices:
         columns.split = next((number for number, count in choices if count > 1), choices[0][0])
         return {columns.split}
     for number, name in enumerate(columns.names):
-        words_of_name = [word for word in _words(name) if word != "is"]
-        role = role_of(words_of_name[0]) if len(words_of_name) == 1 else None
+        header = [word for word in _words(name) if word != "is"]
+        role = role_of(header[0]) if len(header) == 1 else None
         if role in ("train", "valid", "test") and number not in used and _is_flag(rows, number):
             columns.flags[str(role)] = number
     return set(columns.flags.values())
 
 
-def _by_header(columns: Columns, keys: list[str]) -> list[int]:
-    """The columns, those first that are usually called like splits."""
-    usual = [keys.index(key) for key in (*SPLIT_COLUMNS, *FOLD_COLUMNS) if key in keys]
-    return [*usual, *(n for n in range(len(columns.names)) if n not in usual)]
-
-
-# ---- labels
-
-
-def _find_labels(
-    columns: Columns, keys: list[str], rows: Sequence[Sequence[str]], used: set[int]
-) -> set[int]:
+def _assign_labels(columns: Columns, keys: list[str], rows: Cells, used: set[int]) -> set[int]:
     choices = [keys.index(key) for key in LABELS if key in keys and keys.index(key) not in used]
     full = [n for n in choices if any(row[n].strip() for row in rows)]
-    if full or choices:
+    if choices:
         differ = [n for n in full if _distinct(rows, n, 1) is None]
         columns.label = (differ or full or choices)[0]
         return {columns.label}
@@ -322,13 +307,13 @@ def _find_labels(
     return set(columns.one_hot)
 
 
-def _is_flag(rows: Sequence[Sequence[str]], number: int) -> bool:
+def _is_flag(rows: Cells, number: int) -> bool:
     cells = _distinct(rows, number, len(TRUE | FALSE))
     return bool(cells) and {cell.lower() for cell in cells or ()} <= TRUE | FALSE
 
 
-def _distinct(rows: Sequence[Sequence[str]], number: int, most: int) -> set[str] | None:
-    """The different cells of a column, without spaces around; None if more than `most`."""
+def _distinct(rows: Cells, number: int, most: int) -> set[str] | None:
+    """Return the different cells of a column; None if there are more than `most`."""
     cells: set[str] = set()
     for row in rows:
         cells.add(row[number].strip())
@@ -337,26 +322,22 @@ def _distinct(rows: Sequence[Sequence[str]], number: int, most: int) -> set[str]
     return cells
 
 
-# ---- what is left
-
-
-def _is_doubtful(columns: Columns, number: int, rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a column that is not used looks like a time, a split or a label."""
-    words = _words(columns.names[number])
+def _is_doubtful(columns: Columns, number: int, rows: Cells) -> bool:
+    """Return whether an unused column looks like a time, a split or a label."""
+    name = columns.names[number]
+    words, key = _words(name), key_of(name)
     if set(words) & CLOCK or (len(rows) > 1 and _distinct(rows, number, 1) is not None):
         return False
     label_like = {"label", "labels", "class", "category", "species", "tag", "tags"} & set(words)
-    if columns.label is not None and (label_like or key_of(columns.names[number]) in LABELS):
-        return not _same_information(rows, columns.label, number)
+    if columns.label is not None and (label_like or key in LABELS):
+        pairs = {(row[columns.label], row[number]) for row in rows}  # the same in other words?
+        return not len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     if columns.label is None and not columns.one_hot and label_like:
         return True
-    split_like = {*SPLIT_COLUMNS, *FOLD_COLUMNS} - {"mode", "phase", "dataset", "set"}
-    tests: list[Callable[[], bool]] = [
-        lambda: key_of(columns.names[number]) in split_like,
-        lambda: len(words) < 3 and any(role_of(w) == "test" for w in words if len(w) > 2),
-        lambda: _is_time_like(columns.names[number]),
-    ]
-    return any(test() for test in tests)
+    if key in {*SPLIT_COLUMNS, *FOLD_COLUMNS} - {"mode", "phase", "dataset", "set"}:
+        return True
+    test_like = len(words) < 3 and any(role_of(w) == "test" for w in words if len(w) > 2)
+    return test_like or _is_time_like(name)
 
 
 def _is_time_like(name: str) -> bool:
@@ -365,14 +346,8 @@ def _is_time_like(name: str) -> bool:
     return bool(_time_kind(name)[0] or plain) and not set(words) & CLOCK
 
 
-def _same_information(rows: Sequence[Sequence[str]], one: int, other: int) -> bool:
-    """Whether two columns name the same classes in other words."""
-    pairs = {(row[one], row[other]) for row in rows}
-    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-
-
 def _is_index(name: str) -> bool:
-    """Whether a column is the row's number, as pandas writes it."""
+    """Return whether a column is the row's number, as pandas writes it."""
     return not name.strip() or name.strip().lower().startswith("unnamed:")
 
 
@@ -383,5 +358,111 @@ def _words(name: str) -> list[str]:
 
 
 def key_of(name: str) -> str:
-    """Return the words of a header in one, without what is in parentheses behind them."""
+    """Return the words of a header in one, without a parenthesis after them."""
     return "".join(_words(re.sub(r"[(\[].*$", "", name) or name))
+
+
+# ---- rows
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    columns: Columns
+    cells: Sequence[str]
+    where: str
+
+    def clip(self, folder: Path) -> Clip:
+        """Return its clip without labels; the id is the given one, else the path."""
+        columns, cells, where = self
+        written = cells[columns.path]
+        if not written.strip():
+            raise DataError(f"{where}: no path in this row")
+        if "\0" in written:
+            raise DataError(f"{where}: the path {shortened(written)} holds a NUL character")
+        if is_url(written):
+            raise DataError(
+                f"{where}: {shortened(written)} is a URL; expected a file on this machine"
+            )
+        path = existing_path(folder, written)
+        clip_id = os.path.normpath(path)
+        if columns.id is not None:
+            clip_id = from_csv_cell(cells[columns.id].strip())
+            if not clip_id:
+                raise DataError(f"{where}: no id in this row")
+        start, seconds = self.stretch()
+        file = str(folder / os.path.expanduser(path))
+        return Clip(clip_id, file, (), self.split(), start, seconds)
+
+    def stretch(self) -> tuple[float, float | None]:
+        """Return the start of the clip and its length (None: to the end of the file)."""
+        columns, _, where = self
+        start, end, length = map(self.time, (columns.start, columns.end, columns.length))
+        if end is not None:
+            first = start if start is not None else max(0.0, end - length) if length else 0.0
+            if end <= first:
+                raise DataError(f"{where}: it ends at {end:g} s and begins at {first:g} s")
+            if length is not None and abs(end - first - length) > max(TOLERANCE, 1e-3 * length):
+                raise DataError(
+                    f"{where}: from {first:g} to {end:g} s it lasts {end - first:g} s, but "
+                    f"{columns.name(columns.length)} says {length:g}"
+                )
+            start, length = first, round(end - first, 9)
+        if length is not None and length < SHORTEST * 0.999:
+            raise DataError(
+                f"{where}: {columns.name(columns.length or columns.end)}: a clip of {length:g} s; "
+                f"expected at least {SHORTEST:g} s"
+            )
+        offset = self.time(columns.file_offset)
+        return (start or 0.0) if offset is None else offset, length
+
+    def time(self, column: Time | None) -> float | None:
+        """Return a time in seconds; None if the cell is empty."""
+        cell = "" if column is None else self.cells[column.column].strip()
+        if column is None or not cell:
+            return None
+        clock = _CLOCK.fullmatch(cell)
+        try:
+            number = float(re.sub(r"^(\d+),(\d+)$", r"\1.\2", cell)) * column.scale
+        except ValueError:
+            number = math.nan
+        if clock:
+            number = 3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3])
+        if not 0 <= number <= LONGEST or (column is self.columns.length and number == 0):
+            name = self.columns.name(column)
+            raise DataError(f"{self.where}: {name} {shortened(cell)} is not a time in seconds")
+        return number
+
+    def split(self) -> str:
+        """Return the split of the clip."""
+        columns, cells, where = self
+        if columns.split is not None:
+            cell = from_csv_cell(cells[columns.split].strip())
+            if not is_empty(cell):
+                return canonical_split(cell)
+            if FOLD_COLUMN.fullmatch(columns.names[columns.split].lower()):
+                raise DataError(f"{where}: no fold, but others have one")
+            return "train"
+        roles = {role for role, n in columns.flags.items() if cells[n].strip().lower() in TRUE}
+        if len(roles) > 1:
+            raise DataError(f"{where}: it is in {' and in '.join(sorted(roles))}")
+        return roles.pop() if roles else "test" if set(columns.flags) == {"train"} else "train"
+
+
+def existing_path(folder: Path, written: str) -> str:
+    """Return a path as written, or in the form in which the file exists.
+
+    Tried, where there is no file: without spaces around, with "/" for the backslashes of Windows,
+    with umlauts in the other Unicode form, with "~" as the home folder.
+    """
+    unusual = "\\" in written or written != written.strip() or written.startswith("~")
+    if not unusual and written.isascii():
+        return written
+    plain = written.strip()
+    slashes = re.sub(r"^[.]/", "", plain.replace("\\", "/")) if "\\" in plain else plain
+    forms = [written, plain, slashes]
+    forms += [unicodedata.normalize(form, one) for one in forms for form in ("NFC", "NFD")]
+    for one in dict.fromkeys(forms):
+        if os.path.isfile(folder / os.path.expanduser(one)):
+            return one
+    return slashes if "\\" in written else written

@@ -1,13 +1,14 @@
-"""What a corpus is: clips, their labels and splits, held in columns.
+"""Hold clips, their labels and their splits in Arrow columns.
 
-Millions of clips fit into a laptop's memory because no object exists per clip: a corpus holds
-Arrow columns, shared with the worker processes as they are, and a `Clip` is made when asked for.
+Millions of clips fit into a laptop's memory because no object exists per clip: worker processes
+share the columns, and a `Clip` is made when it is needed.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eat_audio.data.splits import named_split
+from eat_audio.data.splits import named_split, numbered_folds
 from eat_audio.errors import DataError
 
 COLUMNS = pa.schema(
@@ -33,9 +34,9 @@ COLUMNS = pa.schema(
         ("crc32", pa.int64()),
     ]
 )
-"""Text is UTF-8 as bytes, because names of files need not be text (they are surrogates then)."""
+"""Text is UTF-8 as bytes, because file names need not be text (they are surrogates then)."""
 CHUNK = 65_536
-"""Clips that are turned into Python objects at a time."""
+"""Clips that are Python objects at a time."""
 
 
 class Span(NamedTuple):
@@ -44,28 +45,26 @@ class Span(NamedTuple):
     offset: int
     size: int
     crc32: int | None = None
-    """Their checksum, where it is known."""
+    """Their checksum, if an index holds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording, or a stretch of one, and what is heard in it."""
+    """A recording, or a stretch of one, and its labels."""
 
     id: str
-    """Unique in its corpus, and the same wherever the corpus lies: randomness is keyed by it."""
+    """Unique in its corpus and independent of the corpus' location: the key of random draws."""
     path: str
-    """The file, or the URL of one that is not on this machine; kept as text, since a
-    `Path` would be the dearest part of a clip."""
+    """The file, or the URL of a remote one; a str, because a `Path` takes more memory."""
     labels: tuple[int, ...] = ()
     """Numbers of `Corpus.label_names`."""
     split: str = "train"
     start: float = 0.0
-    """Where the stretch begins, in seconds from the start of the recording."""
+    """Start of the stretch, in seconds from the start of the recording."""
     seconds: float | None = None
-    """How long the stretch is; to the end of the recording if None."""
+    """Length of the stretch; to the end of the recording if None."""
     inside: Span | str | None = None
-    """Where in the file the recording is, if the file is a container: bytes (a tar shard, a zip),
-    or the name of a dataset (HDF5)."""
+    """Position in a container: bytes (a tar shard, a zip), or the name of an HDF5 dataset."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str):
@@ -73,7 +72,7 @@ class Clip:
 
 
 class Clips(Sequence[Clip]):
-    """Clips in columns; each is made when it is asked for, and slices are views."""
+    """Clips in columns; each is made on access, and slices are views."""
 
     def __init__(self, columns: pa.RecordBatch) -> None:
         assert columns.schema.equals(COLUMNS)
@@ -82,20 +81,24 @@ class Clips(Sequence[Clip]):
 
     @classmethod
     def of(cls, clips: Iterable[Clip]) -> "Clips":
-        """The same clips in columns."""
+        """Return the same clips in columns, converted a few at a time."""
         if isinstance(clips, Clips):
             return clips
-        rows = list(clips)
+        iterator = iter(clips)
+        parts = [cls._convert(rows) for rows in iter(lambda: list(islice(iterator, CHUNK)), [])]
+        return joined(parts) if parts else cls._convert([])
+
+    @classmethod
+    def _convert(cls, rows: Sequence[Clip]) -> "Clips":
         spans = [clip.inside if isinstance(clip.inside, tuple) else None for clip in rows]
-        names = [clip.inside if isinstance(clip.inside, str) else None for clip in rows]
         return cls.in_columns(
-            id=texts([clip.id for clip in rows]),
-            path=texts([clip.path for clip in rows]).dictionary_encode(),
+            id=texts(clip.id for clip in rows),
+            path=texts(clip.path for clip in rows).dictionary_encode(),
             labels=pa.array([clip.labels for clip in rows], pa.list_(pa.int32())),
-            split=texts([clip.split for clip in rows]).dictionary_encode(),
+            split=texts(clip.split for clip in rows).dictionary_encode(),
             start=[clip.start for clip in rows],
             seconds=[clip.seconds for clip in rows],
-            dataset=texts(names),
+            dataset=texts(c.inside if isinstance(c.inside, str) else None for c in rows),
             offset=[span and span[0] for span in spans],
             size=[span and span[1] for span in spans],
             crc32=[Span(*span).crc32 if span else None for span in spans],
@@ -103,14 +106,13 @@ class Clips(Sequence[Clip]):
 
     @classmethod
     def in_columns(cls, **columns: Any) -> "Clips":
-        """Clips from Arrow arrays or lists by the names of `COLUMNS`.
+        """Return clips from Arrow arrays or lists by the names of `COLUMNS`.
 
-        What is missing has its default: no labels, the split "train", whole files.
+        Missing columns have defaults: no labels, the split "train", whole files.
         """
         count = len(columns["id"])
         if "labels" not in columns:
-            none = pa.array(np.zeros(count + 1, np.int32))
-            columns["labels"] = pa.ListArray.from_arrays(none, pa.array([], pa.int32()))
+            columns["labels"] = lists(np.zeros(0, np.int32), np.zeros(count + 1, np.int32))
         if "split" not in columns:
             columns["split"] = same_for_all("train", count)
         columns.setdefault("start", np.zeros(count))
@@ -149,9 +151,6 @@ class Clips(Sequence[Clip]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(other) != len(self):
             return False
-        if isinstance(other, Clips):
-            pairs = zip(self.columns.columns, other.columns.columns, strict=True)
-            return all(_plain(one).equals(_plain(another)) for one, another in pairs)
         return all(one == another for one, another in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
@@ -166,23 +165,19 @@ class Clips(Sequence[Clip]):
         self.columns, self._row = columns, None
 
     def column(self, name: str) -> Any:
-        """One of `COLUMNS`, as an Arrow array."""
+        """Return one of `COLUMNS` as an Arrow array."""
         return self.columns.column(COLUMNS.get_field_index(name))
 
     def take(self, numbers: NDArray[np.int64]) -> "Clips":
-        """The clips of these numbers, in this order."""
+        """Return the clips of these numbers, in this order."""
         return Clips(self.columns.take(pa.array(numbers)))
 
     def changed(self, **columns: Any) -> "Clips":
-        """The same clips with other columns (Arrow arrays)."""
-        now = {name: self.column(name) for name in COLUMNS.names}
-        return Clips.in_columns(**(now | columns))
+        """Return the same clips with other columns (Arrow arrays)."""
+        return Clips.in_columns(**({n: self.column(n) for n in COLUMNS.names} | columns))
 
     def labels(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """All label numbers, clip after clip, and where each clip's begin: (labels,), (clips + 1,).
-
-        The last number is where those of the last clip end.
-        """
+        """Return all label numbers, clip after clip, and the start of each clip's: (clips + 1,)."""
         column = self.column("labels")
         first = column.offsets.to_numpy()
         return column.values.to_numpy()[first[0] : first[-1]], first - first[0]
@@ -194,15 +189,14 @@ class Corpus:
 
     name: str
     clips: Sequence[Clip]
-    """Given as any sequence, kept as `Clips`."""
+    """Any sequence; kept as `Clips`."""
     label_names: tuple[str, ...] = ()
     multi_label: bool = False
     """Whether clips may have several labels, or none; else all have one, or the corpus has none."""
     statistics: str | tuple[float, float] | None = None
-    """The log-mel statistics that fit: published ones by their name in `logmel.STATISTICS`, or a
-    mean and a standard deviation that were measured."""
+    """Log-mel statistics: the name of published ones in `STATISTICS`, or mean and deviation."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What lies beside the clips or is said of them and is not used, one sentence each."""
+    """Sentences about what lies beside the clips and is not used."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clips", Clips.of(self.clips))
@@ -224,100 +218,147 @@ class Corpus:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        """The splits of a corpus that is made for cross-validation (all numbers), else none."""
-        names = self.splits
-        numbered = len(names) > 1 and all(name.isdigit() for name in names)
-        return tuple(sorted(names, key=int)) if numbered else ()
+        """The splits of a corpus made for cross-validation (all numbers), else none."""
+        return numbered_folds(self.splits)
 
     def select(self, *splits: str) -> "Corpus":
-        """The part of the corpus that is in these splits ("Validation" is "valid").
+        """Return the part of the corpus in these splits ("Validation" is "valid").
 
         Raises:
             DataError: There is no such split.
         """
-        there = self.splits
-        splits = tuple(named_split(split, there) for split in splits)
+        existing = self.splits
+        splits = tuple(named_split(split, existing) for split in splits)
         for split in splits:
-            if split not in there:
-                known = ", ".join(there)
-                raise DataError(f"{self.name}: no split called {split!r}; there are {known}")
+            if split not in existing:
+                listed = ", ".join(existing)
+                raise DataError(f"{self.name}: no split called {split!r}; there are {listed}")
         column = self.table.column("split")
-        wanted = pa.array([_text(word) in splits for word in column.dictionary])
-        return replace(self, clips=Clips(self.table.columns.filter(wanted.take(column.indices))))
+        selected = pa.array([_text(word) in splits for word in column.dictionary])
+        return replace(self, clips=Clips(self.table.columns.filter(selected.take(column.indices))))
 
     def as_split(self, name: str) -> "Corpus":
-        """The same clips, all of them in one split of this name."""
+        """Return the same clips, all of them in one split of this name."""
         return replace(self, clips=self.table.changed(split=same_for_all(name, len(self))))
 
     def fingerprint(self) -> str:
-        """The same for the same clips with the same labels, wherever they lie."""
+        """Return a text that is the same for the same clips and labels, wherever they lie."""
         digest = hashlib.sha256(repr(self.label_names).encode())
         for first in range(0, len(self), CHUNK):
-            digest.update(_written_out(self.table[first : first + CHUNK]))
+            part = self.table[first : first + CHUNK]
+            ids = map(_decode, part.column("id").to_pylist())
+            labels = map(tuple, part.column("labels").to_pylist())
+            times = (part.column(name).to_pylist() for name in ("start", "seconds"))
+            digest.update("".join(map(repr, zip(ids, labels, *times, strict=True))).encode())
         return f"{len(self)} clips, sha256 {digest.hexdigest()[:16]}"
 
     def with_labels(self, names: Sequence[str]) -> "Corpus":
-        """The same clips, their labels numbered as in `names`: those a model has learnt, say.
+        """Return the same clips with labels numbered as in `names`, as those of a model.
 
         Raises:
             DataError: A clip has a label that is not among `names`.
         """
         numbers = {name: number for number, name in enumerate(names)}
-        heard, first = self.table.labels()
+        labels, first = self.table.labels()
         renumbered = np.zeros(len(self.label_names), np.int32)
-        for label in np.unique(heard):
+        for label in np.unique(labels):
             name = self.label_names[label]
             if name not in numbers:
                 raise DataError(f"{self.name}: {name!r} is not among the {len(names)} known labels")
             renumbered[label] = numbers[name]
-        clips = self.table.changed(labels=lists(renumbered[heard], first))
+        clips = self.table.changed(labels=lists(renumbered[labels], first))
         return replace(self, clips=clips, label_names=tuple(names))
 
 
 def missing_files(corpus: Corpus) -> list[Clip]:
-    """The clips whose file does not exist; what is on other machines is not looked for."""
+    """Return the clips whose file does not exist; remote files are not checked."""
     column = corpus.table.column("path")
-    used = column.indices.unique().to_numpy()
     words = _Words(column.dictionary)
-    gone = [code for code in used if not (is_url(words[code]) or os.path.isfile(words[code]))]
     absent = np.zeros(len(column.dictionary), bool)
-    absent[gone] = True
+    for code in column.indices.unique().to_pylist():
+        absent[code] = not _exists(words[code])
     return [corpus.clips[int(n)] for n in np.flatnonzero(absent[column.indices.to_numpy()])]
 
 
 def first_missing(corpus: Corpus) -> str | None:
-    """Return the path of the first file if there is not one of the files of a corpus."""
+    """Return the first path if not one file of a corpus exists."""
     column = corpus.table.column("path")
     words = _Words(column.dictionary)
     used = column.indices.unique().to_pylist()
-    if any(is_url(words[code]) or os.path.isfile(words[code]) for code in used):
-        return None
-    return words[used[0]] if used else None
+    return words[used[0]] if used and not any(_exists(words[code]) for code in used) else None
 
 
-def is_url(place: str | Path) -> bool:
-    """Whether a file is named by a URL ("s3://bucket/key") and not by a path."""
-    return isinstance(place, str) and "://" in place
+def _exists(path: str) -> bool:
+    return is_url(path) or os.path.isfile(path)
+
+
+def is_url(path: str | Path) -> bool:
+    """Return whether a file is named by a URL ("s3://bucket/key") and not by a path."""
+    return isinstance(path, str) and "://" in path
+
+
+def with_unique_ids(clips: Iterable[Clip]) -> Clips:
+    """Return clips, whose ids are relative paths, with their final ids.
+
+    An id is the path without suffix. Where several clips share it, as the stretches of one file
+    do, theirs are the whole path and the stretch, and only if need be begin with the split.
+    """
+    clips = Clips.of(clips)
+    paths = clips.column("id")
+    in_archive = clips.column("offset").is_valid().to_pylist()
+    ids = pa.array(
+        (
+            path if whole else os.path.splitext(path)[0]
+            for path, whole in zip(paths.to_pylist(), in_archive, strict=True)
+        ),
+        pa.large_binary(),
+    )
+    for longer in (_path_and_stretch, _split_path_and_stretch):
+        repeated = repeated_in(ids)
+        if not repeated.any():
+            return clips.changed(id=ids)
+        names = texts(longer(clip) for clip in clips.take(np.flatnonzero(repeated)))
+        ids = pc.replace_with_mask(ids, pa.array(repeated), names)
+    if repeated_in(ids).any():
+        ids = texts(map(_split_path_and_stretch, clips))
+    return clips.changed(id=ids)
+
+
+def _path_and_stretch(clip: Clip) -> str:
+    whole = (clip.start, clip.seconds) == (0, None)
+    return clip.id if whole else f"{clip.id}@{clip.start}+{clip.seconds}"
+
+
+def _split_path_and_stretch(clip: Clip) -> str:
+    return f"{clip.split}/{_path_and_stretch(clip)}"
+
+
+def repeated_in(column: pa.Array) -> NDArray[np.bool_]:
+    """Return for each value of a column whether it is there several times: (rows,)."""
+    if pc.count_distinct(column).as_py() == len(column):
+        return np.zeros(len(column), bool)
+    codes = column.dictionary_encode().indices.to_numpy()
+    return np.bincount(codes)[codes] > 1
 
 
 def texts(words: Iterable[str | None]) -> pa.Array:
-    """Text, of whatever kind, as a column."""
+    """Return text as a column."""
     encoded = [None if one is None else one.encode("utf-8", "surrogatepass") for one in words]
     return pa.array(encoded, pa.large_binary())
 
 
 def same_for_all(word: str, count: int) -> pa.Array:
-    """A column of one word."""
+    """Return a column that repeats one word."""
     return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), texts([word]))
 
 
 def lists(values: NDArray[np.int32], first: NDArray[Any]) -> pa.Array:
-    """A column of lists: all their values, and where each list begins (lists + 1,)."""
+    """Return a column of lists from all their values and the start of each list (lists + 1,)."""
     return pa.ListArray.from_arrays(pa.array(first, pa.int32()), pa.array(values, pa.int32()))
 
 
 def joined(parts: Sequence[Clips]) -> Clips:
-    """The clips of all parts, one after the other."""
+    """Return the clips of all parts, one after the other."""
     columns = [[part.columns.column(n) for part in parts] for n in range(len(COLUMNS))]
     arrays = [pa.concat_arrays(arrays) for arrays in columns]
     return Clips(pa.RecordBatch.from_arrays(arrays, schema=COLUMNS))
@@ -338,7 +379,7 @@ class _Words:
 
 
 def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
-    """Number -> clip, for clips of which there is at least one."""
+    """Return the function that makes the clip of a number; there is at least one clip."""
     named = dict(zip(COLUMNS.names, columns.columns, strict=True))
     ids, datasets = _Words(named["id"]), _Words(named["dataset"])
     paths: Any = _Words(named["path"].dictionary)
@@ -352,14 +393,12 @@ def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
     seconds, offset, size, crc32 = (
         _optional(named[name]) for name in ("seconds", "offset", "size", "crc32")
     )
-    whole_files = all(
-        named[name].null_count == len(columns.columns[0]) for name in ("dataset", "offset")
-    )
+    whole_files = all(named[n].null_count == len(columns.columns[0]) for n in ("dataset", "offset"))
 
     def inside(n: int) -> Span | str | None:
-        if (where := offset(n)) is None:
+        if (begin := offset(n)) is None:
             return datasets[n] or None
-        return Span._make((where, size(n), crc32(n)))
+        return Span._make((begin, size(n), crc32(n)))
 
     def row(n: int) -> Clip:
         return Clip(
@@ -376,13 +415,13 @@ def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
 
 
 def _numbers(column: pa.Array) -> memoryview:
-    """A column without nulls, number by number."""
+    """Return a column without nulls, number by number."""
     numbers: Any = column.to_numpy()
     return memoryview(numbers)
 
 
 def _optional(column: pa.Array) -> Callable[[int], Any]:
-    """A column with nulls, number by number."""
+    """Return a column with nulls, number by number."""
     if column.null_count == len(column):
         return lambda number: None
     values, null = _numbers(column.fill_null(0)), column.is_null().to_numpy(zero_copy_only=False)
@@ -390,34 +429,9 @@ def _optional(column: pa.Array) -> Callable[[int], Any]:
     return lambda number: None if absent[number] else values[number]
 
 
-def _text(word: Any) -> str:
-    """An Arrow scalar as text."""
-    return word.as_py().decode("utf-8", "surrogatepass")
+def _text(scalar: Any) -> str:
+    return _decode(scalar.as_py())
 
 
-def _written_out(clips: Clips) -> bytes:
-    """What `repr((clip.id, clip.labels, clip.start, clip.seconds))` gives for every clip, joined.
-
-    Ids of plain letters, which `repr` puts between quotes as they are, are joined in columns.
-    """
-    ids, labels = clips.column("id"), clips.column("labels")
-    times = [clips.column(name) for name in ("start", "seconds")]
-    if pc.any(pc.match_substring_regex(ids, r"[^ -&(-\[\]-~]")).as_py():
-        columns = [[_text(word) for word in ids], map(tuple, labels.to_pylist())]
-        columns += [column.to_pylist() for column in times]
-        return "".join(map(repr, zip(*columns, strict=True))).encode()
-    heard, first = clips.labels()
-    numbers = pa.ListArray.from_arrays(pa.array(first), pa.array(heard).cast(pa.string()))
-    end = pc.if_else(pa.array(np.diff(first) == 1), ",), ", "), ")
-    parts = ["('", ids, "', (", pc.binary_join(numbers, ", "), end]
-    for column in times:
-        words = column.dictionary_encode(null_encoding="encode")
-        parts += [pa.array(map(repr, words.dictionary.to_pylist())).take(words.indices), ", "]
-    parts[-1] = ")"
-    columns = [pa.scalar(p) if isinstance(p, str) else p.cast(pa.string()) for p in parts]
-    rows = pc.binary_join_element_wise(*columns, "")
-    return bytes(rows.buffers()[2])[: pc.sum(pc.binary_length(rows)).as_py()]
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+def _decode(word: bytes) -> str:
+    return word.decode("utf-8", "surrogatepass")

@@ -1,10 +1,10 @@
-"""Cells of a table -> the labels of every row, however several of them were written down.
+"""Parse the label cells of a table: `dog;cat`, `dog|cat`, printed lists, and unambiguous `dog,cat`.
 
-Understood: `dog;cat`, `dog|cat`, the lists of Python, pandas, numpy and JSON, and `dog,cat` where
-that cannot be one name. A label whose own name would be taken apart is written as a JSON list.
+A label whose own name would be taken apart is written as a JSON list.
 """
 
 import ast
+import csv
 import json
 import re
 import warnings
@@ -16,51 +16,52 @@ from pathlib import Path
 from eat_audio.errors import DataError
 from eat_audio.text import csv_cell, from_csv_cell, shortened
 
-NOTHING = {"", "nan", "none", "na", "n/a", "null", "nil", "<na>", "#n/a", "nat"}
-"""What tools write where there is no label, in lower case."""
+EMPTY = {"", "nan", "none", "na", "n/a", "null", "nil", "<na>", "#n/a", "nat"}
+"""Words that tools write for a missing label, in lower case."""
 CLASSES = Path(__file__).parent / "datasets" / "audioset_labels.csv"
 LONGEST_CELL = 100_000
 """Characters of a cell that holds a list."""
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _ITEM = re.compile(rf"({_QUOTED}|[^\s,'\"\[\](){{}}]+)\s*,?\s*")
+_NUMBER = re.compile(r"[-+]?\d{1,300}(\.\d{1,300})?", re.ASCII)
+
+Cells = Sequence[tuple[int, str]]
+"""Cells of a column, each with its line."""
 
 
-def labels_of(cells: Sequence[tuple[int, str]], path: Path) -> list[list[str]]:
-    """Return the labels of every cell, given with its line.
+def labels_of(cells: Cells, path: Path) -> list[list[str]]:
+    """Return the labels of every cell.
 
     Raises:
-        DataError: A list is malformed or has numbers for names, or it cannot be known whether a
-            comma is part of a name.
+        DataError: A list is malformed or has numbers for names, or a comma is ambiguous.
     """
-    listed = [_of_list(from_csv_cell(text.strip()), line, path) for line, text in cells]
+    listed = [_parse_list(from_csv_cell(text.strip()), f"{path} line {n}") for n, text in cells]
     _refuse_hot(listed, cells, path)
-    split = [
-        labels if labels is not None else re.split(r"[;|]", from_csv_cell(text.strip()))
-        for labels, (_, text) in zip(listed, cells, strict=True)
-    ]
-    whole = [labels is not None for labels in listed]
-    names = [
-        [name.strip() for name in labels if not is_nothing(name) or sure]
-        for labels, sure in zip(split, whole, strict=True)
-    ]
-    names = [[name for name in labels if name] for labels in names]
-    comma = {name for labels, sure in zip(names, whole, strict=True) if not sure for name in labels}
-    comma = {name for name in comma if "," in name}
-    if comma:
-        parts = _without_commas(names, comma, cells, path)
+    names = []
+    for labels, (_, text) in zip(listed, cells, strict=True):
+        if labels is None:
+            labels = re.split(r"[;|]", from_csv_cell(text.strip()))
+            labels = [name for name in labels if not is_empty(name)]
+        names.append([name for label in labels if (name := label.strip())])
+    unsure = [labels for labels, sure in zip(names, listed, strict=True) if sure is None]
+    if comma := {name for labels in unsure for name in labels if "," in name}:
+        parts = _split_commas(names, comma, cells, path)
         names = [
-            [part for name in labels for part in (parts.get(name, [name]) if not sure else [name])]
-            for labels, sure in zip(names, whole, strict=True)
+            labels if sure is not None else [p for name in labels for p in parts.get(name, [name])]
+            for labels, sure in zip(names, listed, strict=True)
         ]
-    return [list(dict.fromkeys(labels)) for labels in _as_whole_numbers(names)]
+    every = {name for labels in names for name in labels}
+    if every and all(re.fullmatch(r"-?\d+\.0", name, re.ASCII) for name in every):  # by pandas
+        names = [[name.removesuffix(".0") for name in labels] for labels in names]
+    return [list(dict.fromkeys(labels)) for labels in names]
 
 
-def is_nothing(text: str) -> bool:
-    """Whether a cell says that there is no label."""
-    return text.strip().lower() in NOTHING
+def is_empty(text: str) -> bool:
+    """Return whether a cell stands for no label."""
+    return text.strip().lower() in EMPTY
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sorted_labels(names: Iterable[str]) -> list[str]:
     """Return names by the alphabet, or by their size where all are numbers: 1, 2, 10."""
     names = set(names)
     if names and all(_NUMBER.fullmatch(name) for name in names):
@@ -68,7 +69,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def alike(names: Iterable[str]) -> tuple[str, str] | None:
+def nearly_equal(names: Iterable[str]) -> tuple[str, str] | None:
     """Return two names that differ by capital letters or spaces alone, if there are such."""
     first: dict[str, str] = {}
     for name in names:
@@ -84,29 +85,26 @@ def label_cell(labels: Sequence[str]) -> str:
     return csv_cell(";".join(labels))
 
 
-_NUMBER = re.compile(r"[-+]?\d{1,300}(\.\d{1,300})?", re.ASCII)
-
-
 def _needs_list(name: str) -> bool:
-    odd = is_nothing(name) or any(mark in name for mark in ";|") or name[0] in "[({'"
+    odd = is_empty(name) or any(mark in name for mark in ";|") or name[0] in "[({'"
     return odd or ("," in name and name not in audioset_names())
 
 
-def _of_list(text: str, line: int, path: Path) -> list[str] | None:
-    """The names in a list, a tuple or a set that was printed; None if the cell is none."""
+def _parse_list(text: str, where: str) -> list[str] | None:
+    """Return the names in a printed list, tuple or set; None if the cell is none."""
     if len(text) < 2 or (text[0], text[-1]) not in (("[", "]"), ("(", ")"), ("{", "}")):
         if re.match(r"[\[{(]\s*['\"]", text):
-            raise DataError(f"{path} line {line}: the list {shortened(text)} has no end")
+            raise DataError(f"{where}: the list {shortened(text)} has no end")
         return None
     if len(text) > LONGEST_CELL:
-        raise DataError(f"{path} line {line}: a label of {len(text):,} characters")
-    inside = text[1:-1].strip().rstrip(",")
+        raise DataError(f"{where}: a label of {len(text):,} characters")
     try:
         items = json.loads(text)
         if isinstance(items, list) and all(isinstance(i, str | int | float) for i in items):
             return [str(item) for item in items if item == item]
     except (ValueError, RecursionError):
         pass
+    inside = text[1:-1].strip().rstrip(",")
     if not inside:
         return []
     quoted = re.search(r"['\"]", inside)
@@ -115,18 +113,18 @@ def _of_list(text: str, line: int, path: Path) -> list[str] | None:
     if not quoted and not re.search(r"[\[\](){}]", inside):
         numbers = re.fullmatch(r"[-+.\d\s]+", inside)
         parts = inside.split(",") if "," in inside else inside.split() if numbers else [inside]
-        return [part.strip() for part in parts if not is_nothing(part)]
+        return [part.strip() for part in parts if not is_empty(part)]
     items, end = [], 0
     while end < len(inside):
         match = _ITEM.match(inside, end)
         if match is None:
             raise DataError(
-                f"{path} line {line}: {shortened(text)} is not a list of names; expected "
-                '["dog", "cat"] or dog;cat'
+                f'{where}: {shortened(text)} is not a list of names; expected ["dog", "cat"] or '
+                "dog;cat"
             )
         items.append(match[1])
         end = match.end()
-    return [_unquoted(item) for item in items if not is_nothing(item)]
+    return [_unquoted(item) for item in items if not is_empty(item)]
 
 
 def _unquoted(item: str) -> str:
@@ -140,9 +138,7 @@ def _unquoted(item: str) -> str:
         return item[1:-1]
 
 
-def _refuse_hot(
-    listed: Sequence[list[str] | None], cells: Sequence[tuple[int, str]], path: Path
-) -> None:
+def _refuse_hot(listed: Sequence[list[str] | None], cells: Cells, path: Path) -> None:
     """Refuse vectors of 0 and 1, whose numbers are no names."""
     full = [labels for labels in listed if labels]
     lengths = {len(labels) for labels in full}
@@ -156,20 +152,19 @@ def _refuse_hot(
         )
 
 
-def _without_commas(
-    names: Sequence[Sequence[str]], comma: set[str], cells: Sequence[tuple[int, str]], path: Path
+def _split_commas(
+    names: Sequence[Sequence[str]], comma: set[str], cells: Cells, path: Path
 ) -> dict[str, list[str]]:
-    """Name with a comma -> the labels in it: itself, or its parts.
+    """Return the labels in every name with a comma: itself, or its parts.
 
     AudioSet's own names stay whole. Others are taken apart where every part is a label elsewhere,
     or where no comma of the table is followed by a space; they stay whole where none is.
     """
-    known = audioset_names()
-    result = {name: pieces for name in comma if (pieces := _of_audioset(name, known))}
+    result = {name: whole for name in comma if (whole := _audioset_parts(name))}
     left = sorted(comma - result.keys())
     plain = {name for labels in names for name in labels if name not in left}
-    plain |= {piece for pieces in result.values() for piece in pieces}
-    parts = {name: [p.strip() for p in name.split(",") if not is_nothing(p)] for name in left}
+    plain |= {part for pieces in result.values() for part in pieces}
+    parts = {name: [p.strip() for p in name.split(",") if not is_empty(p)] for name in left}
     tight = all(", " not in name for name in left)
     cells_with = Counter(part for name in left for part in set(parts[name]))
     for name in left:
@@ -187,32 +182,22 @@ def _without_commas(
     return result
 
 
-def _of_audioset(name: str, known: frozenset[str]) -> list[str] | None:
-    """The names of AudioSet, some of which have commas, that these words are; None if not all."""
-    words, found = name.split(","), []
+def _audioset_parts(name: str) -> list[str] | None:
+    """Return the names of AudioSet, some with commas, that a text consists of; None if not all."""
+    words, names, known = name.split(","), [], audioset_names()
     while words:
         for count in range(len(words), 0, -1):
             if (one := ",".join(words[:count]).strip()) in known:
-                found.append(one)
+                names.append(one)
                 words = words[count:]
                 break
         else:
             return None
-    return found
+    return names
 
 
 @cache
 def audioset_names() -> frozenset[str]:
-    """The 527 display names of AudioSet."""
-    import csv
-
+    """Return the 527 display names of AudioSet."""
     with CLASSES.open(encoding="utf-8", newline="") as file:
         return frozenset(row[2] for row in csv.reader(file))
-
-
-def _as_whole_numbers(names: list[list[str]]) -> list[list[str]]:
-    """Take "1.0" for "1" where pandas has made all labels so."""
-    every = {name for labels in names for name in labels}
-    if not every or not all(re.fullmatch(r"-?\d+\.0", name, re.ASCII) for name in every):
-        return names
-    return [[name.removesuffix(".0") for name in labels] for labels in names]

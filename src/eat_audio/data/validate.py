@@ -1,13 +1,11 @@
-"""A local copy of a corpus -> manifests to train from, and a report of what is wrong with it.
-
-    names on disk + lists -> Listing -> every file decoded, alike ones compared -> Report, manifests
+"""Check a local copy of a corpus: write manifests to train from, and report what is wrong.
 
 Nothing is downloaded, copied or changed; what cannot be used is left out, counted and named.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,52 +14,47 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from eat_audio.data.corpora import REPORT, STATISTICS_FILE, TABLE
-from eat_audio.data.corpus import Corpus
-from eat_audio.data.datasets.audioset import BALANCED, UNBALANCED, audioset_listing
-from eat_audio.data.listing import (
-    Listing,
-    esc50_listing,
-    folder_listing,
-    gathered,
-    speech_commands_listing,
+from eat_audio.data.corpus import Clips, Corpus
+from eat_audio.data.datasets import REPORT, STATISTICS_FILE, TABLE, VERSION, adapter_named
+from eat_audio.data.datasets.audioset import BALANCED, UNBALANCED
+from eat_audio.data.datasets.base import Index
+from eat_audio.data.manifest import (
+    DESCRIPTORS,
+    write_csv,
+    write_descriptors,
+    write_text,
+    write_tsv,
 )
-from eat_audio.data.manifest import DESCRIPTORS, write_csv
 from eat_audio.data.scan import Files
 from eat_audio.data.splits import SPLITS, role_of
 from eat_audio.data.statistics import measure
-from eat_audio.data.tsv import write_tsv
 from eat_audio.errors import DataError
 
-LAYOUTS: dict[str, Callable[[Path], Listing]] = {
-    "audioset": audioset_listing,
-    "esc50": esc50_listing,
-    "speech-commands": speech_commands_listing,
-    "folder": folder_listing,
-}
-"""What `eat data prepare` knows, by the names that it goes by there."""
-LEAST = 0.025
-"""Seconds: a clip that fills no window of the spectrogram is of no use."""
+SHORTEST = 0.025
+"""Seconds: a shorter clip fills no window of the spectrogram."""
 LONGER = 1.0
 """Seconds by which a file may exceed a listed segment and still be that segment alone."""
 QUANTILES = {"shortest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
 BALANCED_FOLDER = "balanced"
-"""Where AS-20K goes if there is AS-2M, too."""
+"""The folder of AS-20K if there is AS-2M, too."""
 THOROUGH = (
     "every listed file was decoded to its end; files of equal size were compared by a digest of "
     "all their bytes, so other encodings of the same sound are not found"
 )
 QUICK = "headers were believed, no file was decoded, no contents were compared"
 
+Mask = NDArray[np.bool_]
+Seconds = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a split that can be used."""
+    """The usable clips of a split."""
 
     clips: int
     hours: float
     labels: int
-    """How many labels have a clip."""
+    """Labels that have a clip."""
     seconds: dict[str, float]
     """Quantiles of the clips' lengths."""
 
@@ -80,13 +73,13 @@ class Copy:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; every list is complete."""
+    """The results of a check; every list is complete."""
 
     corpus: str
     lists: list[str]
     listed: int
     clips: int
-    """Those in the manifests: listed, there, readable and long enough."""
+    """Those in the manifests: listed, existing, readable and long enough."""
     hours: float
     splits: dict[str, Split]
     rates: dict[str, int]
@@ -96,11 +89,11 @@ class Report:
     unreadable: list[str]
     """One sentence each."""
     cut: list[str]
-    """Files that hold less than they claim; what is there is used."""
+    """Files that hold less than they claim; what they hold is used."""
     without_label: list[str]
     repeated: list[str]
     duplicates: list[list[Copy]]
-    """Files with the same bytes, group by group."""
+    """Groups of files with the same bytes."""
     leaks: list[list[Copy]]
     """The groups that are in more than one split."""
     contradictions: list[list[Copy]]
@@ -110,30 +103,30 @@ class Report:
     unlisted: list[str]
     short: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
-    """One sentence for every clip that is used although its file is not what it says it is."""
+    """One sentence for every used clip whose file contradicts itself."""
     root: str = ""
     compared: str = ""
-    """What was done to find out."""
+    """How it was found out."""
     manifests: list[str] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
 
     def to_json(self) -> str:
-        """All of it, the counts of the lists first."""
-        told = asdict(self)
-        counts = {name: len(value) for name, value in told.items() if isinstance(value, list)}
-        return json.dumps({"counts": counts} | told, indent=1)
+        """Return all of it, the version and the counts of the lists first."""
+        content = asdict(self)
+        counts = {name: len(value) for name, value in content.items() if isinstance(value, list)}
+        return json.dumps({"version": VERSION, "counts": counts} | content, indent=1)
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a table of it says, one matter a row; what is not the case is left out."""
+        """Return the rows of a table, one matter each, without those that are empty."""
         rows = [("clips", f"{self.clips} of {self.listed} listed"), ("hours", f"{self.hours:g}")]
         for name, split in self.splits.items():
             times = ", ".join(f"{word} {value:g}" for word, value in split.seconds.items())
-            heard = f", {split.labels} labels" if split.labels else ""
-            rows.append((f"split {name}", f"{split.clips} clips, {split.hours:g} h{heard}"))
+            labels = f", {split.labels} labels" if split.labels else ""
+            rows.append((f"split {name}", f"{split.clips} clips, {split.hours:g} h{labels}"))
             rows.append((f"seconds in {name}", times))
         rows.append(("rates", _times(self.rates, "Hz")))
         rows.append(("channels", _times(self.channels, "channels")))
-        rows += [(name, str(len(found))) for name, found in self.findings().items() if found]
+        rows += [(name, str(len(items))) for name, items in self.findings().items() if items]
         if self.statistics and "mean" in self.statistics:
             mean, std = self.statistics["mean"], self.statistics["std"]
             rows.append(("measured", f"mean {mean:.4f}, standard deviation {std:.4f}"))
@@ -141,22 +134,22 @@ class Report:
         return rows + [("manifest", path) for path in self.manifests]
 
     def problems(self, most: int = 3) -> list[tuple[str, str]]:
-        """The first few of every kind that somebody should look at, with what kind it is."""
-        told = []
-        for name, found in self.findings().items():
-            for one in found[:most]:
-                told.append((name, one if isinstance(one, str) else " = ".join(map(str, one))))
-            if len(found) > most:
-                told.append((name, f"{len(found) - most} more in {REPORT}"))
-        return told
+        """Return the first few findings of every kind, each with its kind."""
+        problems = []
+        for name, items in self.findings().items():
+            for one in items[:most]:
+                problems.append((name, one if isinstance(one, str) else " = ".join(map(str, one))))
+            if len(items) > most:
+                problems.append((name, f"{len(items) - most} more in {REPORT}"))
+        return problems
 
     def findings(self) -> dict[str, Sequence[str | list[Copy]]]:
-        """What is wrong, or may be, by what it is called; the worst first."""
+        """Return what is wrong, or may be, by kind; the worst first."""
         worse = {id(group) for group in [*self.leaks, *self.contradictions]}
         return {
             "LEAK, the same bytes in several splits": self.leaks,
             "the same bytes, other labels": self.contradictions,
-            "the same bytes": [one for one in self.duplicates if id(one) not in worse],
+            "the same bytes": [group for group in self.duplicates if id(group) not in worse],
             "missing": self.missing,
             "unreadable": self.unreadable,
             "too short": self.short,
@@ -171,25 +164,25 @@ class Report:
 
 
 def prepare(
-    kind: str,
+    layout: str,
     root: str | Path,
     *,
     out: str | Path,
     lists: Sequence[Path] = (),
-    least: float = LEAST,
+    least: float = SHORTEST,
     quick: bool = False,
     stats: bool = False,
     jobs: int | None = None,
 ) -> Report:
-    """Check a local copy of a corpus, and write manifests of what can be used.
+    """Check a local copy of a corpus, and write manifests of its usable clips.
 
     Args:
-        kind: One of `LAYOUTS`.
+        layout: The name of an adapter in `data/datasets`.
         root: The folder with the recordings.
         out: The folder to write to: `open_corpus` opens it.
-        lists: For "audioset": its lists, or the folder that has them; by default found below root.
+        lists: AudioSet's lists, or the folder that has them; by default those below root.
         least: Shorter clips are left out (seconds).
-        quick: Believe what files say of their length, and compare no contents.
+        quick: Trust headers about lengths, and compare no contents.
         stats: Measure the mean and standard deviation of the training clips' log-mel, too.
         jobs: Threads that read; as many as there are cores by default.
 
@@ -197,95 +190,93 @@ def prepare(
         DataError: There is no such corpus at `root`, nothing of it can be used, or `out` holds
             something else.
     """
+    adapter = adapter_named(layout)
     root, out = Path(root), Path(out)
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder")
-    if lists and kind != "audioset":
-        raise DataError(f"{kind}: its lists lie in the root; only audioset takes others")
-    _make_room(out)
-    listing = audioset_listing(root, lists) if kind == "audioset" else LAYOUTS[kind](root)
-    files = Files.of([clip.path for clip in listing.corpus.clips])
+    if lists and not adapter.takes_lists:
+        raise DataError(f"{layout}: its lists lie in the root; only audioset takes others")
+    _make_folder(out)
+    index = adapter.compare(root, **({"lists": lists} if lists else {}))
+    files = Files([clip.path for clip in index.corpus.clips])
     files.read(quick=quick, jobs=jobs or os.cpu_count() or 1)
-    corpus, seconds = _settled(listing.corpus, files)
-    kept = ~files.wrong & (seconds >= least)
+    corpus, seconds = _with_stretches(index.corpus, files)
+    kept = ~files.unusable & (seconds >= least)
     usable = replace(corpus, clips=corpus.table.take(np.flatnonzero(kept)))
-    short = [files.paths[n] for n in np.flatnonzero(~files.wrong & (seconds < least))]
+    short = [files.paths[n] for n in np.flatnonzero(~files.unusable & (seconds < least))]
     if not len(usable):
-        worst = [*files.sentences, *short, *listing.missing, *listing.without_label]
+        worst = [*files.sentences, *short, *index.missing, *index.without_label]
         raise DataError(
-            f"{root}: not one clip can be used; {len(listing.missing)} are missing, "
+            f"{root}: not one clip can be used; {len(index.missing)} are missing, "
             f"{len(files.sentences)} unreadable, {len(short)} shorter than {least:g} s, "
-            f"{len(listing.without_label)} without a known label; the first: {worst[0]}"
+            f"{len(index.without_label)} without a known label; the first: {worst[0]}"
         )
-    report = _report(listing, files, usable, seconds[kept], kept)
-    report = replace(report, root=str(root), short=short, compared=QUICK if quick else THOROUGH)
-    statistics = _measured(usable) if stats else _published(usable)
-    return _write(report, usable, listing.label_ids, files.samples[kept], out, statistics)
+    report = _report(index, files, usable, seconds[kept], kept)
+    statistics = _measured(usable) if stats else None
+    if not stats and usable.statistics:
+        statistics = {"published": usable.statistics}
+    compared = QUICK if quick else THOROUGH
+    report = replace(report, root=str(root), short=short, compared=compared, statistics=statistics)
+    return _write(report, usable, index.label_ids, files.samples[kept], out)
 
 
-# ---- what is wrong
+# ---- findings
 
 
-def _settled(corpus: Corpus, files: Files) -> tuple[Corpus, NDArray[np.float64]]:
-    """The clips as they are to be heard, and how long each is, in seconds.
+def _with_stretches(corpus: Corpus, files: Files) -> tuple[Corpus, Seconds]:
+    """Return the clips with their stretches in the files, and their lengths in seconds.
 
     A listed segment is all of a file that is no longer than that, and a stretch of a longer one,
     which must then reach it.
     """
     table, total = corpus.table, files.samples / files.rates
     start = table.column("start").to_numpy()
-    wanted = table.column("seconds").fill_null(np.inf).to_numpy()
-    whole = total <= wanted + LONGER
+    listed = table.column("seconds").fill_null(np.inf).to_numpy()
+    whole = total <= listed + LONGER
     outside = ~whole & (total <= start)
-    for n in np.flatnonzero(outside & ~files.wrong):
+    for n in np.flatnonzero(outside & ~files.unusable):
         files.fail(
             int(n),
-            f"lasts {total[n]:g} s, which is neither the segment of {wanted[n]:g} s that begins at "
+            f"lasts {total[n]:g} s, which is neither the segment of {listed[n]:g} s that begins at "
             f"{start[n]:g} s nor a video that holds it",
         )
-    seconds = np.where(whole, total, np.minimum(wanted, total - start))
+    seconds = np.where(whole, total, np.minimum(listed, total - start))
     clips = table.changed(
-        start=pa.array(np.where(whole, 0.0, start)), seconds=pa.array(wanted, mask=whole)
+        start=pa.array(np.where(whole, 0.0, start)), seconds=pa.array(listed, mask=whole)
     )
     return replace(corpus, clips=clips), seconds
 
 
-def _report(
-    listing: Listing,
-    files: Files,
-    usable: Corpus,
-    seconds: NDArray[np.float64],
-    kept: NDArray[np.bool_],
-) -> Report:
-    """What was found about the clips that are `kept`, and about those that are not."""
+def _report(index: Index, files: Files, usable: Corpus, seconds: Seconds, kept: Mask) -> Report:
+    """Return the findings about the clips that are `kept`, and about the others."""
     groups = _same_bytes(usable, files.digests[kept])
-    heard = np.unique(usable.table.labels()[0])
+    used = np.unique(usable.table.labels()[0])
     return Report(
         corpus=usable.name,
-        lists=listing.lists,
-        listed=len(listing.corpus) + len(listing.missing) + len(listing.without_label),
+        lists=index.lists,
+        listed=len(index.corpus) + len(index.missing) + len(index.without_label),
         clips=len(usable),
         hours=_hours(seconds),
         splits=_splits(usable, seconds),
         rates=_counts(files.rates[kept]),
         channels=_counts(files.channels[kept]),
-        missing=listing.missing,
+        missing=index.missing,
         unreadable=files.sentences,
         cut=[files.paths[n] for n in np.flatnonzero(files.cut & kept)],
-        odd=[text for n, found in sorted(files.warned.items()) if kept[n] for text in found],
-        without_label=listing.without_label,
-        repeated=listing.repeated,
+        odd=[text for n, texts in sorted(files.warnings.items()) if kept[n] for text in texts],
+        without_label=index.without_label,
+        repeated=index.repeated,
         duplicates=groups,
         leaks=[group for group in groups if len({copy.split for copy in group}) > 1],
         contradictions=[g for g in groups if len({frozenset(copy.labels) for copy in g}) > 1],
-        unknown_labels=dict(listing.unknown_labels.most_common()),
-        labels_without_clips=[name for n, name in enumerate(usable.label_names) if n not in heard],
-        unlisted=listing.unlisted,
+        unknown_labels=dict(index.unknown_labels.most_common()),
+        labels_without_clips=[name for n, name in enumerate(usable.label_names) if n not in used],
+        unlisted=index.unlisted or [],
     )
 
 
 def _same_bytes(corpus: Corpus, digests: NDArray[np.bytes_]) -> list[list[Copy]]:
-    """Groups of clips whose files have the same digest; those without any are like no other."""
+    """Return groups of clips whose files have the same digest; an empty one equals none."""
     order = np.argsort(digests, kind="stable")
     order = order[digests[order] != b""]
     ends = np.flatnonzero(digests[order][1:] != digests[order][:-1]) + 1
@@ -298,22 +289,18 @@ def _same_bytes(corpus: Corpus, digests: NDArray[np.bytes_]) -> list[list[Copy]]
     return [[copy(int(n)) for n in group] for group in sorted(groups, key=lambda g: int(g[0]))]
 
 
-def _splits(corpus: Corpus, seconds: NDArray[np.float64]) -> dict[str, Split]:
+def _splits(corpus: Corpus, seconds: Seconds) -> dict[str, Split]:
     names = np.array([clip.split for clip in corpus.clips])
-    found = {}
+    splits = {}
     for name in corpus.splits:
         lengths = seconds[names == name]
         labels, _ = corpus.select(name).table.labels()
-        found[name] = Split(
-            clips=len(lengths),
-            hours=_hours(lengths),
-            labels=len(np.unique(labels)),
-            seconds={word: _rounded(np.quantile(lengths, q)) for word, q in QUANTILES.items()},
-        )
-    return found
+        quantiles = {word: _rounded(np.quantile(lengths, q)) for word, q in QUANTILES.items()}
+        splits[name] = Split(len(lengths), _hours(lengths), len(np.unique(labels)), quantiles)
+    return splits
 
 
-def _hours(seconds: NDArray[np.float64]) -> float:
+def _hours(seconds: Seconds) -> float:
     return _rounded(seconds.sum() / 3600)
 
 
@@ -333,75 +320,72 @@ def _counts(numbers: NDArray[np.integer]) -> dict[str, int]:
 # ---- manifests
 
 
-def _make_room(out: Path) -> None:
-    """The folder, made if there is none; manifests that others have put there are not touched."""
+def _make_folder(out: Path) -> None:
+    """Make the folder if there is none; refuse one with the manifests of others."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror})") from error
     for folder in (out, out / BALANCED_FOLDER):
-        theirs = [] if os.path.isfile(folder / REPORT) else _manifests(folder)
-        if theirs:
-            raise DataError(f"{theirs[0]}: is there already, not from here; choose another --out")
+        foreign = [] if os.path.isfile(folder / REPORT) else _manifests(folder)
+        if foreign:
+            raise DataError(f"{foreign[0]}: is there already, not from here; choose another --out")
 
 
 def _manifests(folder: Path) -> list[Path]:
-    """What an earlier run may have written."""
+    """Return the files that an earlier run may have written."""
     names = [TABLE, DESCRIPTORS, STATISTICS_FILE]
     names += [f"{split}.{kind}" for split in SPLITS for kind in ("tsv", "lbl")]
     return [path for name in names if os.path.isfile(path := folder / name)]
 
 
 def _write(
-    report: Report,
-    corpus: Corpus,
-    label_ids: dict[str, str],
-    samples: NDArray[np.int64],
-    out: Path,
-    statistics: dict[str, Any] | None,
+    report: Report, corpus: Corpus, label_ids: dict[str, str], samples: NDArray[np.int64], out: Path
 ) -> Report:
     for path in [*_manifests(out), *_manifests(out / BALANCED_FOLDER)]:
         path.unlink()
-    _save(out / REPORT, report.to_json())  # first, so that the next run knows whose the rest is
+    write_text(out / REPORT, report.to_json())  # first: it marks the other files as ours
     manifests = []
     for folder, splits in _folders(corpus).items():
-        here = np.flatnonzero([clip.split in splits for clip in corpus.clips])
-        clips = (replace(clip, split=splits[clip.split]) for clip in corpus.table.take(here))
-        part = replace(corpus, clips=gathered(clips))
+        selected = np.flatnonzero([clip.split in splits for clip in corpus.clips])
+        clips = (replace(clip, split=splits[clip.split]) for clip in corpus.table.take(selected))
+        part = replace(corpus, clips=Clips.of(clips))
         if folder:
             (out / folder).mkdir(exist_ok=True)
-            _save(out / folder / REPORT, json.dumps({"see": f"../{REPORT}"}))
+            see = {"version": VERSION, "see": f"../{REPORT}"}
+            write_text(out / folder / REPORT, json.dumps(see))
         if label_ids:
-            _save(out / folder / DESCRIPTORS, _descriptors(label_ids))
-        manifests += _write_manifests(part, samples[here], out / folder)
-        if statistics:
-            _save(out / folder / STATISTICS_FILE, json.dumps(statistics, indent=1))
-    report = replace(report, manifests=[str(path) for path in manifests], statistics=statistics)
-    _save(out / REPORT, report.to_json())
+            write_descriptors(out / folder / DESCRIPTORS, label_ids)
+        manifests += _write_manifests(part, samples[selected], out / folder)
+        if report.statistics:
+            write_text(out / folder / STATISTICS_FILE, json.dumps(report.statistics, indent=1))
+    report = replace(report, manifests=[str(path) for path in manifests])
+    write_text(out / REPORT, report.to_json())
     return report
 
 
 def _folders(corpus: Corpus) -> dict[str, dict[str, str]]:
-    """Which of the corpus' splits are written to which folder, under which names.
+    """Return for each folder the corpus' splits in it, and the names that they have there.
 
-    AudioSet is two corpora that share what they are tested on: AS-2M, and AS-20K in a folder below.
+    AudioSet is two corpora that share their test split: AS-2M, and AS-20K in a folder below.
     """
     plain = {split: split for split in corpus.splits}
     parts = {BALANCED: "train", UNBALANCED: "train"}
     folders = {"": plain | {part: name for part, name in parts.items() if part in plain}}
     if parts.keys() <= plain.keys():
-        less = {split: name for split, name in folders[""].items() if split != UNBALANCED}
-        folders[BALANCED_FOLDER] = less
+        balanced = {split: name for split, name in folders[""].items() if split != UNBALANCED}
+        folders[BALANCED_FOLDER] = balanced
     return folders
 
 
 def _write_manifests(corpus: Corpus, samples: NDArray[np.int64], folder: Path) -> list[Path]:
-    """The `.tsv` of the released code for AudioSet, where it can say it all; else a table."""
+    """Write the `.tsv` of the released code for AudioSet if it can hold all; else a table."""
     stretches = any(clip.seconds is not None for clip in corpus.clips)
     odd = any(mark in clip.path for clip in corpus.clips for mark in "\t\r\n")
     if corpus.statistics != "audioset" or stretches or odd:
-        clips = (replace(clip, id=_kept_whole(clip.id)) for clip in corpus.clips)
-        write_csv(replace(corpus, clips=gathered(clips)), folder / TABLE)
+        ids = ((clip, clip.id) for clip in corpus.clips)  # a table loses spaces around its cells
+        clips = [clip if i == i.strip() else replace(clip, id=repr(i)) for clip, i in ids]
+        write_csv(replace(corpus, clips=clips), folder / TABLE)
         return [folder / TABLE]
     names = np.array([clip.split for clip in corpus.clips])
     paths = []
@@ -412,35 +396,14 @@ def _write_manifests(corpus: Corpus, samples: NDArray[np.int64], folder: Path) -
     return paths
 
 
-def _kept_whole(clip_id: str) -> str:
-    """An id that a table keeps: spaces around it are quoted."""
-    return clip_id if clip_id == clip_id.strip() else repr(clip_id)
-
-
-def _descriptors(label_ids: dict[str, str]) -> str:
-    lines = enumerate(label_ids.items())
-    return "".join(f'{n},{i},"{name.replace(chr(34), chr(34) * 2)}"\n' for n, (i, name) in lines)
-
-
-def _published(corpus: Corpus) -> dict[str, Any] | None:
-    return {"published": corpus.statistics} if corpus.statistics else None
-
-
 def _measured(corpus: Corpus) -> dict[str, Any]:
     training = [split for split in corpus.splits if role_of(split) not in ("valid", "test")]
     corpus = corpus.select(*training) if training else corpus
-    found = measure(corpus)
+    result = measure(corpus)
     return {
-        "mean": found.statistics.mean,
-        "std": found.statistics.std,
-        "clips": found.clips,
-        "seconds": found.seconds,
+        "mean": result.statistics.mean,
+        "std": result.statistics.std,
+        "clips": result.clips,
+        "seconds": result.seconds,
         "splits": list(corpus.splits),
     }
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error

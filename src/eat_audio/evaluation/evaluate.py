@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from eat_audio.checkpoints.load import load_model_and_features
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.splits import Roles
 from eat_audio.errors import CheckpointError, DataError, SettingError

@@ -18,8 +18,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from eat_audio.config import Settings
-from eat_audio.data.cross_validation import rounds, sample
 from eat_audio.data.loader import ClipSettings, ordered_batches
+from eat_audio.data.splits import cross_validation, sample
 from eat_audio.errors import DataError
 from eat_audio.evaluation.metrics import (
     NEIGHBORS,
@@ -96,7 +96,7 @@ class Monitor:
             raise DataError(f"{settings.data}: not one of its {len(corpus)} clips can be read")
         self.labels: Array = torch.cat(labels).numpy()
         by_id = {clip.id: clip for clip in corpus.clips}
-        self.rounds = rounds([by_id[clip_id] for clip_id in ids])
+        self.rounds = cross_validation([by_id[clip_id] for clip_id in ids])
 
     def due(self, step: int) -> bool:
         """Whether to look after this step; at step 0 the caller knows whether it has been done."""
@@ -137,7 +137,7 @@ class Monitor:
     def _scores(self, seen: dict[str, Array]) -> dict[str, float]:
         metric = "map" if self.multi_label else "accuracy"
         numbers: dict[str, list[float]] = {}
-        for known, unknown in self.rounds.parts:
+        for known, unknown in self.rounds.indices:
             for view, vectors in seen.items():
                 given = vectors[known], self.labels[known], vectors[unknown], self.labels[unknown]
                 linear = linear_score(*given, multi_label=self.multi_label)

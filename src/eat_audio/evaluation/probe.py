@@ -16,10 +16,10 @@ from torch import Tensor
 
 from eat_audio.audio.fbank import log_mel
 from eat_audio.checkpoints.load import load_model_and_features
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
-from eat_audio.data.cross_validation import Rounds, rounds, sample
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipSettings
+from eat_audio.data.splits import Folds, cross_validation, sample
 from eat_audio.errors import DataError
 from eat_audio.evaluation.evaluate import spectrogram_batches
 from eat_audio.evaluation.metrics import (
@@ -257,15 +257,15 @@ def probe_encoder(
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
-    splits = rounds([by_id[clip_id] for clip_id in vectors[0].ids])
+    splits = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])
     labels, multi_label = vectors[0].labels, corpus.multi_label
     return ProbeResult(
         corpus=corpus.name,
         metric="mAP" if multi_label else "accuracy",
         clips=len(labels),
         classes=int(labels.any(axis=0).sum()),
-        split=splits.told,
-        std_over="folds" if len(splits.parts) > 1 else "resampled test clips",
+        split=splits.description,
+        std_over="folds" if len(splits.indices) > 1 else "resampled test clips",
         chance=chance(labels, multi_label=multi_label),
         rows=list(_rows_of(vectors, statistics, splits, neighbors, multi_label=multi_label)),
         unreadable=vectors[0].unreadable,
@@ -275,7 +275,7 @@ def probe_encoder(
 def _rows_of(
     vectors: Sequence[Vectors],
     statistics: Array,
-    splits: Rounds,
+    splits: Folds,
     neighbors: int | None,
     *,
     multi_label: bool,
@@ -322,11 +322,11 @@ def random_like(model: AudioEncoder, seed: int) -> AudioEncoder:
 
 
 def _score(
-    splits: Rounds, vectors: Array, labels: Array, multi_label: bool, neighbors: int | None
+    splits: Folds, vectors: Array, labels: Array, multi_label: bool, neighbors: int | None
 ) -> ScoreMean:
     """Return the score over all folds; of a single split, over bootstrap samples of its clips."""
     values = []
-    for train, test in splits.parts:
+    for train, test in splits.indices:
         given, targets = (vectors[train], labels[train], vectors[test]), labels[test]
         if neighbors is None:
             scores = linear_predictions(*given, multi_label=multi_label)

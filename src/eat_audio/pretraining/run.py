@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from eat_audio.audio import fbank as logmel
-from eat_audio.data.contents import contents
-from eat_audio.data.corpora import open_corpus
 from eat_audio.data.corpus import Corpus
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
+from eat_audio.data.scan import contents_fingerprint
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
 from eat_audio.models import families, save
@@ -78,7 +78,7 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, process_group: Pro
             title=f"pretrain {settings.method}",
             source=Source(
                 corpus.fingerprint(),
-                contents(corpus) + objective.input_contents(),
+                contents_fingerprint(corpus) + objective.input_contents(),
                 {"features": features.to_dict()},
             ),
             export=export,

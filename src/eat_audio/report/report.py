@@ -16,9 +16,9 @@ import yaml
 from pydantic import ValidationError
 
 from eat_audio.checkpoints.load import load_features, load_model
-from eat_audio.data.corpora import open_corpus
-from eat_audio.data.cross_validation import sample
+from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
+from eat_audio.data.splits import sample
 from eat_audio.errors import CheckpointError, EatError, OutputError
 from eat_audio.evaluation.evaluate import Evaluation
 from eat_audio.evaluation.probe import labeled_corpus

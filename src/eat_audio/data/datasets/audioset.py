@@ -1,9 +1,9 @@
-"""AudioSet's lists, in the forms in which they are handed round -> the files that they speak of.
+"""AudioSet, from its published lists matched with local files, or from manifests of EAT.
 
-Three forms: the published segments (`balanced_train_segments.csv`, `unbalanced_train_segments.csv`,
-`eval_segments.csv`), the JSON of AST and Audio-MAE, and the `.tsv` and `.lbl` of EAT. The paths in
-them are those of another machine, so files are recognized by YouTube id, wherever they lie below
-the root; no path of a list is ever opened.
+Lists have three forms: the published segments (`balanced_train_segments.csv`,
+`unbalanced_train_segments.csv`, `eval_segments.csv`), the JSON of AST and Audio-MAE, and the `.tsv`
+and `.lbl` of EAT. The paths in them are those of another machine, so files are recognized by
+YouTube id, wherever they lie below the root; no path of a list is ever opened.
 
 The 527 classes in `audioset_labels.csv` (number, id in the ontology, display name) are AudioSet's
 `class_labels_indices.csv`, published by Google under CC BY 4.0 at
@@ -17,33 +17,56 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from eat_audio.data.corpora import AUDIOSET_CLASSES
-from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.data.folders import audio_below
-from eat_audio.data.listing import Listing, gathered
+from eat_audio.data.corpus import Clip, Corpus, with_unique_ids
+from eat_audio.data.datasets.base import Adapter, Index, audio_below
+from eat_audio.data.labels import CLASSES
 from eat_audio.data.manifest import (
     DESCRIPTORS,
+    iter_lines,
     read_descriptors,
-    read_lines,
+    read_tsv,
     split_in_name,
 )
 from eat_audio.data.splits import SPLITS
 from eat_audio.errors import DataError
 
-CLASSES = Path(__file__).with_name("audioset_labels.csv")
-"""AudioSet's classes; CC BY 4.0, see above."""
+CLASS_COUNT = 527
+"""Classes of AudioSet's ontology that have labeled clips (arXiv 1912.10211, section II)."""
 CLASS_LISTS = ("class_labels_indices.csv", DESCRIPTORS)
-"""Names of such a list beside the lists of clips."""
+"""Names of a list of classes beside the lists of clips."""
 BALANCED, UNBALANCED = "balanced_train", "unbalanced_train"
 """The two parts of the training split: AS-20K, and with the other AS-2M."""
 CLIP_NAME = re.compile(
     r"Y?(?P<id>[\w-]{11})(?:_(?P<start>\d+(?:\.\d+)?))?(?:_\d+(?:\.\d+)?)?", re.ASCII
 )
-"""How downloads of a segment are named: the YouTube id, often after a Y, often with its times."""
+"""Name of a downloaded segment: the YouTube id, often after a Y, often with its times."""
+
+
+# ---- manifests
+
+
+def manifests_in(folder: Path) -> list[Path]:
+    """Return the manifests in a folder that are named by their splits."""
+    return [path for split in SPLITS if (path := folder / f"{split}.tsv").is_file()]
+
+
+def read_manifests(*manifests: Path) -> Corpus:
+    """Return the corpus of `.tsv` manifests, one per split."""
+    return recognize(read_tsv(*manifests))
+
+
+def recognize(corpus: Corpus) -> Corpus:
+    """Return the corpus as AudioSet if it has the number of its classes."""
+    if len(corpus.label_names) != CLASS_COUNT:
+        return corpus
+    return replace(corpus, name="audioset", multi_label=True, statistics="audioset")
+
+
+# ---- lists
 
 
 class Row(NamedTuple):
@@ -54,12 +77,12 @@ class Row(NamedTuple):
     split: str
     labels: tuple[int, ...] = ()
     segment: tuple[float, float] | None = None
-    """Where in the video the clip begins and ends, in seconds, if the list says so."""
+    """Start and end of the clip in the video, in seconds, if the list holds them."""
 
 
 @dataclass
 class Labels:
-    """Label ids -> their numbers, and what was met beside them."""
+    """The numbers of label ids, and the ids without one."""
 
     numbers: dict[str, int]
     unknown: Counter[str] = field(default_factory=Counter)
@@ -67,7 +90,7 @@ class Labels:
     """Clips of which no label is known."""
 
     def of(self, clip: str, cell: str) -> tuple[int, ...] | None:
-        """The numbers of labels separated by commas; None if there are labels, but none known."""
+        """Return the numbers of labels in a cell; None if there are labels, but none known."""
         ids = dict.fromkeys(label.strip() for label in cell.split(",") if label.strip())
         known = tuple(self.numbers[label] for label in ids if label in self.numbers)
         self.unknown.update(label for label in ids if label not in self.numbers)
@@ -77,93 +100,63 @@ class Labels:
         return known
 
 
-def audioset_listing(root: Path, lists: Sequence[Path] = ()) -> Listing:
-    """AudioSet, or a part of it: what the lists say, matched with the files below `root`.
+def index(root: Path, lists: Sequence[Path] = ()) -> Index:
+    """Return the clips of the lists that have a file below `root`, and what has none.
 
     The splits are those of the lists, "balanced_train" and "unbalanced_train" kept apart.
 
     Args:
-        root: Where the recordings are, in any folders.
+        root: The folder of the recordings.
         lists: Files, or one folder that has them; by default those in the root, or in one folder
-            right below. Where there is none, the clips have no labels.
+            right below. Without any, the clips have no labels.
 
     Raises:
         DataError: There are no recordings, or a list cannot be used.
     """
     names = [str(path) for path in audio_below(root)]
-    if not names:
-        raise DataError(f"{root}: no audio files in this folder or below")
-    paths = _found_lists(root, lists)
+    paths = _find_lists(root, lists)
     if not paths:
-        all_of_it = ((Row(name, _split_of(name)), name) for name in names)
-        clips = gathered(_clips(root, all_of_it))
-        return Listing(Corpus("audioset", clips, statistics="audioset"))
-
+        unlabeled = (Clip(name, str(root / name), split=_split_of_folder(name)) for name in names)
+        return Index(Corpus("audioset", with_unique_ids(unlabeled)), unlisted=[])
     if bare := [path for path in paths if path.suffix == ".tsv" and not _has_labels(path)]:
         if len(bare) < len(paths):
             raise DataError(f"{bare[0]}: no {bare[0].stem}.lbl beside it, but others have labels")
     classes = _classes(paths)
     labels = Labels({label: number for number, label in enumerate(classes)})
-    matched = Matched()
+    matches = Matches(names)
     rows = (row for path in paths for row in _rows(path, labels))
-    clips = gathered(_clips(root, _matched(rows, names, matched)))
+    clips = with_unique_ids(matches.clips(root, rows))
     labeled = any(clip.labels for clip in clips)
-    return Listing(
-        Corpus(
-            "audioset",
-            clips,
-            label_names=tuple(classes.values()) if labeled else (),
-            multi_label=labeled,
-            statistics="audioset",
-        ),
+    return Index(
+        Corpus("audioset", clips, tuple(classes.values()) if labeled else (), multi_label=labeled),
         label_ids=classes if labeled else {},
         lists=[str(path) for path in paths],
-        missing=matched.missing,
-        unlisted=matched.unlisted,
-        repeated=matched.repeated,
+        missing=matches.missing,
+        unlisted=matches.unlisted,
+        repeated=matches.repeated,
         unknown_labels=labels.unknown,
         without_label=labels.left_out,
     )
 
 
-def clip_in_name(path: str) -> tuple[str, tuple[float, ...]]:
-    """The YouTube id in a file's name, else its stem; and where the segment may begin, in seconds.
-
-    "30.000" are seconds; "30000" may be milliseconds, too.
-    """
-    stem = os.path.splitext(os.path.basename(path))[0]
-    match = CLIP_NAME.fullmatch(stem) or CLIP_NAME.fullmatch(os.path.basename(path))
-    if match is None:
-        return stem, ()
-    start = match["start"]
-    if start is None:
-        return match["id"], ()
-    return match["id"], (float(start),) if "." in start else (float(start), float(start) / 1000)
-
-
-# ---- lists
-
-
-def _found_lists(root: Path, told: Sequence[Path]) -> list[Path]:
-    """The files to read: those told, else those of the first folder that has any.
+def _find_lists(root: Path, lists: Sequence[Path]) -> list[Path]:
+    """Return the given files, else those of the first folder that has any.
 
     Raises:
-        DataError: There are several folders or forms to choose from, or none of those told.
+        DataError: There are several folders or forms to choose from, or none of those given.
     """
-    files = [path for path in told if not os.path.isdir(path)]
-    if files and len(files) == len(told):
+    files = [path for path in lists if not os.path.isdir(path)]
+    if files and len(files) == len(lists):
         return files
-    if len(told) > 1:
-        raise DataError(f"{told[0]}: expected lists, or one folder that has them; found both")
-    if told:
-        folders, below = [told[0]], []
-    else:
-        folders, below = [root], sorted(path for path in root.iterdir() if path.is_dir())
-    found = [lists for folder in folders if (lists := _lists_in(folder))]
-    found = found or [lists for folder in below if (lists := _lists_in(folder))]
-    if told and not found:
-        raise DataError(f"{told[0]}: has no list (*_segments.csv, *.json, train.tsv or eval.tsv)")
-    forms = {path.suffix for lists in found for path in lists}
+    if len(lists) > 1:
+        raise DataError(f"{lists[0]}: expected lists, or one folder that has them; found both")
+    found = [names for folder in (lists or [root]) if (names := _lists_in(folder))]
+    if lists and not found:
+        raise DataError(f"{lists[0]}: has no list (*_segments.csv, *.json, train.tsv or eval.tsv)")
+    if not found:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        found = [names for folder in folders if (names := _lists_in(folder))]
+    forms = {path.suffix for names in found for path in names}
     if len(found) > 1 or len(forms) > 1:
         first, second = found[0][0], (found[1] if len(found) > 1 else found[0])[-1]
         raise DataError(f"{root}: found {first} and {second}; say which lists to use (--lists)")
@@ -171,14 +164,18 @@ def _found_lists(root: Path, told: Sequence[Path]) -> list[Path]:
 
 
 def _lists_in(folder: Path) -> list[Path]:
-    known = {f"{split}.tsv" for split in SPLITS}
-    found = []
-    for path in sorted(folder.iterdir()):
-        segments = path.name.endswith("_segments.csv")
-        manifest = path.name in known
-        if path.is_file() and (segments or manifest or (path.suffix == ".json" and _is_ast(path))):
-            found.append(path)
-    return sorted(found, key=lambda path: split_in_name(path) != "train")
+    manifests = manifests_in(folder)
+    lists = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (
+            path.name.endswith("_segments.csv")
+            or path in manifests
+            or (path.suffix == ".json" and _is_ast(path))
+        )
+    ]
+    return sorted(lists, key=lambda path: split_in_name(path) != "train")
 
 
 def _is_ast(path: Path) -> bool:
@@ -191,27 +188,23 @@ def _is_ast(path: Path) -> bool:
 
 
 def _classes(paths: Sequence[Path]) -> dict[str, str]:
-    """Label id -> name: from beside the lists, else AudioSet's."""
+    """Return label id -> name: from beside the lists, else AudioSet's."""
     for name in CLASS_LISTS:
         for folder in dict.fromkeys(path.parent for path in paths):
             if os.path.isfile(folder / name):
                 return read_descriptors(folder / name)
-    classes = read_descriptors(CLASSES)
-    assert len(classes) == AUDIOSET_CLASSES
-    return classes
+    return read_descriptors(CLASSES)
 
 
-def _split(path: Path) -> str:
+def _split_of_list(path: Path) -> str:
     words = set(path.stem.lower().replace("-", "_").split("_"))
     if words & {"unbalanced", "unbal"}:
         return UNBALANCED
-    if words & {"balanced", "bal"}:
-        return BALANCED
-    return split_in_name(path)
+    return BALANCED if words & {"balanced", "bal"} else split_in_name(path)
 
 
-def _split_of(name: str) -> str:
-    """The split that the first folder of a path speaks of, else "train"."""
+def _split_of_folder(name: str) -> str:
+    """Return the split in the first folder of a path, else "train"."""
     folder, _, rest = name.partition("/")
     return split_in_name(Path(folder)) if rest else "train"
 
@@ -224,11 +217,19 @@ def _rows(path: Path, labels: Labels) -> Iterator[Row]:
     readers = {".csv": _segments, ".json": _entries, ".tsv": _lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: not a list of AudioSet (.csv of segments, .json, .tsv)")
-    yield from readers[path.suffix.lower()](path, _split(path), labels)
+    split = _split_of_list(path)
+    for name, cell, segment in readers[path.suffix.lower()](path):
+        numbers = labels.of(name, cell)
+        if numbers is not None:
+            yield Row(name, split, numbers, segment)
 
 
-def _segments(path: Path, split: str, labels: Labels) -> Iterator[Row]:
-    """Lines of `YTID, start_seconds, end_seconds, "label,label"`, comments before them."""
+Fields = tuple[str, str, tuple[float, float] | None]
+"""Name, labels separated by commas, and segment of a clip."""
+
+
+def _segments(path: Path) -> Iterator[Fields]:
+    """Read lines of `YTID, start_seconds, end_seconds, "label,label"`, comments before them."""
     with _text(path) as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
         for fields in reader:
@@ -244,48 +245,42 @@ def _segments(path: Path, split: str, labels: Labels) -> Iterator[Row]:
                     f"{path} line {reader.line_num}: found {', '.join(fields)!r}, expected an id, "
                     "where the segment starts and ends in seconds, and its labels"
                 )
-            heard = labels.of(name, ",".join(fields[3:]))
-            if heard is not None:
-                yield Row(name, split, heard, (start, end))
+            yield name, ",".join(fields[3:]), (start, end)
 
 
-def _entries(path: Path, split: str, labels: Labels) -> Iterator[Row]:
-    """`{"data": [{"wav": PATH, "labels": "label,label"}, ...]}`."""
+def _entries(path: Path) -> Iterator[Fields]:
+    """Read `{"data": [{"wav": PATH, "labels": "label,label"}, ...]}`."""
     with _text(path) as file:
         try:
-            told = json.load(file)
+            content = json.load(file)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: not JSON ({error})") from error
-    entries = told.get("data") if isinstance(told, dict) else None
+    entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected {{"data": [...]}}')
     for number, entry in enumerate(entries, start=1):
-        told = entry if isinstance(entry, dict) else {}
-        name, cell = told.get("wav"), told.get("labels")
+        entry = entry if isinstance(entry, dict) else {}
+        name, cell = entry.get("wav"), entry.get("labels")
         if not (isinstance(name, str) and isinstance(cell, str) and name):
             raise DataError(f'{path}: entry {number} has no "wav" and "labels", which are text')
-        heard = labels.of(name, cell)
-        if heard is not None:
-            yield Row(name, split, heard)
+        yield name, cell, None
 
 
-def _lines(path: Path, split: str, labels: Labels) -> Iterator[Row]:
-    """The rows of a `.tsv`, whose root folder may be anywhere, and the labels beside it."""
-    rows = [(line, text.split("\t")[0]) for line, text in read_lines(path)][1:]
-    beside = path.with_suffix(".lbl")
+def _lines(path: Path) -> Iterator[Fields]:
+    """Read a `.tsv`, whose root folder may be anywhere, and the labels beside it."""
+    names = [text.split("\t")[0] for _, text in iter_lines(path)][1:]
     if not _has_labels(path):
-        yield from (Row(name, split) for _, name in rows)
+        yield from ((name, "", None) for name in names)
         return
-    lines = read_lines(beside)
-    if len(lines) != len(rows):
-        raise DataError(f"{beside}: {len(lines)} lines of labels for {len(rows)} clips")
-    for (line, text), (_, name) in zip(lines, rows, strict=True):
+    beside = path.with_suffix(".lbl")
+    lines = list(iter_lines(beside))
+    if len(lines) != len(names):
+        raise DataError(f"{beside}: {len(lines)} lines of labels for {len(names)} clips")
+    for (line, text), name in zip(lines, names, strict=True):
         clip, tab, cell = text.partition("\t")
         if not tab or clip_in_name(clip)[0] != clip_in_name(name)[0]:
             raise DataError(f"{beside} line {line}: found {text!r}, expected labels of {name!r}")
-        heard = labels.of(name, cell)
-        if heard is not None:
-            yield Row(name, split, heard)
+        yield name, cell, None
 
 
 @contextmanager
@@ -304,47 +299,78 @@ def _text(path: Path) -> Iterator[IO[str]]:
 # ---- lists and files
 
 
-@dataclass
-class Matched:
-    """What is left over when rows have found their files."""
+def clip_in_name(path: str) -> tuple[str, tuple[float, ...]]:
+    """Return the YouTube id in a file's name, else its stem; and possible starts of the segment.
 
-    missing: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)
-    unlisted: list[str] = field(default_factory=list)
+    "30.000" are seconds; "30000" may be milliseconds, too.
+    """
+    stem = os.path.splitext(os.path.basename(path))[0]
+    match = CLIP_NAME.fullmatch(stem) or CLIP_NAME.fullmatch(os.path.basename(path))
+    if match is None:
+        return stem, ()
+    start = match["start"]
+    if start is None:
+        return match["id"], ()
+    return match["id"], (float(start),) if "." in start else (float(start), float(start) / 1000)
 
 
-def _matched(rows: Iterable[Row], names: Sequence[str], left: Matched) -> Iterator[tuple[Row, str]]:
-    """Each row with its file; `left` is complete at the end."""
-    first: dict[str, int] = {}
-    more: dict[str, list[int]] = defaultdict(list)  # rarely needed, and 2,000,000 lists are large
-    for number, name in enumerate(names):
-        clip, _ = clip_in_name(name)
-        if first.setdefault(clip, number) != number:
-            more[clip].append(number)
-    met: set[str] = set()
-    used = bytearray(len(names))
-    for row in rows:
-        clip, starts = clip_in_name(row.name)
-        if row.segment:
-            starts = row.segment[:1]
-        segment = f"{clip} {starts[0]:g}" if starts else clip
-        if segment in met:
-            left.repeated.append(f"{row.name} ({row.split})")
-            continue
-        met.add(segment)
-        numbers = [first[clip], *more.get(clip, [])] if clip in first else []
-        fitting = [n for n in numbers if not used[n] and _may_be(names[n], starts)]
+class Matches:
+    """Files of a corpus that rows of its lists are matched with, each file once."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.missing: list[str] = []
+        self.repeated: list[str] = []
+        self.used = bytearray(len(names))
+        self.first: dict[str, int] = {}
+        self.more: dict[str, list[int]] = defaultdict(list)  # rare; 2,000,000 lists are large
+        for number, name in enumerate(names):
+            clip, _ = clip_in_name(name)
+            if self.first.setdefault(clip, number) != number:
+                self.more[clip].append(number)
+
+    @property
+    def unlisted(self) -> list[str]:
+        """Files that no row has been matched with."""
+        return [name for name, used in zip(self.names, self.used, strict=True) if not used]
+
+    def clips(self, root: Path, rows: Iterable[Row]) -> Iterator[Clip]:
+        """Yield the clips of the rows that have a file; ids are the paths below the root.
+
+        A segment without times in its file's name may turn out to be a stretch of a longer video.
+        """
+        listed: set[str] = set()
+        for row in rows:
+            clip, starts = clip_in_name(row.name)
+            if row.segment:
+                starts = row.segment[:1]
+            segment = f"{clip} {starts[0]:g}" if starts else clip
+            if segment in listed:
+                self.repeated.append(f"{row.name} ({row.split})")
+                continue
+            listed.add(segment)
+            name = self._take(row.name, clip, starts)
+            if name is None:
+                self.missing.append(row.name)
+                continue
+            start, seconds = 0.0, None
+            if row.segment and not clip_in_name(name)[1]:
+                start, seconds = row.segment[0], row.segment[1] - row.segment[0]
+            yield Clip(name, str(root / name), row.labels, row.split, start, seconds)
+
+    def _take(self, row: str, clip: str, starts: tuple[float, ...]) -> str | None:
+        """Return the unused file that fits a row best."""
+        numbers = [self.first[clip], *self.more.get(clip, [])] if clip in self.first else []
+        fitting = [n for n in numbers if not self.used[n] and _may_be(self.names[n], starts)]
         if not fitting:
-            left.missing.append(row.name)
-            continue
-        best = min(fitting, key=lambda n: _distance(row.name, names[n]))
-        used[best] = True
-        yield row, names[best]
-    left.unlisted += [name for name, taken in zip(names, used, strict=True) if not taken]
+            return None
+        best = min(fitting, key=lambda n: _distance(row, self.names[n]))
+        self.used[best] = True
+        return self.names[best]
 
 
 def _may_be(name: str, starts: tuple[float, ...]) -> bool:
-    """Whether a file's name does not say that it is another segment of the video."""
+    """Return whether a file may be this segment, as far as its name goes."""
     _, its = clip_in_name(name)
     if not its or not starts:
         return True
@@ -352,8 +378,9 @@ def _may_be(name: str, starts: tuple[float, ...]) -> bool:
 
 
 def _distance(row: str, name: str) -> tuple[int, int, str]:
-    """Less for files whose path ends like the row's; then the shorter path."""
-    pairs = zip(reversed(_parts(row)), reversed(_parts(name)), strict=False)
+    """Return less for files whose path ends like the row's; then for shorter paths."""
+    parts = (reversed(os.path.splitext(path)[0].split("/")) for path in (row, name))
+    pairs = zip(*parts, strict=False)
     same = 0
     for one, other in pairs:
         if one != other:
@@ -362,22 +389,13 @@ def _distance(row: str, name: str) -> tuple[int, int, str]:
     return -same, len(name), name
 
 
-def _parts(path: str) -> list[str]:
-    return os.path.splitext(path)[0].split("/")
-
-
-def _clips(root: Path, matched: Iterable[tuple[Row, str]]) -> Iterator[Clip]:
-    """Clips whose ids are YouTube ids, or more of the path where those collide.
-
-    A segment without times in its file's name may turn out to be a stretch of a longer video.
-    """
-    taken = set()
-    for row, name in matched:
-        stem = os.path.splitext(name)[0]
-        clip, starts = clip_in_name(name)
-        clip_id = next(n for n in (clip, os.path.basename(stem), stem, name) if n not in taken)
-        taken.add(clip_id)
-        start, seconds = 0.0, None
-        if row.segment and not starts:
-            start, seconds = row.segment[0], row.segment[1] - row.segment[0]
-        yield Clip(clip_id, str(root / name), row.labels, row.split, start, seconds)
+ADAPTER = Adapter(
+    "audioset",
+    "train.tsv or eval.tsv (AudioSet)",
+    lambda root: bool(manifests_in(root)),
+    index,
+    statistics="audioset",
+    read=lambda root, several: read_manifests(*manifests_in(root)),
+    takes_lists=True,
+    generic=1,
+)

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.data.contents import add_files
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, ordered_batches, whole_patches
+from eat_audio.data.scan import add_files
 from eat_audio.errors import DataError, OutputError
 from eat_audio.masking import hash_id
 from eat_audio.pretraining.beats.tokenizer import Tokenizer, batch_log_mel

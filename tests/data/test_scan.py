@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eat_audio.data import contents as module
-from eat_audio.data.contents import contents
+from eat_audio.data import scan as module
 from eat_audio.data.corpus import Clip, Corpus, Span
+from eat_audio.data.scan import contents_fingerprint
 
 
 def corpus(root: Path, count: int = 5, size: int = 100_000) -> Corpus:
@@ -24,20 +24,20 @@ def test_other_contents_of_the_same_size_are_another_fingerprint(
     tmp_path: Path, place: int
 ) -> None:
     clips = corpus(tmp_path / "a")
-    before = contents(clips)
+    before = contents_fingerprint(clips)
     with (tmp_path / "a" / "3.wav").open("r+b") as file:
         file.seek(place)
         file.write(b"x")
-    assert contents(clips) != before
+    assert contents_fingerprint(clips) != before
 
 
 def test_another_size_and_a_missing_file_are_another_fingerprint(tmp_path: Path) -> None:
     clips = corpus(tmp_path / "a", size=10)
-    assert contents(clips).startswith("5 files, 50 bytes, sha256 ")
+    assert contents_fingerprint(clips).startswith("5 files, 50 bytes, sha256 ")
     (tmp_path / "a" / "0.wav").write_bytes(b"0")
-    assert contents(clips).startswith("5 files, 41 bytes")
+    assert contents_fingerprint(clips).startswith("5 files, 41 bytes")
     (tmp_path / "a" / "1.wav").unlink()
-    assert contents(clips).startswith("5 files, 1 of them missing, 31 bytes")
+    assert contents_fingerprint(clips).startswith("5 files, 1 of them missing, 31 bytes")
 
 
 def test_a_copy_elsewhere_with_other_times_is_the_same(tmp_path: Path) -> None:
@@ -45,22 +45,22 @@ def test_a_copy_elsewhere_with_other_times_is_the_same(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     os.utime(tmp_path / "b" / "0.wav", (1, 1))
     moved = [Clip(clip.id, clip.path.replace("/a/", "/b/")) for clip in clips.clips]
-    assert contents(replace(clips, clips=moved)) == contents(clips)
+    assert contents_fingerprint(replace(clips, clips=moved)) == contents_fingerprint(clips)
 
 
 def test_many_files_are_read_in_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "READ", 2)
-    monkeypatch.setattr(module, "SIZED", 3)
+    monkeypatch.setattr(module, "MOST_READ", 2)
+    monkeypatch.setattr(module, "MOST_SIZED", 3)
     clips = corpus(tmp_path / "a")
-    of_file = module._of_file
+    of_file = module._size_and_blocks
 
     def noted(path: str, *, read: bool) -> tuple[int, bytes]:
         noted_paths.append((Path(path).stem, read))
         return of_file(path, read=read)
 
     noted_paths: list[tuple[str, bool]] = []
-    monkeypatch.setattr(module, "_of_file", noted)
-    assert contents(clips).startswith("3 files, 300000 bytes")
+    monkeypatch.setattr(module, "_size_and_blocks", noted)
+    assert contents_fingerprint(clips).startswith("3 files, 300000 bytes")
     assert noted_paths == [("0", True), ("2", False), ("4", True)]
 
 
@@ -72,11 +72,17 @@ def test_shards_are_known_by_the_sums_of_their_clips(tmp_path: Path) -> None:
         clips = [Clip(str(n), str(tmp_path / "s.tar"), inside=s) for n, s in enumerate(spans)]
         return Corpus("c", clips)
 
-    assert contents(packed(1)) == contents(packed(1)) != contents(packed(2))
-    assert contents(packed(1)).startswith("1 files, 3000 bytes")
+    assert (
+        contents_fingerprint(packed(1))
+        == contents_fingerprint(packed(1))
+        != contents_fingerprint(packed(2))
+    )
+    assert contents_fingerprint(packed(1)).startswith("1 files, 3000 bytes")
 
 
 def test_pipes_and_urls_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     clips = [Clip("a", str(tmp_path / "pipe.wav")), Clip("b", "https://example.org/b.wav")]
-    assert contents(Corpus("c", clips)).startswith("1 files, 1 of them missing, 0 bytes")
+    assert contents_fingerprint(Corpus("c", clips)).startswith(
+        "1 files, 1 of them missing, 0 bytes"
+    )
