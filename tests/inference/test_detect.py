@@ -70,7 +70,7 @@ class Loudness(AudioClassifier):
 
 
 @pytest.fixture(scope="module")
-def ear() -> Predictor:
+def predictor() -> Predictor:
     config = EATConfig(embed_dim=12, depth=1, num_heads=3, id2label={0: "quiet", 1: "loud"})
     config.problem_type = "single_label_classification"
     return Predictor(Loudness(config), EATFeatureExtractor())
@@ -109,11 +109,11 @@ def test_an_event_reaches_on_and_goes_as_far_as_off() -> None:
 def test_where_blocks_of_probabilities_end_changes_nothing() -> None:
     scores = np.random.default_rng(0).uniform(size=(200, 4)).astype(np.float32)
     rules = Rules(hop=0.1, window=0.16, gap=0.1, shortest=0.2)
-    whole = find_events([scores], "abcd", rules)
-    assert len(whole) > 20
+    complete = find_events([scores], "abcd", rules)
+    assert len(complete) > 20
     for size in (1, 3, 64):
         blocks = [scores[first : first + size] for first in range(0, 200, size)]
-        assert find_events(blocks, "abcd", rules) == whole
+        assert find_events(blocks, "abcd", rules) == complete
         medians = np.concatenate(list(smoothed(blocks, 5)))
         np.testing.assert_array_equal(medians, np.concatenate(list(smoothed([scores], 5))))
 
@@ -177,50 +177,52 @@ def test_rules_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 @needs_data
 @pytest.mark.parametrize("quiet", [-70.0, -300.0], ids=["silence_ruled_out", "by_the_tagger_alone"])
 def test_a_bark_between_silence_is_found_where_it_is(
-    data: Path, ear: Predictor, quiet: float
+    data: Path, predictor: Predictor, quiet: float
 ) -> None:
     bark = load_audio(data / "esc10" / "audio" / "1-110389-A-0.ogg", seconds=0.6)
     waveform = torch.zeros(8 * RATE)
     waveform[3 * RATE : 3 * RATE + len(bark)] = bark / bark.abs().max()
     rules = Rules(window=0.96, hop=0.08, median=0.0, quiet=quiet)
-    (event,) = (e for e in detect(waveform, ear, rules).events if e.label == "loud")
+    (event,) = (e for e in detect(waveform, predictor, rules).events if e.label == "loud")
     assert abs(event.onset - 3.0) < 0.3 and abs(event.offset - 3.6) < 0.3
 
 
-def test_silence_has_no_events_though_the_tagger_must_choose(ear: Predictor) -> None:
+def test_silence_has_no_events_though_the_tagger_must_choose(predictor: Predictor) -> None:
     silence = torch.zeros(3 * RATE)
-    assert detect(silence, ear, Rules()).events == []
-    (always,) = detect(silence, ear, Rules(quiet=-300.0)).events
+    assert detect(silence, predictor, Rules()).events == []
+    (always,) = detect(silence, predictor, Rules(quiet=-300.0)).events
     assert (always.label, always.onset, always.offset) == ("quiet", 0.0, 3.0)
 
 
-def test_where_silence_begins_and_ends_is_sharper_than_the_window(ear: Predictor) -> None:
-    heard = detect(scene((2.4, 4.0)), ear, Rules(window=1.92, median=0.0))
-    (event,) = (event for event in heard.events if event.label == "loud")
+def test_where_silence_begins_and_ends_is_sharper_than_the_window(predictor: Predictor) -> None:
+    detection = detect(scene((2.4, 4.0)), predictor, Rules(window=1.92, median=0.0))
+    (event,) = (event for event in detection.events if event.label == "loud")
     assert (event.onset, event.offset) == (2.4, 4.0)
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.1, 1.0, 3.05])
-def test_no_event_goes_beyond_the_end(ear: Predictor, seconds: float) -> None:
-    heard = detect(noise(seconds), ear)
-    assert heard.seconds == pytest.approx(seconds)
-    assert heard.spectrogram.shape[1] == 128 and np.isfinite(heard.spectrogram).all()
-    assert all(0 <= event.onset < event.offset <= heard.seconds for event in heard.events)
+def test_no_event_goes_beyond_the_end(predictor: Predictor, seconds: float) -> None:
+    detection = detect(noise(seconds), predictor)
+    assert detection.seconds == pytest.approx(seconds)
+    assert detection.spectrogram.shape[1] == 128 and np.isfinite(detection.spectrogram).all()
+    assert all(0 <= event.onset < event.offset <= detection.seconds for event in detection.events)
 
 
-def test_a_file_has_the_events_of_its_waveform(ear: Predictor, tmp_path: Path) -> None:
+def test_a_file_has_the_events_of_its_waveform(predictor: Predictor, tmp_path: Path) -> None:
     waveform = scene((1, 3), (9, 11), (12.5, 13.5), seconds=15)
     soundfile.write(tmp_path / "a.wav", waveform.numpy(), RATE, subtype="FLOAT")
-    ours, theirs = detect(tmp_path / "a.wav", ear), detect(waveform, ear)
-    assert ours.events == theirs.events and len(ours.events) >= 3
-    np.testing.assert_allclose(ours.spectrogram, theirs.spectrogram, atol=1e-3)
+    result, reference = detect(tmp_path / "a.wav", predictor), detect(waveform, predictor)
+    assert result.events == reference.events and len(result.events) >= 3
+    np.testing.assert_allclose(result.spectrogram, reference.spectrogram, atol=1e-3)
 
 
-def test_a_long_sound_has_a_picture_of_few_columns(ear: Predictor) -> None:
+def test_a_long_sound_has_a_picture_of_few_columns(predictor: Predictor) -> None:
     waveform = scene((10, 11), seconds=70)
-    heard = detect(waveform, ear, Rules(window=3.2, hop=3.2))
-    assert COLUMNS <= len(heard.spectrogram) < 2 * COLUMNS
-    loud = np.flatnonzero(heard.spectrogram.mean(axis=1) > -10) * 70 / len(heard.spectrogram)
+    detection = detect(waveform, predictor, Rules(window=3.2, hop=3.2))
+    assert COLUMNS <= len(detection.spectrogram) < 2 * COLUMNS
+    loud = (
+        np.flatnonzero(detection.spectrogram.mean(axis=1) > -10) * 70 / len(detection.spectrogram)
+    )
     assert loud.min() == pytest.approx(10, abs=0.1) and loud.max() == pytest.approx(11, abs=0.1)
 
 
@@ -240,13 +242,13 @@ from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 
 torch.set_num_threads(1)
 config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, num_labels=50)
-ear = Predictor(EATForAudioClassification(config), EATFeatureExtractor())
+predictor = Predictor(EATForAudioClassification(config), EATFeatureExtractor())
 minute = np.random.default_rng(0).integers(-20_000, 20_000, 960_000, np.int16)
 for minutes in map(int, sys.argv[2:]):
     with soundfile.SoundFile(sys.argv[1], "w", 16000, 1, "PCM_16", format="WAV") as file:
         for _ in range(minutes):
             file.write(minute)
-    assert detect(sys.argv[1], ear, Rules(window=1.6, hop=1.6)).seconds == 60 * minutes
+    assert detect(sys.argv[1], predictor, Rules(window=1.6, hop=1.6)).seconds == 60 * minutes
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -275,8 +277,12 @@ def recordings(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_recording_has_its_files(ear: Predictor, recordings: Path, tmp_path: Path) -> None:
-    told = list(detect_files([recordings], ear, tmp_path / "out", Rules(top=1), plot=timeline))
+def test_every_recording_has_its_files(
+    predictor: Predictor, recordings: Path, tmp_path: Path
+) -> None:
+    told = list(
+        detect_files([recordings], predictor, tmp_path / "out", Rules(top=1), plot=timeline)
+    )
     (broken,) = (one for one in told if one.error)
     assert "broken.wav" in broken.error and broken.detection is None  # type: ignore[operator]
     written = {
@@ -302,10 +308,10 @@ def test_every_recording_has_its_files(ear: Predictor, recordings: Path, tmp_pat
 
 
 def test_files_that_are_there_are_replaced(
-    ear: Predictor, recordings: Path, tmp_path: Path
+    predictor: Predictor, recordings: Path, tmp_path: Path
 ) -> None:
     for rules in (Rules(), Rules(quiet=0.0)):
-        list(detect_files([recordings / "a"], ear, tmp_path / "out", rules))
+        list(detect_files([recordings / "a"], predictor, tmp_path / "out", rules))
     assert (tmp_path / "out" / "x.csv").read_text(encoding="utf-8").splitlines() == [
         "onset,offset,label,score"
     ]
@@ -313,28 +319,28 @@ def test_files_that_are_there_are_replaced(
 
 
 def test_a_folder_that_cannot_be_is_refused(
-    ear: Predictor, recordings: Path, tmp_path: Path
+    predictor: Predictor, recordings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(OutputError, match="file: cannot be written"):
-        list(detect_files([recordings / "a"], ear, tmp_path / "file"))
+        list(detect_files([recordings / "a"], predictor, tmp_path / "file"))
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_disk_that_fills_ends_with_one_sentence(
-    ear: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*told: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OutputError, match=r"out/x\.csv: cannot be written .No space left"):
-        list(detect_files([recordings / "a"], ear, tmp_path / "out"))
+        list(detect_files([recordings / "a"], predictor, tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
-    ear: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eat_audio.inference import windows
 
@@ -347,38 +353,38 @@ def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
 
     monkeypatch.setattr(windows, "stream_audio", failing)
     (recordings / "broken.wav").unlink()
-    told = list(detect_files([recordings], ear, tmp_path / "out"))
+    told = list(detect_files([recordings], predictor, tmp_path / "out"))
     assert [one.error is None for one in told].count(False) == 1
     assert "cannot be read (Input/output error)" in (told[0].error or "")
 
 
-def test_an_empty_folder_is_named(ear: Predictor, tmp_path: Path) -> None:
+def test_an_empty_folder_is_named(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="empty: no recordings in it"):
-        list(detect_files([tmp_path / "empty"], ear, tmp_path / "out"))
+        list(detect_files([tmp_path / "empty"], predictor, tmp_path / "out"))
 
 
 def test_no_cell_is_a_formula_and_no_line_has_control_characters() -> None:
-    heard = detection(Event(0, 1, "=1+1", 0.5), Event(1, 2, "esc\x1b[2J\x9b", 0.5))
-    assert [row["label"] for row in csv.DictReader(io.StringIO(as_csv(heard)))][0] == "'=1+1"
-    track = as_label_track(heard)
+    detection = detection_of(Event(0, 1, "=1+1", 0.5), Event(1, 2, "esc\x1b[2J\x9b", 0.5))
+    assert [row["label"] for row in csv.DictReader(io.StringIO(as_csv(detection)))][0] == "'=1+1"
+    track = as_label_track(detection)
     assert track.splitlines()[1] == "1.000000\t2.000000\tesc\\x1b[2J\\x9b"
 
 
-def detection(*events: Event) -> Detection:
+def detection_of(*events: Event) -> Detection:
     spectrogram = np.random.default_rng(0).uniform(-15, 0, (50, 128)).astype(np.float32)
     return Detection(list(events), 10.0, spectrogram)
 
 
 def test_audacity_gets_seconds_and_label_between_tabs() -> None:
-    heard = detection(Event(0.16, 2.5, "dog", 0.9), Event(3, 4, "two\tlines\nof it", 0.5))
-    track = as_label_track(heard)
+    detection = detection_of(Event(0.16, 2.5, "dog", 0.9), Event(3, 4, "two\tlines\nof it", 0.5))
+    track = as_label_track(detection)
     assert track == "0.160000\t2.500000\tdog\n3.000000\t4.000000\ttwo lines of it\n"
 
 
 def test_labels_with_commas_and_quotes_come_back_from_a_table() -> None:
     label = 'Speech, "indoors"'
-    (row,) = csv.DictReader(io.StringIO(as_csv(detection(Event(0.16, 2.5, label, 0.9)))))
+    (row,) = csv.DictReader(io.StringIO(as_csv(detection_of(Event(0.16, 2.5, label, 0.9)))))
     assert row == {"onset": "0.160", "offset": "2.500", "label": label, "score": "0.9000"}
 
 
@@ -386,11 +392,11 @@ def test_labels_with_commas_and_quotes_come_back_from_a_table() -> None:
 def test_a_picture_shows_every_event_and_hides_nothing_in_its_names(seconds: float) -> None:
     names = ["<script>", 'a "b" & c', "n" * 300, "\x00\x1b\ud800"]
     events = [Event(0, seconds / 2, name, 0.5) for name in names]
-    heard = Detection(events, seconds, detection().spectrogram)
-    picture = ElementTree.fromstring(timeline(heard, "<title>\x07"))
+    detection = Detection(events, seconds, detection_of().spectrogram)
+    picture = ElementTree.fromstring(timeline(detection, "<title>\x07"))
     shapes = [shape.tag.rpartition("}")[2] for shape in picture.iter()]
     assert shapes.count("rect") == 1 + len(names) and "script" not in shapes
-    assert timeline(detection(), "dog.wav").count("no event") == 1
+    assert timeline(detection_of(), "dog.wav").count("no event") == 1
 
 
 # ---- the command

@@ -15,9 +15,8 @@ import soundfile
 import torch
 
 from conftest import needs_data
-from eat_audio.errors import DataError, EatWarning, OutputError, SettingError
-from eat_audio.inference import embed
-from eat_audio.inference import storage as stores
+from eat_audio.errors import AudioError, DataError, EatWarning, OutputError, SettingError
+from eat_audio.inference import storage
 from eat_audio.inference.embed import Summary, embed_files
 from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
@@ -128,8 +127,8 @@ def test_many_rows_are_written_in_several_groups(
     predictor: Predictor, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_files([clips], predictor, tmp_path / "one.parquet", level="patch")
-    monkeypatch.setattr(embed, "PART_BYTES", 10_000)
-    monkeypatch.setattr(embed, "SLICE", 37)
+    monkeypatch.setattr(storage, "PART_BYTES", 10_000)
+    monkeypatch.setattr(storage, "ROWS", 37)
     embed_files([clips], predictor, tmp_path / "many.parquet", level="patch")
     one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
     with one, many:
@@ -166,15 +165,15 @@ def test_what_is_there_is_not_done_again(predictor: Predictor, clips: Path, out:
 
 def interrupted_after(count: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The listener is interrupted when so many files have been heard."""
-    hear = predictor.embed_many
+    embed_many = predictor.embed_many
 
-    def heard(*told: Any, **more: Any) -> Any:
-        for number, vectors in enumerate(hear(*told, **more)):
+    def replacement(*arguments: Any, **options: Any) -> Any:
+        for number, vectors in enumerate(embed_many(*arguments, **options)):
             if number == count:
                 raise KeyboardInterrupt
             yield vectors
 
-    monkeypatch.setattr(predictor, "embed_many", heard)
+    monkeypatch.setattr(predictor, "embed_many", replacement)
 
 
 @pytest.mark.parametrize("part_seconds", [0, 1_000], ids=["many_parts", "one_part"])
@@ -182,7 +181,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
     predictor: Predictor, clips: Path, out: Path, part_seconds: float, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed, "PART_SECONDS", part_seconds)
+        patch.setattr(storage, "PART_SECONDS", part_seconds)
         interrupted_after(3, predictor, patch)
         with pytest.raises(KeyboardInterrupt):
             embed_files([clips], predictor, out, level="frame", batch=2)
@@ -197,7 +196,7 @@ def test_a_job_killed_after_joining_its_parts_has_nothing_twice(
 ) -> None:
     out = tmp_path / "out.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *told, **more: None)
+        patch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
         embed_files([clips / "b"], predictor, out)
     assert (tmp_path / ".out.parquet.parts").is_dir()
     assert embed_files([clips], predictor, out) == Summary(3, 2, [])
@@ -371,10 +370,10 @@ def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
 
     usual = windows.stream_audio
 
-    def failing(path: Any, **told: Any) -> Any:
+    def failing(path: Any, **arguments: Any) -> Any:
         if path.name == "owl.wav":
             raise OSError(5, "Input/output error")
-        return usual(path, **told)
+        return usual(path, **arguments)
 
     monkeypatch.setattr(windows, "stream_audio", failing)
     summary = embed_files([clips], predictor, out)
@@ -385,16 +384,16 @@ def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
 def test_a_disk_that_fills_keeps_what_is_finished(
     predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*told: Any, **more: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "PART_SECONDS", 0)
+        patch.setattr(storage, "PART_SECONDS", 0)
         if out.suffix:
-            patch.setattr(embed.Table, "_joined", lambda self: iter(full, None))
+            patch.setattr(storage.Table, "_joined", lambda self: iter(full, None))
         else:
             usual, count = np.save, iter(range(9))
-            patch.setattr(stores.np, "save", lambda *x: full() if next(count) == 3 else usual(*x))
+            patch.setattr(storage.np, "save", lambda *x: full() if next(count) == 3 else usual(*x))
         with pytest.raises(OutputError, match="out.*cannot be written .No space left on device"):
             embed_files([clips], predictor, out)
     kept = embed_files([clips], predictor, out)
@@ -405,16 +404,16 @@ def test_a_disk_that_fills_keeps_what_is_finished(
 def test_a_second_job_with_the_same_output_is_refused(
     predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, refused = predictor.embed_many, []
+    embed_many, refused = predictor.embed_many, []
 
-    def heard(*told: Any, **more: Any) -> Any:
-        monkeypatch.setattr(predictor, "embed_many", hear)
+    def replacement(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(predictor, "embed_many", embed_many)
         with pytest.raises(OutputError) as error:
             embed_files([clips], predictor, out)
         refused.append(str(error.value))
-        yield from hear(*told, **more)
+        yield from embed_many(*arguments, **options)
 
-    monkeypatch.setattr(predictor, "embed_many", heard)
+    monkeypatch.setattr(predictor, "embed_many", replacement)
     assert embed_files([clips], predictor, out) == Summary(5, 0, [])
     assert len(refused) == 1 and refused[0].startswith(f"{out}: in use by another")
     assert len(read(out)) == 5
@@ -458,7 +457,7 @@ def test_no_cell_of_the_index_is_a_formula(
 
 def test_an_empty_folder_is_named(predictor: Predictor, tmp_path: Path, out: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(embed.AudioError, match=r"empty: no recordings in it .*\.flac"):
+    with pytest.raises(AudioError, match=r"empty: no recordings in it .*\.flac"):
         embed_files([tmp_path / "empty"], predictor, out)
     assert not out.exists()
 

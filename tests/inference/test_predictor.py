@@ -41,13 +41,13 @@ def tiny(**changes: Any) -> EATConfig:
     return EATConfig(embed_dim=48, depth=2, num_heads=3, **{"id2label": CLASSES, **changes})
 
 
-def predictor(config: EATConfig | None = None, **told: Any) -> Predictor:
+def make_predictor(config: EATConfig | None = None, **settings: Any) -> Predictor:
     """A random classifier; its head is large, so that its answers differ."""
     torch.manual_seed(0)
     model = EATForAudioClassification(config or tiny())
     model.model.head.weight.data *= 50
-    features = EATFeatureExtractor(released_padding=told.pop("released_padding", False))
-    return Predictor(model, features, **told)
+    features = EATFeatureExtractor(released_padding=settings.pop("released_padding", False))
+    return Predictor(model, features, **settings)
 
 
 def sound(seconds: float, seed: int = 0) -> Tensor:
@@ -61,8 +61,8 @@ def write(path: Path, waveform: Tensor) -> Path:
     return path
 
 
-def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+def close(result: Any, reference: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(result, reference, rtol=0, atol=atol)
 
 
 # ---- vectors
@@ -71,13 +71,13 @@ def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize("seconds", [0.001, 0.2, 1, 5, 10, 10.26, 10.27, 20.48, 60])
 def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
     waveform = sound(seconds)
-    heard = predictor().embed(waveform)
+    embedding = make_predictor().embed(waveform)
     columns = -(-n_frames(len(waveform)) // 16)
-    assert heard.clip.shape == (48,)
-    assert heard.frames.shape == (columns, 48)
-    assert heard.patches.shape == (columns, 8, 48)
-    close(heard.seconds, (np.arange(columns) + 0.5) * 0.16, atol=1e-4)
-    for level in (heard.clip, heard.frames, heard.patches, heard.seconds):
+    assert embedding.clip.shape == (48,)
+    assert embedding.frames.shape == (columns, 48)
+    assert embedding.patches.shape == (columns, 8, 48)
+    close(embedding.seconds, (np.arange(columns) + 0.5) * 0.16, atol=1e-4)
+    for level in (embedding.clip, embedding.frames, embedding.patches, embedding.seconds):
         assert level.dtype == np.float32 and np.isfinite(level).all()
 
 
@@ -87,62 +87,68 @@ def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
 def test_a_clip_is_heard_alike_alone_and_beside_others(
     level: Any, pooling: str, released_padding: bool
 ) -> None:
-    ear = predictor(tiny(pooling=pooling), released_padding=released_padding)
+    predictor = make_predictor(tiny(pooling=pooling), released_padding=released_padding)
     sounds = [sound(1, seed=1), sound(10, seed=2), sound(0.2, seed=3), sound(13, seed=4)]
-    together = ear.embed_many(sounds, level, batch=3)
-    alone = (next(ear.embed_many([one], level)) for one in sounds)
-    for ours, theirs in zip(together, alone, strict=True):
-        assert not isinstance(ours, AudioError)
-        close(ours, theirs)
+    together = predictor.embed_many(sounds, level, batch=3)
+    alone = (next(predictor.embed_many([one], level)) for one in sounds)
+    for result, reference in zip(together, alone, strict=True):
+        assert not isinstance(result, AudioError)
+        close(result, reference)
 
 
 def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    ear = predictor()
+    predictor = make_predictor()
     sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
-    alone = [next(ear.embed_many([one], "clip")) for one in sounds]
+    alone = [next(predictor.embed_many([one], "clip")) for one in sounds]
     batches: list[list[int]] = []
-    hear = ear._together
+    run_batch = predictor._run_batch
 
-    def listening(windows: Any, what: Any) -> Any:
+    def recording(windows: Any, what: Any) -> Any:
         batches.append([len(window.waveform) // RATE for window in windows])
-        return hear(windows, what)
+        return run_batch(windows, what)
 
-    monkeypatch.setattr(ear, "_together", listening)
-    for ours, theirs in zip(ear.embed_many(sounds, "clip", batch=3), alone, strict=True):
-        close(ours, theirs)
+    monkeypatch.setattr(predictor, "_run_batch", recording)
+    for result, reference in zip(predictor.embed_many(sounds, "clip", batch=3), alone, strict=True):
+        close(result, reference)
     assert batches == [[1, 1, 1], [3, 3]]
 
 
 def test_the_levels_are_those_of_the_model() -> None:
-    ear, waveform = predictor(), sound(3)
-    inputs = ear.features(waveform)
+    predictor, waveform = make_predictor(), sound(3)
+    inputs = predictor.features(waveform)
     with torch.no_grad():
-        theirs = ear.model.features(inputs["input_values"], inputs["attention_mask"])
-    ours, real = ear.embed(waveform), int(theirs.real.sum())
-    close(ours.clip, theirs.clip[0])
-    close(ours.frames, theirs.frames[0, :real])
-    close(ours.patches, theirs.patches[0, :real])
-    close(ours.seconds, theirs.seconds[:real])
-    for level, expected in (("clip", ours.clip), ("frame", ours.frames), ("patch", ours.patches)):
-        close(next(ear.embed_many([waveform], level)), expected)  # type: ignore[arg-type]
+        reference = predictor.model.features(inputs["input_values"], inputs["attention_mask"])
+    result, real = predictor.embed(waveform), int(reference.real.sum())
+    close(result.clip, reference.clip[0])
+    close(result.frames, reference.frames[0, :real])
+    close(result.patches, reference.patches[0, :real])
+    close(result.seconds, reference.seconds[:real])
+    for level, expected in (
+        ("clip", result.clip),
+        ("frame", result.frames),
+        ("patch", result.patches),
+    ):
+        close(next(predictor.embed_many([waveform], level)), expected)  # type: ignore[arg-type]
 
 
 def test_a_long_sound_is_heard_window_by_window() -> None:
-    ear, waveform = predictor(), sound(25)
-    whole = ear.embed(waveform)
+    predictor, waveform = make_predictor(), sound(25)
+    complete = predictor.embed(waveform)
     hop = round(10.24 * RATE)
-    parts = [ear.embed(waveform[first : first + ear.samples]) for first in (0, hop, 2 * hop)]
+    parts = [
+        predictor.embed(waveform[first : first + predictor.samples]) for first in (0, hop, 2 * hop)
+    ]
     weights = [len(part.frames) for part in parts]
     assert weights == [64, 64, 29]
-    close(whole.patches, np.concatenate([part.patches for part in parts]))
-    close(whole.clip, np.average([part.clip for part in parts], axis=0, weights=weights))
+    close(complete.patches, np.concatenate([part.patches for part in parts]))
+    close(complete.clip, np.average([part.clip for part in parts], axis=0, weights=weights))
 
 
 def test_where_windows_overlap_their_columns_are_averaged() -> None:
-    ear, waveform = predictor(window=1.6, overlap=0.8), sound(2.4)
-    both = ear.embed(waveform).frames
-    first = ear.embed(waveform[: ear.samples]).frames
-    second = ear.embed(waveform[round(0.8 * RATE) :]).frames
+    predictor, waveform = make_predictor(window=1.6, overlap=0.8), sound(2.4)
+    both = predictor.embed(waveform).frames
+    first = predictor.embed(waveform[: predictor.samples]).frames
+    second = predictor.embed(waveform[round(0.8 * RATE) :]).frames
     assert len(both) == 15
     close(both[:5], first[:5])
     close(both[5:10], (first[5:] + second[:5]) / 2)
@@ -151,26 +157,26 @@ def test_where_windows_overlap_their_columns_are_averaged() -> None:
 
 @pytest.mark.parametrize("overlap", [0.0, 2.56])
 def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None:
-    ear = predictor(overlap=overlap)
+    predictor = make_predictor(overlap=overlap)
     path = write(tmp_path / "a.wav", sound(24))
-    ours, theirs = ear.embed(path), ear.embed(load_audio(path))
-    close(ours.clip, theirs.clip)
-    close(ours.patches, theirs.patches)
+    result, reference = predictor.embed(path), predictor.embed(load_audio(path))
+    close(result.clip, reference.clip)
+    close(result.patches, reference.patches)
 
 
 def test_ten_minutes_give_a_vector_for_every_160_ms() -> None:
-    ear = predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
-    assert len(ear.embed(sound(600)).frames) == 3750
+    predictor = make_predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0))
+    assert len(predictor.embed(sound(600)).frames) == 3750
 
 
 def test_arrays_of_all_kinds_are_heard_alike() -> None:
-    ear = predictor()
+    predictor = make_predictor()
     steps = (sound(1) * 32_768).round().clamp(-32_768, 32_767)
-    expected = ear.embed(steps / 32_768).clip
+    expected = predictor.embed(steps / 32_768).clip
     array = (steps / 32_768).numpy()
     array.flags.writeable = False
     for same in (steps.short(), steps.short().numpy(), array, array.astype(np.float64)):
-        close(ear.embed(same).clip, expected)
+        close(predictor.embed(same).clip, expected)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,7 @@ def test_arrays_of_all_kinds_are_heard_alike() -> None:
 )
 def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
     with pytest.raises(AudioError):
-        predictor().embed(waveform)
+        make_predictor().embed(waveform)
 
 
 @pytest.mark.parametrize(
@@ -194,30 +200,30 @@ def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
 )
 def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: float) -> None:
     with pytest.raises(SettingError, match=r"0\.16 s"):
-        predictor(window=window, overlap=overlap)
+        make_predictor(window=window, overlap=overlap)
 
 
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(SettingError, match="clip, frame, patch"):
-        next(predictor().embed_many([sound(1)], "song"))  # type: ignore[arg-type]
+        next(make_predictor().embed_many([sound(1)], "song"))  # type: ignore[arg-type]
 
 
 # ---- long sounds
 
 
-def most_alive(ear: Predictor, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+def most_alive(predictor: Predictor, use: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """The most waveforms that are in memory whenever the model gets some."""
     seen: list[weakref.ref[Tensor]] = []
     counts = [0]
-    hear = ear._together
+    run_batch = predictor._run_batch
 
     def counting(windows: Any, what: Any) -> Any:
         seen.extend(weakref.ref(window.waveform) for window in windows)
         counts.append(sum(one() is not None for one in seen))
-        return hear(windows, what)
+        return run_batch(windows, what)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ear, "_together", counting)
+        patch.setattr(predictor, "_run_batch", counting)
         use()
     assert len(seen) > counts[-1]
     return max(counts)
@@ -227,18 +233,18 @@ def most_alive(ear: Predictor, use: Any, monkeypatch: pytest.MonkeyPatch) -> int
 def test_no_sound_of_past_windows_is_kept(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ear = predictor(SMALL, window=0.16)
+    predictor = make_predictor(SMALL, window=0.16)
     alive = []
     for seconds in (12, 24):
         path = write(tmp_path / f"{seconds}.wav", sound(seconds))
 
         def use(path: Path = path) -> None:
             if what in ("predict", "embed"):
-                getattr(ear, what)(path)
+                getattr(predictor, what)(path)
             else:
-                next(ear.embed_many([path], what))  # type: ignore[arg-type]
+                next(predictor.embed_many([path], what))  # type: ignore[arg-type]
 
-        alive.append(most_alive(ear, use, monkeypatch))
+        alive.append(most_alive(predictor, use, monkeypatch))
     assert alive[1] <= alive[0] <= 64
 
 
@@ -251,14 +257,14 @@ from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 
 torch.set_num_threads(1)
 config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, num_labels=50)
-ear = Predictor(EATForAudioClassification(config), EATFeatureExtractor())
+predictor = Predictor(EATForAudioClassification(config), EATFeatureExtractor())
 minute = np.random.default_rng(0).integers(-20_000, 20_000, 960_000, np.int16)
 for minutes in map(int, sys.argv[2:]):
     with soundfile.SoundFile(sys.argv[1], "w", 16000, 1, "PCM_16", format="WAV") as file:
         for _ in range(minutes):
             file.write(minute)
-    ear.predict(sys.argv[1])
-    next(ear.embed_many([sys.argv[1]], "frame"))
+    predictor.predict(sys.argv[1])
+    next(predictor.embed_many([sys.argv[1]], "frame"))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -296,9 +302,9 @@ class Decoder:
 
 
 def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
-    ear, waveform = predictor(), sound(2)
+    predictor, waveform = make_predictor(), sound(2)
     path, array = write(tmp_path / "a.wav", waveform), waveform.numpy()
-    expected = ear.predict(waveform)
+    expected = predictor.predict(waveform)
     data = encoded(waveform)
     sounds: list[Any] = [
         path,
@@ -319,38 +325,49 @@ def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
         Decoder(torch.stack([waveform, waveform])),
         Decoder(waveform).samples,
     ]
-    for number, found in enumerate(ear.predict_each(sounds, batch=3)):
+    for number, found in enumerate(predictor.predict_many(sounds, batch=3)):
         assert not isinstance(found, AudioError), (number, found)
         assert [row.label for row in found] == [row.label for row in expected], number
         close([row.score for row in found], [row.score for row in expected])
     with path.open("rb") as file:
-        close(ear.embed(file).clip, ear.embed(path).clip)
-    close(ear.embed({"array": array, "sampling_rate": RATE}).patches, ear.embed(path).patches)
-    steps = list(ear.predict_frames(io.BytesIO(data)))
-    close(np.concatenate(steps), np.concatenate(list(ear.predict_frames(waveform))))
+        close(predictor.embed(file).clip, predictor.embed(path).clip)
+    close(
+        predictor.embed({"array": array, "sampling_rate": RATE}).patches,
+        predictor.embed(path).patches,
+    )
+    steps = list(predictor.predict_frames(io.BytesIO(data)))
+    close(np.concatenate(steps), np.concatenate(list(predictor.predict_frames(waveform))))
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
 def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, rate: int) -> None:
-    ear = predictor()
+    predictor = make_predictor()
     waveform = sound(rate / RATE)  # a second
     soundfile.write(tmp_path / "a.wav", waveform.numpy(), rate, subtype="FLOAT")
-    expected = ear.embed(tmp_path / "a.wav").clip
-    close(ear.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
-    close(ear.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip, expected, atol=1e-4)
-    close(ear.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
-    (clip,) = ear.embed_many([waveform], "clip", sampling_rate=rate)
+    expected = predictor.embed(tmp_path / "a.wav").clip
+    close(predictor.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
+    close(
+        predictor.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip,
+        expected,
+        atol=1e-4,
+    )
+    close(predictor.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
+    (clip,) = predictor.embed_many([waveform], "clip", sampling_rate=rate)
     close(clip, expected, atol=1e-4)
-    told = ear.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
-    close([row.score for row in told], [row.score for row in ear.predict(tmp_path / "a.wav")], 1e-3)
+    settings = predictor.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
+    close(
+        [row.score for row in settings],
+        [row.score for row in predictor.predict(tmp_path / "a.wav")],
+        1e-3,
+    )
 
 
 @pytest.mark.parametrize("rate", [0, -1, 1, 999, 1.5, "16000", float("nan"), True, 2**40, [16_000]])
 def test_rates_that_cannot_be_are_refused(rate: Any) -> None:
     with pytest.raises(AudioError, match="sampling_rate="):
-        predictor(SMALL).embed(sound(0.1), sampling_rate=rate)
+        make_predictor(SMALL).embed(sound(0.1), sampling_rate=rate)
     with pytest.raises(AudioError):
-        predictor(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
+        make_predictor(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
 
 
 class Broken:
@@ -362,11 +379,11 @@ class Broken:
 
 
 def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
-    ear = predictor(tiny(id2label={0: "years"}))
-    (found,) = ear.predict(sound(1))
-    features = ear.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
+    predictor = make_predictor(tiny(id2label={0: "years"}))
+    (found,) = predictor.predict(sound(1))
+    features = predictor.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
     with torch.inference_mode():
-        logit = ear.model(**features).logits.item()
+        logit = predictor.model(**features).logits.item()
     assert found.score == pytest.approx(logit, abs=1e-4) and abs(logit - 1) > 1e-3
 
 
@@ -400,24 +417,24 @@ def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
 )
 def test_what_is_no_sound_gets_a_sentence_and_stops_nothing(wrong: Any) -> None:
     good = sound(0.5)
-    first, second, third = predictor(SMALL).embed_many([good, wrong, good], "clip")
+    first, second, third = make_predictor(SMALL).embed_many([good, wrong, good], "clip")
     assert isinstance(second, AudioError) and 5 < len(str(second)) < 500
     close(first, third)
 
 
 def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
-    ear = predictor(SMALL)
+    predictor = make_predictor(SMALL)
     with pytest.warns(EatWarning, match="expected floats in"):
-        ear.predict(sound(1) * 32_768)
-    ear.predict(sound(1) * 7)  # nothing is said of what is merely too loud
+        predictor.predict(sound(1) * 32_768)
+    predictor.predict(sound(1) * 7)  # nothing is said of what is merely too loud
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
 def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
     with pytest.raises(SettingError, match="top_k="):
-        predictor(SMALL).predict(sound(0.2), top_k=top_k)
+        make_predictor(SMALL).predict(sound(0.2), top_k=top_k)
     with pytest.raises(SettingError, match="batch="):
-        next(predictor(SMALL).embed_many([sound(0.2)], "clip", batch=0))
+        next(make_predictor(SMALL).embed_many([sound(0.2)], "clip", batch=0))
 
 
 # ---- finer steps
@@ -427,21 +444,24 @@ def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
 @pytest.mark.parametrize("samples", [16, 1_039, 1_040, 3_003, 200_001])
 def test_finer_frames_are_regular_whatever_the_length(hop_ms: int, samples: int) -> None:
     waveform = sound(samples / RATE)
-    heard = predictor(SMALL).embed(waveform, hop_ms=hop_ms)
+    embedding = make_predictor(SMALL).embed(waveform, hop_ms=hop_ms)
     # as many as begin with a whole frame of the spectrogram
-    assert len(heard.frames) == -(-n_frames(samples) * 10 // hop_ms)
-    close(heard.seconds, 0.08 + np.arange(len(heard.frames)) * hop_ms / 1000)
-    assert np.abs(heard.patches).sum(axis=(1, 2)).all()
+    assert len(embedding.frames) == -(-n_frames(samples) * 10 // hop_ms)
+    close(embedding.seconds, 0.08 + np.arange(len(embedding.frames)) * hop_ms / 1000)
+    assert np.abs(embedding.patches).sum(axis=(1, 2)).all()
 
 
-@pytest.mark.parametrize("told", [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}], ids=str)
-def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
-    ear, waveform = predictor(**told), sound(3.33)
-    whole = ear.embed(waveform, hop_ms=40)
+PLACEMENTS = [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}]
+
+
+@pytest.mark.parametrize("settings", PLACEMENTS, ids=str)
+def test_every_pass_hears_the_sound_from_a_little_later_on(settings: Any) -> None:
+    predictor, waveform = make_predictor(**settings), sound(3.33)
+    complete = predictor.embed(waveform, hop_ms=40)
     for shift in range(4):
-        later = ear.embed(waveform[shift * 640 :])
-        close(whole.patches[shift::4], later.patches)
-    close(whole.clip, ear.embed(waveform).clip)
+        later = predictor.embed(waveform[shift * 640 :])
+        close(complete.patches[shift::4], later.patches)
+    close(complete.clip, predictor.embed(waveform).clip)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 2.56])
@@ -449,51 +469,57 @@ def test_every_pass_hears_the_sound_from_a_little_later_on(told: Any) -> None:
 def test_finer_frames_of_a_file_are_those_of_its_waveform(
     tmp_path: Path, overlap: float, seconds: float
 ) -> None:
-    ear = predictor(SMALL, overlap=overlap)
+    predictor = make_predictor(SMALL, overlap=overlap)
     path = write(tmp_path / "a.wav", sound(seconds))
-    close(ear.embed(path, hop_ms=40).frames, ear.embed(load_audio(path), hop_ms=40).frames)
-    (frames,) = ear.embed_many([path], "frame", hop_ms=40, batch=3)
-    close(frames, ear.embed(path, hop_ms=40).frames)
+    close(
+        predictor.embed(path, hop_ms=40).frames, predictor.embed(load_audio(path), hop_ms=40).frames
+    )
+    (frames,) = predictor.embed_many([path], "frame", hop_ms=40, batch=3)
+    close(frames, predictor.embed(path, hop_ms=40).frames)
 
 
 def test_steps_that_passes_cannot_make_are_refused() -> None:
     with pytest.raises(SettingError, match="160, 80, 40 ms"):
-        predictor().embed(sound(1), hop_ms=50)
+        make_predictor().embed(sound(1), hop_ms=50)
     with pytest.raises(SettingError, match="a clip has one vector"):
-        next(predictor().embed_many([sound(1)], "clip", hop_ms=40))
+        next(make_predictor().embed_many([sound(1)], "clip", hop_ms=40))
 
 
 # ---- labels over time
 
 
 def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
-    ear, waveform = predictor(), sound(4)
-    steps = np.concatenate(list(ear.predict_frames(waveform, window=0.96, hop=0.16, batch=3)))
+    predictor, waveform = make_predictor(), sound(4)
+    steps = np.concatenate(list(predictor.predict_frames(waveform, window=0.96, hop=0.16, batch=3)))
     assert steps.shape == (25, 3)
     size = 96 * 160 + 240  # just enough samples for 96 frames
     for number in (0, 1, 7, 24):
         first = number * 2560 - (size - 2560) // 2
         alone = {
-            row.label: row.score for row in ear.predict(waveform[max(first, 0) : first + size])
+            row.label: row.score
+            for row in predictor.predict(waveform[max(first, 0) : first + size])
         }
-        close(steps[number], [alone[label] for label in ear.labels])
+        close(steps[number], [alone[label] for label in predictor.labels])
 
 
 @pytest.mark.parametrize(("window", "hop"), [(0.16, 0.16), (0.96, 0.07), (2.4, 1.0)])
 def test_steps_do_not_depend_on_how_the_sound_arrives(
     tmp_path: Path, window: float, hop: float
 ) -> None:
-    ear, waveform = predictor(SMALL), sound(3.01)
-    whole = np.concatenate(list(ear.predict_frames(waveform, window=window, hop=hop)))
-    assert len(whole) == -(-len(waveform) // round(hop * RATE))
+    predictor, waveform = make_predictor(SMALL), sound(3.01)
+    complete = np.concatenate(list(predictor.predict_frames(waveform, window=window, hop=hop)))
+    assert len(complete) == -(-len(waveform) // round(hop * RATE))
     arrivals = [iter(waveform.split(some)) for some in (999, 30_000)]
     for arriving in [write(tmp_path / "a.wav", waveform), *arrivals]:
-        close(np.concatenate(list(ear.predict_frames(arriving, window=window, hop=hop))), whole)
+        close(
+            np.concatenate(list(predictor.predict_frames(arriving, window=window, hop=hop))),
+            complete,
+        )
 
 
 def test_steps_wider_than_the_window_are_refused() -> None:
     with pytest.raises(SettingError, match="hop=1"):
-        next(predictor().predict_frames(sound(1), window=0.96, hop=1.0))
+        next(make_predictor().predict_frames(sound(1), window=0.96, hop=1.0))
     with pytest.raises(CheckpointError, match="without a classifier"):
         next(Predictor(EATModel(tiny()), EATFeatureExtractor()).predict_frames(sound(1)))
 
@@ -502,11 +528,11 @@ def test_steps_wider_than_the_window_are_refused() -> None:
 
 
 def test_the_likeliest_labels_come_first() -> None:
-    told = predictor().predict(sound(2))
-    assert {row.label for row in told} == set(CLASSES.values())
-    scores = [row.score for row in told]
+    settings = make_predictor().predict(sound(2))
+    assert {row.label for row in settings} == set(CLASSES.values())
+    scores = [row.score for row in settings]
     assert scores == sorted(scores, reverse=True)
-    assert predictor().predict(sound(2), top_k=1) == told[:1]
+    assert make_predictor().predict(sound(2), top_k=1) == settings[:1]
 
 
 @pytest.mark.parametrize(
@@ -523,37 +549,37 @@ def test_scores_are_of_one_label_or_of_each(
     problem: str | None, classes: int, one_in_all: bool
 ) -> None:
     names = {number: str(number) for number in range(classes)}
-    ear = predictor(tiny(problem_type=problem, id2label=names))
-    told = ear.predict(sound(1), top_k=classes)
-    assert (abs(sum(row.score for row in told) - 1) < 1e-4) is one_in_all
+    predictor = make_predictor(tiny(problem_type=problem, id2label=names))
+    settings = predictor.predict(sound(1), top_k=classes)
+    assert (abs(sum(row.score for row in settings) - 1) < 1e-4) is one_in_all
 
 
 def test_scores_of_a_long_sound_are_the_mean_over_its_windows() -> None:
-    ear, waveform = predictor(), sound(16)
+    predictor, waveform = make_predictor(), sound(16)
     cut = round(10.24 * RATE)
-    first, second = ({r.label: r.score for r in ear.predict(part)}
-                     for part in (waveform[: ear.samples], waveform[cut:]))  # fmt: skip
-    for row in ear.predict(waveform):
+    first, second = ({r.label: r.score for r in predictor.predict(part)}
+                     for part in (waveform[: predictor.samples], waveform[cut:]))  # fmt: skip
+    for row in predictor.predict(waveform):
         mean = np.average([first[row.label], second[row.label]], weights=[64, 36])
         assert row.score == pytest.approx(mean, abs=1e-5)
 
 
 def test_an_encoder_has_no_labels() -> None:
-    ear = Predictor(EATModel(tiny()), EATFeatureExtractor())
-    assert ear.embed(sound(1)).clip.shape == (48,)
+    predictor = Predictor(EATModel(tiny()), EATFeatureExtractor())
+    assert predictor.embed(sound(1)).clip.shape == (48,)
     with pytest.raises(CheckpointError, match="without a classifier"):
-        ear.predict(sound(1))
+        predictor.predict(sound(1))
 
 
 def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
-    ear = predictor()
-    ear.model.save_pretrained(tmp_path)
+    predictor = make_predictor()
+    predictor.model.save_pretrained(tmp_path)
     EATFeatureExtractor(mean=-6.0, std=5.0).save_pretrained(tmp_path)
     loaded = load(tmp_path, device="cpu")
     assert loaded.features.mean == -6.0
     assert loaded.labels == ("cat", "dog", "owl")
-    loaded.features.mean, loaded.features.std = ear.features.mean, ear.features.std
-    close(loaded.embed(sound(1)).clip, ear.embed(sound(1)).clip)
+    loaded.features.mean, loaded.features.std = predictor.features.mean, predictor.features.std
+    close(loaded.embed(sound(1)).clip, predictor.embed(sound(1)).clip)
     with pytest.raises(EatError, match="nonsense"):
         load(tmp_path, device="nonsense")
 
@@ -562,25 +588,25 @@ def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:
     for name in "ac":
         write(tmp_path / f"{name}.wav", sound(1))
     (tmp_path / "b.wav").write_text("no sound", encoding="utf-8")
-    first, second, third = predict_files([tmp_path], predictor(), batch=2)
+    first, second, third = predict_files([tmp_path], make_predictor(), batch=2)
     assert first.predictions and third.predictions and not first.error
     assert second.predictions == [] and "b.wav" in (second.error or "")
 
 
 def test_a_place_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EatError, match="no such file"):
-        next(predict_files([tmp_path / "absent.wav"], predictor()))
+        next(predict_files([tmp_path / "absent.wav"], make_predictor()))
 
 
 def test_folders_without_recordings_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     with pytest.raises(AudioError, match="empty: no recordings in it"):
-        next(predict_files([tmp_path / "empty"], predictor(SMALL)))
+        next(predict_files([tmp_path / "empty"], make_predictor(SMALL)))
     path = write(tmp_path / "a.wav", sound(0.2))
     with pytest.warns(EatWarning, match="empty: no recordings in it"):
-        assert len(list(predict_files([tmp_path / "empty", path], predictor(SMALL)))) == 1
-    assert len(list(predict_files([tmp_path, tmp_path], predictor(SMALL)))) == 1
+        assert len(list(predict_files([tmp_path / "empty", path], make_predictor(SMALL)))) == 1
+    assert len(list(predict_files([tmp_path, tmp_path], make_predictor(SMALL)))) == 1
 
 
 def expected() -> Iterator[tuple[str, str]]:
@@ -596,11 +622,11 @@ def expected() -> Iterator[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore::eat_audio.errors.EatWarning")
 def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
     wanted = dict(expected())
-    ear = predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))
-    results = predict_files([data / "nasty" / "audio"], ear, batch=16)
-    told = {f"audio/{Path(result.path).name}": result for result in results}
-    assert told.keys() == wanted.keys()
-    for name, result in told.items():
+    predictor = make_predictor(EATConfig(embed_dim=12, depth=1, num_heads=3, id2label=CLASSES))
+    results = predict_files([data / "nasty" / "audio"], predictor, batch=16)
+    settings = {f"audio/{Path(result.path).name}": result for result in results}
+    assert settings.keys() == wanted.keys()
+    for name, result in settings.items():
         scored = bool(result.predictions)
         assert scored is (result.error is None)
         assert wanted[name] == "ok_or_error" or scored is (wanted[name] == "ok"), result
@@ -612,7 +638,7 @@ def test_every_nasty_file_gives_scores_or_a_sentence(data: Path) -> None:
 def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
     with tarfile.open(data / "nasty" / "odd_names.tar") as archive:
         archive.extractall(tmp_path, filter="data")
-    names = {Path(result.path).name for result in predict_files([tmp_path], predictor())}
+    names = {Path(result.path).name for result in predict_files([tmp_path], make_predictor())}
     assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
 
 
@@ -630,12 +656,12 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fine_tuned(tmp_path: Path) -> Path:
-    return save(predictor(), tmp_path / "model")
+    return save(make_predictor(), tmp_path / "model")
 
 
-def save(ear: Predictor, folder: Path) -> Path:
-    ear.model.save_pretrained(folder)
-    ear.features.save_pretrained(folder)
+def save(predictor: Predictor, folder: Path) -> Path:
+    predictor.model.save_pretrained(folder)
+    predictor.features.save_pretrained(folder)
     return folder
 
 
@@ -655,7 +681,9 @@ def test_a_label_the_model_has_not_learnt_is_refused(corpus: Path, fine_tuned: P
 
 
 def test_a_model_without_names_takes_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
-    unnamed = save(predictor(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path)
+    unnamed = save(
+        make_predictor(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path
+    )
     assert [r["label"] for r in evaluate_model(unnamed, corpus).classes] == ["dog", "owl"]
     (corpus / "newt").mkdir()
     write(corpus / "newt" / "a.wav", sound(1))
@@ -676,7 +704,7 @@ def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Pat
 
 
 def test_a_model_of_several_labels_is_judged_by_map(corpus: Path, tmp_path: Path) -> None:
-    several = save(predictor(tiny(problem_type="multi_label_classification")), tmp_path)
+    several = save(make_predictor(tiny(problem_type="multi_label_classification")), tmp_path)
     assert evaluate_model(several, corpus, seconds=0.5).metric == "mAP"
 
 

@@ -1,7 +1,7 @@
-"""What Python callers give as a sound -> a recording to be read, or a mono waveform at 16 kHz.
+"""Accept audio in every form that Python callers have it in.
 
 Files, bytes of files, arrays at any rate, samples of `datasets`, decoders of torchcodec:
-prediction, embedding and detection take the same, and refuse the same with one sentence.
+prediction, embedding and detection accept the same, and reject the same with one sentence.
 """
 
 import os
@@ -21,10 +21,10 @@ from eat_audio.errors import AudioError, EatWarning
 from eat_audio.models.common.waveforms import mono_waveform, samples_and_rate, warn_of_scale
 from eat_audio.text import printable, shortened
 
-LOWEST_RATE = 1_000
-"""Hz: below it nothing is left that a model knows, and every sample becomes many."""
-NESTED = 4
-"""Most dicts within each other that lead to a sound: a row of `datasets` has two."""
+MIN_RATE = 1_000
+"""Hz: below it no frequency is left that a model uses, and every sample becomes many."""
+MAX_NESTING = 4
+"""Most dicts within each other that lead to the audio: a row of `datasets` has two."""
 
 
 class Decoder(Protocol):
@@ -34,7 +34,7 @@ class Decoder(Protocol):
         """Return an object with `data` (channels, samples) and `sample_rate`."""
 
 
-Sound = (
+AudioInput = (
     str
     | Path
     | Tensor
@@ -45,49 +45,52 @@ Sound = (
     | Decoder
     | AudioBytes
 )
-"""A file, or what it holds; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
+"""A file, or its bytes; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
 `datasets` ({"array": ..., "sampling_rate": ...} or {"bytes": ..., "path": ...}) or a row that has
 one as "audio"; or an object that decodes as torchcodec's do."""
 
 
-def as_source(sound: Sound, sampling_rate: int | None = None) -> str | Path | AudioBytes | Tensor:
-    """Return what a sound is read from: a file, the bytes of one, or a waveform at 16 kHz.
+def audio_source(
+    audio: AudioInput, sampling_rate: int | None = None
+) -> str | Path | AudioBytes | Tensor:
+    """Return the file, the bytes of a file, or the waveform at 16 kHz that an input stands for.
 
     Args:
-        sound: See `Sound`.
-        sampling_rate: Rate in Hz of samples that do not know theirs; 16 kHz if None. Files and
-            decoders know their own.
+        audio: See `AudioInput`.
+        sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
 
     Raises:
-        AudioError: It is none of these, holds no samples that can be used, or has another rate
-            than `sampling_rate`.
+        AudioError: It is none of these, holds no usable samples, or has another rate than
+            `sampling_rate`.
     """
-    value: Any = sound
-    for _ in range(NESTED):
-        if not isinstance(value, Mapping) or _has_samples(value):
+    value: Any = audio
+    for _ in range(MAX_NESTING):
+        if not isinstance(value, Mapping) or any(
+            value.get(k) is not None for k in ("array", "raw")
+        ):
             break
         if (data := value.get("bytes")) is not None:
-            return _encoded(value.get("path"), data)
-        inside = next((value[key] for key in ("audio", "path") if value.get(key) is not None), None)
-        if inside is None:
+            return _audio_bytes(value.get("path"), data)
+        inner = next((value[key] for key in ("audio", "path") if value.get(key) is not None), None)
+        if inner is None:
             break
-        value = inside
+        value = inner
     if isinstance(value, (str, os.PathLike)):
         return Path(value)
     if isinstance(value, AudioBytes):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return _encoded(None, value)
+        return _audio_bytes(None, value)
     if hasattr(value, "read") and not hasattr(value, "get_all_samples"):
-        return _encoded(getattr(value, "name", None), _read(value))
+        name = getattr(value, "name", None)
+        try:
+            return _audio_bytes(name, value.read())
+        except (OSError, ValueError) as error:  # closed, or opened to be written or as text
+            raise AudioError(f"{name or 'the open file'}: cannot be read ({error})") from error
     return _waveform(value, sampling_rate)
 
 
-def _has_samples(sample: Mapping[str, Any]) -> bool:
-    return any(sample.get(key) is not None for key in ("array", "raw"))
-
-
-def _encoded(name: object, data: Any) -> AudioBytes:
+def _audio_bytes(name: object, data: Any) -> AudioBytes:
     try:
         return AudioBytes(str(name) if name else "the bytes", bytes(memoryview(data)))
     except TypeError:
@@ -96,16 +99,8 @@ def _encoded(name: object, data: Any) -> AudioBytes:
         ) from None
 
 
-def _read(file: Any) -> Any:
-    try:
-        return file.read()
-    except (OSError, ValueError) as error:  # closed, or opened to be written or as text
-        name = getattr(file, "name", None) or "the open file"
-        raise AudioError(f"{name}: cannot be read ({error})") from error
-
-
 def _waveform(value: Any, sampling_rate: int | None) -> Tensor:
-    """Samples of any rate as a mono waveform at 16 kHz."""
+    """Return samples of any rate as a mono waveform at 16 kHz."""
     try:
         samples, rate = samples_and_rate(value)
     except (OSError, RuntimeError, ValueError) as error:  # a decoder that fails
@@ -114,7 +109,7 @@ def _waveform(value: Any, sampling_rate: int | None) -> Tensor:
         raise AudioError(
             f"the sound has {rate} Hz, sampling_rate={shortened(sampling_rate)}; expected the same"
         )
-    rate = _whole(SAMPLE_RATE if rate is sampling_rate is None else rate or sampling_rate)
+    rate = _checked_rate(SAMPLE_RATE if rate is sampling_rate is None else rate or sampling_rate)
     waveform = mono_waveform(samples)
     warn_of_scale([waveform], stacklevel=3)
     if rate == SAMPLE_RATE:
@@ -126,35 +121,35 @@ def _waveform(value: Any, sampling_rate: int | None) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(resampled))
 
 
-def _whole(rate: Any) -> int:
+def _checked_rate(rate: Any) -> int:
     if isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool):
-        if LOWEST_RATE <= rate < 2**31 and int(rate) == rate:
+        if MIN_RATE <= rate < 2**31 and int(rate) == rate:
             return int(rate)
     raise AudioError(
-        f"sampling_rate={shortened(rate)}: expected a whole number of {LOWEST_RATE:,} Hz or more"
+        f"sampling_rate={shortened(rate)}: expected a whole number of {MIN_RATE:,} Hz or more"
     )
 
 
-def recordings(places: Iterable[str | Path]) -> list[Path]:
-    """Return what `find_audio` finds; a folder without any recording does not go unsaid.
+def find_recordings(places: Iterable[str | Path]) -> list[Path]:
+    """Return what `find_audio` finds; warn of folders without any recording.
 
     Raises:
         AudioError: As `find_audio`; or there are only folders without recordings.
     """
     folders = [Path(place) for place in places]
     paths = find_audio(folders)
-    for place in folders:
-        inside = place in paths or any(path.is_relative_to(place) for path in paths)
-        if inside or not place.is_dir() or (paths and find_audio([place])):
+    for folder in folders:
+        inside = folder in paths or any(path.is_relative_to(folder) for path in paths)
+        if inside or not folder.is_dir() or (paths and find_audio([folder])):
             continue
         suffixes = " ".join(sorted(AUDIO_SUFFIXES))
-        sentence = f"{place}: no recordings in it (searched for {suffixes})"
+        message = f"{folder}: no recordings in it (searched for {suffixes})"
         if not paths:
-            raise AudioError(sentence)
-        warnings.warn(printable(sentence), EatWarning, stacklevel=3)
+            raise AudioError(message)
+        warnings.warn(printable(message), EatWarning, stacklevel=3)
     return paths
 
 
-def as_text(said: object) -> str:
-    """A path, or what is said about it, as text that any file can hold."""
-    return str(said).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def storable(text: object) -> str:
+    """Return a path, or a message about one, as text that any file can hold."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

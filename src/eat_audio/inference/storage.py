@@ -1,4 +1,4 @@
-"""What vectors of recordings are on disk already, and the folder of .npy files they may be in."""
+"""Store the vectors of recordings: in one Parquet file, or in a folder of .npy files."""
 
 import csv
 import hashlib
@@ -6,27 +6,40 @@ import io
 import json
 import os
 import re
+import shutil
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from eat_audio.errors import CheckpointError, DataError, EatWarning, OutputError
-from eat_audio.inference.inputs import as_text
-from eat_audio.inference.windows import Array, middles
+from eat_audio.inference.inputs import storable
+from eat_audio.inference.windows import Array, frame_centers
 from eat_audio.text import csv_cell, from_csv_cell, printable
 from eat_audio.training.checkpoint import lock_run_dir
-from eat_audio.writing import ASIDE, aside_name, write_json, written_aside
+from eat_audio.writing import ASIDE, aside_name, remove_leftovers, write_json, written_aside
 
-FROM = "relative_to"
-"""In the record of what made the vectors: the folder that relative paths count from."""
-LONGEST_STEM = 80
-"""Characters of a file's own name that the name of its .npy file begins with."""
+PART_SECONDS = 30
+"""Work that a killed job may lose."""
+PART_BYTES = 32_000_000
+"""Vectors held in memory before they are written; also the size of a row group."""
+ROWS = 8_192
+"""Rows of a Parquet file handled at a time."""
+MADE_BY = b"eat_audio"
+"""Key of the settings that made a Parquet file, in its metadata."""
+START = "relative_to"
+"""Key, in those settings, of the folder that relative paths count from."""
+MAX_STEM = 80
+"""Characters of a recording's own name that the name of its .npy file begins with."""
+INDEX = ["path", "file", "shape", "size", "modified"]
 
 Stamp = tuple[int, int]
 """Size and time of the last change (ns) of a file."""
@@ -34,251 +47,422 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True)
 class Origin:
-    """A recording, as it is now."""
+    """A recording in its present version."""
 
     file: Path
     key: str
     """The same for the same file in the same folder, however the folder was named."""
     stamp: Stamp | None
 
-
-def origin_of(file: Path) -> Origin:
-    try:
-        found = os.stat(file)
-        stamp = found.st_size, found.st_mtime_ns
-    except OSError:  # reading it will say why
-        stamp = None
-    return Origin(file, _key(file), stamp)
+    @classmethod
+    def of(cls, file: Path) -> "Origin":
+        """Return a file's origin; without a stamp if it cannot be read."""
+        try:
+            status = os.stat(file)
+        except OSError:  # reading it will say why
+            return cls(file, _key(file), None)
+        return cls(file, _key(file), (status.st_size, status.st_mtime_ns))
 
 
 def _key(path: str | Path, start: str = "") -> str:
-    """The absolute path of a file in its real folder; relative ones count from `start`.
+    """Return the absolute path of a file in its real folder; relative ones count from `start`.
 
     The file itself may be a link: where equal contents are links to one blob, names differ.
     """
     folder, name = os.path.split(os.path.join(start, path))
-    return as_text(os.path.join(os.path.realpath(folder), name))
-
-
-def refuse_others(out: Path, found: object, made_by: dict[str, Any]) -> str | None:
-    """Refuse vectors that were made otherwise; return where their relative paths count from."""
-    start = found.pop(FROM, None) if isinstance(found, dict) else None
-    if found != made_by:
-        told = found if isinstance(found, dict) else {}
-        other = [name for name in made_by if told.get(name) != made_by[name]] if told else []
-        what = f"vectors with another {', '.join(other)}" if other else "something else"
-        raise DataError(f"{out}: holds {what}; expected nothing, or vectors to go on with")
-    return start if isinstance(start, str) else None
-
-
-INDEX = ["path", "file", "shape", "size", "modified"]
+    return storable(os.path.join(os.path.realpath(folder), name))
 
 
 class Store:
-    """What is known of the recordings whose vectors are there already."""
+    """Vectors on disk, and the recordings that they are of.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.start = as_text(os.getcwd())  # what relative paths count from
+    Args:
+        out: The file or folder.
+        made_by: The settings that decide what the vectors of a recording are.
+    """
+
+    folder: Path
+    """That is locked."""
+
+    def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
+        self.out, self.made_by = out, made_by
+        self.start = storable(os.getcwd())  # relative paths count from it
         self.stamps: dict[str, Stamp | None] = {}  # by key; None: an older version kept none
-        self.texts: dict[str, str] = {}  # by path as it is written: the key
+        self.keys: dict[str, str] = {}  # by path as it is written
 
-    def note(self, path: str, stamp: Stamp | None) -> str:
-        """Remember a recording; the later of two counts. Returns its key."""
+    def check_made_by(self, record: object) -> None:
+        """Raise DataError if the vectors on disk were made with other settings."""
+        start = record.pop(START, None) if isinstance(record, dict) else None
+        if record != self.made_by:
+            other = isinstance(record, dict) and record
+            names = [n for n in self.made_by if other and other.get(n) != self.made_by[n]]
+            content = f"vectors with another {', '.join(names)}" if names else "something else"
+            raise DataError(
+                f"{self.out}: holds {content}; expected nothing, or vectors to go on with"
+            )
+        self.start = start if isinstance(start, str) else self.start
+
+    def register(self, path: str, stamp: Stamp | None) -> str:
+        """Register a stored recording, the later of two counts; return its key."""
         key = _key(path, self.start)
-        self.stamps[key], self.texts[path] = stamp, key
+        self.stamps[key], self.keys[path] = stamp, key
         return key
 
-    def text(self, origin: Origin) -> str:
-        """The path of a recording as it is written: as it was given, if that says enough."""
-        here = as_text(os.getcwd()) == self.start or origin.file.is_absolute()
-        return as_text(origin.file if here else os.path.abspath(origin.file))
+    def path_text(self, origin: Origin) -> str:
+        """Return a recording's path as it is written: as it was given, if that is unambiguous."""
+        given = storable(os.getcwd()) == self.start or origin.file.is_absolute()
+        return storable(origin.file if given else os.path.abspath(origin.file))
 
-    def todo(self, origins: list[Origin]) -> list[Origin]:
-        """The recordings that are not there; what is there of older versions of them goes."""
-        missing, unknown = [], 0
+    def missing(self, origins: list[Origin]) -> list[Origin]:
+        """Return the recordings that are not stored, and drop older versions of them."""
+        missing, unversioned = [], 0
         for origin in origins:
             key = origin.key
             if key not in self.stamps:  # perhaps all of it was moved
-                key = self.texts.get(as_text(origin.file), key)
-                if self.stamps.get(key) != origin.stamp:
-                    key = origin.key
+                moved = self.keys.get(storable(origin.file), key)
+                key = moved if self.stamps.get(moved) == origin.stamp else key
             if key not in self.stamps:
                 missing.append(origin)
             elif (stamp := self.stamps[key]) is None:
-                unknown += 1
+                unversioned += 1
             elif stamp != origin.stamp:
                 self.drop(key)
                 missing.append(origin)
-        if unknown:
-            sentence = f"{self.out}: does not say of which versions of {unknown} files its vectors "
-            sentence += "are, because an older version of this program made it; they are kept"
-            warnings.warn(printable(sentence), EatWarning, stacklevel=3)
+        if unversioned:
+            message = f"{self.out}: does not say of which versions of {unversioned} files its "
+            message += (
+                "vectors are, because an older version of this program made it; they are kept"
+            )
+            warnings.warn(printable(message), EatWarning, stacklevel=3)
         return missing
 
-    def drop(self, key: str) -> None:
-        """Let go of the vectors of a recording."""
+    def open(self) -> None:
+        """Register what is stored already."""
         raise NotImplementedError
 
+    def drop(self, key: str) -> None:
+        """Remove the vectors of a recording."""
+        raise NotImplementedError
+
+    def add(self, origin: Origin, vectors: Array) -> None:
+        """Store the vectors of a recording: (D,), (T', D) or (T', F', D)."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Write what is still in memory."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Bring `out` into its final form."""
+        self.flush()
+
+    def clean_up(self) -> None:
+        """Remove temporary files that hold nothing."""
+
+
+def is_table(out: Path) -> bool:
+    """Return whether vectors go into a Parquet file."""
+    return out.suffix.lower() == ".parquet"
+
 
 @contextmanager
-def claimed(folder: Path, out: Path) -> Iterator[None]:
+def open_store(out: Path, made_by: dict[str, Any]) -> Iterator[Store]:
+    """Open a Parquet file or a folder to go on with; no other job may write to it meanwhile.
+
+    Raises:
+        DataError: It holds something else.
+        OutputError: It is in use, or cannot be written.
+    """
+    if out.exists() and out.is_dir() == is_table(out):
+        kind, other = ("folder", "file") if out.is_dir() else ("file", "folder")
+        raise DataError(f"{out}: is a {kind}; expected a {other}, or nothing")
+    store = Table(out, made_by) if is_table(out) else Folder(out, made_by)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock_run_dir(folder))
+            stack.enter_context(lock_run_dir(store.folder))
         except CheckpointError as error:
-            reason = str(error.args[0]).removeprefix(f"{folder}: ")
+            reason = str(error.args[0]).removeprefix(f"{store.folder}: ")
             raise OutputError(f"{out}: {reason}") from error
-        for left in folder.glob(f".*{ASIDE}"):
-            left.unlink(missing_ok=True)
-        yield
+        stack.callback(store.clean_up)
+        for leftover in store.folder.glob(f".*{ASIDE}"):
+            leftover.unlink(missing_ok=True)
+        store.open()
+        try:
+            yield store
+        except BaseException:
+            with suppress(OutputError):  # what ended the job is the error to report
+                store.flush()
+            raise
+        store.finish()
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-class Folder(Store, AbstractContextManager["Folder"]):
+class Folder(Store):
     """A folder with one .npy file per recording, and an index that grows with them."""
 
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
-        super().__init__(out)
+        super().__init__(out, made_by)
+        self.folder = out
         self.index = out / "index.csv"
-        self.made_by = made_by
         self.hop_ms: int | None = None if made_by["level"] == "clip" else made_by["hop_ms"]
         self.rows: dict[str, list[str]] = {}  # of the index, by key
-        self.stack = ExitStack()
+        self.file: IO[str] | None = None
+        self.record = out / "embedding.json"
+        if self.record.exists() or self.index.exists():
+            try:
+                record: object = json.loads(self.record.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError):
+                record = None
+            self.check_made_by(record)
 
-    def __enter__(self) -> "Folder":
-        if self.out.exists() and not self.out.is_dir():
-            raise DataError(f"{self.out}: is a file; expected a folder, or nothing")
-        record = self.out / "embedding.json"
-        if record.exists() or self.index.exists():
-            start = refuse_others(self.out, _read_json(record), self.made_by)
-            self.start = start or self.start
-        with ExitStack() as stack:
-            stack.enter_context(claimed(self.out, self.out))
-            write_json(record, self.made_by | {FROM: self.start})
-            for row in _read_index(self.index):
-                if self._is_there(self.out / row[1]):
-                    stamp = (int(row[3]), int(row[4])) if all(row[3:]) else None
-                    self.rows[self.note(row[0], stamp)] = row
-            self.stack = stack.pop_all()
-        return self
+    def open(self) -> None:
+        """Register the recordings of the index whose files exist."""
+        write_json(self.record, self.made_by | {START: self.start})
+        for row in _read_index(self.index):
+            file = self.out / row[1]
+            complete = file.is_file() and file.stat().st_size > 0
+            if complete and (self.hop_ms is None or _seconds_of(file).is_file()):
+                stamp = (int(row[3]), int(row[4])) if all(row[3:]) else None
+                self.rows[self.register(row[0], stamp)] = row
 
-    def todo(self, origins: list[Origin]) -> list[Origin]:
-        """The recordings that are not there; the index lists nothing else when this returns."""
-        missing = super().todo(origins)
+    def missing(self, origins: list[Origin]) -> list[Origin]:
+        """Return the recordings that are not stored; the index lists nothing else afterwards."""
+        missing = super().missing(origins)
         with written_aside(self.index) as aside:  # its last line may be half of one
             with aside.open("w", newline="", encoding="utf-8") as file:
                 rows = ([csv_cell(row[0]), *row[1:]] for row in self.rows.values())
                 csv.writer(file).writerows([INDEX, *rows])
-        with writing(self.index):
-            self.file: IO[str] = self.index.open("a", newline="", encoding="utf-8")
+        with _writing(self.index):
+            self.file = self.index.open("a", newline="", encoding="utf-8")
         return missing
 
     def drop(self, key: str) -> None:
         """Remove the files of a recording."""
         file = self.out / self.rows.pop(key)[1]
-        with writing(self.out):
+        with _writing(self.out):
             file.unlink(missing_ok=True)
-            _times(file).unlink(missing_ok=True)
+            _seconds_of(file).unlink(missing_ok=True)
 
     def add(self, origin: Origin, vectors: Array) -> None:
-        """Write the vectors of a file, then say in the index that they are there."""
-        path = self.text(origin)
-        name = _file_name(path)
+        """Write the vectors of a recording, then its row of the index."""
+        assert self.file is not None
+        path = self.path_text(origin)
+        file = self.out / f"{distinct_stem(path)}.npy"
         if self.hop_ms is not None:
-            self._save(_times(self.out / name), middles(len(vectors), self.hop_ms))
-        self._save(self.out / name, vectors)
-        shape = "x".join(map(str, vectors.shape))
-        with writing(self.index):
-            csv.writer(self.file).writerow(
-                [csv_cell(path), name, shape, *(origin.stamp or ("", ""))]
-            )
+            _save(_seconds_of(file), frame_centers(len(vectors), self.hop_ms))
+        _save(file, vectors)
+        row = [csv_cell(path), file.name, "x".join(map(str, vectors.shape))]
+        with _writing(self.index):
+            csv.writer(self.file).writerow([*row, *(origin.stamp or ("", ""))])
             self.file.flush()
 
-    def _is_there(self, file: Path) -> bool:
-        return (
-            file.is_file()
-            and file.stat().st_size > 0
-            and (self.hop_ms is None or _times(file).is_file())
-        )
+    def flush(self) -> None:
+        """Close the index."""
+        if self.file:
+            with _writing(self.index):
+                self.file.close()
 
-    def _save(self, path: Path, array: Array) -> None:
-        aside = aside_name(path)
-        try:
-            with writing(path):  # not flushed to the disk: thousands of files would take minutes
-                with aside.open("xb") as file:
-                    np.save(file, array)
-                os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        with self.stack:
-            if file := getattr(self, "file", None):
-                with suppress(OutputError) if kind else ExitStack(), writing(self.index):
-                    file.close()
+def _save(path: Path, array: Array) -> None:
+    aside = aside_name(path)
+    try:
+        with _writing(path):  # not flushed to the disk: thousands of files would take minutes
+            with aside.open("xb") as file:
+                np.save(file, array)
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def plain_stem(path: str) -> str:
-    """The stem of a file, as plain ASCII of a sane length."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_-")[:LONGEST_STEM]
+    """Return the stem of a file as plain ASCII of a sane length."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_-")[:MAX_STEM]
     return stem or "sound"
 
 
 def distinct_stem(path: str) -> str:
-    """The same, and what sets it apart from those of other files."""
+    """Return `plain_stem` with a hash of the path, which differs from those of other files."""
     return f"{plain_stem(path)}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
 
 
-def _file_name(path: str) -> str:
-    return f"{distinct_stem(path)}.npy"
-
-
-def _times(file: Path) -> Path:
-    """Where the times of the vectors in a .npy file are."""
+def _seconds_of(file: Path) -> Path:
+    """Return the file of the times of the vectors in a .npy file."""
     return file.with_suffix(".seconds.npy")
 
 
 def _read_index(index: Path) -> list[list[str]]:
-    """The complete rows of an index, each path once: path, file, shape, size and modified."""
+    """Return the complete rows of an index, each path once: path, file, shape, size, modified."""
     if not index.exists():
         return []
-    with _reading(index):
-        text = index.read_bytes().decode("utf-8", "replace")
     try:
+        text = index.read_bytes().decode("utf-8", "replace")
         rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    except OSError as error:
+        raise DataError(f"{index}: cannot be read ({error.strerror or error})") from error
     except csv.Error as error:
         raise DataError(f"{index}: is no index of vectors ({error})") from error
     if not text.endswith("\r\n"):
         rows = rows[:-1]
-    whole = (row for row in rows if len(row) == 3 or (len(row) == 5 and _numbers(row[3:])))
-    found = ([from_csv_cell(row[0]), *row[1:3], *(row[3:] or ["", ""])] for row in whole)
-    return list({row[0]: row for row in found}.values())
+    by_path = {}
+    for row in rows:
+        numbers = all(re.fullmatch(r"(-*[0-9]+)?", cell, re.ASCII) for cell in row[3:])
+        if len(row) == 3 or (len(row) == 5 and numbers):
+            path = from_csv_cell(row[0])
+            by_path[path] = [path, *row[1:3], *(row[3:] or ["", ""])]
+    return list(by_path.values())
 
 
-def _numbers(cells: list[str]) -> bool:
-    return all(not cell or (cell.isascii() and cell.lstrip("-").isdigit()) for cell in cells)
+class Table(Store):
+    """One Parquet file, from parts that are written beside it and joined at the end."""
+
+    def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
+        super().__init__(out, made_by)
+        self.folder = out.with_name(f".{out.name}.parts")
+        self.pieces: dict[Path, set[str]] = {}  # with the paths whose rows in it are obsolete
+        self.holder: dict[str, tuple[Path, str]] = {}  # by key: its piece, and its path there
+        self.waiting: list[pa.RecordBatch] = []
+        self.bytes = 0  # of what is waiting
+        self.since = time.monotonic()
+
+    def open(self) -> None:
+        """Register the recordings of the file and of the parts of killed jobs."""
+        with _writing(self.out):
+            remove_leftovers(self.out)
+        for piece in [self.out, *sorted(self.folder.glob("*.parquet"))]:
+            if piece.exists():
+                self._register_all(piece)
+        level = self.made_by["level"]
+        columns = [("path", pa.string())]
+        columns += [("seconds", pa.float32())] if level != "clip" else []
+        columns += [("row", pa.int8())] if level == "patch" else []
+        columns += [("embedding", pa.list_(pa.float32()))]
+        columns += [("size", pa.int64()), ("modified", pa.int64())]
+        record = json.dumps(self.made_by | {START: self.start})
+        self.schema = pa.schema(columns, metadata={MADE_BY: record.encode()})
+
+    def clean_up(self) -> None:
+        """Remove the folder of parts, if there is none."""
+        if not any(self.folder.glob("*.parquet")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _register_all(self, piece: Path) -> None:
+        try:
+            with pq.ParquetFile(piece) as file:
+                record = (file.schema_arrow.metadata or {}).get(MADE_BY, b"null")
+                self.check_made_by(json.loads(record))
+                names = [n for n in ("path", "size", "modified") if n in file.schema_arrow.names]
+                stamps: dict[str, Stamp | None] = {}
+                for rows in file.iter_batches(ROWS, columns=names):
+                    stamps |= _stamps(rows)
+        except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+            raise DataError(f"{piece}: is no Parquet file of vectors ({error})") from error
+        self.pieces[piece] = set()
+        for path, stamp in stamps.items():
+            key = self.register(path, stamp)
+            self.drop(key)
+            self.holder[key] = piece, path
+
+    def drop(self, key: str) -> None:
+        """Leave out the rows of a recording when the pieces are joined."""
+        if key in self.holder:
+            piece, path = self.holder.pop(key)
+            self.pieces[piece].add(path)
+
+    def add(self, origin: Origin, vectors: Array) -> None:
+        """Hold the rows of a recording, and write all that are held now and then."""
+        path = self.path_text(origin)
+        for rows in _rows(path, origin.stamp, vectors, self.schema, self.made_by["hop_ms"]):
+            self.waiting.append(rows)
+            self.bytes += rows.nbytes
+        if time.monotonic() - self.since > PART_SECONDS or self.bytes > PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows in memory as another part."""
+        self.since = time.monotonic()
+        if self.waiting:
+            last = max((int(piece.stem) for piece in self.folder.glob("*.parquet")), default=0)
+            part = self.folder / f"{last + 1:08d}.parquet"
+            self._write(part, self.waiting)
+            self.pieces[part] = set()
+            self.waiting, self.bytes = [], 0
+
+    def finish(self) -> None:
+        """Join all pieces in one file."""
+        self.flush()
+        if list(self.pieces) != [self.out] or self.pieces[self.out]:
+            self._write(self.out, self._joined())
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write a file completely, or not at all, in row groups of about `PART_BYTES`."""
+        with (
+            written_aside(path) as aside,
+            pq.ParquetWriter(aside, self.schema, use_dictionary=["path"]) as writer,
+        ):
+            group: list[pa.RecordBatch] = []
+            size = 0
+            for batch in batches:
+                group.append(batch)
+                size += batch.nbytes
+                if size > PART_BYTES:
+                    writer.write_table(pa.Table.from_batches(group, self.schema))
+                    group, size = [], 0
+            writer.write_table(pa.Table.from_batches(group, self.schema))
+
+    def _joined(self) -> Iterator[pa.RecordBatch]:
+        for piece, obsolete in self.pieces.items():
+            with pq.ParquetFile(piece) as file:
+                for rows in file.iter_batches(ROWS):
+                    if obsolete:
+                        dropped = pc.is_in(rows["path"], value_set=pa.array(obsolete, pa.string()))
+                        rows = rows.filter(pc.invert(dropped))
+                    present = dict(zip(rows.schema.names, rows.columns, strict=True))
+                    cells = [
+                        present.get(column.name, pa.nulls(len(rows), column.type))
+                        for column in self.schema
+                    ]
+                    yield pa.RecordBatch.from_arrays(cells, schema=self.schema)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+def _stamps(rows: pa.RecordBatch) -> dict[str, Stamp | None]:
+    """Return the stamps of the recordings of some rows."""
+    paths = rows["path"].dictionary_encode()
+    if "size" not in rows.schema.names:
+        return dict.fromkeys(paths.dictionary.to_pylist())
+    _, first = np.unique(paths.indices.to_numpy(), return_index=True)
+    cells = rows.take(pa.array(first)).to_pydict()
+    return {
+        path: None if size is None or modified is None else (size, modified)
+        for path, size, modified in zip(*cells.values(), strict=True)
+    }
 
 
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+def _rows(
+    path: str, stamp: Stamp | None, vectors: Array, schema: pa.Schema, hop_ms: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield one row per vector, a few thousand at a time."""
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    bands = vectors.shape[1] if vectors.ndim == 3 else 1  # rows of patches per column
+    seconds = frame_centers(len(flat) // bands, hop_ms)
+    size, modified = stamp or (None, None)
+    for first in range(0, len(flat), ROWS):
+        part = flat[first : first + ROWS]
+        numbers = np.arange(first, first + len(part))
+        ends = pa.array(np.arange(len(part) + 1, dtype=np.int32) * flat.shape[1])
+        cells = {
+            "path": pa.repeat(pa.scalar(path, pa.string()), len(part)),
+            "seconds": pa.array(seconds[numbers // bands]),
+            "row": pa.array((numbers % bands).astype(np.int8)),
+            "embedding": pa.ListArray.from_arrays(ends, pa.array(part.ravel())),
+            "size": pa.repeat(pa.scalar(size, pa.int64()), len(part)),
+            "modified": pa.repeat(pa.scalar(modified, pa.int64()), len(part)),
+        }
+        yield pa.RecordBatch.from_arrays([cells[name] for name in schema.names], schema=schema)

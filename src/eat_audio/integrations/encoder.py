@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import AudioError, CheckpointError
-from eat_audio.inference.inputs import Sound
+from eat_audio.inference.inputs import AudioInput
 from eat_audio.inference.predictor import Predictor, load
 from eat_audio.inference.windows import Level
 
@@ -41,11 +41,13 @@ class EmbeddingModule(nn.Module):
         self.rate = SAMPLE_RATE
         self.width: int = self.model.config.hidden_size
 
-    def embed(self, sounds: Iterable[Sound], level: Level, *, hop_ms: int = 160) -> list[Tensor]:
-        """Return the vectors of every sound, see `Predictor.embed_many`, on the model's device."""
+    def embed(
+        self, inputs: Iterable[AudioInput], level: Level, *, hop_ms: int = 160
+    ) -> list[Tensor]:
+        """Return the vectors of every input, see `Predictor.embed_many`, on the model's device."""
         device = next(self.model.parameters()).device
         tensors = []
-        for vectors in self.predictor.embed_many(sounds, level, hop_ms=hop_ms):
+        for vectors in self.predictor.embed_many(inputs, level, hop_ms=hop_ms):
             if isinstance(vectors, AudioError):
                 raise vectors
             tensors.append(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))
