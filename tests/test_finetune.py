@@ -33,7 +33,7 @@ from eat_audio.finetune import (
     split,
     start_from,
 )
-from eat_audio.models import families, save
+from eat_audio.models import METHODS, model_types, save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.checkpoint import encoder_names
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
@@ -150,7 +150,7 @@ def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Pa
         layer_decay=config["layer_decay"],
         clip=0.0,
     )
-    groups = parameter_groups(model.named_parameters(), optim, depth=model.config.depth)
+    groups = parameter_groups(model.named_parameters(), optim, layers=model)
     optimizer = adamw(groups, optim)
     for index, step in enumerate(told["steps"]):
         set_rates(optimizer, optim, index, config["max_update"])
@@ -202,7 +202,7 @@ def of(method: str, **told: Any) -> FreshEncoder:
     return SMALL.model_copy(update={"method": method} | told)
 
 
-each_method = pytest.mark.parametrize("method", families())
+each_method = pytest.mark.parametrize("method", model_types())
 
 
 def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
@@ -538,22 +538,22 @@ def test_low_rank_additions_ask_for_the_package_they_need(
 def test_an_encoder_of_any_method_is_fine_tuned_from_a_folder_and_from_nothing(
     made: Path, tmp_path: Path, method: str
 ) -> None:
-    family = families()[method]
-    encoder = family.encoder(of(method).config())
-    save(encoder, family.features(mean=-1.0, std=3.0), tmp_path / "encoder")
+    spec = METHODS[method]
+    encoder = spec.encoder(of(method).config())
+    save(encoder, spec.feature_extractor(mean=-1.0, std=3.0), tmp_path / "encoder")
     told = settings(made, encoder=SMALL, steps=1, optim=Optim(lr=1e-9))
     done = run(told, out=tmp_path / "out", start=tmp_path / "encoder")
     assert done.evaluation is not None and done.evaluation.clips == 10
-    tuned = family.classifier.from_pretrained(tmp_path / "out")
+    tuned = spec.classifier.from_pretrained(tmp_path / "out")
     kept = tuned.model.state_dict()
     for name, tensor in encoder.model.state_dict().items():
         if name in kept:  # the norm after the last block of Audio-MAE is not
             torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-6)
     features = load_features(tmp_path / "out")
-    assert type(features) is family.features and features.std == 3.0
+    assert type(features) is spec.feature_extractor and features.std == 3.0
     fresh, its_own = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
-    assert type(fresh) is family.classifier and type(its_own) is family.features
-    assert its_own.std == family.features().std
+    assert type(fresh) is spec.classifier and type(its_own) is spec.feature_extractor
+    assert its_own.std == spec.feature_extractor().std
 
 
 @each_method
@@ -592,16 +592,19 @@ def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) ->
     assert model.encode(x).patches.shape[1] == 4 * 8
 
 
-@pytest.mark.parametrize("method", [name for name in families() if name != "audiomae"])
+@pytest.mark.parametrize("method", [name for name in model_types() if name != "audiomae"])
 def test_other_encoders_cannot_leave_patches_out(made: Path, method: str) -> None:
     told = settings(made, encoder=of(method), hidden_rows=0.2)
-    with pytest.raises(SettingError, match=f"hidden_rows=0.2: an encoder of {method} hears all"):
+    with pytest.raises(
+        SettingError,
+        match=f"hidden_rows=0.2: an encoder of {method} has no such setting; expected 0",
+    ):
         start_from(None, told, open_corpus(made))
 
 
 def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path: Path) -> None:
-    family = families()["beats"]
-    save(family.encoder(of("beats").config()), family.features(), tmp_path)
+    spec = METHODS["beats"]
+    save(spec.encoder(of("beats").config()), spec.feature_extractor(), tmp_path)
     told = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
     with pytest.raises(SettingError, match=r"encoder.pooling=cls: expected one of mean, linear"):
         start_from(tmp_path, told, open_corpus(made))
@@ -611,8 +614,8 @@ def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path
 def test_pooling_is_that_of_the_encoder_unless_another_is_wanted(
     made: Path, tmp_path: Path, method: str
 ) -> None:
-    family, corpus = families()[method], open_corpus(made)
-    save(family.encoder(of(method).config()), family.features(), tmp_path)
+    spec, corpus = METHODS[method], open_corpus(made)
+    save(spec.encoder(of(method).config()), spec.feature_extractor(), tmp_path)
     assert SMALL.pooling == "mean"
     told = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
     assert start_from(tmp_path, told, corpus)[0].config.pooling == "mean"

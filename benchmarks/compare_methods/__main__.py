@@ -77,7 +77,7 @@ def compare(
 
     from benchmarks import compare_methods as comparison
     from benchmarks.compare_methods.summary import about, table, verdict
-    from eat_audio.models import families
+    from eat_audio.models import model_types
 
     ((unit, amount),) = given.items()
     asked = comparison.Asked(
@@ -88,7 +88,7 @@ def compare(
         folds=folds,
         points=points,
         reference=reference,
-        finetune=None if no_finetune else _by_method(finetune or [], sorted(families())),
+        finetune=None if no_finetune else _by_method(finetune or [], sorted(model_types())),
         finetune_steps=finetune_steps,
         workers=workers,
     )

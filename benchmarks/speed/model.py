@@ -78,8 +78,7 @@ def whole_step(
     ours = fresh_objective(size, device, seconds)
     theirs = copy.deepcopy(ours)
     optim = Optim(lr=1e-5, decay_all=True)
-    depth = ours.student.config.depth
-    fused = adamw(parameter_groups(ours.named_parameters(), optim, depth=depth), optim)
+    fused = adamw(parameter_groups(ours.named_parameters(), optim, layers=ours), optim)
     looped = plain.Adam(
         [p for p in theirs.parameters() if p.requires_grad],
         optim.lr,

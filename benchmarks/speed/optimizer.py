@@ -61,7 +61,7 @@ class _Weights:
                 learnt.grad = torch.randn_like(learnt)
         self.settings = settings
         self.step = 0
-        self.optimizer = adamw(parameter_groups(named, settings, depth=config.depth), settings)
+        self.optimizer = adamw(parameter_groups(named, settings, layers=self.objective), settings)
         self.copies = _copied(self.parameters)
         for copy, learnt in zip(self.copies, self.parameters, strict=True):
             copy.grad = learnt.grad

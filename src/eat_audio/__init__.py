@@ -8,7 +8,7 @@
     model.predict(clip)         # labels with scores, if the model was fine-tuned
 
 After this import, `transformers.AutoModel`, `AutoFeatureExtractor` and
-`pipeline("audio-classification")` know the models too.
+`pipeline("audio-classification")` work with the models, too.
 """
 
 import sys
@@ -17,68 +17,53 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from eat_audio.audio import load_audio
-    from eat_audio.errors import EatError
-    from eat_audio.inference.predictor import load
+from eat_audio.models import METHODS
+
+if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports them when used
+    from eat_audio.audio import load_audio as load_audio
+    from eat_audio.errors import EatError as EatError
+    from eat_audio.inference.predictor import load as load
+    from eat_audio.models.audiomae.modeling import AudioMAEConfig as AudioMAEConfig
     from eat_audio.models.audiomae.modeling import (
-        AudioMAEConfig,
-        AudioMAEForAudioClassification,
-        AudioMAEModel,
+        AudioMAEForAudioClassification as AudioMAEForAudioClassification,
     )
-    from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
+    from eat_audio.models.audiomae.modeling import AudioMAEModel as AudioMAEModel
+    from eat_audio.models.beats.modeling import BEATsConfig as BEATsConfig
+    from eat_audio.models.beats.modeling import (
+        BEATsForAudioClassification as BEATsForAudioClassification,
+    )
+    from eat_audio.models.beats.modeling import BEATsModel as BEATsModel
     from eat_audio.models.common.feature_extraction import (
-        AudioMAEFeatureExtractor,
-        BEATsFeatureExtractor,
-        EATFeatureExtractor,
+        AudioMAEFeatureExtractor as AudioMAEFeatureExtractor,
     )
-    from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
+    from eat_audio.models.common.feature_extraction import (
+        BEATsFeatureExtractor as BEATsFeatureExtractor,
+    )
+    from eat_audio.models.common.feature_extraction import (
+        EATFeatureExtractor as EATFeatureExtractor,
+    )
+    from eat_audio.models.eat.modeling import EATConfig as EATConfig
+    from eat_audio.models.eat.modeling import EATForAudioClassification as EATForAudioClassification
+    from eat_audio.models.eat.modeling import EATModel as EATModel
 
-__all__ = [
-    "AudioMAEConfig",
-    "AudioMAEFeatureExtractor",
-    "AudioMAEForAudioClassification",
-    "AudioMAEModel",
-    "BEATsConfig",
-    "BEATsFeatureExtractor",
-    "BEATsForAudioClassification",
-    "BEATsModel",
-    "EATConfig",
-    "EATFeatureExtractor",
-    "EATForAudioClassification",
-    "EATModel",
-    "EatError",
-    "load",
-    "load_audio",
-]
-
-__version__ = version("eat-audio")
-
-_HOMES = {
-    "AudioMAEConfig": "models.audiomae.modeling",
-    "AudioMAEFeatureExtractor": "models.common.feature_extraction",
-    "AudioMAEForAudioClassification": "models.audiomae.modeling",
-    "AudioMAEModel": "models.audiomae.modeling",
-    "BEATsConfig": "models.beats.modeling",
-    "BEATsFeatureExtractor": "models.common.feature_extraction",
-    "BEATsForAudioClassification": "models.beats.modeling",
-    "BEATsModel": "models.beats.modeling",
-    "EATConfig": "models.eat.modeling",
-    "EATFeatureExtractor": "models.common.feature_extraction",
-    "EATForAudioClassification": "models.eat.modeling",
-    "EATModel": "models.eat.modeling",
-    "EatError": "errors",
-    "load": "inference.predictor",
-    "load_audio": "audio",
+_MODULES = {
+    "EatError": "eat_audio.errors",
+    "load": "eat_audio.inference.predictor",
+    "load_audio": "eat_audio.audio",
 }
+for _spec in METHODS.values():
+    _MODULES |= _spec.public_names
+
+__all__ = sorted(_MODULES)
+__version__ = version("eat-audio")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
-# The `eat` command answers --help without waiting for torch; everybody else wants the Auto classes.
+# `eat --help` answers without waiting for torch; in any other program the Auto classes are set up.
 if Path(sys.argv[0]).name not in ("eat", "eat.exe"):
     import_module(f"{__name__}.models").register()

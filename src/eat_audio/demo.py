@@ -27,7 +27,7 @@ from eat_audio import config as recipe
 from eat_audio import finetune
 from eat_audio.audio import SAMPLE_RATE, audio_seconds
 from eat_audio.audio import fbank as logmel
-from eat_audio.checkpoints.load import family_of, load_model
+from eat_audio.checkpoints.load import load_model, spec_of
 from eat_audio.data import synthetic
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
@@ -376,7 +376,7 @@ def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) ->
     if place is None:
         torch.manual_seed(settings.seed)
         config = settings.config()
-        encoder = family_of(config).encoder(config)
+        encoder = spec_of(config).encoder(config)
     else:
         encoder = load_model(place, AudioEncoder)
     encoder.to(settings.on())  # type: ignore[arg-type]

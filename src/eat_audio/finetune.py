@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from eat_audio.checkpoints.load import family_of, load_features, load_model
+from eat_audio.checkpoints.load import load_features, load_model, spec_of
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
@@ -31,12 +31,12 @@ from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_c
 from eat_audio.masking import clip_keys
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
+from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
 from eat_audio.pretraining.method import EncoderSettings
 from eat_audio.pretraining.run import make_features
 from eat_audio.training.checkpoint import fingerprint, lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, init_process_group
-from eat_audio.training.optim import Optim, block_of
+from eat_audio.training.optim import LayeredObjective, Optim
 from eat_audio.training.run import Source, Trainer, TrainSettings, with_prefix
 from eat_audio.writing import write_json
 
@@ -49,7 +49,7 @@ LORA_SCALE = 2.0
 class FreshEncoder(EncoderSettings):
     """The encoder to start from if none is given; `pooling` counts in any case."""
 
-    method: Literal["audiomae", "beats", "eat"] = "eat"
+    method: str = "eat"
 
     def config(self) -> PreTrainedConfig:
         """Return the Hugging Face configuration of that encoder."""
@@ -104,7 +104,7 @@ class FinetuneRun(TrainSettings):
         return self
 
 
-class Classification(nn.Module):
+class Classification(LayeredObjective):
     """The loss of labeled clips through the front end, augmentation and a classifier."""
 
     def __init__(
@@ -184,7 +184,7 @@ def start_from(
     encoder = None if start is None else load_model(start, AudioEncoder)
     config = settings.encoder.config() if encoder is None else encoder.config
     config = classifier_config(config, settings, corpus)
-    model = family_of(config).classifier(config)
+    model = spec_of(config).classifier(config)
     features = None
     if start is not None and encoder is not None:
         model.model.load_state_dict(encoder.model.state_dict(), strict=False)
@@ -198,40 +198,28 @@ def start_from(
 def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
     """Return an encoder's configuration as that of a classifier of a corpus' labels."""
     method = config.model_type
+    changes = {name: getattr(settings, name) for name in NEUTRAL}
     try:
-        config = config.for_labels(
+        config.finetune_overrides(changes)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    try:
+        return config.for_labels(
             corpus.label_names,
             several=corpus.multi_label,
-            drop_path=settings.drop_path,
             pooling=settings.encoder.pooling or config.pooling,
+            **changes,
         )
     except ValueError as error:
         raise SettingError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
-    hidden = {"mask_t_prob": settings.hidden_columns, "mask_f_prob": settings.hidden_rows}
-    if any(hidden.values()) and not hasattr(config, "mask_t_prob"):
-        raise SettingError(
-            f"hidden_columns={settings.hidden_columns:g}, hidden_rows={settings.hidden_rows:g}: "
-            f"an encoder of {method} hides no patches in fine-tuning; expected 0"
-        )
-    if hasattr(config, "mask_t_prob"):
-        config.update(hidden)
-    if hasattr(config, "layer_wise_gradient_decay_ratio"):
-        config.layer_wise_gradient_decay_ratio = settings.gradient_decay
-    elif settings.gradient_decay != 1:
-        raise SettingError(
-            f"gradient_decay={settings.gradient_decay:g}: an encoder of {method} has none; "
-            "expected 1, and perhaps optim.layer_decay"
-        )
-    return config
 
 
 def freeze(model: AudioClassifier, blocks: int) -> None:
     """Exclude the first blocks, and all before them, from training."""
-    depth = model.config.num_hidden_layers
-    if blocks > depth:
-        raise SettingError(f"freeze={blocks}: the encoder has {depth} blocks")
+    if blocks > model.n_blocks:
+        raise SettingError(f"freeze={blocks}: the encoder has {model.n_blocks} blocks")
     for name, parameter in model.named_parameters():
-        if blocks and block_of(name, depth) < blocks:
+        if blocks and model.block_of(name) < blocks:
             parameter.requires_grad_(False)
 
 
@@ -254,9 +242,8 @@ def add_lora(model: AudioClassifier, rank: int) -> None:
         ) from None
     config = LoraConfig(r=rank, lora_alpha=round(LORA_SCALE * rank), target_modules=LORA_TARGETS)
     inject_adapter_in_model(config, model.model)
-    depth = model.config.num_hidden_layers
     for name, parameter in model.named_parameters():
-        if block_of(name, depth) == depth:  # peft has frozen the head, too
+        if model.block_of(name) == model.n_blocks:  # peft has frozen the head, too
             parameter.requires_grad_(True)
 
 
@@ -345,7 +332,6 @@ def _finetune(
     trainer = Trainer(
         objective,
         settings,
-        depth=model.config.num_hidden_layers,
         open_batches=partial(training_batches, steps),
         process_group=process_group,
     )

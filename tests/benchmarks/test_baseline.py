@@ -98,7 +98,7 @@ def test_a_step_of_training_ends_where_ours_does() -> None:
     ours, spectrogram, masks = pretraining(clones=2)
     theirs, _, _ = pretraining(clones=2)
     optim = Optim(lr=1e-4, warmup=0, decay_all=True)
-    groups = parameter_groups(ours.named_parameters(), optim, depth=ours.student.config.depth)
+    groups = parameter_groups(ours.named_parameters(), optim, layers=ours)
     optimizer = adamw(groups, optim)
     learning = [p for p in theirs.parameters() if p.requires_grad]
     looped = plain.Adam(learning, optim.lr, optim.betas, optim.eps, optim.weight_decay)

@@ -24,7 +24,7 @@ from eat_audio.audio import SAMPLE_RATE, load_audio, open_int16, stream_audio
 from eat_audio.data.corpus import Corpus, missing_files
 from eat_audio.data.datasets import open_corpus
 from eat_audio.errors import AudioError, DataError, EatError, EatWarning
-from eat_audio.models import families
+from eat_audio.models import model_types
 
 ROWS = rows()
 
@@ -348,7 +348,7 @@ def lists(row: Row, small: Small, tmp_path: Path) -> None:
 
 
 def extractors() -> list:
-    return [family.features() for family in families().values()]
+    return [spec.feature_extractor() for spec in model_types().values()]
 
 
 @case("(recipe) stereo_array")

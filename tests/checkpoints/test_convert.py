@@ -122,7 +122,7 @@ def test_a_beats_file_hears_with_the_statistics_of_beats(convert: Any, tmp_path:
         tmp_path / "ours", tmp_path / "beats.pt"
     )
     code, _, err = convert(tmp_path / "ours", tmp_path / "hf", "--to", "released-hf")
-    assert code == 2 and "of beats no Hugging Face folder was released" in err
+    assert code == 2 and "of BEATs no Hugging Face folder was released" in err
 
 
 def test_what_is_lost_is_said(convert: Any, tmp_path: Path) -> None:

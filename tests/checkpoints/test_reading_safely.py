@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import DATA, needs_data
-from eat_audio.checkpoints.convert import METHODS, read_pickled
+from eat_audio.checkpoints.convert import read_pickled
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
-from eat_audio.models import families, save
+from eat_audio.models import METHODS, save
 from eat_audio.models.common.modeling import AudioModel
 
 SENTINEL = "eat_sentinel"
@@ -359,7 +359,7 @@ def test_what_multiplies_is_refused_soon_and_in_a_short_sentence(
 @pytest.mark.parametrize("method", sorted(SHAPES))
 def test_settings_of_released_files_are_shown_in_short(method: str, tmp_path: Path) -> None:
     model = tiny(method)
-    content = METHODS[method].theirs(model, families()[method].features())
+    content = METHODS[method].converter("to_released")(model, METHODS[method].feature_extractor())
     many: list[Any] = []
     for _ in range(15):
         many = [many, many]
@@ -399,8 +399,8 @@ def test_a_big_endian_file_is_refused(plain: Path) -> None:
 
 
 def tiny(method: str) -> AudioModel:
-    family = families()[method]
-    return family.encoder(family.config(**SHAPES[method]))
+    spec = METHODS[method]
+    return spec.encoder(spec.config(**SHAPES[method]))
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +410,12 @@ def released() -> dict[str, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         for method in SHAPES:
             model, path = tiny(method), Path(folder) / f"{method}.pt"
-            torch.save(METHODS[method].theirs(model, families()[method].features()), path)
+            torch.save(
+                METHODS[method].converter("to_released")(
+                    model, METHODS[method].feature_extractor()
+                ),
+                path,
+            )
             load_model(path)  # as it is, it loads
             found[method] = members(path)
     return found
@@ -510,7 +515,7 @@ def check_safetensors(method: str, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = tiny(method)
-        save(model, families()[method].features(), folder)
+        save(model, METHODS[method].feature_extractor(), folder)
         file = folder / "model.safetensors"
         if seed % 4:  # in its header, where nearly all is decided
             content = file.read_bytes()

@@ -61,7 +61,8 @@ def trained(listing: Path, look: Monitor | None) -> tuple[dict[str, torch.Tensor
     objective = EATPretraining(config, SETTINGS, EATFeatureExtractor(), frames=whole_patches(1.0))
     objective.train()
     optimizer = adamw(
-        parameter_groups(objective.named_parameters(), SETTINGS.optim, depth=2), SETTINGS.optim
+        parameter_groups(objective.named_parameters(), SETTINGS.optim, layers=objective),
+        SETTINGS.optim,
     )
     steps = ClipBatches(open_corpus(listing), CLIPS, batch=4, seed=0)
     logged: list[Any] = []

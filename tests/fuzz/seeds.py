@@ -80,29 +80,29 @@ class Seed:
 def checkpoints(folder: Path) -> list[Seed]:
     """Released `.pt` files, Hugging Face folders, folders in parts, and runs."""
     from eat_audio.checkpoints.convert import LAYOUTS, write
-    from eat_audio.models import families
+    from eat_audio.models import model_types
 
     seeds = [Seed("golden.pt", GOLDEN, TORCH)]
-    for method, family in families().items():
+    for method, spec in model_types().items():
         pooling = "cls" if method == "eat" else "mean"
         for classifies in (False, True):
-            config = family.config(**SHAPES[method])
+            config = spec.config(**SHAPES[method])
             if classifies:
                 config = config.for_labels(
                     ("dog", "rain"), several=False, drop_path=0.0, pooling=pooling
                 )
-            model = (family.classifier if classifies else family.encoder)(config)
+            model = (spec.classifier if classifies else spec.encoder)(config)
             name = f"{method}_{'classifier' if classifies else 'encoder'}"
             for layout in LAYOUTS:
                 place = folder / f"{name}_{layout}{'.pt' if layout == 'released' else ''}"
                 if layout == "released-hf" and method != "eat":
                     continue
-                write(model.eval(), family.features(), place, layout=layout)
+                write(model.eval(), spec.feature_extractor(), place, layout=layout)
                 seeds += _of_model(place)
             if classifies:
                 place = folder / f"{name}_parts"
                 model.save_pretrained(place, max_shard_size="4KB")
-                family.features().save_pretrained(place)
+                spec.feature_extractor().save_pretrained(place)
                 index = "model.safetensors.index.json"
                 assert (place / index).is_file()
                 seeds += [Seed(f"{name} {index}", place, JSON, index)] * 2

@@ -14,7 +14,7 @@ from eat_audio.audio import load_audio, to_int16
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError, EatError, SettingError
 from eat_audio.integrations import onnx
-from eat_audio.models import families
+from eat_audio.models import model_types
 from eat_audio.models.common.modeling import AudioEncoder
 
 needs_onnx = pytest.mark.skipif(
@@ -25,7 +25,7 @@ needs_onnx = pytest.mark.skipif(
 
 def both(method: str, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-mel of matrix products, and that of the front end."""
-    features = families()[method].features()
+    features = model_types()[method].feature_extractor()
     length = torch.tensor([len(waveform)])
     own = features.log_mel(to_int16(waveform[None]), length).values
     return onnx.LogMel(features)(waveform[None]), own

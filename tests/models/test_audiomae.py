@@ -131,7 +131,7 @@ def test_columns_and_rows_of_the_least_noise_are_the_recorded_ones(path: Path) -
 def test_what_is_fine_tuned_learns_at_the_recorded_rates(path: Path) -> None:
     model, _ = classifier(path)
     settings = Optim(lr=1.0, layer_decay=0.75, stem_decay=True, weight_decay=5e-4)
-    groups = parameter_groups(model.model.named_parameters(), settings, depth=model.config.depth)
+    groups = parameter_groups(model.model.named_parameters(), settings, layers=model)
     ours = {n: (g["peak"], g["weight_decay"]) for g in groups for n in g["names"]}
     for group in sidecar(path)["layer_decay_groups_0.75_wd5e-4"]:
         for name in group["names"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from conftest import golden_sets, sidecar, tensors
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
-from eat_audio.models.audiomae.checkpoint import knows, ours, theirs
+from eat_audio.models.audiomae.checkpoint import from_released, is_released, to_released
 from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEForAudioClassification,
@@ -38,8 +38,8 @@ def released(path: Path) -> dict[str, Tensor]:
 def test_every_recorded_tensor_is_used_or_named(path: Path) -> None:
     state, told = released(path), sidecar(path)["config"]
     content = {"model": state, "epoch": 32, "args": {"norm_pix_loss": True}}
-    assert knows(content) and knows(state)
-    found = ours(content, num_heads=told["num_heads"])
+    assert is_released(content) and is_released(state)
+    found = from_released(content, num_heads=told["num_heads"])
     assert found.classifier == ("head.weight" in state)
     assert found.config.pos_layout == "released" and found.config.pos_length == 64
     kind = AudioMAEForAudioClassification if found.classifier else AudioMAEModel
@@ -54,7 +54,7 @@ def test_every_recorded_tensor_is_used_or_named(path: Path) -> None:
     assert all(n.startswith(("decoder_", "mask_token", "pos_embed")) for n in found.ignored)
     assert all(torch.equal(x, state[n.removeprefix("model.")]) for n, x in found.tensors.items())
 
-    back = theirs(model, FEATURES)["model"]
+    back = to_released(model, FEATURES)["model"]
     assert back.keys() == {n for n in state if not n.startswith(("decoder_", "mask_token"))}
     assert all(torch.equal(x, state[n]) for n, x in back.items())
 
@@ -67,7 +67,7 @@ def small(**changes: Any) -> AudioMAEModel:
 @pytest.mark.parametrize("columns", [64, 20])
 def test_a_model_comes_back_from_the_released_layout_as_it_was(layout: str, columns: int) -> None:
     model = small(pos_layout=layout, pos_length=columns)
-    found = ours(theirs(model, FEATURES))
+    found = from_released(to_released(model, FEATURES))
     for name in ("pos_layout", "pos_length", "num_heads", "final_norm", "mlp_ratio"):
         assert getattr(found.config, name) == getattr(model.config, name)
     again = AudioMAEModel(found.config).eval()
@@ -81,7 +81,7 @@ def test_a_file_is_loaded_by_its_name_alone(tmp_path: Path) -> None:
     shape = AudioMAEConfig(embed_dim=64, depth=2, num_heads=1)
     config = shape.for_labels(["a", "b", "c"], several=True, drop_path=0.1, pooling="mean")
     model = AudioMAEForAudioClassification(config).eval()
-    torch.save({"model": theirs(model, FEATURES)["model"], "epoch": 1}, tmp_path / "it.pth")
+    torch.save({"model": to_released(model, FEATURES)["model"], "epoch": 1}, tmp_path / "it.pth")
     again = load_model(tmp_path / "it.pth")
     assert type(again) is AudioMAEForAudioClassification
     x = torch.randn(1, 64, 128)
@@ -104,7 +104,7 @@ def test_what_is_not_exactly_an_encoder_is_refused(
     tmp_path: Path, change: dict[str, Any], sentence: str
 ) -> None:
     model = AudioMAEModel(AudioMAEConfig(embed_dim=64, depth=2, num_heads=1))
-    state = theirs(model, FEATURES)["model"] | change
+    state = to_released(model, FEATURES)["model"] | change
     state = {name: x for name, x in state.items() if x is not None}
     torch.save({"model": state}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=rf"odd\.pth: .*{sentence}"):
@@ -112,24 +112,24 @@ def test_what_is_not_exactly_an_encoder_is_refused(
 
 
 def test_heads_that_a_file_does_not_tell_are_not_guessed_at_odd_widths() -> None:
-    state = theirs(small(), FEATURES)["model"]
+    state = to_released(small(), FEATURES)["model"]
     with pytest.raises(CheckpointError, match="does not tell the number of heads"):
-        ours({"model": state})
-    assert ours({"model": state}, num_heads=4).config.num_heads == 4
+        from_released({"model": state})
+    assert from_released({"model": state}, num_heads=4).config.num_heads == 4
 
 
 def test_positions_are_told_apart_to_a_hundred_thousandth() -> None:
-    content = theirs(small(), FEATURES)
+    content = to_released(small(), FEATURES)
     table = content["model"]["pos_embed"]
     content["model"]["pos_embed"] = table + 5e-6
-    assert ours(content).config.pos_layout == "released"
+    assert from_released(content).config.pos_layout == "released"
     content["model"]["pos_embed"] = table + 5e-5
     with pytest.raises(CheckpointError, match="has other positions"):
-        ours(content)
+        from_released(content)
     assert (positions(512, 32, period=8) - positions(512, 32, period=64)).abs().max() > 1
 
 
 def test_other_files_are_not_taken_for_these() -> None:
     for state in ({"model.extra_tokens": torch.zeros(1)}, {"patch_embedding.weight": 1}, {}):
-        assert not knows({"model": state})
-    assert not knows({"model": torch.zeros(1)})
+        assert not is_released({"model": state})
+    assert not is_released({"model": torch.zeros(1)})

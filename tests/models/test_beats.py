@@ -58,7 +58,7 @@ def released(settings: dict[str, Any], *states: tuple[dict[str, Tensor], str]) -
         for name, tensor in recorded.items()
         if name.startswith(prefix)
     }
-    foreign = beats.ours({"cfg": settings, "model": state})
+    foreign = beats.from_released({"cfg": settings, "model": state})
     kind = BEATsForAudioClassification if foreign.classifier else BEATsModel
     model = kind(foreign.config)
     model.load_state_dict(foreign.tensors)

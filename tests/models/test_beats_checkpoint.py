@@ -43,7 +43,7 @@ def behind(path: Path, prefix: str = "sd.") -> dict[str, Tensor]:
 
 
 def model_of(content: dict[str, Any]) -> AudioModel:
-    foreign = beats.ours(content)
+    foreign = beats.from_released(content)
     kind = BEATsForAudioClassification if foreign.classifier else BEATsModel
     model = kind(foreign.config)
     model.load_state_dict(foreign.tensors)
@@ -54,7 +54,7 @@ def small(classifier: bool = False, **changes: Any) -> dict[str, Any]:
     """The content of a file as released, of a small model."""
     kind = BEATsForAudioClassification if classifier else BEATsModel
     torch.manual_seed(0)
-    return beats.theirs(kind(BEATsConfig(**SMALL | changes)), BEATsFeatureExtractor())
+    return beats.to_released(kind(BEATsConfig(**SMALL | changes)), BEATsFeatureExtractor())
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -65,18 +65,18 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_it_is_known_from_eat_and_from_nothing() -> None:
-    assert beats.knows(small())
+    assert beats.is_released(small())
     for other in ({}, {"model": None}, {"model": {"extra_tokens": 0}}, {"cfg": {}, "model": {}}):
-        assert not beats.knows(other)
+        assert not beats.is_released(other)
 
 
 @each(PRETRAINED)
 def test_a_pretrained_file_comes_back_bit_for_bit(path: Path) -> None:
     content = {"cfg": sidecar(path)["config"], "model": behind(path)}
-    foreign = beats.ours(content)
+    foreign = beats.from_released(content)
     assert not foreign.classifier and foreign.ignored == {}
     assert (foreign.features.mean, foreign.features.std) == (15.41663, 6.55582)
-    assert_same(beats.theirs(model_of(content), foreign.features), content)
+    assert_same(beats.to_released(model_of(content), foreign.features), content)
 
 
 @each(FINETUNED)
@@ -87,10 +87,10 @@ def test_a_finetuned_file_comes_back_with_its_labels(path: Path) -> None:
         "model": trunk | behind(path),
         "label_dict": {number: f"/m/{number}" for number in range(11)},
     }
-    foreign = beats.ours(content)
+    foreign = beats.from_released(content)
     assert foreign.classifier and foreign.config.problem_type == "multi_label_classification"
     assert foreign.config.id2label[3] == "/m/3" and foreign.config.num_classes == 11
-    back = beats.theirs(model_of(content), foreign.features)
+    back = beats.to_released(model_of(content), foreign.features)
     assert_same(back, content)
     assert back["label_dict"] == content["label_dict"]
 
@@ -101,13 +101,13 @@ def test_a_finetuned_file_comes_back_with_its_labels(path: Path) -> None:
 def test_other_shapes_come_back_bit_for_bit(path: Path, variant: str) -> None:
     settings = sidecar(path)["configs"][variant]
     content = {"cfg": settings, "model": behind(path, f"sd.{variant}.")}
-    assert_same(beats.theirs(model_of(content), BEATsFeatureExtractor()), content)
+    assert_same(beats.to_released(model_of(content), BEATsFeatureExtractor()), content)
 
 
 @each(TOKENIZERS)
 def test_a_tokenizer_gives_its_encoder_and_names_the_rest(path: Path) -> None:
     recorded, content = tensors(path), {"cfg": sidecar(path)["config"], "model": behind(path)}
-    foreign = beats.ours(content)
+    foreign = beats.from_released(content)
     left_out = {name for name in content["model"] if name.startswith("quantize")}
     assert set(foreign.ignored) == left_out and not foreign.classifier
     assert set(foreign.ignored.values()) == {"codebook of a tokenizer"}
@@ -124,7 +124,7 @@ def test_what_is_read_from_a_file_that_was_written_safely_is_what_was_there(
     content = small(classifier=True, num_classes=3)
     torch.save(content, tmp_path / "beats.pt")
     again = torch.load(tmp_path / "beats.pt", weights_only=True)
-    assert_same(beats.theirs(model_of(again), BEATsFeatureExtractor()), content)
+    assert_same(beats.to_released(model_of(again), BEATsFeatureExtractor()), content)
     tables = [again["model"][TABLE.format(layer)] for layer in range(2)]
     assert torch.equal(*tables)
 
@@ -136,19 +136,19 @@ def test_the_newer_spelling_of_normalized_weights_is_read_too() -> None:
         tensor = content["model"].pop(f"{CONVOLUTION}weight_{letter}")
         content["model"][f"{CONVOLUTION}parametrizations.weight.original{number}"] = tensor
     assert_same(
-        beats.theirs(model_of(content), BEATsFeatureExtractor()), content | {"model": expected}
+        beats.to_released(model_of(content), BEATsFeatureExtractor()), content | {"model": expected}
     )
 
 
 def test_a_classifier_of_one_label_a_clip_stays_one() -> None:
     content = small(classifier=True, num_classes=3, problem_type="single_label_classification")
-    assert beats.ours(content).config.problem_type == "single_label_classification"
+    assert beats.from_released(content).config.problem_type == "single_label_classification"
 
 
 def test_settings_that_a_file_does_not_name_are_those_of_the_released_code() -> None:
     content = small()
     del content["cfg"]["max_distance"], content["cfg"]["encoder_layerdrop"]
-    config = beats.ours(content).config
+    config = beats.from_released(content).config
     assert config.max_distance == 1_280 and config.encoder_layerdrop == 0
 
 
@@ -182,7 +182,7 @@ def test_settings_that_do_not_fit_the_tensors_are_refused(
     changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(CheckpointError, match=sentence):
-        beats.ours(damaged(**changes))
+        beats.from_released(damaged(**changes))
 
 
 def test_tensors_that_are_missing_unknown_or_turned_around_are_named() -> None:
@@ -193,7 +193,7 @@ def test_tensors_that_are_missing_unknown_or_turned_around_are_named() -> None:
         "encoder.layers.0.self_attn.q_proj.bias"
     )
     with pytest.raises(CheckpointError) as told:
-        beats.ours(content)
+        beats.from_released(content)
     assert "no encoder.layers.0.self_attn.q_proj.bias" in str(told.value)
     assert "an unknown encoder.layers.0.self_attn.query.bias" in str(told.value)
     assert "fc1.weight of shape (48, 96) instead of (96, 48)" in str(told.value)
@@ -203,13 +203,13 @@ def test_biases_that_differ_from_layer_to_layer_are_refused() -> None:
     content = small()
     content["model"][TABLE.format(1)] = content["model"][TABLE.format(0)] + 1
     with pytest.raises(CheckpointError, match=r"another encoder\.layers\.1\..* expected one for"):
-        beats.ours(content)
+        beats.from_released(content)
 
 
 def test_a_file_without_settings_or_with_something_else_than_tensors_is_refused() -> None:
     content = small()
     with pytest.raises(CheckpointError, match="has no 'cfg'"):
-        beats.ours({"model": content["model"]})
+        beats.from_released({"model": content["model"]})
     content["model"]["layer_norm.bias"] = [0.0]
     with pytest.raises(CheckpointError, match=r"under layer_norm\.bias that is no tensor"):
-        beats.ours(content)
+        beats.from_released(content)

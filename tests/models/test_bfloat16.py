@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eat_audio.data.loader import Batch
-from eat_audio.models import families
+from eat_audio.models import METHODS, model_types
 from eat_audio.models.beats import modeling as beats
 from eat_audio.models.common.layers import MLP, Attention, PatchEmbedding, convolve
 from eat_audio.pretraining import audiomae as pretrain_audiomae
@@ -34,7 +34,7 @@ BACKWARD = 0.05
 SLIGHT = 1e-3
 """Of all gradients' length: what is shorter may be rounding alone."""
 HOW = ("autocast", "weights")
-SIZES = [(name, size) for name in sorted(families()) for size in families()[name].config.sizes]
+SIZES = [(name, size) for name in sorted(model_types()) for size in METHODS[name].config.sizes]
 DROPOUTS = ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop")
 
 each_way = pytest.mark.parametrize("how", HOW)
@@ -118,7 +118,7 @@ def begun(module: nn.Module) -> nn.Module:
 
 
 def config_of(method: str, size: str, **changes: Any) -> Any:
-    config = families()[method].config.named(size, **changes)
+    config = METHODS[method].config.named(size, **changes)
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -205,14 +205,14 @@ def test_every_kind_of_layer(method: str, size: str, how: str) -> None:
 
 def model_of(method: str, size: str, *, depth: int | None, pooling: str = "mean") -> nn.Module:
     changes = {} if depth is None else {"num_hidden_layers": depth}
-    family = families()[method]
+    spec = METHODS[method]
     config = config_of(method, size).for_labels(
         ["bark", "meow", "other"], several=False, drop_path=0.0, pooling=pooling
     )
     for name, value in changes.items():
         setattr(config, name, value)
     torch.manual_seed(0)
-    model = family.classifier(config).eval()
+    model = spec.classifier(config).eval()
     nn.init.normal_(model.model.head.weight, std=0.02)  # Audio-MAE's begins at next to nothing
     return model
 
@@ -220,7 +220,7 @@ def model_of(method: str, size: str, *, depth: int | None, pooling: str = "mean"
 def spectrograms(method: str) -> dict[str, Tensor]:
     """Two clips of noise, of 2.5 and 1 s, the second padded."""
     clips = [0.1 * noise(length).numpy() for length in (40_000, 16_000)]
-    return dict(families()[method].features()(clips))
+    return dict(METHODS[method].feature_extractor()(clips))
 
 
 def check_model(model: nn.Module, method: str, how: str) -> None:
@@ -235,7 +235,7 @@ def check_model(model: nn.Module, method: str, how: str) -> None:
 
 
 @each_way
-@pytest.mark.parametrize("method", sorted(families()))
+@pytest.mark.parametrize("method", sorted(model_types()))
 def test_tiny_models(method: str, how: str) -> None:
     check_model(model_of(method, "tiny", depth=3), method, how)
 
@@ -257,7 +257,7 @@ def test_every_pooling(method: str, pooling: str, how: str) -> None:
     check(model, how, lambda model: model(**inputs).logits)
 
 
-@pytest.mark.parametrize("method", sorted(families()))
+@pytest.mark.parametrize("method", sorted(model_types()))
 def test_weights_in_bfloat16_take_float32_and_bfloat16(method: str) -> None:
     model, inputs = model_of(method, "tiny", depth=1).bfloat16(), spectrograms(method)
     several = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
@@ -272,7 +272,7 @@ def test_weights_in_bfloat16_take_float32_and_bfloat16(method: str) -> None:
 
 def objectives(method: str, size: str, depth: int | None) -> Iterator[Pretraining]:
     changes = {} if depth is None else {"num_hidden_layers": depth}
-    config, features = config_of(method, size), families()[method].features()
+    config, features = config_of(method, size), METHODS[method].feature_extractor()
     for name, value in changes.items():
         setattr(config, name, value)
     layers = 2 if depth else 3
@@ -320,7 +320,7 @@ def check_objectives(method: str, size: str, how: str, depth: int | None) -> Non
 
 
 @each_way
-@pytest.mark.parametrize("method", sorted(families()))
+@pytest.mark.parametrize("method", sorted(model_types()))
 def test_tiny_objectives(method: str, how: str) -> None:
     check_objectives(method, "tiny", how, depth=2)
 
@@ -333,7 +333,7 @@ def test_objectives_of_every_size(method: str, size: str, how: str) -> None:
 
 
 def test_labels_and_codes_stay_in_float32() -> None:
-    features = families()["beats"].features()
+    features = METHODS["beats"].feature_extractor()
     drawn = RandomTokenizer(BEATsMethod().random, features, patch=16, seed=0)
     codes = drawn.codes.clone()
     assert torch.equal(drawn.bfloat16().codes, codes)

@@ -284,14 +284,16 @@ def test_another_method_than_eat_is_refused_where_eat_is_expected(tmp_path: Path
     config = BEATsConfig.named(
         "tiny", encoder_layers=1, encoder_embed_dim=32, encoder_attention_heads=2, embed_dim=16
     )
-    torch.save(beats.theirs(BEATsModel(config), BEATsFeatureExtractor()), tmp_path / "beats.pt")
+    torch.save(
+        beats.to_released(BEATsModel(config), BEATsFeatureExtractor()), tmp_path / "beats.pt"
+    )
     assert refused(tmp_path / "beats.pt", EATModel) == "holds BEATsModel; expected EATModel"
 
 
 def test_a_file_of_something_else_says_what_is_in_it(tmp_path: Path) -> None:
     torch.save({"model": {"conv1.weight": torch.zeros(1)}}, tmp_path / "other.pt")
     said = refused(tmp_path / "other.pt")
-    assert said == "holds no released EAT, BEATs or Audio-MAE ('conv1.weight')"
+    assert said == "holds no released model of Audio-MAE, BEATs, EAT ('conv1.weight')"
 
 
 def test_a_folder_of_other_tensors_says_that_there_are_none(tmp_path: Path) -> None:

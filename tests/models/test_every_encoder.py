@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eat_audio.models import families
+from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import Features
 
@@ -17,13 +17,13 @@ def noise(seconds: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", sorted(families()))
+@pytest.mark.parametrize("method", sorted(model_types()))
 def test_clips_of_any_length_sound_the_same_alone_and_together(method: str, attention: str) -> None:
-    family = families()[method]
+    spec = METHODS[method]
     torch.manual_seed(0)
-    config = family.config.named("tiny", attn_implementation=attention)
+    config = spec.config.named("tiny", attn_implementation=attention)
     config.num_hidden_layers = 2
-    encoder, features = family.encoder(config).eval(), family.features()
+    encoder, features = spec.encoder(config).eval(), spec.feature_extractor()
 
     def heard(clips: list[np.ndarray], features: AudioFeatureExtractor = features) -> Features:
         with torch.inference_mode():

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from eat_audio.errors import AudioError, EatWarning
-from eat_audio.models import families
+from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)
 SECOND = NOISE[:16_000]  # 98 frames
 
 
-@pytest.fixture(params=sorted(families()))
+@pytest.fixture(params=sorted(model_types()))
 def features(request: pytest.FixtureRequest) -> AudioFeatureExtractor:
-    return families()[request.param].features()
+    return METHODS[request.param].feature_extractor()
 
 
 def frames(features: AudioFeatureExtractor, *clips: np.ndarray, **how: Any) -> tuple[int, int]:
@@ -67,7 +67,7 @@ def test_clips_are_cut_to_a_length_that_models_take(features: AudioFeatureExtrac
 
 
 def test_released_padding_begins_where_a_clip_is_cut() -> None:
-    features = families()["eat"].features(released_padding=True)
+    features = METHODS["eat"].feature_extractor(released_padding=True)
     cut = features([NOISE], max_length=500, truncation=True)["input_values"]
     torch.testing.assert_close(cut[:, 500:], torch.full((1, 12, 128), 4.268 / (2 * 4.569)))
 
@@ -158,6 +158,6 @@ def test_a_batch_knows_frames_columns_and_patches(features: AudioFeatureExtracto
 
 
 def test_the_released_padding_of_eat_is_encoded() -> None:
-    features = families()["eat"].features(released_padding=True)
+    features = METHODS["eat"].feature_extractor(released_padding=True)
     batch = features.log_mel(torch.from_numpy(NOISE)[None], torch.tensor([8_000]), frames=112)
     assert batch.frames.tolist() == [48] and batch.frame_mask is batch.columns is None

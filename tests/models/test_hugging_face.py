@@ -22,77 +22,77 @@ from transformers import (
 
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import DataError
-from eat_audio.models import Family, families
+from eat_audio.models import METHODS, ModelSpec, model_types
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 
 LABELS = ["bark", "meow", "silence"]
 
 
-@pytest.fixture(params=sorted(families()))
-def family(request: pytest.FixtureRequest) -> Family:
-    return families()[request.param]
+@pytest.fixture(params=sorted(model_types()))
+def spec(request: pytest.FixtureRequest) -> ModelSpec:
+    return METHODS[request.param]
 
 
-def encoder(family: Family) -> AudioModel:
+def encoder(spec: ModelSpec) -> AudioModel:
     torch.manual_seed(0)
-    return family.encoder(family.config.named("tiny")).eval()
+    return spec.encoder(spec.config.named("tiny")).eval()
 
 
-def classifier(family: Family) -> AudioClassifier:
+def classifier(spec: ModelSpec) -> AudioClassifier:
     torch.manual_seed(0)
-    config = family.config.named("tiny")
+    config = spec.config.named("tiny")
     told = config.for_labels(LABELS, several=False, drop_path=0.0, pooling="mean")
-    return family.classifier(told).eval()
+    return spec.classifier(told).eval()
 
 
-def heard(family: Family, *seconds: float) -> dict[str, Tensor]:
+def heard(spec: ModelSpec, *seconds: float) -> dict[str, Tensor]:
     """Noise clips through the method's front end."""
     noise = np.random.default_rng(0)
     clips = [noise.normal(0, 0.1, round(16_000 * s)).astype(np.float32) for s in seconds]
-    return dict(family.features()(clips, sampling_rate=16_000))
+    return dict(spec.feature_extractor()(clips, sampling_rate=16_000))
 
 
-def test_the_auto_classes_give_back_what_was_saved(family: Family, tmp_path: Path) -> None:
+def test_the_auto_classes_give_back_what_was_saved(spec: ModelSpec, tmp_path: Path) -> None:
     for kind, auto in ((encoder, AutoModel), (classifier, AutoModelForAudioClassification)):
-        model = kind(family)
+        model = kind(spec)
         model.save_pretrained(tmp_path)
         again = auto.from_pretrained(tmp_path)
         assert type(again) is type(model)
-        inputs = heard(family, 1.0, 0.4)
+        inputs = heard(spec, 1.0, 0.4)
         assert torch.equal(again(**inputs)[0], model(**inputs)[0])
-    family.features(mean=-1.5).save_pretrained(tmp_path)
+    spec.feature_extractor(mean=-1.5).save_pretrained(tmp_path)
     assert AutoFeatureExtractor.from_pretrained(tmp_path).mean == -1.5
-    assert type(AutoConfig.from_pretrained(tmp_path)) is family.config
+    assert type(AutoConfig.from_pretrained(tmp_path)) is spec.config
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
 
 
 def test_an_encoder_comes_out_of_a_classifier_with_the_same_weights(
-    family: Family, tmp_path: Path
+    spec: ModelSpec, tmp_path: Path
 ) -> None:
-    model = classifier(family)
+    model = classifier(spec)
     model.save_pretrained(tmp_path)
-    inputs = heard(family, 1.0)
-    alone = load_model(tmp_path, family.encoder)
+    inputs = heard(spec, 1.0)
+    alone = load_model(tmp_path, spec.encoder)
     assert (
         torch.equal(alone.encode(**inputs).patches, model.encode(**inputs).patches)
-        or family.config.model_type == "audiomae"
+        or spec.config.model_type == "audiomae"
     )  # whose classifier has no norm after its blocks
 
 
-def test_the_pipeline_of_transformers_tags_arrays(family: Family, tmp_path: Path) -> None:
-    classifier(family).save_pretrained(tmp_path)
-    family.features().save_pretrained(tmp_path)
+def test_the_pipeline_of_transformers_tags_arrays(spec: ModelSpec, tmp_path: Path) -> None:
+    classifier(spec).save_pretrained(tmp_path)
+    spec.feature_extractor().save_pretrained(tmp_path)
     tag = pipeline("audio-classification", model=str(tmp_path), device="cpu")
     answers = tag(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), top_k=2)
     assert len(answers) == 2 and answers[0]["label"] in LABELS
     assert answers[0]["score"] >= answers[1]["score"]
 
 
-def test_hidden_states_are_those_before_every_block_and_after_the_last(family: Family) -> None:
-    model = encoder(family)
-    outputs = model(**heard(family, 1.0), output_hidden_states=True)
+def test_hidden_states_are_those_before_every_block_and_after_the_last(spec: ModelSpec) -> None:
+    model = encoder(spec)
+    outputs = model(**heard(spec, 1.0), output_hidden_states=True)
     assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
-    assert model(**heard(family, 1.0)).hidden_states is None
+    assert model(**heard(spec, 1.0)).hidden_states is None
 
 
 def gradients(model: AudioModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,8 +102,8 @@ def gradients(model: AudioModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_does_not_change_gradients(family: Family) -> None:
-    model, inputs = classifier(family).train(), heard(family, 1.0, 0.5)
+def test_gradient_checkpointing_does_not_change_gradients(spec: ModelSpec) -> None:
+    model, inputs = classifier(spec).train(), heard(spec, 1.0, 0.5)
     plain = gradients(model, inputs)
     switch = getattr(model, "activation_checkpointing_enable", None)
     (switch or model.gradient_checkpointing_enable)()
@@ -111,8 +111,8 @@ def test_gradient_checkpointing_does_not_change_gradients(family: Family) -> Non
         torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-7)
 
 
-def test_bfloat16_weights_hear_nearly_the_same(family: Family, tmp_path: Path) -> None:
-    model, inputs = encoder(family), heard(family, 1.0, 0.5)
+def test_bfloat16_weights_hear_nearly_the_same(spec: ModelSpec, tmp_path: Path) -> None:
+    model, inputs = encoder(spec), heard(spec, 1.0, 0.5)
     exact = model(**inputs).pooler_output
     model.save_pretrained(tmp_path)
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -123,8 +123,8 @@ def test_bfloat16_weights_hear_nearly_the_same(family: Family, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_compiled_model_says_the_same(family: Family) -> None:
-    model, inputs = encoder(family), heard(family, 1.0, 0.5)
+def test_a_compiled_model_says_the_same(spec: ModelSpec) -> None:
+    model, inputs = encoder(spec), heard(spec, 1.0, 0.5)
     exact = model(**inputs).pooler_output
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what compilers say about this machine
@@ -133,12 +133,12 @@ def test_a_compiled_model_says_the_same(family: Family) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft asks by its old name
-def test_lora_of_peft_trains_merges_and_comes_back(family: Family, tmp_path: Path) -> None:
+def test_lora_of_peft_trains_merges_and_comes_back(spec: ModelSpec, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    inputs = heard(family, 1.0, 0.5)
-    linear = {name.rpartition(".")[2] for name in linear_maps_of_blocks(classifier(family))}
+    inputs = heard(spec, 1.0, 0.5)
+    linear = {name.rpartition(".")[2] for name in linear_maps_of_blocks(classifier(spec))}
     told = peft.LoraConfig(r=2, target_modules=sorted(linear), modules_to_save=["head"])
-    model = peft.get_peft_model(classifier(family), told).train()
+    model = peft.get_peft_model(classifier(spec), told).train()
     adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_lora_of_peft_trains_merges_and_comes_back(family: Family, tmp_path: Pat
     assert losses[-1] < losses[0]
     model.eval()
     model.save_pretrained(tmp_path / "lora")
-    again = peft.PeftModel.from_pretrained(classifier(family), tmp_path / "lora").eval()
+    again = peft.PeftModel.from_pretrained(classifier(spec), tmp_path / "lora").eval()
     exact = model(**inputs).logits
     torch.testing.assert_close(again(**inputs).logits, exact)
     merged = again.merge_and_unload()
@@ -169,10 +169,10 @@ def linear_maps_of_blocks(model: AudioModel) -> Iterator[str]:
 class Clips(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Noise of three loudnesses, a label each."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         noise = np.random.default_rng(0)
         clips = [noise.normal(0, 10.0 ** -(n % 3), 8_000).astype(np.float32) for n in range(12)]
-        self.inputs = family.features()(clips, sampling_rate=16_000)
+        self.inputs = spec.feature_extractor()(clips, sampling_rate=16_000)
 
     def __len__(self) -> int:
         return 12
@@ -182,9 +182,9 @@ class Clips(torch.utils.data.Dataset[dict[str, Tensor]]):
         return row | {"labels": torch.tensor(number % 3)}
 
 
-def test_the_trainer_of_transformers_fine_tunes(family: Family, tmp_path: Path) -> None:
+def test_the_trainer_of_transformers_fine_tunes(spec: ModelSpec, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    clips = Clips(family)
+    clips = Clips(spec)
     told = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=6,
@@ -198,26 +198,26 @@ def test_the_trainer_of_transformers_fine_tunes(family: Family, tmp_path: Path) 
         dataloader_pin_memory=False,
         seed=0,
     )
-    trainer = Trainer(classifier(family), told, train_dataset=clips)
+    trainer = Trainer(classifier(spec), told, train_dataset=clips)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < losses[0]
     trainer.save_model(str(tmp_path / "model"))
-    assert isinstance(load_model(tmp_path / "model"), family.classifier)
+    assert isinstance(load_model(tmp_path / "model"), spec.classifier)
 
 
-def with_outputs(family: Family, tmp_path: Path, count: int) -> AudioClassifier:
+def with_outputs(spec: ModelSpec, tmp_path: Path, count: int) -> AudioClassifier:
     """A pre-trained encoder with a classifier of so many outputs, as transformers makes it."""
-    encoder(family).save_pretrained(tmp_path)
+    encoder(spec).save_pretrained(tmp_path)
     return AutoModelForAudioClassification.from_pretrained(tmp_path, num_labels=count).eval()
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16])
 def test_one_label_is_regression(
-    family: Family, tmp_path: Path, shape: tuple[int, ...], kind: torch.dtype
+    spec: ModelSpec, tmp_path: Path, shape: tuple[int, ...], kind: torch.dtype
 ) -> None:
-    model, inputs = with_outputs(family, tmp_path, 1), heard(family, 1.0, 0.4)
+    model, inputs = with_outputs(spec, tmp_path, 1), heard(spec, 1.0, 0.4)
     labels = torch.tensor([2.0, -1.5])
     outputs = model(**inputs, labels=labels.view(shape).to(kind))
     assert outputs.logits.shape == (2, 1)
@@ -225,8 +225,8 @@ def test_one_label_is_regression(
     outputs.loss.backward()
 
 
-def test_several_outputs_can_be_regression(family: Family, tmp_path: Path) -> None:
-    model, inputs = with_outputs(family, tmp_path, 3), heard(family, 1.0, 0.4)
+def test_several_outputs_can_be_regression(spec: ModelSpec, tmp_path: Path) -> None:
+    model, inputs = with_outputs(spec, tmp_path, 3), heard(spec, 1.0, 0.4)
     model.config.problem_type = "regression"
     outputs = model(**inputs, labels=torch.ones(2, 3))
     torch.testing.assert_close(outputs.loss, (outputs.logits - 1).square().mean())
@@ -234,9 +234,9 @@ def test_several_outputs_can_be_regression(family: Family, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.int64, torch.uint8])
 def test_classes_may_be_numbers_of_any_kind(
-    family: Family, tmp_path: Path, kind: torch.dtype
+    spec: ModelSpec, tmp_path: Path, kind: torch.dtype
 ) -> None:
-    model, inputs = with_outputs(family, tmp_path, 3), heard(family, 1.0, 0.4)
+    model, inputs = with_outputs(spec, tmp_path, 3), heard(spec, 1.0, 0.4)
     outputs = model(**inputs, labels=torch.tensor([0, 2], dtype=kind))
     exact = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 2]))
     assert torch.equal(outputs.loss, exact)
@@ -253,8 +253,8 @@ def test_classes_may_be_numbers_of_any_kind(
     ],
 )
 def test_labels_that_do_not_fit_get_a_sentence(
-    family: Family, tmp_path: Path, count: int, labels: Tensor
+    spec: ModelSpec, tmp_path: Path, count: int, labels: Tensor
 ) -> None:
-    model, inputs = with_outputs(family, tmp_path, count), heard(family, 1.0, 0.4)
+    model, inputs = with_outputs(spec, tmp_path, count), heard(spec, 1.0, 0.4)
     with pytest.raises(DataError, match="labels of type .* expected"):
         model(**inputs, labels=labels)

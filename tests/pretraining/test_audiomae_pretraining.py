@@ -171,7 +171,8 @@ def test_windows_are_the_recorded_ones(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_what_decays_is_what_was_recorded(path: Path) -> None:
-    groups = parameter_groups(objective(path).named_parameters(), Optim(weight_decay=1e-4), depth=3)
+    whole = objective(path)
+    groups = parameter_groups(whole.named_parameters(), Optim(weight_decay=1e-4), layers=whole)
     mine = {name: group["weight_decay"] for group in groups for name in group["names"]}
     for group in sidecar(path)["adamw_groups"]:
         for name in group["names"]:

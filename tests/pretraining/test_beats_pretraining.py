@@ -287,7 +287,7 @@ def train(ours: nn.Module, corpus: Corpus, *, steps: int, batch: int) -> list[fl
     """The losses of a few steps on a corpus."""
     training = Training(steps=steps, batch=batch, log_every=1, device="cpu")
     optim = Optim(lr=3e-3, warmup=3, betas=(0.9, 0.98), weight_decay=0.01, clip=1.0)
-    groups = parameter_groups(ours.train().named_parameters(), optim, depth=2)
+    groups = parameter_groups(ours.train().named_parameters(), optim, layers=ours.train())
     batches = ClipBatches(corpus, ClipSettings(seconds=1.28, crop="random"), batch=batch, seed=0)
     losses: list[float] = []
     fit(
@@ -528,5 +528,5 @@ def test_fine_tuning_hands_the_gradients_decay_to_beats_alone() -> None:
     config = finetune.classifier_config(BEATsConfig(), told, labeled)
     assert isinstance(config, BEATsConfig)
     assert (config.layer_wise_gradient_decay_ratio, config.encoder_layerdrop) == (0.3, 0.1)
-    with pytest.raises(SettingError, match="gradient_decay=0.3: an encoder of eat has none"):
+    with pytest.raises(SettingError, match="gradient_decay=0.3: an encoder of eat has no"):
         finetune.classifier_config(EATConfig(), told, labeled)

@@ -275,7 +275,7 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
         decay_all=True,
         clip=adam["clip_norm"],
     )
-    groups = parameter_groups(ours.named_parameters(), optim, depth=ours.student.config.depth)
+    groups = parameter_groups(ours.named_parameters(), optim, layers=ours)
     optimizer = adamw(groups, optim)
     masks = recorded_masks(io["mask"], len(io["source"]))
     shape = masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,)

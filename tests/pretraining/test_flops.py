@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from eat_audio import config as recipe
 from eat_audio.masking import Masks, clip_keys
-from eat_audio.models import families
+from eat_audio.models import METHODS
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.common.feature_extraction import LogMelBatch
 from eat_audio.models.common.layers import Attention
@@ -87,7 +87,7 @@ COUNTER = {
 
 
 def objective_of(settings: PretrainRun, frames: int) -> Pretraining:
-    config, features = settings.config(), families()["eat"].features()
+    config, features = settings.config(), METHODS["eat"].feature_extractor()
     others: dict[str, Any] = {}
     if isinstance(settings, TokenizerRun):
         kind = BEATsModel if settings.target == "patches" else BEATsForAudioClassification
@@ -172,13 +172,13 @@ def test_the_step_of_eat_base_costs_what_torch_counts() -> None:
 @pytest.mark.parametrize("method", ["eat", "audiomae", "beats"])
 @pytest.mark.parametrize("seconds", [0.02, 3.3])
 def test_encoding_costs_what_torch_counts(method: str, seconds: float) -> None:
-    family: Any = families()[method]
-    config = family.config.named("small")
+    spec: Any = METHODS[method]
+    config = spec.config.named("small")
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        encoder: AudioEncoder = family.encoder(config).eval()
+        encoder: AudioEncoder = spec.encoder(config).eval()
     sound = torch.zeros(round(seconds * 16_000))
-    values = family.features()([sound.numpy()])["input_values"].to("meta")
+    values = spec.feature_extractor()([sound.numpy()])["input_values"].to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(values)
     assert of_tensors(encoding(config, seconds)) == (counter.get_total_flops(), 0)

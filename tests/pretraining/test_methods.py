@@ -18,7 +18,7 @@ from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import SettingError
 from eat_audio.masking import Masks, clip_keys
-from eat_audio.models import families, save
+from eat_audio.models import METHODS, model_types, save
 from eat_audio.models.beats.modeling import BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
 from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining
@@ -97,7 +97,7 @@ def objective(method: str, **told: Any) -> Pretraining:
     torch.manual_seed(SEED)
     asked = settings(method, **told)
     frames = whole_patches(asked.clips.seconds)
-    features = families()[asked.config().model_type].features()
+    features = METHODS[asked.config().model_type].feature_extractor()
     made = asked.build_objective(features, frames=frames)
     if isinstance(made, TokenizerPretraining):  # not with what the first micro-batch holds
         made.codebook.start(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
@@ -158,7 +158,7 @@ def test_accumulating_micro_batches_trains_as_one_batch_of_all_their_clips(metho
 
         ours = objective(method)
         asked = settings(method, steps=2, batch=size, accumulate=12 // size, precision="fp32")
-        groups = parameter_groups(ours.named_parameters(), asked.optim, depth=2)
+        groups = parameter_groups(ours.named_parameters(), asked.optim, layers=ours)
         fit(ours, batches(), adamw(groups, asked.optim), asked, asked.optim)
         return ours.state_dict()
 
@@ -215,7 +215,7 @@ def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
     kind = asked.config().model_type
     assert kind == method.removesuffix("_tokenizer")
     features = make_features(Corpus("any", []), asked.clips, method=kind)
-    assert type(features) is families()[kind].features
+    assert type(features) is METHODS[kind].feature_extractor
 
 
 def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
         recipe.load(schema, tmp_path / "mine.yaml")
 
 
-@pytest.mark.parametrize("method", families())
+@pytest.mark.parametrize("method", model_types())
 def test_a_shape_means_the_same_in_every_method(method: str) -> None:
     shape: dict[str, Any] = {
         "size": "tiny",
@@ -234,7 +234,7 @@ def test_a_shape_means_the_same_in_every_method(method: str) -> None:
         "mlp_ratio": 2.0,
     }
     config = EncoderSettings.model_validate(shape).build_config(method)
-    encoder = families()[method].encoder(config)
+    encoder = METHODS[method].encoder(config)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 2, 6)
     assert encoder.model.blocks[0].mlp.fc1.out_features == 192
 
@@ -246,9 +246,9 @@ def test_sizes_and_poolings_that_a_method_has_not_are_refused() -> None:
         settings("audiomae", encoder={"pooling": "linear_softmax"})
 
 
-@pytest.mark.parametrize("method", families())
+@pytest.mark.parametrize("method", model_types())
 def test_statistics_are_those_of_the_log_mel_that_a_method_hears(method: str) -> None:
-    kind = families()[method].features
+    kind = METHODS[method].feature_extractor
     measured = Corpus("mine", [], statistics=(-9.0, 4.0))
     known = issubclass(kind, EATFeatureExtractor)  # what is measured is measured with this one
 

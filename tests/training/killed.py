@@ -29,7 +29,7 @@ def train(out: Path, steps: int) -> None:
     """Go on until so many steps are done, saving each; all that is drawn is drawn by the step."""
     torch.manual_seed(0)
     model, optim = nn.Linear(64, 512), Optim()
-    optimizer = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+    optimizer = adamw(parameter_groups(model.named_parameters(), optim), optim)
     run = Run(out, Recipe(), "noise", model, optimizer, export, keep=2)
     with lock_run_dir(out):
         for step in range(run.begin(resume=True) + 1, steps + 1):

@@ -45,7 +45,7 @@ def a_run(
     torch.manual_seed(0)
     model = nn.Linear(3, width)
     optim = Optim()
-    optimizer = adamw(parameter_groups(model.named_parameters(), optim, depth=0), optim)
+    optimizer = adamw(parameter_groups(model.named_parameters(), optim), optim)
 
     def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
         (folder / "config.json").write_text("{}", encoding="utf-8")

@@ -59,7 +59,7 @@ def numbers(start: int = 0, batch: int = 4) -> Iterator[Numbers]:
 
 
 def train(line: Line, training: Training, batches: Iterator[Numbers], **told: object) -> Line:
-    optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+    optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
     fit(line, batches, optimizer, training, OPTIM, **told)  # type: ignore[arg-type]
     return line
 
@@ -85,7 +85,7 @@ def test_micro_batches_count_by_their_weight() -> None:
 
     def gradient(training: Training, batches: Iterator[Numbers]) -> float:
         line = Weighted()
-        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
         fit(line, batches, optimizer, training, OPTIM)
         return optimizer.state[line.slope]["exp_avg"].item() / 0.1
 
@@ -180,7 +180,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_said_and_counted() -> None:
 def test_weights_and_moments_stay_as_they_were_at_a_step_that_is_left_out() -> None:
     def after(*parts: Numbers) -> dict[str, Tensor]:
         line = Line()
-        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+        optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
         fit(line, iter(parts), optimizer, Training(steps=len(parts)), OPTIM)
         return optimizer.state[line.slope] | {"slope": line.slope.detach()}
 

@@ -62,7 +62,7 @@ def test_every_parameter_learns_at_the_released_rate(path: Path) -> None:
         optim = Optim(
             lr=told["base_lr"], min_lr=1e-6, layer_decay=0.65, weight_decay=0.05, decay_all=True
         )
-        groups = parameter_groups(model.named_parameters(), optim, depth=depth)
+        groups = parameter_groups(model.named_parameters(), optim, layers=model)
         ours = {name: group for group in groups for name in group["names"]}
         assert len(ours) == len(told["params"])
         for name, expected in told["params"].items():
@@ -77,7 +77,7 @@ def test_every_parameter_learns_at_the_released_rate(path: Path) -> None:
 
 def test_biases_norms_and_the_cls_token_are_spared_from_decay_unless_asked() -> None:
     model = EATForAudioClassification(EATConfig(embed_dim=24, depth=2, num_heads=2))
-    groups = parameter_groups(model.named_parameters(), Optim(), depth=2)
+    groups = parameter_groups(model.named_parameters(), Optim(), layers=model)
     spared = {name for group in groups if group["weight_decay"] == 0 for name in group["names"]}
     named = dict(model.named_parameters())
     expected = {name for name, p in named.items() if p.ndim == 1} | {"model.extra_tokens"}
@@ -95,7 +95,7 @@ def test_an_optimizer_step_is_the_written_formula() -> None:
     optim = Optim(lr=1e-2, warmup=0, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1, decay_all=True)
     ours = torch.nn.Parameter(torch.randn(50))
     theirs = ours.detach().double().clone()
-    optimizer = adamw(parameter_groups([("p", ours)], optim, depth=0), optim)
+    optimizer = adamw(parameter_groups([("p", ours)], optim), optim)
     m = v = torch.zeros(50, dtype=torch.float64)
     for step in range(5):
         gradient = torch.randn(50) * 1e-3

@@ -40,7 +40,7 @@ def trained(
     batches: Iterator[Any], saved: list[int], line: Line | None = None, **told: Any
 ) -> None:
     line = line or Line()
-    optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM, depth=0), OPTIM)
+    optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
     told = {"save": saved.append} | told
     fit(line, batches, optimizer, Training(steps=10_000, log_every=10_000), OPTIM, **told)
 

@@ -14,13 +14,10 @@ from eat_audio.checkpoints.folder import folder_aside
 from eat_audio.checkpoints.sink import Sink
 from eat_audio.checkpoints.torch_file import DAMAGED, read_pickled
 from eat_audio.errors import CheckpointError
-from eat_audio.models import save
-from eat_audio.models.audiomae import checkpoint as audiomae
-from eat_audio.models.beats import checkpoint as beats
+from eat_audio.models import METHODS, ModelSpec, model_types, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 from eat_audio.models.common.released import ConvertedCheckpoint
-from eat_audio.models.eat import checkpoint as eat
 from eat_audio.text import shortened
 from eat_audio.writing import write_json, write_tensors, written_aside
 
@@ -28,10 +25,6 @@ __all__ = ["LAYOUTS", "ConvertedCheckpoint", "read", "read_pickled", "write"]
 
 LAYOUTS = ("eat-audio", "released", "released-hf")
 """How a model may be written: as here, as its authors' own code does, as their Hub folders are."""
-
-
-METHODS = {"eat": eat, "beats": beats, "audiomae": audiomae}
-"""Who knows released files, by `model_type`."""
 
 
 def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
@@ -45,16 +38,16 @@ def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
         CheckpointError: It cannot be read safely, or is of no method known here.
     """
     content = read_pickled(path)
-    method = next((one for one in METHODS.values() if one.knows(content)), None)
-    if method is None:
-        there = ", ".join(map(shortened, list(_names(content))[:3])) or "nothing"
-        raise CheckpointError(f"{path}: holds no released EAT, BEATs or Audio-MAE ({there})")
+    spec = next((one for one in model_types().values() if _is_released(one, content)), None)
+    if spec is None:
+        names = ", ".join(map(shortened, list(_tensors(content))[:3])) or "nothing"
+        titles = ", ".join(one.title for one in model_types().values() if one.released)
+        raise CheckpointError(f"{path}: holds no released model of {titles} ({names})")
     try:
-        if not teacher:
-            return method.ours(content)
-        if method is not eat:
+        convert = spec.converter("teacher_from_released" if teacher else "from_released")
+        if convert is None:
             raise CheckpointError("holds no teacher; only pre-trained EAT files do")
-        return eat.ours(content, teacher=True)
+        return convert(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except DAMAGED as error:
@@ -62,7 +55,12 @@ def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
         raise CheckpointError(f"{path}: is no released checkpoint ({reason})") from error
 
 
-def _names(content: dict[str, Any]) -> dict[str, Any]:
+def _is_released(spec: ModelSpec, content: dict[str, Any]) -> bool:
+    is_released = spec.converter("is_released")
+    return is_released is not None and is_released(content)
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Any]:
     state = content.get("model")
     return state if isinstance(state, dict) else content
 
@@ -88,8 +86,12 @@ def write(
         raise CheckpointError(f"{out}: is there already; expected a new name")
     if layout not in LAYOUTS:
         raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
+    spec = METHODS[model.config.model_type]
     if layout == "released":
-        content = METHODS[model.config.model_type].theirs(model, features)
+        to_released = spec.converter("to_released")
+        if to_released is None:
+            raise CheckpointError(f"of {spec.title} no checkpoints were released")
+        content = to_released(model, features)
         with written_aside(out) as aside, Sink(aside) as file:
             torch.save(content, cast(IO[bytes], file))
         return _lost(model, features, read(out))
@@ -104,12 +106,13 @@ def write(
 def _write_released_folder(
     model: AudioModel, features: AudioFeatureExtractor, folder: Path
 ) -> None:
-    method = model.config.model_type
-    if method != "eat":
-        raise CheckpointError(f"of {method} no Hugging Face folder was released; EAT's were")
-    told, state = eat.released_folder(model)
+    spec = METHODS[model.config.model_type]
+    to_released_folder = spec.converter("to_released_folder")
+    if to_released_folder is None:
+        raise CheckpointError(f"of {spec.title} no Hugging Face folder was released; EAT's were")
+    config, state = to_released_folder(model)
     write_tensors(folder / "model.safetensors", state, metadata={"format": "pt"})
-    write_json(folder / "config.json", told)
+    write_json(folder / "config.json", config)
     features.save_pretrained(folder)
 
 

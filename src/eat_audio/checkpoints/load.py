@@ -22,17 +22,15 @@ from eat_audio.audio.fbank import N_MELS, Statistics
 from eat_audio.checkpoints import hub
 from eat_audio.checkpoints.convert import ConvertedCheckpoint, read
 from eat_audio.errors import CheckpointError, DataError
-from eat_audio.models import Family, families
+from eat_audio.models import ModelSpec, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
-from eat_audio.models.eat.checkpoint import columns_of
 from eat_audio.text import SENTENCE, shortened
 from eat_audio.training.checkpoint import model_folder, read_json
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
 
 HUB_FILES = hub.FILES
-EAT_POSITIONS = "model.fixed_positional_encoder.positions"
 SETTINGS_BYTES = 5_000_000
 """The longest file of settings; 10,000 labels have 300 KB."""
 SETTINGS_DEPTH = 50
@@ -163,9 +161,9 @@ def contents(place: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint
     return _folder(here)
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The classes of the method that a configuration belongs to."""
-    return families()[config.model_type]
+def spec_of(config: PreTrainedConfig) -> ModelSpec:
+    """Return the method that a configuration belongs to."""
+    return model_types()[config.model_type]
 
 
 def load_features(place: str | Path) -> AudioFeatureExtractor | None:
@@ -185,7 +183,7 @@ def load_features(place: str | Path) -> AudioFeatureExtractor | None:
     if not path.is_file():
         return None
     described = read_settings(path)
-    kind = family_of(_config(folder)).features
+    kind = spec_of(_config(folder)).feature_extractor
     found = described.get("feature_extractor_type")
     if found is not None and found != kind.__name__:
         raise CheckpointError(f"{path}: describes another front end; expected {kind.__name__}")
@@ -253,21 +251,18 @@ def _folder(here: Path, *, hollow: bool = False) -> ConvertedCheckpoint:
     folder, files = _weight_files(here)
     shapes = {name: held for file in files for name, held in _shapes(file).items()}
     config = _config(folder)
-    family = family_of(config)
+    spec = spec_of(config)
     tensors = shapes if hollow else _tensors(files)
-    ignored = {}
-    if config.model_type == "eat" and EAT_POSITIONS in tensors:
-        positions = tensors.pop(EAT_POSITIONS)
-        ignored[EAT_POSITIONS] = "positions, which are computed"
-        try:
-            if not hollow:
-                columns_of(positions, config.hidden_size)
-        except CheckpointError as error:
-            raise CheckpointError(f"{here}: {error}") from None
-    named = family.classifier.__name__ in (config.architectures or [])
+    try:
+        ignored = spec.encoder.drop_computed(tensors, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{here}: {error}") from None
+    named = spec.classifier.__name__ in (config.architectures or [])
     classifies = named or "model.head.weight" in tensors
     features = None if hollow else load_features(here)
-    return ConvertedCheckpoint(config, tensors, classifies, features or family.features(), ignored)
+    return ConvertedCheckpoint(
+        config, tensors, classifies, features or spec.feature_extractor(), ignored
+    )
 
 
 def _weight_files(here: Path) -> tuple[Path, list[Path]]:
@@ -326,11 +321,11 @@ def _config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     described = read_settings(path)
     found = described.get("model_type")
-    if not isinstance(found, str) or found not in families():
-        methods = " or ".join(repr(name) for name in families())
+    if not isinstance(found, str) or found not in model_types():
+        methods = " or ".join(repr(name) for name in model_types())
         raise CheckpointError(f"{path}: model_type is {shortened(found)}; expected {methods}")
     # Nothing else of it counts: other settings of transformers may name code to be fetched.
-    kind = families()[found].config
+    kind: Any = model_types()[found].config
     usual = {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()
@@ -367,9 +362,9 @@ def _fill(
     place: Path, held: ConvertedCheckpoint, kind: type[AudioModel] | None
 ) -> AudioEncoder | AudioClassifier:
     """A model of exactly what is held, copied; a dry run if that is on the meta device."""
-    family, state = family_of(held.config), held.tensors
+    spec, state = spec_of(held.config), held.tensors
     classifies = held.classifier if kind is None else issubclass(kind, AudioClassifier)
-    ours = family.classifier if classifies else family.encoder
+    ours = spec.classifier if classifies else spec.encoder
     if kind is not None and not issubclass(ours, kind):
         raise CheckpointError(f"{place}: holds {ours.__name__}; expected {kind.__name__}")
     try:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from eat_audio.checkpoints.folder import folder_aside
 from eat_audio.checkpoints.load import load_model_and_features, on_disk, read_settings
 from eat_audio.errors import CheckpointError, EatError
-from eat_audio.models import save
+from eat_audio.models import METHODS, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel, several_labels
 from eat_audio.text import printable, shortened
@@ -28,12 +28,6 @@ NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 """What a model may be called."""
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 """How the Hub spells licences: mit, apache-2.0, cc-by-4.0, other, ..."""
-METHODS = {
-    "eat": ("EAT", "2401.03497"),
-    "beats": ("BEATs", "2212.09058"),
-    "audiomae": ("Audio-MAE", "2207.06405"),
-}
-"""A method's name and its paper on arXiv, by `model_type`."""
 SHOWN_LABELS = 20
 MARKUP = set("<>&|`*_[]()\\#~!$")
 """What HTML or Markdown might take for its own."""
@@ -113,13 +107,13 @@ def model_card(
         run: What it wrote into `run.json`.
     """
     config: PreTrainedConfig = model.config
-    method, paper = METHODS[config.model_type]
+    spec = METHODS[config.model_type]
     classifies = isinstance(model, AudioClassifier)
     told: dict[str, Any] = {
         "library_name": "transformers",
         "license": licence,
         "pipeline_tag": "audio-classification" if classifies else "feature-extraction",
-        "tags": ["audio", "eat-audio", config.model_type, f"arxiv:{paper}"],
+        "tags": ["audio", "eat-audio", config.model_type, f"arxiv:{spec.arxiv}"],
     }
     if scores is not None:
         recipe = (run or {}).get("recipe")
@@ -128,7 +122,7 @@ def model_card(
         told |= {"model_name": name.rpartition("/")[2], "eval_results": [_result(scores, corpus)]}
     parts = [
         f"# {name if NAME.fullmatch(name) else _shown(name)}",
-        _what_it_is(model, features, method, paper),
+        _what_it_is(model, features, spec.title, spec.arxiv),
         _use(name, classifies=classifies),
     ]
     if scores is not None:

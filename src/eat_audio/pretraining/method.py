@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from eat_audio.config import Settings
@@ -18,18 +18,12 @@ from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
 from eat_audio.masking import Masks
-from eat_audio.models import families
+from eat_audio.models import METHODS
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.training.optim import LayeredObjective
 from eat_audio.training.run import TrainSettings
 
-MODULES = {
-    "audiomae": "eat_audio.pretraining.audiomae",
-    "beats": "eat_audio.pretraining.beats.objective",
-    "beats_tokenizer": "eat_audio.pretraining.beats.tokenizer",
-    "eat": "eat_audio.pretraining.eat",
-}
-"""Modules by the name that recipes call their method."""
 COLLAPSED = 0.1
 """Standard deviation of features (about 1 when healthy) below which a run learns nothing."""
 
@@ -52,27 +46,20 @@ class EncoderSettings(Settings):
         Raises:
             ValueError: The method has no such size, or the numbers do not go together.
         """
-        kind: Any = families()[method].config
-        told = {
+        if method not in METHODS:
+            names = " or ".join(f"'{name}'" for name in METHODS)
+            raise ValueError(f"encoder.method={method}: {names} is expected")
+        kind = METHODS[method].config
+        if self.size not in kind.sizes:
+            raise ValueError(f"encoder.size={self.size}: {method} has no such size")
+        changes = {
             "hidden_size": self.embed_dim,
             "num_hidden_layers": self.depth,
             "num_attention_heads": self.num_heads,
+            "pooling": self.pooling,
+            "mlp_ratio": self.mlp_ratio,
         }
-        changes: dict[str, Any] = {
-            kind.attribute_map[name]: value for name, value in told.items() if value is not None
-        }
-        if self.pooling is not None:
-            changes["pooling"] = self.pooling
-        try:
-            usual = kind.named(self.size)
-        except KeyError:
-            raise ValueError(f"encoder.size={self.size}: {method} has no such size") from None
-        if hasattr(usual, "mlp_ratio"):
-            changes["mlp_ratio"] = self.mlp_ratio
-        else:
-            width = self.embed_dim or usual.hidden_size
-            changes["encoder_ffn_embed_dim"] = int(self.mlp_ratio * width)
-        return kind.named(self.size, **changes)
+        return kind.named(self.size, **{n: x for n, x in changes.items() if x is not None})
 
 
 class PretrainRun(TrainSettings):
@@ -120,13 +107,14 @@ class PretrainRun(TrainSettings):
         return self
 
 
-class Pretraining(nn.Module):
+class Pretraining(LayeredObjective):
     """Base class of objectives: the student, its front end, and the loss of a batch.
 
     Constructed from (config, settings, features, frames=, seed=). Random numbers depend on the
     seed, the clip and the epoch, or on the generator.
     """
 
+    trained = "student"
     student: AudioEncoder
     """The encoder that is saved."""
     features: AudioFeatureExtractor
@@ -173,8 +161,8 @@ def run_settings(method: str) -> type[PretrainRun]:
     Raises:
         SettingError: There is no such method.
     """
-    if method not in MODULES:
-        names = " or ".join(f"'{name}'" for name in MODULES)
+    if method not in METHODS:
+        names = " or ".join(f"'{name}'" for name in METHODS)
         raise SettingError(f"method={method}: {names} is expected")
-    run: type[PretrainRun] = importlib.import_module(MODULES[method]).RUN
+    run: type[PretrainRun] = importlib.import_module(METHODS[method].pretraining).RUN
     return run

@@ -16,8 +16,8 @@ from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
 from eat_audio.data.scan import contents_fingerprint
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
-from eat_audio.models import families, save
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EATFeatureExtractor
+from eat_audio.models import METHODS, save
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.pretraining.method import Pretraining, PretrainRun, run_settings
 from eat_audio.training.checkpoint import lock_run_dir
@@ -111,8 +111,7 @@ def make_trainer(
         clips: What to train on, if not all of `corpus`.
     """
     torch.manual_seed(settings.seed)
-    config = settings.config()
-    features = make_features(corpus, settings.clips, method=config.model_type)
+    features = make_features(corpus, settings.clips, method=settings.method)
     objective = settings.build_objective(features)
     objective.to(settings.on()).train()
     steps = ClipBatches(
@@ -126,7 +125,6 @@ def make_trainer(
     return Trainer(
         objective,
         settings,
-        depth=config.num_hidden_layers,
         open_batches=partial(training_batches, steps),
         process_group=process_group,
     )
@@ -173,8 +171,8 @@ def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioF
     Published statistics, and those stored beside a corpus, are of EAT's log-mel. A front end with
     another log-mel has only AudioSet's by name; others must be given as two numbers.
     """
-    kind = families()[method].features
-    same = issubclass(kind, EATFeatureExtractor)
+    kind = METHODS[method].feature_extractor
+    same = kind.front_end == logmel.EAT
     chosen = clips.statistics or (corpus.statistics if same else None) or "audioset"
     if chosen == "audioset":
         return kind(released_padding=clips.released_padding)

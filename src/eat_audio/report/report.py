@@ -22,10 +22,10 @@ from eat_audio.data.splits import sample
 from eat_audio.errors import CheckpointError, EatError, OutputError
 from eat_audio.evaluation.evaluate import Evaluation
 from eat_audio.evaluation.probe import labeled_corpus
-from eat_audio.models import families
+from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
-from eat_audio.pretraining.method import MODULES, run_settings
+from eat_audio.pretraining.method import run_settings
 from eat_audio.report.curves import monitor_charts, points, training_charts
 from eat_audio.report.drawings import (
     missing,
@@ -304,8 +304,8 @@ def _result(told: Told) -> list[str]:
 def _masks(told: Told) -> list[str]:
     """A few clips, and what of them the student hears."""
     method = told.recipe["method"]
-    if method not in MODULES:
-        return [missing(f"Masks are drawn here for {', '.join(MODULES)} only, not for {method}.")]
+    if method not in METHODS:
+        return [missing(f"Masks are drawn here for {', '.join(METHODS)} only, not for {method}.")]
     try:
         settings = run_settings(method).model_validate(told.recipe)
     except ValidationError:
@@ -342,10 +342,11 @@ def _neighbours(told: Told) -> list[str]:
 def _features(told: Told) -> AudioFeatureExtractor:
     """The front end of the run, from its record."""
     known = told.record.get("origin", {}).get("features") or {}
-    of_kind = {family.features.__name__: family for family in families().values()}
-    family = of_kind.get(str(known.get("feature_extractor_type")), families()["eat"])
+    kinds = [spec.feature_extractor for spec in model_types().values()]
+    of_name = {kind.__name__: kind for kind in kinds}
+    kind = of_name.get(str(known.get("feature_extractor_type")), METHODS["eat"].feature_extractor)
     numbers = {name: known[name] for name in ("mean", "std") if name in known}
-    return family.features(**numbers, released_padding=bool(known.get("released_padding")))
+    return kind(**numbers, released_padding=bool(known.get("released_padding")))
 
 
 # ---- what ran ----

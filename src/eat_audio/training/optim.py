@@ -9,9 +9,8 @@ Source: fairseq `optim/adam.py` and `optim/lr_scheduler/cosine_lr_scheduler.py`,
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -47,35 +46,67 @@ class Optim(Settings):
     """Longest gradient that is applied as it is; 0: any."""
 
 
-def block_of(name: str, depth: int) -> int:
-    """Which of an encoder's blocks a parameter is in: -1 if before them, `depth` if behind them."""
-    if re.search(r"\b(decoder|estimator|fc_norm|head|predictor)\.", name):
-        return depth
-    block = re.search(r"\bblocks\.(\d+)\.", name)
-    return int(block.group(1)) if block else -1
+class Layers(Protocol):
+    """A module of blocks, one after the other, which says of a parameter where it is."""
+
+    @property
+    def n_blocks(self) -> int:
+        """The number of blocks."""
+
+    def block_of(self, name: str) -> int:
+        """Return the block of a parameter: -1 if before them all, `n_blocks` if behind them."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters, beside biases and norms, that no weight decay is for."""
+
+
+class LayeredObjective(nn.Module):
+    """An objective around a model of blocks; what is beside the model counts as behind it."""
+
+    trained = "model"
+    """The name of the model."""
+
+    @property
+    def n_blocks(self) -> int:
+        """The number of the model's blocks."""
+        model: Any = self.get_submodule(self.trained)
+        return model.n_blocks
+
+    def block_of(self, name: str) -> int:
+        """Return the block of a parameter; see `Layers`."""
+        outer, _, inner = name.partition(".")
+        model: Any = self.get_submodule(self.trained)
+        return model.block_of(inner) if outer == self.trained else model.n_blocks
+
+    def no_weight_decay(self) -> set[str]:
+        """Return what the model spares from weight decay."""
+        model: Any = self.get_submodule(self.trained)
+        return {f"{self.trained}.{name}" for name in model.no_weight_decay()}
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], settings: Optim, *, depth: int
+    named: Iterable[tuple[str, nn.Parameter]], settings: Optim, *, layers: Layers | None = None
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
     Args:
-        named: Names and parameters; "blocks.<i>." in a name says which block it belongs to.
+        named: Names and parameters.
         settings: Rates and decay.
-        depth: Number of blocks.
+        layers: The module they are of, if it has blocks.
 
     Returns:
         Groups for AdamW, with "peak" (their highest rate) and "names" beside the usual entries.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
+    depth = layers.n_blocks if layers else 0
+    exempt = layers.no_weight_decay() if layers else set()
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        block = block_of(name, depth)
+        block = layers.block_of(name) if layers else depth
         whole = block == depth or (block < 0 and not settings.stem_decay)
         scale = 1.0 if whole else settings.layer_decay ** (depth - block)
-        spared = parameter.ndim <= 1 or name.endswith("extra_tokens")
+        spared = parameter.ndim <= 1 or name in exempt
         decay = 0.0 if spared and not settings.decay_all else settings.weight_decay
         group = groups.setdefault(
             (scale, decay),

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from eat_audio.training.checkpoint import Run
 from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup, apply_fsdp
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.metrics_log import TrainingLog
-from eat_audio.training.optim import Optim, adamw, parameter_groups
+from eat_audio.training.optim import LayeredObjective, Optim, adamw, parameter_groups
 
 OpenBatches = Callable[..., Iterator[Any]]
 """Called with `start=, stop=`: returns micro-batches of this process by their numbers."""
@@ -62,17 +62,15 @@ class Trainer:
     Args:
         objective: On its device, in training mode.
         settings: How long, how often, which rates.
-        depth: Blocks of the encoder, for rates that differ by block.
         open_batches: Opens the micro-batches of this process.
         process_group: The processes that train together.
     """
 
     def __init__(
         self,
-        objective: nn.Module,
+        objective: LayeredObjective,
         settings: TrainSettings,
         *,
-        depth: int,
         open_batches: OpenBatches,
         process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
@@ -81,7 +79,7 @@ class Trainer:
         self.open_batches = open_batches
         self.process_group = process_group
         apply_fsdp(objective, process_group, how=settings.parallel)
-        groups = parameter_groups(objective.named_parameters(), settings.optim, depth=depth)
+        groups = parameter_groups(objective.named_parameters(), settings.optim, layers=objective)
         self.optimizer = adamw(groups, settings.optim)
 
     def batches(self, start: int = 0) -> Iterator[Any]:

@@ -29,13 +29,13 @@ SLACK = 1e-5
 """How far a table is at most from the positions it is taken for."""
 
 
-def knows(content: dict[str, Any]) -> bool:
+def is_released(content: dict[str, Any]) -> bool:
     """Whether this is (or was meant to be) the content of a released Audio-MAE file."""
     state = _state(content)
     return "cls_token" in state and "patch_embed.proj.weight" in state
 
 
-def ours(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
+def from_released(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned Audio-MAE file in our terms.
 
     Args:
@@ -61,7 +61,7 @@ def ours(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedC
     return ConvertedCheckpoint(config, tensors, classifies, AudioMAEFeatureExtractor(), ignored)
 
 
-def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
+def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
     """A model in the layout of the released files: {"model": tensors, "args": settings}.
 
     There is no place in it for names of labels, nor for the statistics of a corpus.

@@ -74,6 +74,12 @@ class AudioMAEConfig(AudioConfig):
     """
 
     sizes = SIZES
+    finetune_fields = {
+        "drop_path": "end_drop_path_rate",
+        "hidden_columns": "mask_t_prob",
+        "hidden_rows": "mask_f_prob",
+    }
+    finetune_constants = {"final_norm": False}
     model_type = "audiomae"
     attribute_map = {
         "hidden_size": "embed_dim",
@@ -144,9 +150,6 @@ class AudioMAEConfig(AudioConfig):
         for name in ("mask_t_prob", "mask_f_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")
-
-    def _classifying(self, drop_path: float) -> dict[str, Any]:
-        return {"end_drop_path_rate": drop_path, "final_norm": False}
 
 
 def positions(tokens: int, width: int, *, period: int) -> Tensor:

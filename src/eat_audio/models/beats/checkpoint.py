@@ -87,7 +87,7 @@ CHOSEN = "quantize.cluster_size"
 PROJECTION = [f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 
 
-def knows(content: dict[str, Any]) -> bool:
+def is_released(content: dict[str, Any]) -> bool:
     """Whether this is (or was meant to be) the content of a released BEATs file."""
     state = content.get("model")
     return isinstance(state, dict) and (
@@ -96,7 +96,7 @@ def knows(content: dict[str, Any]) -> bool:
     )
 
 
-def ours(content: dict[str, Any]) -> ConvertedCheckpoint:
+def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned BEATs file in our terms; of a tokenizer's, the encoder.
 
     Args:
@@ -121,7 +121,7 @@ def ours(content: dict[str, Any]) -> ConvertedCheckpoint:
     return ConvertedCheckpoint(config, tensors, classifies, BEATsFeatureExtractor(), ignored)
 
 
-def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
+def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
     """A model in the layout of the released files: {"cfg": ..., "model": ..., "label_dict": ...}.
 
     There is no place in it for the statistics of a corpus.

@@ -15,7 +15,7 @@ Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058); 
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,18 @@ class BEATsConfig(AudioConfig):
     """
 
     sizes = SIZES
+    finetune_fields = {
+        "drop_path": "encoder_layerdrop",
+        "gradient_decay": "layer_wise_gradient_decay_ratio",
+    }
+    # as in the released fine-tuned models nothing is dropped but blocks
+    finetune_constants = dict.fromkeys(
+        (
+            *("dropout", "attention_dropout", "activation_dropout", "dropout_input"),
+            "predictor_dropout",
+        ),
+        0.0,
+    )
     model_type = "beats"
     attribute_map = {
         "hidden_size": "encoder_embed_dim",
@@ -185,11 +197,13 @@ class BEATsConfig(AudioConfig):
                 "multiple of 4, and more than a quarter of it"
             )
 
-    def _classifying(self, drop_path: float) -> dict[str, Any]:
-        """As in the released fine-tuned models nothing is dropped but blocks."""
-        dropouts = ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
-        none = dict.fromkeys((*dropouts, "predictor_dropout"), 0.0)
-        return none | {"encoder_layerdrop": drop_path}
+    @classmethod
+    def named(cls, size: str, **changes: Any) -> Self:
+        """Return one of the usual sizes, with changes; see `AudioConfig.named`."""
+        if "mlp_ratio" in changes:
+            width = changes.get("hidden_size", cls.sizes[size]["encoder_embed_dim"])
+            changes["encoder_ffn_embed_dim"] = int(changes.pop("mlp_ratio") * width)
+        return super().named(size, **changes)
 
     @property
     def residual_scale(self) -> float:

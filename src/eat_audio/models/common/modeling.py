@@ -6,7 +6,8 @@ classifier those into logits (`AudioClassifier.logits`); the rest follows from t
 Shapes: B clips, T frames of 10 ms, N = T' x F' patches (time-major), D width.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -20,6 +21,8 @@ from eat_audio.errors import DataError
 from eat_audio.models.common.layers import masked_mean
 
 AUDIOSET_CLASSES = 527
+NEUTRAL = {"drop_path": 0.0, "hidden_columns": 0.0, "hidden_rows": 0.0, "gradient_decay": 1.0}
+"""Settings of fine-tuning that concern the encoder, and their values that change nothing."""
 
 
 class AudioConfig(PreTrainedConfig):
@@ -27,6 +30,10 @@ class AudioConfig(PreTrainedConfig):
 
     sizes: ClassVar[dict[str, dict[str, int]]]
     """The usual ones by name."""
+    finetune_fields: ClassVar[dict[str, str]] = {}
+    """Settings of fine-tuning that this encoder has, and which fields they set."""
+    finetune_constants: ClassVar[dict[str, Any]] = {}
+    """Fields that are different in every classifier."""
 
     def __init__(self, num_classes: int = 527, **kwargs: Any) -> None:
         """Called last, when a method's own settings are set."""
@@ -40,14 +47,34 @@ class AudioConfig(PreTrainedConfig):
     def _refuse_what_cannot_be(self) -> None:
         """Raise ValueError where settings do not go together."""
 
-    def _classifying(self, drop_path: float) -> dict[str, Any]:
-        """What is different in a classifier that drops blocks of `drop_path` of the clips."""
-        raise NotImplementedError
+    def finetune_overrides(self, settings: Mapping[str, float]) -> dict[str, Any]:
+        """Return the fields that settings of fine-tuning change, by the names of `NEUTRAL`.
+
+        Raises:
+            ValueError: A setting that this kind of encoder does not have is not neutral.
+        """
+        overrides = dict(self.finetune_constants)
+        for name, value in settings.items():
+            if name in self.finetune_fields:
+                overrides[self.finetune_fields[name]] = value
+            elif value != NEUTRAL[name]:
+                raise ValueError(
+                    f"{name}={value:g}: an encoder of {self.model_type} has no such setting; "
+                    f"expected {NEUTRAL[name]:g}"
+                )
+        return overrides
 
     def for_labels(
-        self, names: Sequence[str], *, several: bool, drop_path: float, pooling: str
+        self, names: Sequence[str], *, several: bool, pooling: str, **settings: float
     ) -> Self:
-        """The same encoder with a classifier of these labels, `several` or one of them a clip."""
+        """Return the same encoder with a classifier of these labels.
+
+        Args:
+            names: The labels.
+            several: Whether a clip may have several of them.
+            pooling: What stands for a whole clip.
+            **settings: Of fine-tuning; see `finetune_overrides`.
+        """
         kind = "multi_label" if several else "single_label"
         head = {
             "id2label": dict(enumerate(names)),
@@ -56,12 +83,16 @@ class AudioConfig(PreTrainedConfig):
             "pooling": pooling,
             "problem_type": f"{kind}_classification",
         }
-        return type(self)(**{**self.to_dict(), **self._classifying(drop_path), **head})
+        return type(self)(**{**self.to_dict(), **self.finetune_overrides(settings), **head})
 
     @classmethod
     def named(cls, size: str, **changes: Any) -> Self:
-        """One of the usual sizes, and what shall differ from it."""
-        return cls(**{**cls.sizes[size], **changes})
+        """Return one of the usual sizes, with changes by transformers' names or our own.
+
+        `mlp_ratio`, the width inside an MLP as a multiple of a token's, is of any method.
+        """
+        fields = cls.sizes[size] | {cls.attribute_map.get(n, n): x for n, x in changes.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -108,6 +139,31 @@ class AudioModel(PreTrainedModel):
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
         raise NotImplementedError
+
+    @property
+    def n_blocks(self) -> int:
+        """The number of transformer blocks."""
+        return self.config.num_hidden_layers
+
+    def block_of(self, name: str) -> int:
+        """Return the block of a parameter: -1 if before them all, `n_blocks` if behind them."""
+        if re.search(r"(^|\.)(fc_norm|head)\.", name):
+            return self.n_blocks
+        block = re.search(r"(^|\.)blocks\.(\d+)\.", name)
+        return int(block[2]) if block else -1
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters, beside biases and norms, that no weight decay is for."""
+        return set()
+
+    @classmethod
+    def drop_computed(cls, tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, str]:
+        """Remove from a file's tensors what is computed here; return names and reasons.
+
+        Raises:
+            CheckpointError: A tensor is not what is computed.
+        """
+        return {}
 
     def grid(self, input_values: Tensor) -> tuple[int, int]:
         """How many columns (time) and rows (frequency) of patches an input has."""

@@ -16,7 +16,6 @@ import math
 import re
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from eat_audio.audio import fbank as logmel
@@ -25,21 +24,14 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EA
 from eat_audio.models.common.layers import sincos_positions
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 from eat_audio.models.common.released import ConvertedCheckpoint
-from eat_audio.models.eat.modeling import EATConfig
+from eat_audio.models.eat.modeling import POSITIONS, EATConfig, columns_of
 from eat_audio.text import shortened
 
 IMAGE = "modality_encoders.IMAGE."
-POSITIONS = "fixed_positional_encoder.positions"
 DECODER = IMAGE + "decoder."
 TEACHER = "_ema"
-SLACK = 1e-3
-"""How far released positions are from ours at most: half precision rounds them, also those that
-have been made float32 since."""
-SLACK_OF_BFLOAT16 = 4e-3
 LARGEST = 100_000
 """No number that describes a model is larger."""
-ROWS = 8
-"""128 mel bins in patches of 16."""
 POOLINGS = {"CLS_TOKEN": "cls", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
 """What fine-tuned files say of pooling, and what we do."""
 SAME = [
@@ -51,7 +43,7 @@ SAME = [
 """Settings that have one name in the released `config.json` and in ours."""
 
 
-def knows(content: dict[str, Any]) -> bool:
+def is_released(content: dict[str, Any]) -> bool:
     """Whether this is (or was meant to be) the content of a released EAT file."""
     names = (_ours(name) for name in _state(content) if isinstance(name, str))
     return any(
@@ -61,7 +53,7 @@ def knows(content: dict[str, Any]) -> bool:
     )
 
 
-def ours(content: dict[str, Any], *, teacher: bool = False) -> ConvertedCheckpoint:
+def from_released(content: dict[str, Any], *, teacher: bool = False) -> ConvertedCheckpoint:
     """A pre-trained or fine-tuned EAT file in our terms.
 
     Args:
@@ -101,6 +93,11 @@ def ours(content: dict[str, Any], *, teacher: bool = False) -> ConvertedCheckpoi
     )
 
 
+def teacher_from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
+    """Convert the teacher of a pre-trained EAT file; see `from_released`."""
+    return from_released(content, teacher=True)
+
+
 def encoder_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Encoder (and classifier) tensors of a released state under our names.
 
@@ -128,29 +125,6 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
     """The tensors by released name; a file may hold nothing else."""
     state = content.get("model", content)
     return state if isinstance(state, dict) else {}
-
-
-def columns_of(positions: Any, width: int | None = None) -> int:
-    """How many columns a table of positions (1, N, D) has; it has to be the one we compute.
-
-    Args:
-        positions: The table.
-        width: What D has to be, if that is known.
-
-    Raises:
-        CheckpointError: It is another, or no such table.
-    """
-    shape = tuple(positions.shape) if isinstance(positions, Tensor) else None
-    flat = not shape or len(shape) != 3 or shape[0] != 1 or not all(shape) or shape[1] % ROWS
-    if not shape or flat or width not in (None, shape[2]):
-        expected = f"(1, columns * 8, {width or 'width'})"
-        raise CheckpointError(f"has positions of shape {shape}; expected {expected}")
-    computed = sincos_positions(shape[1] // ROWS, ROWS, shape[2])
-    slack = SLACK_OF_BFLOAT16 if positions.dtype == torch.bfloat16 else SLACK
-    same = computed.shape == shape[1:]
-    if not same or not (positions[0].float() - computed).abs().max() <= slack:  # nor a NaN
-        raise CheckpointError("has other positions than EAT's fixed ones (learnt, perhaps)")
-    return shape[1] // ROWS
 
 
 def _config(tensors: dict[str, Tensor], content: dict[str, Any], columns: int) -> EATConfig:
@@ -221,7 +195,7 @@ def _features(content: dict[str, Any]) -> EATFeatureExtractor:
     return EATFeatureExtractor(mean=statistics.mean, std=statistics.std)
 
 
-def theirs(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
+def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
     """A model in the layout of the released fairseq files: {"cfg": settings, "model": tensors}.
 
     There is no place in it for names of labels, nor for other statistics than those of AudioSet,
@@ -278,7 +252,7 @@ def positions(config: EATConfig) -> Tensor:
     return sincos_positions(config.pos_length, rows, config.embed_dim)[None].contiguous()
 
 
-def released_folder(model: AudioModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_released_folder(model: AudioModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `config.json` and `model.safetensors` hold in the released Hugging Face folders.
 
     Raises:

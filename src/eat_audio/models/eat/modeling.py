@@ -14,9 +14,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from eat_audio.errors import CheckpointError
 from eat_audio.models.common.layers import (
     MLP,
     Attention,
@@ -45,6 +47,14 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Base and large as in the paper (section 4.1); tiny and small train on a laptop."""
 
+POSITIONS = "fixed_positional_encoder.positions"
+"""The name in released files of what is computed here."""
+SLACK = 1e-3
+"""How far released positions are from the computed ones at most: half precision rounds them, also
+those that have been made float32 since."""
+SLACK_OF_BFLOAT16 = 4e-3
+ROWS = 8
+"""128 mel bins in patches of 16."""
 POOLINGS = ("cls", "mean", "linear_softmax")
 
 
@@ -64,6 +74,8 @@ class EATConfig(AudioConfig):
     """
 
     sizes = SIZES
+    finetune_fields = {"drop_path": "end_drop_path_rate"}
+    finetune_constants = {"head_norm_eps": 1e-6, "model_variant": "finetune"}
     model_type = "eat"
     attribute_map = {
         "hidden_size": "embed_dim",
@@ -143,8 +155,24 @@ class EATConfig(AudioConfig):
         if self.in_chans != 1 or self.stride != self.patch_size:
             raise ValueError("only one channel and patches side by side (stride = patch_size)")
 
-    def _classifying(self, drop_path: float) -> dict[str, Any]:
-        return {"end_drop_path_rate": drop_path, "head_norm_eps": 1e-6, "model_variant": "finetune"}
+
+def columns_of(positions: Any, width: int | None = None) -> int:
+    """Return how many columns a file's table of positions (1, N, D) has, of width D if given.
+
+    Raises:
+        CheckpointError: It is no such table, or not the one that is computed here.
+    """
+    shape = tuple(positions.shape) if isinstance(positions, Tensor) else None
+    flat = not shape or len(shape) != 3 or shape[0] != 1 or not all(shape) or shape[1] % ROWS
+    if not shape or flat or width not in (None, shape[2]):
+        expected = f"(1, columns * 8, {width or 'width'})"
+        raise CheckpointError(f"has positions of shape {shape}; expected {expected}")
+    computed = sincos_positions(shape[1] // ROWS, ROWS, shape[2])
+    slack = SLACK_OF_BFLOAT16 if positions.dtype == torch.bfloat16 else SLACK
+    same = computed.shape == shape[1:]
+    if not same or not (positions[0].float() - computed).abs().max() <= slack:  # nor a NaN
+        raise CheckpointError("has other positions than EAT's fixed ones (learnt, perhaps)")
+    return shape[1] // ROWS
 
 
 class Block(GradientCheckpointingLayer):
@@ -275,6 +303,20 @@ class EATPreTrainedModel(AudioModel):
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the CLS token."""
+        return {"model.extra_tokens"}
+
+    @classmethod
+    def drop_computed(cls, tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, str]:
+        """Remove the positions of a file, which are compared with those that are computed."""
+        positions = tensors.pop(f"model.{POSITIONS}", None)
+        if positions is None:
+            return {}
+        if not positions.is_meta:
+            columns_of(positions, config.hidden_size)
+        return {f"model.{POSITIONS}": "positions, which are computed"}
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
         """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""

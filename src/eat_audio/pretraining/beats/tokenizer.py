@@ -321,7 +321,7 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     here = Path(place)
     if here.is_file():
         content = read_pickled(here)
-        if not beats.knows(content):
+        if not beats.is_released(content):
             raise CheckpointError(f"{place}: holds no tokenizer; expected a released BEATs one")
         try:
             parts = beats.tokenizer(content)
