@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from eat_audio import config as recipe
-from eat_audio.masking import clip_keys
 from eat_audio.pretraining.flops import PARTS, pretraining
 from eat_audio.pretraining.run import schema
+from eat_audio.rng import clip_keys
 
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 DRAWN = {"EAT": ("eat_base", 64), "Audio-MAE": ("audiomae_base", 64), "BEATs": ("beats_iter1", 62)}

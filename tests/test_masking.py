@@ -18,14 +18,11 @@ from eat_audio.errors import EatError
 from eat_audio.masking import (
     Masks,
     block_patches,
-    clip_keys,
-    hash_id,
     inverse_block_masks,
     n_visible,
-    random_bits,
     random_masks,
-    uniform,
 )
+from eat_audio.rng import clip_keys, hash_id, random_bits, uniform
 
 GRID = (64, 8)  # ten seconds of audio
 N = 64 * 8
@@ -46,7 +43,7 @@ def masks(clips=3, clones=4, *, seed=0, **changes: Any) -> Masks:
 def test_every_mask_shows_the_same_number_of_patches():
     drawn = masks(3, 16)
     assert drawn.visible.shape == (3, 16, 102) and drawn.hidden.shape == (3, 16, N)
-    assert (drawn.per_clip, drawn.n_patches, drawn.seen) == (16, N, None)
+    assert (drawn.per_clip, drawn.n_patches) == (16, N) and drawn.visible_valid is None
 
 
 def test_a_patch_is_either_visible_or_hidden():
@@ -185,6 +182,23 @@ def test_the_device_changes_nothing_and_is_never_waited_for():
         assert torch.equal(ours.hidden, theirs.hidden.cpu())
 
 
+@pytest.mark.parametrize("columns", [None, [64, 40, 1]])
+def test_hidden_ids_are_the_hidden_patches_in_order(columns):
+    drawn = masks(valid_columns=columns and torch.tensor(columns))
+    assert drawn.hidden_ids.shape == drawn.hidden_weights.shape == (3, 4, N - 102)
+    everything = drawn.hidden_ids.sort(dim=2).values
+    assert (everything.diff() > 0).all() and drawn.hidden_ids is drawn.hidden_ids
+    for ids, weights, hidden in zip(
+        drawn.hidden_ids.flatten(0, 1),
+        drawn.hidden_weights.flatten(0, 1),
+        drawn.hidden.flatten(0, 1),
+        strict=True,
+    ):
+        count = int(hidden.sum())
+        assert torch.equal(ids[:count], hidden.nonzero()[:, 0])
+        assert weights[:count].eq(1).all() and not weights[count:].any()
+
+
 # ---- blocks
 
 
@@ -240,20 +254,20 @@ def test_full_clips_are_masked_as_if_nothing_were_short():
     full = masks(valid_columns=torch.tensor([64, 64, 64]))
     plain = masks()
     assert torch.equal(full.visible, plain.visible) and torch.equal(full.hidden, plain.hidden)
-    assert full.seen is not None and full.seen.all()
+    assert full.visible_valid is not None and full.visible_valid.all()
 
 
 @pytest.mark.parametrize("law", [inverse_block_masks, random_masks])
-def test_padding_is_neither_seen_nor_hidden(law):
+def test_padding_is_neither_visible_nor_hidden(law):
     columns = torch.tensor([1, 3, 40, 64])
     drawn = law(keys(4, 8), GRID, hidden_ratio=0.8, valid_columns=columns)
-    assert drawn.seen is not None
+    assert drawn.visible_valid is not None
     for clip, real in enumerate((columns * 8).tolist()):
         kept = max(1, int(real * (1 - 0.8)))
-        for visible, hidden, seen in zip(
-            drawn.visible[clip], drawn.hidden[clip], drawn.seen[clip], strict=True
+        for visible, hidden, valid in zip(
+            drawn.visible[clip], drawn.hidden[clip], drawn.visible_valid[clip], strict=True
         ):
-            assert seen[:kept].all() and not seen[kept:].any()
+            assert valid[:kept].all() and not valid[kept:].any()
             assert visible[:kept].max() < real and visible.diff().gt(0).all()
             assert not hidden[visible[:kept]].any()
             assert hidden[:real].sum() == real - kept and not hidden[real:].any()
@@ -264,10 +278,10 @@ def test_a_short_clip_gets_its_own_masks_beside_any_others():
     clips = keys(2, 8)
     alone = inverse_block_masks(clips[1:], GRID, valid_columns=torch.tensor([30]))
     beside = inverse_block_masks(clips, GRID, valid_columns=torch.tensor([64, 30]))
-    assert beside.seen is not None and alone.seen is not None
+    assert beside.visible_valid is not None and alone.visible_valid is not None
     assert torch.equal(alone.visible[0], beside.visible[1])
     assert torch.equal(alone.hidden[0], beside.hidden[1])
-    assert torch.equal(alone.seen[0], beside.seen[1])
+    assert torch.equal(alone.visible_valid[0], beside.visible_valid[1])
 
 
 @pytest.mark.parametrize("block", [(5, 5), [(3, 3), (5, 5), (2, 8)]])
@@ -296,7 +310,7 @@ def test_a_clip_too_short_for_a_block_shows_patches_at_random():
 def test_a_cpu_chooses_what_any_other_device_would(law, columns, monkeypatch):
     told = {"hidden_ratio": 0.8, "valid_columns": columns and torch.tensor(columns)}
     fast = law(keys(3, 30), GRID, **told)
-    monkeypatch.setattr(masking, "_best_on_cpu", masking._best)
+    monkeypatch.setattr(masking, "_top_on_cpu", masking._top)
     slow = law(keys(3, 30), GRID, **told)
     assert torch.equal(fast.visible, slow.visible)
     assert torch.equal(fast.hidden, slow.hidden)

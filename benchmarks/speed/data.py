@@ -23,7 +23,8 @@ from eat_audio.audio.fbank import AUDIOSET, spectrogram
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches
 from eat_audio.data.shards import open_packed, pack
-from eat_audio.masking import Masks, clip_keys, inverse_block_masks
+from eat_audio.masking import Masks, inverse_block_masks
+from eat_audio.rng import clip_keys
 
 CLONES = 16
 GRID = plain_data.GRID

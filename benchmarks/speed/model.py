@@ -18,12 +18,13 @@ from benchmarks.speed import baseline as plain
 from benchmarks.speed.measure import BUFFERS, Case, relative, turns
 from eat_audio.data.loader import ClipSettings, whole_patches
 from eat_audio.finetune import classification_loss
-from eat_audio.masking import Masks, clip_keys
+from eat_audio.masking import Masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.pretraining import flops
 from eat_audio.pretraining.eat import EATMethod, EATPretraining, EATRun
 from eat_audio.pretraining.method import EncoderSettings
+from eat_audio.rng import clip_keys
 from eat_audio.training.loop import Training
 from eat_audio.training.optim import Optim, adamw, parameter_groups
 

@@ -40,7 +40,6 @@ from eat_audio.evaluation import probe
 from eat_audio.evaluation.metrics import linear_score
 from eat_audio.finetune import FinetuneRun
 from eat_audio.inference.predictor import load
-from eat_audio.masking import hash_id
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.pretraining import run as pretrain
 from eat_audio.pretraining.eat import EATRun
@@ -50,6 +49,7 @@ from eat_audio.report.exhibits import label_of, masked_clips, readable
 from eat_audio.report.of_demo import Findings, Guess, render, verdict
 from eat_audio.report.pictures import Example
 from eat_audio.report.report import short_names
+from eat_audio.rng import hash_id
 from eat_audio.training.checkpoint import read_json
 from eat_audio.training.metrics_log import read_log
 from eat_audio.writing import write_json, write_text

@@ -28,12 +28,12 @@ from eat_audio.data.splits import Roles, hold_out, role_of, train_and_test
 from eat_audio.data.transforms import Augmentation, augment_spectrograms, augment_waveforms
 from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
-from eat_audio.masking import clip_keys
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
 from eat_audio.pretraining.method import EncoderSettings
 from eat_audio.pretraining.run import make_features
+from eat_audio.rng import clip_keys
 from eat_audio.training.checkpoint import fingerprint, lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, init_process_group
 from eat_audio.training.optim import LayeredObjective, Optim

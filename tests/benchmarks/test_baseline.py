@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from eat_audio.finetune import classification_loss
 from eat_audio.inference.predictor import Predictor
-from eat_audio.masking import Masks, clip_keys
+from eat_audio.masking import Masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.pretraining.eat import EATMethod, EATPretraining
+from eat_audio.rng import clip_keys
 from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
 
 

@@ -12,7 +12,8 @@ from benchmarks.speed.measure import BenchError
 from typer.testing import CliRunner
 
 from eat_audio.audio.fbank import log_mel
-from eat_audio.masking import clip_keys, inverse_block_masks, random_masks
+from eat_audio.masking import inverse_block_masks, random_masks
+from eat_audio.rng import clip_keys
 
 
 def ours(clips: int, law=inverse_block_masks, **changes) -> torch.Tensor:

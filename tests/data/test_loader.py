@@ -21,7 +21,7 @@ from eat_audio.data.loader import (
 )
 from eat_audio.data.sampler import balanced_order, epoch_order, label_weights
 from eat_audio.errors import DataError, EatWarning
-from eat_audio.masking import hash_id
+from eat_audio.rng import hash_id
 
 
 @pytest.fixture

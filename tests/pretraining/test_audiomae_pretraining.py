@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conftest import golden_sets, needs, sidecar, tensors
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, clip_keys, random_masks
+from eat_audio.masking import Masks, random_masks
 from eat_audio.models.audiomae.modeling import AudioMAEConfig
 from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
 from eat_audio.pretraining.audiomae import (
@@ -20,6 +20,7 @@ from eat_audio.pretraining.audiomae import (
     grid_masks,
     window_offsets,
 )
+from eat_audio.rng import clip_keys
 from eat_audio.training.optim import Optim, parameter_groups
 
 LOCAL = golden_sets("mae_local*.json")
@@ -241,7 +242,10 @@ def test_a_clips_loss_does_not_depend_on_its_padding(
     for longest, filling in ((columns, 0.0), (16, 0.0), (16, 100.0), (23, -7.0)):
         padding = torch.full((1, (longest - columns) * 16, 128), filling)
         masks = method.method.sample_masks(keys, (longest, 8), real)
-        assert masks.hidden.sum() + (1 if masks.seen is None else masks.seen).sum() == columns * 8
+        assert (
+            masks.hidden.sum() + (1 if masks.visible_valid is None else masks.visible_valid).sum()
+            == columns * 8
+        )
         padded = torch.cat([spectrogram, padding], dim=1)
         found.append(method.losses(padded, masks, columns=real)["loss"])
     assert found[0] > 0
@@ -253,9 +257,9 @@ def test_grid_masks_hide_whole_columns_and_rows_and_no_padding() -> None:
     keys = clip_keys(0, 0, torch.arange(4), 1)
     last = torch.tensor([16, 10, 3, 1])
     masks = grid_masks(keys, (16, 8), hidden=(0.5, 0.25), valid_columns=last)
-    assert masks.seen is not None
+    assert masks.visible_valid is not None
     for row, columns in enumerate(last.tolist()):
-        visible = masks.visible[row, 0][masks.seen[row, 0]]
+        visible = masks.visible[row, 0][masks.visible_valid[row, 0]]
         kept = max(columns // 2, 1)
         assert len(visible) == kept * 6 and int(visible.max()) < columns * 8
         assert len((visible // 8).unique()) == kept and len((visible % 8).unique()) == 6
@@ -263,7 +267,7 @@ def test_grid_masks_hide_whole_columns_and_rows_and_no_padding() -> None:
         assert not masks.hidden[row, 0, visible].any()
         slots = masks.visible[row, 0]
         assert len(slots.unique()) == len(slots)
-        assert (slots[~masks.seen[row, 0]] >= columns * 8).all()
+        assert (slots[~masks.visible_valid[row, 0]] >= columns * 8).all()
         whole = grid_masks(keys[row : row + 1], (columns, 8), hidden=(0.5, 0.25))
         assert torch.equal(whole.visible[0, 0], visible)
 

@@ -24,7 +24,7 @@ from eat_audio.data.loader import (
     training_batches,
 )
 from eat_audio.errors import DataError, SettingError
-from eat_audio.masking import Masks, clip_keys, random_masks
+from eat_audio.masking import Masks, random_masks
 from eat_audio.models import save
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, LogMelBatch
@@ -46,6 +46,7 @@ from eat_audio.pretraining.beats.tokenizer import (
     projection,
 )
 from eat_audio.pretraining.run import schema
+from eat_audio.rng import clip_keys
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import Optim, adamw, parameter_groups
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conftest import golden_sets, needs, sidecar, tensors
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, clip_keys, inverse_block_masks
+from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.checkpoint import decoder_names, encoder_names
 from eat_audio.models.eat.modeling import EATConfig
@@ -22,6 +22,7 @@ from eat_audio.pretraining.eat import (
 )
 from eat_audio.pretraining.ema import EMASchedule
 from eat_audio.pretraining.run import CollapseGuard
+from eat_audio.rng import clip_keys
 from eat_audio.training.metrics_log import TrainingLog, read_log
 from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from eat_audio import config as recipe
-from eat_audio.masking import Masks, clip_keys
+from eat_audio.masking import Masks
 from eat_audio.models import METHODS
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.common.feature_extraction import LogMelBatch
@@ -30,6 +30,7 @@ from eat_audio.pretraining.eat import EATPretraining
 from eat_audio.pretraining.flops import PARTS, Cost, encoding, pretraining
 from eat_audio.pretraining.method import Pretraining, PretrainRun
 from eat_audio.pretraining.run import schema
+from eat_audio.rng import clip_keys
 
 FRAMES = {"eat": 112, "audiomae": 112, "beats": 96, "beats_tokenizer": 96}
 """What a method hears of a clip of a second: BEATs drops what fills no patch."""

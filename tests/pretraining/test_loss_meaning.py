@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, clip_keys, inverse_block_masks
+from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig
 from eat_audio.pretraining.eat import DecoderSettings, EATMethod, EATPretraining
+from eat_audio.rng import clip_keys
 
 CLIPS, CLONES = 12, 16
 FRAMES = 256  # 16 x 8 patches, of which 25 are seen

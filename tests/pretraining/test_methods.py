@@ -17,7 +17,7 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import SettingError
-from eat_audio.masking import Masks, clip_keys
+from eat_audio.masking import Masks
 from eat_audio.models import METHODS, model_types, save
 from eat_audio.models.beats.modeling import BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, EATFeatureExtractor
@@ -25,6 +25,7 @@ from eat_audio.pretraining.beats.tokenizer import TokenizerPretraining
 from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainRun, run_settings
 from eat_audio.pretraining.run import CollapseGuard, in_full, make_features, schema
 from eat_audio.report.report import write_report
+from eat_audio.rng import clip_keys
 from eat_audio.training.loop import fit
 from eat_audio.training.metrics_log import TrainingLog, read_log
 from eat_audio.training.optim import adamw, parameter_groups
@@ -198,9 +199,9 @@ def test_masks_leave_padding_alone(method: str) -> None:
     columns = torch.tensor([16, 7])
     keys = clip_keys(SEED, 0, torch.tensor([1, 2]), 1)
     masks = settings(method).sample_masks(keys, (16, 8), columns)
-    assert masks.seen is not None
+    assert masks.visible_valid is not None
     assert not masks.hidden[1, 0, 7 * 8 :].any()
-    assert int(masks.visible[1, 0][masks.seen[1, 0]].max()) < 7 * 8
+    assert int(masks.visible[1, 0][masks.visible_valid[1, 0]].max()) < 7 * 8
 
 
 # ---- what a run is told to be ----

@@ -32,7 +32,7 @@ from eat_audio.data.sampler import balanced_order, epoch_order, label_weights
 from eat_audio.data.storage import sound_of
 from eat_audio.data.transforms import one_hot
 from eat_audio.errors import AudioError, DataError, EatWarning
-from eat_audio.masking import clip_keys, hash_id, uniform
+from eat_audio.rng import clip_keys, hash_id, uniform
 
 LONG = 60.0
 """Seconds; of longer clips only the wanted stretch is decoded, and nothing is kept in memory. A

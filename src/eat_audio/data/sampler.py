@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import DataError
-from eat_audio.masking import hash_id
+from eat_audio.rng import hash_id
 
 
 def epoch_order(clips: int, *, seed: int, epoch: int, drawn: int | None = None) -> Tensor:

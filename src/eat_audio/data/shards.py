@@ -34,8 +34,8 @@ from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
 from eat_audio.data.shard_index import ABOUT, INDEX, ROWS, VERSION, read_about, read_index
 from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
-from eat_audio.masking import hash_id
 from eat_audio.progress import track
+from eat_audio.rng import hash_id
 from eat_audio.writing import remove_leftovers, write_json, written_aside
 
 LONGEST_KEY = 80

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eat_audio.errors import DataError
-from eat_audio.masking import hash_id
+from eat_audio.rng import hash_id
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Clip, Corpus

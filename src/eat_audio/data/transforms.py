@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from eat_audio.config import Settings
-from eat_audio.masking import uniform
+from eat_audio.rng import uniform
 
 ROLL, NOISE = 1, 2
 """Purposes of keyed random numbers."""

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, clip_keys, hash_id, random_masks, uniform
+from eat_audio.masking import Masks, random_masks
 from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEModel,
@@ -41,6 +41,7 @@ from eat_audio.pretraining.masked_patches import (
     select,
 )
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.rng import clip_keys, hash_id, uniform
 
 BIAS_WIDTH = 384
 """Hidden units of the map from an offset within a window to the bias of every head."""
@@ -358,7 +359,9 @@ class AudioMAEPretraining(Pretraining):
         """The student's CLS (B, D) and tokens (B, V, D) from the visible patches alone."""
         student = self.student.model
         visible = select(student.embed(spectrogram), masks.visible[:, 0])
-        cls, seen, _ = student(visible, None if masks.seen is None else masks.seen[:, 0])
+        cls, seen, _ = student(
+            visible, None if masks.visible_valid is None else masks.visible_valid[:, 0]
+        )
         return cls, seen
 
     @torch.no_grad()
@@ -408,7 +411,9 @@ def grid_masks(
     order = (shown * 2 + ~real).to(torch.uint8).sort(dim=1, descending=True, stable=True)
     count = torch.arange(ids.shape[1], device=keys.device) < shown.sum(dim=1, keepdim=True)
     visible = order.indices[:, : ids.shape[1]]
-    return Masks(visible=visible[:, None], hidden=(real & ~shown)[:, None], seen=count[:, None])
+    return Masks(
+        visible=visible[:, None], hidden=(real & ~shown)[:, None], visible_valid=count[:, None]
+    )
 
 
 def window_offsets(window: tuple[int, int], like: Tensor) -> Tensor:

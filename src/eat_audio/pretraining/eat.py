@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, clip_keys, inverse_block_masks
+from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
@@ -39,6 +39,7 @@ from eat_audio.pretraining.masked_patches import (
     select,
 )
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.rng import clip_keys
 
 
 class DecoderSettings(Settings):
@@ -226,7 +227,9 @@ class EATPretraining(Pretraining):
         student = self.student.model
         patches = student.embed(spectrogram)  # (B, N, D)
         visible = select(patches, masks.visible.flatten(1)).view(-1, *self._seen_shape(masks))
-        cls, seen, _, _ = student(visible, None if masks.seen is None else masks.seen.flatten(0, 1))
+        cls, seen, _, _ = student(
+            visible, None if masks.visible_valid is None else masks.visible_valid.flatten(0, 1)
+        )
         return cls, seen
 
     def _seen_shape(self, masks: Masks) -> tuple[int, int]:

@@ -30,10 +30,7 @@ def hidden_patches(masks: Masks) -> tuple[Tensor, Tensor]:
 
     H is the same for all rows and known beforehand, so no device has to be waited for.
     """
-    hidden = masks.hidden.flatten(0, 1)
-    count = hidden.shape[1] - masks.visible.shape[2]
-    order = hidden.to(torch.uint8).sort(dim=1, descending=True, stable=True)
-    return order.indices[:, :count], order.values[:, :count].float()
+    return masks.hidden_ids.flatten(0, 1), masks.hidden_weights.flatten(0, 1)
 
 
 def mean_over_hidden(error: Tensor, weights: Tensor) -> Tensor:

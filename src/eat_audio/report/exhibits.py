@@ -12,12 +12,12 @@ from eat_audio.errors import AudioError, EatError
 from eat_audio.evaluation.evaluate import Evaluation
 from eat_audio.evaluation.metrics import nearest, unit_vectors
 from eat_audio.evaluation.probe import cls_and_mean
-from eat_audio.masking import clip_keys, hash_id
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.report.drawings import bars, confusion, percent, text
 from eat_audio.report.pictures import Array, Example, thumbnail
+from eat_audio.rng import clip_keys, hash_id
 
 ASKED, ANSWERS = 6, 5
 """Clips whose nearest neighbours are shown, and how many of them."""

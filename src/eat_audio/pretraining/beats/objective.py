@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch, whole_patches
 from eat_audio.errors import SettingError
-from eat_audio.masking import Masks, clip_keys, random_masks
+from eat_audio.masking import Masks, random_masks
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor, LogMelBatch
 from eat_audio.models.common.layers import masked_mean
@@ -45,6 +45,7 @@ from eat_audio.pretraining.beats.tokenizer import (
 )
 from eat_audio.pretraining.masked_patches import hidden_patches, mean_over_hidden, select
 from eat_audio.pretraining.method import Pretraining, collapse_warning
+from eat_audio.rng import clip_keys
 
 FEW = 3.0
 """Perplexity of labels below which there is little to guess."""
@@ -257,7 +258,9 @@ class BEATsPretraining(Pretraining):
         """The student's tokens (B, V, D) from the visible patches alone, in their order."""
         student = self.student.model
         visible = select(student.embed(spectrogram), masks.visible[:, 0])
-        return student(visible, None if masks.seen is None else masks.seen[:, 0])[0]
+        return student(visible, None if masks.visible_valid is None else masks.visible_valid[:, 0])[
+            0
+        ]
 
     def decoder_input(self, seen: Tensor, masks: Masks) -> Tensor:
         """The predictor's input (B, N, D): seen tokens in their places, the same in all others."""
@@ -269,7 +272,9 @@ class BEATsPretraining(Pretraining):
         """How often visible patches would be called right, which nobody is taught."""
         visible = masks.visible[:, 0]
         answers = self.predictor.prediction(select(told.detach(), visible)).argmax(dim=2)
-        seen = torch.ones_like(visible) if masks.seen is None else masks.seen[:, 0]
+        seen = (
+            torch.ones_like(visible) if masks.visible_valid is None else masks.visible_valid[:, 0]
+        )
         return _share(answers == labels.gather(1, visible), seen.float())
 
     def warnings(self, metrics: dict[str, float]) -> dict[str, str]:

@@ -26,9 +26,9 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.loader import Batch, ClipSettings, ordered_batches, whole_patches
 from eat_audio.data.scan import add_files
 from eat_audio.errors import DataError, OutputError
-from eat_audio.masking import hash_id
 from eat_audio.pretraining.beats.tokenizer import Tokenizer, batch_log_mel
 from eat_audio.progress import track
+from eat_audio.rng import hash_id
 from eat_audio.training.checkpoint import fingerprint, read_json
 from eat_audio.writing import write_json, written_aside
 
