@@ -14,9 +14,7 @@ import torch
 from eat_audio import demo
 from eat_audio.data.datasets import open_corpus
 from eat_audio.errors import DataError, EatError
-from eat_audio.report.drawings import percent
-from eat_audio.report.of_demo import Findings
-from eat_audio.report.pictures import png
+from eat_audio.report.figures import as_percent
 
 PRETRAINING = [
     "device=cpu",
@@ -33,18 +31,26 @@ FINETUNING = ["device=cpu", "steps=4", "batch=4", "optim.warmup=1", "log_every=1
 LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
 
 
-def small(out: Path, data: Path | None = None, **changes) -> Findings:
-    here = {
+def small(out: Path, data: Path | None = None, **changes) -> demo.Results:
+    seconds = [] if data else ["clips.seconds=2.0"]
+    settings = {
         "clips_per_family": 3,
-        "pretraining": [*PRETRAINING, *([] if data else ["clips.seconds=2.0"])],
-        "finetuning": [*FINETUNING, *([] if data else ["clips.seconds=2.0"])],
+        "pretraining": [*PRETRAINING, *seconds],
+        "finetuning": [*FINETUNING, *seconds],
     }
-    return demo.run(out=out, data=data, **here | changes)
+    return demo.run(out=out, data=data, **settings | changes)
+
+
+def probes(results: demo.Results, encoder: str) -> list[float]:
+    """Scores of an encoder on CLS, mean and both."""
+    scores = [row.linear.mean for row in results.probes.rows if row.encoder == encoder]
+    assert len(scores) == 3
+    return scores
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Findings]:
-    """A folder with a finished demo on made sounds, and what was found."""
+def finished(tmp_path_factory) -> tuple[Path, demo.Results]:
+    """A folder with a finished demo on synthetic sounds, and its results."""
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("demo") / "runs" / "demo"
     return out, small(out)
@@ -82,22 +88,25 @@ def test_the_demo_leaves_models_and_a_report(finished):
 
 def test_the_report_loads_nothing_but_itself(finished):
     page = Page(report(finished[0]))
-    assert len(page.loads) == 3  # two spectrograms and a sound
-    assert all(place.startswith("data:") for place in page.loads)
+    outside = [url for url in page.loads if not url.startswith("#")]
+    # three clips, each whole and masked; for both encoders six clips with their five neighbors;
+    # and the predicted clip
+    assert len(outside) == 3 * 2 + 2 * 6 * 6 + 1 and page.tags.count("audio") == 1
+    assert all(url.startswith("data:") for url in outside)
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
-    assert not re.search(r"url\(|@import|https?://", report(finished[0]))
+    assert not re.search(r"url\((?!#)|@import|https?://", report(finished[0]))
 
 
 def test_the_report_shows_the_measured_numbers(finished):
-    out, found = finished
+    out, results = finished
     words = Page(report(out)).words
-    scores = [found.chance, found.pooled, found.evaluation.value, found.from_scratch.value]
-    for probe in (found.before, found.after):
-        scores += [probe.cls, probe.mean, probe.both]
-    scores += [score for _, score in found.prediction.scores]
+    scores = [results.probes.chance, results.evaluation.value, results.from_scratch.value]
+    scores += [row.linear.mean for row in results.probes.rows]
+    scores += [prediction.score for prediction in results.predictions]
+    assert len(results.probes.rows) == 7 and len(results.predictions) == 5
     for score in scores:
-        assert percent(score) in words
-    for name, seconds in found.stages:
+        assert as_percent(score) in words
+    for name, seconds in results.stages.items():
         assert name in words and f"{seconds:.1f}" in words
 
 
@@ -107,14 +116,13 @@ def test_every_family_is_in_the_table_and_the_confusion_matrix(finished):
         assert words.count(label) >= 3  # a row of the table, a row and a column of the matrix
 
 
-def test_the_encoder_that_is_probed_first_is_the_one_that_pre_training_starts_from(
-    finished, tmp_path
-):
-    _, found = finished
+def test_the_random_encoder_is_the_one_that_pre_training_starts_from(finished, tmp_path):
+    _, results = finished
     again = small(
         tmp_path / "demo", pretraining=[*PRETRAINING, "clips.seconds=2.0", "optim.lr=1e-20"]
     )
-    assert again.before == found.before == again.after
+    assert probes(again, "random (1)") == probes(again, "this one")
+    assert probes(again, "random (1)") == probes(results, "random (1)")
 
 
 def test_pre_training_gets_no_labels(finished):
@@ -124,14 +132,12 @@ def test_pre_training_gets_no_labels(finished):
 
 
 def test_the_predicted_sound_is_in_neither_part_of_the_corpus(finished):
-    out, found = finished
+    out, results = finished
     unseen, _ = soundfile.read(out / "unseen.wav", dtype="int16")
     for file in (out / "sound").rglob("*.flac"):
         clip, _ = soundfile.read(file, dtype="int16")
         assert len(clip) != len(unseen) or (clip != unseen).any()
-    assert found.prediction.truth in {
-        label for label in open_corpus(out / "sound" / "clips.csv").label_names
-    }
+    assert results.truth in open_corpus(out / "sound" / "clips.csv").label_names
 
 
 def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, capsys):
@@ -194,13 +200,13 @@ def test_a_label_cannot_write_html(tmp_path):
 
 
 def test_a_fifth_is_held_out_where_a_folder_has_no_test_clips(tmp_path):
-    found = small(tmp_path / "demo", tones(tmp_path / "data", ["low", "high"], clips=10))
-    assert (found.train, found.test) == (16, 4)
+    results = small(tmp_path / "demo", tones(tmp_path / "data", ["low", "high"], clips=10))
+    assert (results.train, results.test) == (16, 4)
 
 
 def test_clips_without_labels_are_refused_before_anything_is_written(tmp_path):
     data = tones(tmp_path / "data", ["only"])
-    with pytest.raises(DataError, match="a folder per class"):
+    with pytest.raises(DataError, match="fewer than two labels"):
         small(tmp_path / "demo", data / "only")
     assert not (tmp_path / "demo").exists()
 
@@ -213,8 +219,8 @@ def test_clips_with_several_labels_are_scored_by_map(tmp_path):
         rows.append(f"low/{clip}.wav,low{';soft' if clip % 2 else ''},{split}")
         rows.append(f"high/{clip}.wav,high{';soft' if clip % 2 else ''},{split}")
     (data / "clips.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    found = small(tmp_path / "demo", data / "clips.csv")
-    assert found.metric == found.before.metric == "mAP"
+    results = small(tmp_path / "demo", data / "clips.csv")
+    assert results.evaluation.metric == results.probes.metric == "mAP"
     assert "loss: bce_per_label" in report(tmp_path / "demo")
 
 
@@ -229,19 +235,8 @@ def test_the_demo_works_on_a_folder_per_class_of_real_recordings(tmp_path, data)
         if copied.get(name, 5) < 5:
             shutil.copy(clip.path, folder / name)
             copied[name] += 1
-    found = small(tmp_path / "demo", folder)
-    assert (found.train, found.test, found.classes) == (12, 3, 3)
-    assert found.prediction.truth in copied
-    assert Path(found.prediction.path).parent.parent == folder
+    results = small(tmp_path / "demo", folder)
+    assert (results.train, results.test, results.probes.classes) == (12, 3, 3)
+    assert results.truth in copied
+    assert Path(results.path).parent.parent == folder
     assert "rooster" in report(tmp_path / "demo")
-
-
-def test_a_png_holds_the_pixels_it_was_given():
-    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    file = png(picture)
-    assert file.startswith(b"\x89PNG\r\n\x1a\n") and file.endswith(b"IEND\xaeB`\x82")
-    import zlib
-
-    start = file.index(b"IDAT") + 4
-    rows = np.frombuffer(zlib.decompress(file[start:-16]), np.uint8).reshape(2, 10)
-    assert (rows[:, 1:].reshape(2, 3, 3) == picture).all()

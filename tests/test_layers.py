@@ -57,7 +57,7 @@ for room in (
 ):
     MAY_IMPORT[room] -= {"training"}
 
-HEAVY = {"torch", "transformers"}
+HEAVY = {"torch", "transformers", "matplotlib", "jinja2"}
 """What `eat --help` must not wait for."""
 
 FOREIGN = {

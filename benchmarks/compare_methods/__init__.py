@@ -23,7 +23,6 @@ from benchmarks.compare_methods.plan import Method, Plan, make_plan, shown
 from benchmarks.compare_methods.request import Asked, Budget
 from benchmarks.compare_methods.runs import Results
 from benchmarks.compare_methods.summary import Summary, markdown, summarize, verdict
-from eat_audio.errors import EatError
 from eat_audio.training.checkpoint import write_json
 
 __all__ = ["Asked", "Budget", "Summary", "run"]
@@ -61,11 +60,8 @@ def run(asked: Asked, *, out: Path, say: Callable[[str], None] = lambda sentence
     record = _record(plan, results, summary)
     write_json(out / "compare.json", record)
     (out / "compare.md").write_text(markdown(summary), encoding="utf-8")
-    figure.write_page(summary, out / "compare.html", record)
-    try:
-        figure.write_png(summary, out / "compare.png")
-    except EatError as error:
-        say(str(error))  # all else is there
+    svg = figure.draw(summary, out / "compare.png")
+    figure.write_page(summary, out / "compare.html", record, svg)
     return summary
 
 

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from benchmarks.compare_methods.plan import Method, Plan
 from benchmarks.compare_methods.runs import Results, Run
-from eat_audio.report.drawings import short
+from eat_audio.report.figures import short
 
 
 @dataclass(frozen=True)

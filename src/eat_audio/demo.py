@@ -1,86 +1,81 @@
-"""Labeled clips, made here or a user's own -> everything the package does, in a few minutes.
+"""Run pre-training, probing, fine-tuning and prediction on labeled clips, and report the results.
 
-The steps are those of real work, in their order: look at the corpus, probe an encoder of random
-weights, pre-train it without labels, probe it again, fine-tune it, predict. All of it lies in one
-folder afterwards, with a report that shows what was measured.
+Each stage is the function behind a command. All files lie in one folder.
 """
 
 import io
-import json
+import math
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from platform import python_version
 
 import numpy as np
 import soundfile
-import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from transformers.utils import logging as transformers_logging
 
-from eat_audio import config as recipe
-from eat_audio import finetune
-from eat_audio.audio import SAMPLE_RATE, audio_seconds
-from eat_audio.audio import fbank as logmel
-from eat_audio.checkpoints.load import load_model, spec_of
+from eat_audio import config, finetune
+from eat_audio.audio import SAMPLE_RATE
 from eat_audio.data import synthetic
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
-from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.manifest import write_csv
-from eat_audio.data.splits import Roles, hold_out, train_and_test
-from eat_audio.data.storage import sound_of
-from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.data.splits import cross_validation, sample
+from eat_audio.data.statistics import measure
+from eat_audio.errors import EatError
 from eat_audio.evaluation import probe
-from eat_audio.evaluation.metrics import linear_score
+from eat_audio.evaluation.evaluate import Evaluation
 from eat_audio.finetune import FinetuneRun
-from eat_audio.inference.predictor import load
-from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.inference.predictor import Prediction, load
 from eat_audio.pretraining import run as pretrain
 from eat_audio.pretraining.eat import EATRun
 from eat_audio.progress import print_lines
-from eat_audio.report.drawings import percent, with_error
-from eat_audio.report.exhibits import label_of, masked_clips, readable
-from eat_audio.report.of_demo import Findings, Guess, render, verdict
-from eat_audio.report.pictures import Example
-from eat_audio.report.report import short_names
-from eat_audio.rng import hash_id
+from eat_audio.report import report
+from eat_audio.report.figures import as_percent, data_url, with_error
 from eat_audio.training.checkpoint import read_json
-from eat_audio.training.metrics_log import read_log
 from eat_audio.writing import write_json, write_text
 
-RECIPES = ("eat_demo", "eat_demo_finetune")
 CLIPS_PER_FAMILY = 60
 UNSEEN = 1_000_003
-"""Seed of the clip to be predicted; that of the corpus is 0."""
+"""Seed of the predicted clip; that of the corpus is 0."""
 MOST_TRAIN, MOST_TEST = 600, 300
-"""Of a larger corpus only so many clips are used."""
-SHARE_TESTED = 0.2
+"""Clips of a larger corpus that are used."""
 SHORTEST, LONGEST = 2.0, 5.0
-"""Seconds of a user's clips that are heard: room for one visible block, and a limit to the time."""
-TOLD = 5
-"""Labels that are told of the predicted clip."""
+"""Seconds of a user's clips that are used: room for a visible block, and a limit to the time."""
 RECORD = "demo.json"
-"""Says that a folder is a demo's, which a later one may write over."""
-OURS = (
-    RECORD,
-    "sound",
-    "unlabeled.csv",
-    "pretrained",
-    "finetuned",
-    "scratch",
-    "unseen.wav",
-    "report.html",
-)
-"""All that a demo writes into its folder."""
+"""Marks the folder of a demo, which a later one may overwrite."""
+OUTPUTS = (RECORD, "sound", "clips.csv", "unlabeled.csv", "pretrained", "finetuned", "scratch")
+"""What a demo writes, beside `unseen.wav` and `report.html`."""
 
 
-@threadpool_limits.wrap(limits=1)
+@dataclass
+class Results:
+    """Everything that a demo has measured."""
+
+    corpus: str
+    train: int
+    """Clips to train on."""
+    test: int
+    """Clips to test on."""
+    probes: probe.ProbeResult
+    """Of the pre-trained encoder, one with random weights, and log-mel statistics."""
+    evaluation: Evaluation
+    """Of the model that was fine-tuned from the pre-trained encoder."""
+    from_scratch: Evaluation
+    path: str
+    """Of the predicted recording."""
+    truth: str
+    """Its labels."""
+    predictions: list[Prediction]
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage took."""
+
+
+@threadpool_limits.wrap(limits=1)  # threads that wait for one another take longer than one alone
 def run(
     *,
     out: Path,
@@ -88,16 +83,13 @@ def run(
     clips_per_family: int = CLIPS_PER_FAMILY,
     pretraining: Sequence[str] = (),
     finetuning: Sequence[str] = (),
-) -> Findings:
-    """Go the whole way and write `out/report.html`.
-
-    On one thread: the models are small, and on a machine that has other work to do, threads that
-    wait for one another took four times as long as one alone.
+) -> Results:
+    """Run all stages and write `out/report.html`.
 
     Args:
-        out: New, empty, or the folder of an earlier demo, whose files are then replaced.
-        data: Labeled clips in any layout that `open_corpus` knows; made here if None.
-        clips_per_family: How many clips of each of the ten families are made.
+        out: New, empty, or the folder of an earlier demo, whose files are replaced.
+        data: Labeled clips; synthetic ones if None.
+        clips_per_family: Clips of each of the ten synthetic classes.
         pretraining: Settings that differ from the recipe eat_demo, as "key=value".
         finetuning: The same for eat_demo_finetune.
 
@@ -105,87 +97,77 @@ def run(
         EatError: `out` holds something else, or `data` cannot be used.
     """
     transformers_logging.disable_progress_bar()
-    corpus = None if data is None else _opened(data)
-    clips = recipe.load(EATRun, RECIPES[0], pretraining).clips
-    begin(out, data)
-    stages = Stages(total=7)
+    corpus = None if data is None else probe.labeled_corpus(data)
+    seconds = config.load(EATRun, "eat_demo", pretraining).clips.seconds
+    prepare_folder(out, data)
+    manifest, stages = out / "clips.csv", Stages(total=7)
 
-    with stages.tell("making ten families of sounds" if corpus is None else "the corpus"):
+    with stages.begin("the corpus"):
         if corpus is None:
-            corpus = _made(out / "sound", clips_per_family, clips.seconds)
-        else:
-            clips = clips.model_copy(update={"seconds": usual_seconds(corpus)})
-        train, test = parts(corpus)
-        stages.say(f"{corpus.name}: {len(train)} clips to learn from, {len(test)} to be tested on")
-    with stages.tell("log-mel statistics, and a linear probe of them"):
-        pooled = listen(train, test, clips)
-        stages.say(f"{pooled.metric} {percent(pooled.score)}, by chance {percent(pooled.chance)}")
-    clips = clips.model_copy(update={"statistics": (pooled.mean, pooled.std)})
-    settings = _settings(train, out, clips, pretraining, finetuning)
-
-    with stages.tell("linear probe of an encoder with random weights"):
-        before = probed(None, train, test, settings.pretrain)
-        stages.say(_probe_line(before))
-    with stages.tell("pre-training without labels"):
-        pretrain.run(settings.pretrain, out=out / "pretrained")
-    with stages.tell("linear probe of the pre-trained encoder"):
-        after = probed(out / "pretrained", train, test, settings.pretrain)
-        stages.say(_probe_line(after))
-    both = replace(train, clips=(*train.clips, *test.clips))
-    with stages.tell("fine-tuning with labels, from the pre-trained encoder and from scratch"):
-        tuned = finetune.run(
-            settings.finetune, out=out / "finetuned", start=out / "pretrained", corpus=both
-        ).evaluation
-        scratch = finetune.run(
-            settings.finetune, out=out / "scratch", start=None, corpus=both
-        ).evaluation
-        assert tuned is not None and scratch is not None
-        stages.say(f"{tuned.metric} {percent(tuned.value)}, from scratch {percent(scratch.value)}")
-    with stages.tell("predicting a sound it has not heard, and the report"):
-        prediction = guessed(out, test, made=data is None, settings=settings.pretrain)
-        found = Findings(
-            corpus=corpus.name,
-            train=len(train),
-            test=tuned.clips,
-            classes=len({label for clip in train.clips for label in clip.labels}),
-            chance=pooled.chance,
-            pooled=pooled.score,
-            before=before,
-            after=after,
-            pretraining=short_names(read_log(out / "pretrained")),
-            finetuning=short_names(read_log(out / "finetuned")),
-            scratch=short_names(read_log(out / "scratch")),
-            evaluation=tuned,
-            from_scratch=scratch,
-            example=_example(test, settings.pretrain),
-            prediction=prediction,
-            stages=stages.done,
-            settings=[
-                (name, recipe.dump(one))
-                for name, one in zip(RECIPES, (settings.pretrain, settings.finetune), strict=True)
-            ],
-            versions=_versions(),
-            commands=_commands(out, data),
+            made = synthetic.write_corpus(
+                out / "sound", clips_per_family=clips_per_family, seconds=seconds
+            )
+            corpus = replace(open_corpus(made), name="synthetic sounds")
+        train, test = split(corpus)
+        write_csv(replace(corpus, clips=(*train.clips, *test.clips)), manifest)
+        bare = tuple(replace(clip, labels=()) for clip in train.clips)
+        unlabeled = replace(train, clips=bare, label_names=(), multi_label=False)
+        write_csv(unlabeled, out / "unlabeled.csv")
+        print_lines(f"{'':13}{corpus.name}: {len(train)} clips to train on, {len(test)} to test on")
+    with stages.begin("log-mel statistics"):
+        measured = measure(train)
+        if data is not None:
+            usual = measured.seconds / measured.clips
+            seconds = round(min(max(usual, SHORTEST), LONGEST), 2)
+        mean, std = measured.statistics.mean, measured.statistics.std
+        clips = [f"clips.seconds={seconds}", f"clips.statistics=[{mean:.4f},{std:.4f}]"]
+    with stages.begin("pre-training without labels"):
+        settings = config.load(EATRun, "eat_demo", [*clips, *pretraining])
+        settings = settings.model_copy(update={"data": str(out / "unlabeled.csv")})
+        pretrain.run(settings, out=out / "pretrained")
+    with stages.begin("linear probes: pre-trained, random weights, log-mel"):
+        probes = probe.probe_encoder(out / "pretrained", manifest, seconds=seconds, seeds=1)
+        for name, score in probe_rows(probes):
+            print_lines(f"{'':13}{name:38}{as_percent(score)}")
+    loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
+    tuning = config.load(FinetuneRun, "eat_demo_finetune", [*clips, *loss, *finetuning])
+    tuning = tuning.model_copy(update={"data": str(manifest)})
+    evaluations = []
+    for name, folder in (("the pre-trained encoder", "finetuned"), ("scratch", "scratch")):
+        with stages.begin(f"fine-tuning with labels, from {name}"):
+            start = out / "pretrained" if folder == "finetuned" else None
+            tuned = finetune.run(tuning, out=out / folder, start=start).evaluation
+            assert tuned is not None
+            evaluations.append(tuned)
+            print_lines(f"{'':13}{tuned.metric} {as_percent(tuned.value)}")
+    with stages.begin("predicting a clip that it was not trained on, and the report"):
+        path, truth = write_unseen(out / "unseen.wav", None if data is None else test, seconds)
+        predictions = load(out / "finetuned").predict(out / "unseen.wav", top_k=5)
+        tuned, scratch = evaluations
+        results = Results(
+            corpus.name, len(train), tuned.clips, probes, tuned, scratch, path, truth, predictions
         )
-    write_text(out / "report.html", render(found))
-    write_json(out / RECORD, _record(found))
-    _tell(found, out, stages.seconds)
-    return found
+    results.stages = stages.seconds
+    commands = next_commands(out, data)
+    write_text(out / "report.html", render(results, out, commands))
+    write_json(out / RECORD, {"demo": "finished"} | asdict(results))
+    _print_results(results, out, commands)
+    return results
 
 
-# ---- the folder ----
+# ---- the folder and the corpus ----
 
 
-def begin(out: Path, data: Path | None) -> None:
-    """Make the demo's folder; what an earlier demo wrote into it is removed, nothing else.
+def prepare_folder(out: Path, data: Path | None) -> None:
+    """Make the demo's folder; remove what an earlier demo wrote into it, nothing else.
 
     Raises:
-        EatError: The folder is somebody else's.
+        EatError: The folder holds something else.
     """
     if data is not None:
-        mine, theirs = out.resolve(), data.resolve()
-        if mine == theirs or mine in theirs.parents or theirs in mine.parents:
-            raise EatError(f"{out}: one of --out and --data lies in the other; expected them apart")
+        folder, source = out.resolve(), data.resolve()
+        if folder == source or folder in source.parents or source in folder.parents:
+            raise EatError(f"{out}: one of --out and --data lies in the other; expected two places")
     if out.exists() and not out.is_dir():
         raise EatError(f"{out}: is a file; expected a folder for the demo")
     if out.is_dir() and any(out.iterdir()):
@@ -193,298 +175,151 @@ def begin(out: Path, data: Path | None) -> None:
             raise EatError(
                 f"{out}: is not empty and not a demo's (no {RECORD}); choose another --out"
             )
-        for name in OURS:
-            place = out / name
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
+        for path in (out / name for name in (*OUTPUTS, "unseen.wav", "report.html")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             else:
-                place.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)
     write_json(out / RECORD, {"demo": "begun"})
 
 
-def _record(found: Findings) -> dict[str, object]:
-    """The numbers, for programs."""
-    return {
-        "demo": "finished",
-        "corpus": found.corpus,
-        "clips": {"train": found.train, "test": found.test},
-        "metric": found.metric,
-        "chance": found.chance,
-        "log_mel": found.pooled,
-        "probe_before": vars(found.before),
-        "probe_after": vars(found.after),
-        "finetuned": found.evaluation.value,
-        "from_scratch": found.from_scratch.value,
-        "seconds": dict(found.stages),
-    }
+def split(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """Return clips to train on and to test on: a published split, or the first of the folds."""
+    parts = []
+    first = cross_validation(corpus.clips).indices[0]
+    for name, numbers, most in zip(("train", "test"), first, (MOST_TRAIN, MOST_TEST), strict=True):
+        clips = tuple(replace(corpus.clips[n], split=name) for n in numbers.tolist())
+        parts.append(sample(replace(corpus, clips=clips), most))
+    return parts[0], parts[1]
 
 
-# ---- the corpus ----
-
-
-def _made(folder: Path, clips_per_family: int, seconds: float) -> Corpus:
-    listing = synthetic.write_corpus(folder, clips_per_family=clips_per_family, seconds=seconds)
-    return replace(open_corpus(listing), name="synthetic sounds")
-
-
-def _opened(data: Path) -> Corpus:
-    """The user's clips, if they can be learnt.
-
-    Raises:
-        DataError: They have no labels, or only one.
-    """
-    corpus = open_corpus(data)
-    used = {label for clip in corpus.clips for label in clip.labels}
-    if len(used) < 2:
-        found = f"one label, {corpus.label_names[min(used)]!r}" if used else "no labels"
-        raise DataError(
-            f"{data}: its clips have {found}; expected a folder per class, at least two, or a "
-            "manifest with labels"
-        )
-    return corpus
-
-
-def usual_seconds(corpus: Corpus) -> float:
-    """How much of every clip to hear: about as much as there is, within limits."""
-    lengths = []
-    for clip in sample(corpus, 100).clips:
-        try:
-            lengths.append(clip.seconds or audio_seconds(sound_of(clip)) - clip.start)
-        except AudioError:
-            continue  # named when it is to be learnt
-    usual = float(np.percentile(lengths, 90)) if lengths else LONGEST
-    return round(min(max(usual, SHORTEST), LONGEST), 2)
-
-
-def parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """Clips to learn from and clips to be tested on, as splits "train" and "test"."""
-    there = corpus.splits
-    tested = list(Roles.of(there).tested) if len(there) > 1 else []
-    if not tested and corpus.folds:
-        tested = [there[-1]]
-    if not tested:
-        every = replace(corpus, clips=tuple(replace(clip, split="train") for clip in corpus.clips))
-        corpus, tested = hold_out(every, SHARE_TESTED, seed=0), ["test"]
-    learnt, _ = train_and_test(corpus.splits, test=tested)
-    return (
-        _named(sample(corpus.select(*learnt), MOST_TRAIN), "train"),
-        _named(sample(corpus.select(*tested), MOST_TEST), "test"),
-    )
-
-
-def _named(corpus: Corpus, split: str) -> Corpus:
-    return replace(corpus, clips=tuple(replace(clip, split=split) for clip in corpus.clips))
-
-
-def sample(corpus: Corpus, most: int) -> Corpus:
-    """At most so many clips, the same ones every time, in their order."""
-    chosen = set(sorted(corpus.clips, key=lambda clip: hash_id(f"demo {clip.id}"))[:most])
-    return replace(corpus, clips=tuple(clip for clip in corpus.clips if clip in chosen))
-
-
-# ---- before anything is learnt ----
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """What plain log-mel statistics say about a corpus."""
-
-    mean: float
-    std: float
-    """Of the log-mel of all training clips together."""
-    metric: str
-    score: float
-    """Of a linear classifier on every clip's mean and standard deviation per mel bin."""
-    chance: float
-    """Of the commonest label; of random scores where clips have several."""
-
-
-def listen(train: Corpus, test: Corpus, clips: ClipSettings) -> Pooled:
-    """Hear every clip once, without a model."""
-    seen = logmel.RunningStatistics()
-    sides = []
-    for corpus in (train, test):
-        vectors, labels = [], []
-        for batch in ordered_batches(corpus, clips, batch=32):
-            if batch.ids:
-                assert batch.labels is not None
-                told = seen.add if corpus is train else (lambda values: None)
-                vectors.append(probe.log_mel_statistics(batch, told).numpy())
-                labels.append(batch.labels.numpy())
-        if not vectors:
-            raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
-        sides += [np.concatenate(vectors), np.concatenate(labels)]
-    known, known_labels, unknown, truth = sides
-    if train.multi_label:
-        chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
-    else:
-        chance = float(truth[:, known_labels.sum(axis=0).argmax()].mean())
-    score = linear_score(known, known_labels, unknown, truth, multi_label=train.multi_label)
-    total = seen.result()
-    metric = "mAP" if train.multi_label else "accuracy"
-    return Pooled(round(total.mean, 4), round(total.std, 4), metric, score, chance)
-
-
-# ---- the runs ----
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """The two recipes, complete."""
-
-    pretrain: EATRun
-    finetune: FinetuneRun
-
-
-def _settings(
-    train: Corpus,
-    out: Path,
-    clips: ClipSettings,
-    pretraining: Sequence[str],
-    finetuning: Sequence[str],
-) -> Recipes:
-    """The recipes with what the corpus decides; pre-training gets no labels to see."""
-    unlabeled = replace(
-        train,
-        clips=tuple(replace(clip, labels=()) for clip in train.clips),
-        label_names=(),
-        multi_label=False,
-    )
-    write_csv(unlabeled, out / "unlabeled.csv")
-    place = f"data={json.dumps(str(out / 'unlabeled.csv'))}"
-    loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
-    steps = [
-        _steps(recipe.load(EATRun, RECIPES[0]), clips.seconds),
-        _steps(recipe.load(FinetuneRun, RECIPES[1]), clips.seconds),
-    ]
-    heard = {"clips": clips}
-    first = recipe.load(EATRun, RECIPES[0], [place, steps[0], *pretraining])
-    second = recipe.load(FinetuneRun, RECIPES[1], [steps[1], *loss, *finetuning])
-    return Recipes(first.model_copy(update=heard), second.model_copy(update=heard))
-
-
-def _steps(usual: EATRun | FinetuneRun, seconds: float) -> str:
-    """Fewer steps for longer clips, so that the demo takes as long as with its own."""
-    steps = round(usual.steps * min(1.0, usual.clips.seconds / seconds))
-    return f"steps={max(steps, usual.optim.warmup + 1)}"
-
-
-def probed(place: Path | None, train: Corpus, test: Corpus, settings: EATRun) -> probe.Probe:
-    """The linear probe of an encoder in a folder, or of what pre-training starts from."""
-    encoder: AudioEncoder
-    if place is None:
-        torch.manual_seed(settings.seed)
-        config = settings.config()
-        encoder = spec_of(config).encoder(config)
-    else:
-        encoder = load_model(place, AudioEncoder)
-    encoder.to(settings.on())  # type: ignore[arg-type]
-    features = pretrain.make_features(train, settings.clips, method=settings.method)
-    return probe.linear_probe(encoder, features, train, test, settings.clips)
-
-
-def _example(test: Corpus, settings: EATRun) -> Example:
-    """The first clip that can be read, and a mask that pre-training would draw for it."""
-    features = pretrain.make_features(test, settings.clips, method=settings.method)
-    return next(masked_clips(test, settings, features))
-
-
-def guessed(out: Path, test: Corpus, *, made: bool, settings: EATRun) -> Guess:
-    """Ask the fine-tuned model about one sound, which is kept as `unseen.wav`."""
-    place = out / "unseen.wav"
-    if made:
+def write_unseen(file: Path, test: Corpus | None, seconds: float) -> tuple[str, str]:
+    """Write a clip of `test`, or a new synthetic one, as WAV; return its path and its labels."""
+    if test is None:
         generator = np.random.default_rng(UNSEEN)
-        truth = str(generator.choice(list(synthetic.FAMILIES)))
-        waveform = synthetic.synthesize(truth, seconds=settings.clips.seconds, generator=generator)
-        shown = str(place)
+        label = str(generator.choice(list(synthetic.FAMILIES)))
+        waveform = synthetic.synthesize(label, seconds=seconds, generator=generator)
+        path = file
     else:
-        clip, sound = next(readable(test, settings.clips.seconds))
-        truth, waveform, shown = label_of(clip, test), sound.numpy(), str(clip.path)
+        clip, samples, label = next(report.readable_clips(test, seconds))
+        waveform, path = samples.numpy(), Path(clip.path)
     wav = io.BytesIO()
     soundfile.write(wav, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    place.write_bytes(wav.getvalue())
-    likeliest = load(out / "finetuned").predict(place, top_k=TOLD)
-    scores = [(one.label, one.score) for one in likeliest]
-    return Guess(shown, truth, wav.getvalue(), scores)
+    file.write_bytes(wav.getvalue())
+    return str(path), label
 
 
-# ---- what is told ----
+# ---- output ----
 
 
 @dataclass
 class Stages:
-    """Announces each stage with the time so far, and keeps how long each took."""
+    """Prints the beginning of every stage, and keeps how long each took."""
 
     total: int
-    done: list[tuple[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     clock: float = field(default_factory=time.perf_counter)
 
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.perf_counter() - self.clock
-
     @contextmanager
-    def tell(self, name: str) -> Iterator[None]:
-        """Say what begins; remember how long it took."""
-        start = self.seconds
-        print_lines(f"[{start:4.0f} s] {len(self.done) + 1}/{self.total} {name}")
+    def begin(self, name: str) -> Iterator[None]:
+        """Print the name of a stage; keep its time."""
+        start = time.perf_counter() - self.clock
+        print_lines(f"[{start:4.0f} s] {len(self.seconds) + 1}/{self.total} {name}")
         yield
-        self.done.append((name, self.seconds - start))
-
-    def say(self, message: str) -> None:
-        """A result of the stage."""
-        print_lines(f"             {message}")
+        self.seconds[name] = time.perf_counter() - self.clock - start
 
 
-def _probe_line(found: probe.Probe) -> str:
-    assert found.cls is not None and found.both is not None
-    return (
-        f"{found.metric} on the CLS token {percent(found.cls)}, on the mean of the patches "
-        f"{percent(found.mean)}, on both {percent(found.both)}"
+def probe_rows(probes: probe.ProbeResult) -> list[tuple[str, float]]:
+    """Return names and scores of all probes, and the score by chance."""
+    names = {"this one": ", pre-trained", "random (1)": ", random weights", "none": ""}
+    rows = [(f"{row.features}{names[row.encoder]}", row.linear.mean) for row in probes.rows]
+    return [*rows, ("by chance", probes.chance)]
+
+
+def verdict(results: Results) -> str:
+    """Return what pre-training brought to fine-tuning, and whether it is more than chance."""
+    tuned, scratch = results.evaluation, results.from_scratch
+    points = 100 * (tuned.value - scratch.value)
+    sentence = f"Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} "
+    sentence += "from the pre-trained encoder than from random weights"
+    if tuned.metric != "accuracy":
+        return f"{sentence}."
+    error = 100 * math.sqrt(sum(e.value * (1 - e.value) / e.clips for e in (tuned, scratch)))
+    if abs(points) < 2 * error:
+        return f"{sentence}: within twice the standard error ({error:.1f}), so it may be chance."
+    return f"{sentence}: more than twice the standard error ({error:.1f})."
+
+
+def score_rows(results: Results) -> list[tuple[str, str]]:
+    """Return the scores of both fine-tuned models."""
+    models = (
+        ("fine-tuned from the pre-trained", results.evaluation),
+        ("fine-tuned from scratch", results.from_scratch),
     )
+    return [(name, with_error(one.metric, one.value, one.clips)) for name, one in models]
 
 
-def _versions() -> list[tuple[str, str]]:
-    names = ("eat-audio", "torch", "transformers", "numpy", "scikit-learn")
-    return [("Python", python_version()), *((name, version(name)) for name in names)]
+def render(results: Results, out: Path, commands: Sequence[str]) -> str:
+    """Return the page: the results, and the reports of both runs."""
+    metric, manifest = results.evaluation.metric, str(out / "clips.csv")
+    guesses = [(one.label, one.score, "") for one in results.predictions]
+    wav = data_url((out / "unseen.wav").read_bytes(), "audio/wav")
+    probes = [(name, score, "") for name, score in probe_rows(results.probes)]
+    sections: list[report.Section] = [
+        (
+            "Scores",
+            [
+                ("bars", f"Linear classifier on frozen features, {metric}", probes, 0),
+                (
+                    "table",
+                    ("model", f"{metric} on {results.test:,} test clips"),
+                    score_rows(results),
+                ),
+                ("text", verdict(results)),
+            ],
+        ),
+        (
+            "A clip that it was not trained on",
+            [
+                ("text", f"{results.path}, which is {results.truth}:"),
+                ("audio", wav),
+                ("bars", "Prediction", guesses, 0),
+            ],
+        ),
+    ]
+    for title, folder in (("Pre-training", "pretrained"), ("Fine-tuning", "finetuned")):
+        blocks = report.run_sections(report.read_run(out / folder, manifest))
+        sections += [(f"{title}: {heading[0].lower()}{heading[1:]}", b) for heading, b in blocks]
+    times = [(name, f"{seconds:.1f}") for name, seconds in results.stages.items()]
+    sections += [("Time", [("table", ("stage", "seconds"), times)])]
+    sections += [("Next", [("code", "\n".join(commands))])]
+    lead = f"{results.train:,} clips to train on, {results.test:,} to test on."
+    return report.render_page(f"eat demo: {results.corpus}", sections, lead=lead)
 
 
-def _commands(out: Path, data: Path | None) -> list[str]:
-    place, model = shlex.quote(str(out / "unseen.wav")), shlex.quote(str(out / "finetuned"))
+def next_commands(out: Path, data: Path | None) -> list[str]:
+    """Return commands to go on with."""
+    sound, model = shlex.quote(str(out / "unseen.wav")), shlex.quote(str(out / "finetuned"))
     own = shlex.quote(str(data)) if data else "YOUR_FOLDER"
     first = [] if data else ["eat demo --data YOUR_FOLDER --out runs/mine   # a folder per class"]
     return [
-        f"eat predict {place} --model {model}",
+        f"eat predict {sound} --model {model}",
         *first,
         f"eat pretrain eat_tiny data={own} --out runs/pretrained   # longer and larger",
         f"eat finetune eat_tiny_finetune --from runs/pretrained data={own} --out runs/finetuned",
     ]
 
 
-def _tell(found: Findings, out: Path, seconds: float) -> None:
-    rows = [
-        ("by chance", percent(found.chance)),
-        ("linear probe of log-mel, no encoder", percent(found.pooled)),
-        ("linear probe of the random encoder", percent(found.before.mean)),
-        ("linear probe after pre-training", percent(found.after.mean)),
-        *(
-            (name, with_error(one.metric, one.value, one.clips))
-            for name, one in (
-                ("fine-tuned from scratch", found.from_scratch),
-                ("fine-tuned from the pre-trained", found.evaluation),
-            )
-        ),
-    ]
+def _print_results(results: Results, out: Path, commands: Sequence[str]) -> None:
+    seconds = sum(results.stages.values())
+    metric = results.evaluation.metric
     print_lines(
-        "", f"{found.metric} on {found.test:,} test clips of {found.corpus} ({seconds:.0f} s)"
+        "", f"{metric} on {results.test:,} test clips of {results.corpus} ({seconds:.0f} s)"
     )
-    for name, value in rows:
-        print_lines(f"  {name:38}{value}")
-    print_lines(*verdict(found).splitlines())
-    scores = ", ".join(f"{label} {percent(score)}" for label, score in found.prediction.scores[:3])
-    print_lines(f"{found.prediction.path} is {found.prediction.truth}; the model says {scores}")
-    print_lines(f"report: {out / 'report.html'}", "next:")
-    for command in found.commands:
-        print_lines(f"  {command}")
+    for name, score in [(n, as_percent(s)) for n, s in probe_rows(results.probes)] + score_rows(
+        results
+    ):
+        print_lines(f"  {name:38}{score}")
+    scores = ", ".join(f"{one.label} {as_percent(one.score)}" for one in results.predictions[:3])
+    print_lines(verdict(results), f"{results.path} is {results.truth}; the model says {scores}")
+    print_lines(f"report: {out / 'report.html'}", "next:", *(f"  {line}" for line in commands))

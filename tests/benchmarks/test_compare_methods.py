@@ -358,16 +358,18 @@ def test_pre_training_that_does_not_help_fine_tuning_is_not_praised() -> None:
 
 def test_an_unknown_cost_is_shown_as_such_and_drawn_nowhere() -> None:
     lost = replace(row("eat", 50), curve=(Mark(math.nan, 1, Score(50)),), cpu_hours=math.nan)
-    told = summary(lost, row("beats", 40))
-    _, rows = table(told)
+    both = summary(lost, row("beats", 40))
+    _, rows = table(both)
     of_eat = {name: cell for name, cell, *_ in rows}
     assert of_eat["CPU-hours"] == of_eat["speed-up over beats"] == "-"
-    assert [one.method for one in figure.drawn(told)] == ["beats"]
+    assert [one.method for one in figure.rows_with_cost(both)] == ["beats"]
 
 
-def test_the_drawing_has_a_line_and_marked_points_per_method() -> None:
-    shown = figure.chart(summary(row("eat", 50, 60), row("<b>", 40, 50)))
-    assert shown.count("<circle") == 4 and "&lt;b&gt;: 50.0 ± 1.0 % after 2.00 CPU" in shown
+def test_the_figure_has_a_line_with_its_score_per_method(tmp_path: Path) -> None:
+    svg = figure.draw(summary(row("eat", 50, 60), row("<b>", 40, 50)), tmp_path / "compare.png")
+    assert "eat: 60.0 ± 1.0 %" in svg and "&lt;b&gt;: 50.0 ± 1.0 %" in svg
+    assert "log-mel statistics: 30.0 %" in svg
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- the command ----

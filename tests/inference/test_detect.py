@@ -38,7 +38,7 @@ from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.report.timeline import timeline
+from eat_audio.report.figures import timeline
 
 RATE = 16_000
 PLAIN = Rules(hop=0.1, window=0.16, median=0.0)
@@ -394,8 +394,9 @@ def test_a_picture_shows_every_event_and_hides_nothing_in_its_names(seconds: flo
     events = [Event(0, seconds / 2, name, 0.5) for name in names]
     detection = Detection(events, seconds, detection_of().spectrogram)
     picture = ElementTree.fromstring(timeline(detection, "<title>\x07"))
-    shapes = [shape.tag.rpartition("}")[2] for shape in picture.iter()]
-    assert shapes.count("rect") == 1 + len(names) and "script" not in shapes
+    tags = {shape.tag.rpartition("}")[2] for shape in picture.iter()}
+    ids = [shape.get("id", "") for shape in picture.iter()]
+    assert sum(name.startswith("event-") for name in ids) == len(names) and "script" not in tags
     assert timeline(detection_of(), "dog.wav").count("no event") == 1
 
 

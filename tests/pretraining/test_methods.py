@@ -337,5 +337,5 @@ def test_the_report_of_a_run_shows_its_masks_and_its_charts(finished: Any) -> No
     method, run, _ = finished
     page = write_report(run).read_text(encoding="utf-8")
     assert run_settings(method).mask_description in page
-    assert "What the student sees" in page and "Linear probe" in page
+    assert "Visible to the student" in page and "Linear probe" in page
     assert ("Spread" in page) == (method != "beats")  # it has labels, not vectors, to guess

@@ -1,6 +1,8 @@
-"""A report tells what the folder of a run holds, says what is missing, and needs only itself."""
+"""A report shows what the folder of a run holds, names what is missing, and needs only itself."""
 
 import json
+import math
+import os
 import re
 import shlex
 import shutil
@@ -8,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,10 +26,20 @@ from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.evaluation.evaluate import Evaluation
 from eat_audio.finetune import FinetuneRun
+from eat_audio.inference.detect import Detection, Event
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 from eat_audio.pretraining.eat import EATRun
-from eat_audio.report.drawings import Line, chart, levels, percent, running_mean, short, thinned
+from eat_audio.report.figures import (
+    COLORS,
+    Line,
+    Points,
+    as_percent,
+    chart,
+    running_mean,
+    short,
+    timeline,
+)
 from eat_audio.report.report import read_run, write_report
 
 PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
@@ -149,8 +163,8 @@ def test_every_logged_number_has_its_curve(finished: Path) -> None:
     for title in (
         *("Loss", "Spread", "Gradient norm", "Learning rate", "Teacher's decay", "Memory, MB"),
         *("Clips per second", "Waiting for data", "Effective rank", "Variance over clips"),
-        *("Linear probe, accuracy", "Nearest neighbours, accuracy"),
-        "novelty",  # a method's own number, which nobody here has heard of
+        *("Linear probe, accuracy", "Nearest neighbors, accuracy"),
+        "novelty",  # a method's own number
     ):
         assert charts.count(f"{title} over training steps") == 1
 
@@ -164,28 +178,30 @@ def test_the_numbers_of_the_log_are_in_the_page(finished: Path) -> None:
 
 def test_the_probe_stands_beside_the_random_encoder(finished: Path) -> None:
     words = Shown(shown(finished)).words
-    assert f"both {percent(0.32)} random {percent(0.12)}" in words
-    assert f"random: {percent(0.12)}" in words
-    drawn = re.search(r'aria-label="Linear probe.*?</svg>', shown(finished), re.DOTALL)
-    assert drawn is not None and drawn.group().count("dashed") == 3
+    assert f"both {as_percent(0.32)} random {as_percent(0.12)}" in words
+    assert f"random: {as_percent(0.12)}" in words
+    figure = re.search(r'aria-label="Linear probe.*?</svg>', shown(finished), re.DOTALL)
+    assert figure is not None and figure.group().count("stroke-dasharray") == 3
 
 
-def test_masks_and_neighbours_are_pictures_inside_the_page(finished: Path) -> None:
+def test_masks_and_neighbors_are_pictures_inside_the_page(finished: Path) -> None:
     page = Shown(shown(finished))
     assert sum(name.startswith("spectrogram, 98 x 128") for name in page.charts) == 6
     assert page.tags.count("img") == 6 * 6  # six clips, each with its five nearest
-    assert all(place.startswith("data:image/png;base64,") for place in page.loads)
+    outside = [url for url in page.loads if not url.startswith("#")]
+    assert len(outside) == 6 + 6 * 6
+    assert all(url.startswith("data:image/png;base64,") for url in outside)
     assert "30 clips of clips, compared" in page.words
 
 
 def test_the_page_needs_nothing_but_itself(finished: Path) -> None:
     page = Shown(shown(finished))
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
-    assert not re.search(r"url\(|@import|https?://", shown(finished))
+    assert not re.search(r"url\((?!#)|@import|https?://", shown(finished))
     assert "viewport" in shown(finished) and "prefers-color-scheme: dark" in shown(finished)
 
 
-def test_the_recipe_and_the_versions_are_told(finished: Path) -> None:
+def test_the_recipe_and_the_versions_are_shown(finished: Path) -> None:
     words = Shown(shown(finished)).words
     assert "20 clips, sha256 ab" in words and "2.13.0" in words
     assert "hidden_ratio: 0.8" in words
@@ -198,7 +214,7 @@ def test_classes_are_shown_from_best_to_worst_with_a_confusion_matrix(tmp_path: 
     bars = re.findall(r'class="value">([\d.]+) %', shown(tmp_path / "fine"))
     assert [float(bar) for bar in bars] == [100, 80, 60, 40, 20]
     assert all(page.words.count(label) >= 3 for label in labels)  # a bar, a row and a column
-    assert percent(0.6125) in page.words and "± 5.4" in page.words
+    assert as_percent(0.6125) in page.words and "± 5.4" in page.words
     assert "Training accuracy over training steps" in page.charts
 
 
@@ -206,21 +222,21 @@ def test_many_classes_are_shown_best_and_weakest_first_and_all_behind_them(tmp_p
     labels = [f"class {number:03}" for number in range(100)]
     write_report(finetuning(tmp_path / "fine", labels))
     page = Shown(shown(tmp_path / "fine"))
-    assert "What was taken for what" not in page.words
+    assert "Confusion matrix" not in page.words
     assert page.words.count("class 000") == 2 and page.words.count("class 050") == 1
 
 
-def test_what_is_missing_is_said_and_not_made_up(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_and_not_made_up(tmp_path: Path) -> None:
     place = pretraining(tmp_path / "bare", str(tmp_path / "gone"), logged()[2:])
     (place / "model.safetensors").unlink()
     write_report(place)
     words = Shown(shown(place)).words
-    assert "the clips are not where they were" in words and "no such file or folder" in words
+    assert "the clips have moved" in words and "no such file or folder" in words
     assert "monitor.data=CORPUS" in words
     assert "Effective rank" not in words and "spectrogram" not in shown(place)
 
 
-def test_clips_without_labels_have_masks_but_no_neighbours(tmp_path: Path, listing: Path) -> None:
+def test_clips_without_labels_have_masks_but_no_neighbors(tmp_path: Path, listing: Path) -> None:
     clip = open_corpus(listing).clips[0].path
     place = pretraining(tmp_path / "run", str(clip), logged())
     write_report(place)
@@ -234,7 +250,7 @@ def test_clips_without_labels_have_masks_but_no_neighbours(tmp_path: Path, listi
 @pytest.mark.parametrize(
     "log", ["", '{"step": 0, "linear_accuracy_cls": 0.5}\n', '{"step": 3, "lo']
 )
-def test_a_run_that_has_just_begun_can_be_looked_at(tmp_path: Path, log: str) -> None:
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, log: str) -> None:
     place = pretraining(tmp_path / "run", None, [])
     (place / "log.jsonl").write_text(log, encoding="utf-8")
     write_report(place)
@@ -322,54 +338,100 @@ def test_the_commands_of_the_documentation_run(
     assert ended.value.code == 0 and capsys.readouterr().out.strip()
 
 
-# ---- charts ----
+# ---- figures ----
 
 
-def drawn(html: str) -> list[tuple[float, float]]:
-    """The corners of all lines in a drawing."""
-    paths = re.findall(r'<path class="line[^"]*" d="([^"]*)"', html)
-    return [(float(x), float(y)) for d in paths for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", d)]
+def figure_of(points: Points, **options: Any) -> str:
+    drawn = chart("t", [Line("a", points)], **options)
+    assert drawn is not None
+    return str(drawn.svg)
+
+
+def corners(svg: str) -> list[list[tuple[float, float]]]:
+    """The corners of every line of the first color in a figure."""
+    paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: {COLORS[0]}; stroke-width', svg)
+    lines = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in paths]
+    return [[(float(x), float(y)) for x, y in line] for line in lines]
 
 
 def test_a_line_goes_through_its_points_from_bottom_to_top() -> None:
-    (x0, y0), (x1, y1) = drawn(chart("t", [Line("up", [(0, 0.0), (100, 1.0)])]))
+    ((x0, y0), (x1, y1)) = corners(figure_of([(0, 0.0), (100, 1.0)]))[0]
     assert x1 > x0 and y1 < y0
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_no_drawing_of_nan() -> None:
-    html = chart("t", [Line("a", [(0, 1.0), (1, float("nan")), (2, 2.0), (3, float("inf"))])])
-    assert "nan" not in html and "inf" not in html and len(drawn(html)) == 2
-    assert html.count("M", html.index('class="line')) >= 2
-    assert chart("t", [Line("a", [(0, float("nan"))])]) == ""
+def test_values_that_are_not_finite_leave_a_gap() -> None:
+    nan, inf = float("nan"), float("inf")
+    svg = figure_of([(0, 1.0), (1, 2.0), (2, nan), (3, 2.0), (4, 3.0), (5, inf)])
+    line = corners(svg)[0]
+    assert "nan" not in svg and "inf" not in svg and len(line) == 4
+    (path,) = re.findall(rf'<path d="([^"]*)"[^>]*stroke: {COLORS[0]}; stroke-width: 1.6', svg)
+    assert path.count("M") == 2
+    assert chart("t", [Line("a", [(0, nan)])]) is None and chart("t", [Line("a", [])]) is None
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(0.1, 7.3), (4.2e-7, 5e-7), (-3, 3), (120_000, 120_001), (5, 5), (0, 0)]
 )
-def test_levels_are_few_even_and_around_what_is_shown(low: float, high: float) -> None:
-    found = levels(low, high)
-    assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 and 2 <= len(found) <= 7
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
-    assert max(steps) == pytest.approx(min(steps))
+def test_values_of_any_size_are_drawn_with_a_few_different_ticks(low: float, high: float) -> None:
+    svg = figure_of([(0, low), (1, high)])
+    labels = re.findall(r"text-anchor: end[^>]*>([^<]*)<", svg)
+    assert 2 <= len(labels) <= 8 and len(set(labels)) == len(labels)
 
 
 def test_a_long_line_is_thinned_and_keeps_its_end() -> None:
-    line = [(float(n), float(n)) for n in range(12_345)]
-    assert len(thinned(line)) <= 502 and thinned(line)[-1] == line[-1]
+    svg = figure_of([(float(n), math.sin(n)) for n in range(12_345)])
+    short_svg = figure_of([(float(n), math.sin(n)) for n in range(500)])
+    assert len(svg) < 2 * len(short_svg)
+    right = max(x for line in corners(figure_of([(0.0, 0.0), (12_344.0, 1.0)])) for x, _ in line)
+    assert max(x for line in corners(svg) for x, _ in line) == pytest.approx(right, abs=3)
 
 
 def test_the_running_mean_does_not_bend_the_ends_or_meet_a_gap() -> None:
-    line = [(float(n), 3.0 if n != 50 else float("nan")) for n in range(200)]
-    means = [y for _, y in running_mean(line)]
-    assert means[0] == means[49] == means[-1] == pytest.approx(3.0) and means[50] != means[50]
+    values = np.full(200, 3.0)
+    values[50] = np.nan
+    means = running_mean(values)
+    assert means[0] == means[49] == means[-1] == pytest.approx(3.0) and np.isnan(means[50])
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "shown"),
     [(0, "0"), (0.25, "0.25"), (12_345, "12.35k"), (3e-5, "3e-5"), (-2.5e-4, "-2.5e-4")],
 )
-def test_numbers_are_told_in_few_characters(number: float, told: str) -> None:
-    assert short(number) == told
+def test_numbers_are_written_in_few_characters(number: float, shown: str) -> None:
+    assert short(number) == shown
+
+
+def test_the_same_data_give_the_same_bytes_without_a_date(finished: Path, tmp_path: Path) -> None:
+    again = write_report(finished, tmp_path / "again.html").read_text(encoding="utf-8")
+    assert again == shown(finished)
+    assert f"{date.today():%Y-}" not in again and "matplotlib" not in again.lower()
+
+
+def test_hostile_letters_in_a_figure_are_text() -> None:
+    name = "$x_{$ <b> & \x07 \u6c34"
+    svg = to_text(timeline(Detection([Event(0, 1, name, 0.5)], 2.0, np.ones((8, 128))), name))
+    assert "$x_{$ <b> & \\x07 \u6c34" in svg.words and "b" not in svg.tags
+
+
+def to_text(svg: str) -> Shown:
+    return Shown(svg.partition("?>")[2])
+
+
+def test_a_report_needs_no_display_and_no_home_that_can_be_written(
+    finished: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLCONFIGDIR")}
+    environment |= {
+        "HOME": str(home / "none"),
+        "XDG_CONFIG_HOME": "/proc/1",
+        "XDG_CACHE_HOME": "/proc/1",
+    }
+    words = [sys.executable, "-m", "eat_audio", "report", finished, "-o", tmp_path / "page.html"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert (tmp_path / "page.html").is_file() and not list(home.iterdir())
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def detect(
     """
     from eat_audio.inference.detect import Rules, detect_files
     from eat_audio.inference.predictor import load
-    from eat_audio.report.timeline import timeline
+    from eat_audio.report.figures import timeline
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     failed = []

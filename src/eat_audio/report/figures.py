@@ -1,0 +1,313 @@
+"""Draw the figures of reports with matplotlib, as SVG text or image files inside a page.
+
+Matplotlib is imported when the first figure is made. No display and no writable home are needed,
+and the same data give the same bytes. Shapes: T frames (10 ms), F mel bins.
+"""
+
+import base64
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from eat_audio.audio.fbank import HIGHEST, LOWEST
+from eat_audio.text import printable
+
+if TYPE_CHECKING:
+    from eat_audio.inference.detect import Detection
+
+Array = NDArray[np.float32]
+Points = Sequence[tuple[float, float]]
+"""Steps and values; values that are not finite leave a gap."""
+
+COLORS = ("#146c7c", "#c96f20", "#7a54a0", "#808891")
+"""Distinguishable with color blindness and in print."""
+GRID, TEXT = "#e0e2e3", "#4d555e"
+STYLE: Any = {
+    "svg.hashsalt": "eat-audio",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.unicode_minus": False,
+    "font.size": 8.5,
+    "text.color": TEXT,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "image.interpolation": "none",
+}
+"""Settings of matplotlib: text stays text and is never read as a formula, no random ids."""
+PATCH = 16
+SHADES = 64
+"""Levels of a spectrogram, which keep its image small."""
+TONES = ("#0d1426", "#183e60", "#267680", "#80b076", "#f0da8c")
+"""Colors of a spectrogram from quiet to loud."""
+HIDDEN = "#808286"
+PITCHES = (500, 1_000, 2_000, 4_000)
+"""Frequencies that are marked beside a spectrogram, in Hz."""
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 14_400)
+"""Seconds between two marked times."""
+MOST_POINTS = 500
+"""Points of a line that are drawn at most."""
+SMOOTHED = 60
+"""Lines of more points are drawn faintly, with their running mean."""
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Any]:
+    """Yield a matplotlib figure of so many inches, in the style of the reports."""
+    logger = logging.getLogger("matplotlib")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)  # a home that cannot be written, a font that is missing
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks: browsers have others
+        yield Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def to_svg(figure: Any, title: str) -> str:
+    """Return a figure as an SVG file; call it inside `drawing`."""
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(text, format="svg", metadata=nothing)
+    head, _, svg = text.getvalue().partition("<svg ")
+    label = Markup.escape(printable(title))
+    return f'{head}<svg role="img" aria-label="{label}" {svg}'
+
+
+def inline(svg: str) -> Markup:
+    """Return an SVG file as an element of an HTML page: no head, name spaces or numbered ids."""
+    svg = svg[svg.index("<svg ") :]
+    return Markup(re.sub(r' (?:xmlns(?::\w+)?="[^"]*"|id="[\w.]+_\d+")', "", svg))
+
+
+# ---- curves ----
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart."""
+
+    name: str
+    points: Points
+    baseline: float | None = None
+    """A value to compare with, drawn as a dashed line."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its title, legend (name, last value, baseline, color) and note."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, str, str, str]]
+    note: str
+
+
+def chart(
+    title: str, lines: Sequence[Line], *, percent: bool = False, note: str = ""
+) -> Chart | None:
+    """Draw lines over training steps; None if no value is finite.
+
+    Args:
+        title: Of the chart.
+        lines: One or more.
+        percent: Show values, which are shares, in percent.
+        note: How to read it.
+    """
+    show = as_percent if percent else short
+    values = [value for line in lines for _, value in line.points if math.isfinite(value)]
+    if not values:
+        return None
+    legend = []
+    with drawing(3.9, 1.9) as figure:
+        axes = figure.subplots()
+        for line, color in zip(lines, COLORS * len(lines), strict=False):
+            _plot(axes, line, color)
+            last = next((y for _, y in reversed(line.points) if math.isfinite(y)), math.nan)
+            baseline = "" if line.baseline is None else f"random {show(line.baseline)}"
+            legend.append((line.name, show(last), baseline, color))
+        if 0 <= min(values) < 0.6 * max(values):
+            axes.set_ylim(bottom=0)
+        axes.locator_params("y", nbins=5)
+        axes.locator_params("x", nbins=4, integer=True)
+        axes.xaxis.set_major_formatter(lambda step, _: short(step))
+        if percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+        axes.set_xlabel("step")
+        return Chart(title, inline(to_svg(figure, f"{title} over training steps")), legend, note)
+
+
+def _plot(axes: Any, line: Line, color: str) -> None:
+    steps, values = np.array(line.points, dtype=float).T
+    values[~np.isfinite(values)] = np.nan
+    shown = np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int)
+    many = len(steps) > SMOOTHED
+    marker = "o" if len(steps) <= 25 else ""
+    faint = {"alpha": 0.3, "linewidth": 0.8} if many else {"linewidth": 1.6}
+    axes.plot(steps[shown], values[shown], color=color, marker=marker, markersize=3.5, **faint)
+    if many:
+        axes.plot(steps[shown], running_mean(values)[shown], color=color, linewidth=1.6)
+    if line.baseline is not None:
+        axes.axhline(line.baseline, color=color, linestyle="--", linewidth=1.2)
+
+
+def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return every value as the mean of its finite neighbors, 5 % of the line in all."""
+    finite = np.isfinite(values)
+    reach = max(1, len(values) // 40)
+    box = np.ones(2 * reach + 1)
+    total = np.convolve(np.where(finite, values, 0.0), box, "same")
+    count = np.convolve(finite.astype(float), box, "same")
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def as_percent(share: float) -> str:
+    """Return 0.5 as "50.0 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def with_error(metric: str, value: float, clips: int) -> str:
+    """Return a score; accuracies with the standard error that so few clips leave."""
+    if metric != "accuracy":
+        return as_percent(value)
+    return f"{as_percent(value)} (± {100 * math.sqrt(value * (1 - value) / clips):.1f})"
+
+
+def short(number: float) -> str:
+    """Return a number in few characters: 12k, 0.25, 3e-5."""
+    if not math.isfinite(number):
+        return "not finite"
+    if abs(number) >= 10_000:
+        return f"{number / 1000:.4g}k"
+    if number and abs(number) < 0.01:
+        digits, _, power = f"{number:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{number:.4g}"
+
+
+# ---- spectrograms ----
+
+
+def spectrogram_figure(spectrogram: Array, hidden: NDArray[np.bool_] | None = None) -> Markup:
+    """Draw a log-mel spectrogram (T, F); hidden patches (T / 16 rounded up, F / 16) are gray."""
+    with drawing(4.6, 2.0) as figure:
+        axes = figure.subplots()
+        seconds = len(spectrogram) / 100
+        _draw_spectrogram(axes, spectrogram, seconds, hidden)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+        return inline(to_svg(figure, "spectrogram, {} x {}".format(*spectrogram.shape)))
+
+
+def thumbnail(spectrogram: Array, *, columns: int = 100, rows: int = 48) -> str:
+    """Return a small image of a spectrogram (T, F) as a data: URL."""
+    time = np.linspace(0, len(spectrogram), columns + 1).astype(int)
+    pitch = np.linspace(0, spectrogram.shape[1], rows + 1).astype(int)
+    small = np.maximum.reduceat(spectrogram, np.minimum(time[:-1], len(spectrogram) - 1), axis=0)
+    small = np.add.reduceat(small, pitch[:-1], axis=1) / np.diff(pitch)
+    with drawing(1, 1):
+        from matplotlib.image import imsave
+
+        file = io.BytesIO()
+        imsave(file, _levels(small).T, origin="lower", cmap=_color_map(), vmin=0, vmax=1)
+    return data_url(file.getvalue(), "image/png")
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """Return a file as a URL that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _draw_spectrogram(
+    axes: Any, spectrogram: Array, seconds: float, hidden: NDArray[np.bool_] | None = None
+) -> None:
+    levels = _levels(spectrogram)
+    if hidden is not None:
+        cells = np.kron(hidden, np.ones((PATCH, PATCH), dtype=bool))
+        levels = np.ma.masked_where(cells[: levels.shape[0], : levels.shape[1]], levels)
+    extent = (0, seconds, 0, 1)
+    axes.imshow(levels.T, cmap=_color_map(), origin="lower", aspect="auto", extent=extent)
+    axes.grid(False)
+    axes.set_yticks([mel_position(pitch) for pitch in PITCHES], [f"{p} Hz" for p in PITCHES])
+
+
+def _levels(spectrogram: NDArray[Any]) -> NDArray[Any]:
+    """Return a spectrogram as shades from 0 (quiet) to 1 (loud)."""
+    low, high = np.percentile(spectrogram, [2, 99.5])
+    shares = np.clip((spectrogram - low) / max(high - low, 1e-6), 0, 1)
+    return np.round(shares * (SHADES - 1)) / (SHADES - 1)
+
+
+def _color_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("spectrogram", TONES, N=SHADES)
+    colors.set_bad(HIDDEN)
+    return colors
+
+
+def mel_position(hertz: float) -> float:
+    """Return where a frequency lies among the mel bins, from 0 (lowest) to 1."""
+    low, middle, high = (math.log(1 + value / 700) for value in (LOWEST, hertz, HIGHEST))
+    return (middle - low) / (high - low)
+
+
+# ---- events ----
+
+
+def timeline(detection: "Detection", title: str) -> str:
+    """Draw events as an SVG file: the spectrogram, and a lane for every label below it."""
+    labels = list(dict.fromkeys(event.label for event in detection.events))
+    lanes, seconds = max(len(labels), 1), detection.seconds
+    with drawing(10.4, 2.6 + 0.26 * lanes) as figure:
+        figure.suptitle(_cut(printable(title), 110), x=0.02, ha="left", fontsize=10)
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 0.26 * lanes))
+        _draw_spectrogram(upper, detection.spectrogram, seconds)
+        for number, event in enumerate(detection.events):
+            lane = labels.index(event.label)
+            (bar,) = lower.barh(
+                lane,
+                max(event.offset - event.onset, seconds / 1_000),
+                left=event.onset,
+                height=0.66,
+                color=COLORS[lane % len(COLORS)],
+                alpha=0.35 + 0.65 * event.score,
+            )
+            bar.set_gid(f"event-{number}")
+        names = [_cut(printable(label), 22) for label in labels] or ["no event"]
+        lower.set_yticks(range(lanes), names)
+        lower.set_ylim(lanes - 0.5, -0.5)
+        lower.set_xlim(0, seconds)
+        step = next((tick for tick in TICKS if seconds / tick <= 9), TICKS[-1])
+        times = [step * number for number in range(int(seconds / step + 1e-9) + 1)]
+        lower.set_xticks(times, [_clock(time, tenths=step < 1) for time in times])
+        return to_svg(figure, title)
+
+
+def _cut(name: str, characters: int) -> str:
+    return name if len(name) <= characters else name[: characters - 3] + "..."
+
+
+def _clock(seconds: float, *, tenths: bool) -> str:
+    """Return 0.5 s, 75 s as 1:15, 3725 s as 1:02:05."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if tenths else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
