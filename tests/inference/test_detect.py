@@ -432,7 +432,7 @@ def test_the_command_tells_events_and_what_could_not_be_read(
 
 
 def test_the_commands_defaults_are_those_of_the_rules() -> None:
-    told = inspect.signature(cli.detect.detect).parameters
+    told = inspect.signature(cli.inference.detect).parameters
     rules = {name: value for name, value in vars(Rules()).items()}
     assert {name: told[name].default for name in rules} == rules
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from eat_audio.cli import analysis, data, detect, hub, inference, tokens, train
+from eat_audio.cli import analysis, data, hub, inference, tokens, train
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
 
@@ -51,7 +51,6 @@ app = typer.Typer(
 app.add_typer(train.app)
 app.add_typer(tokens.app)
 app.add_typer(inference.app)
-app.add_typer(detect.app)
 app.add_typer(analysis.app)
 app.add_typer(hub.app)
 app.add_typer(data.app)

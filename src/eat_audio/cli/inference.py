@@ -1,7 +1,10 @@
-"""Commands that use a model: evaluate, predict, embed, convert, inspect."""
+"""Commands that use a model: evaluate, predict, embed, detect, convert, inspect."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -32,14 +35,12 @@ def evaluate(
         list[str] | None, Option(help="Only these splits or folds (may be repeated).")
     ] = None,
     seconds: Annotated[
-        float | None, Option(help="How much of every clip is heard; all of it by default.")
+        float | None, Option(help="How much of every clip is used; all of it by default.")
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
-    from dataclasses import asdict
-
     from eat_audio.evaluation.evaluate import evaluate_model
 
     result = evaluate_model(model, data, splits=tuple(split or ()), seconds=seconds)
@@ -60,23 +61,20 @@ def predict(
     as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Tell what is heard in files: labels with scores.
+    """Label files: the likeliest labels of each, with scores.
 
     Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
     """
     from eat_audio.inference.predictor import load, predict_files
 
     failed = []
-    for heard in predict_files(expanded(places), load(model, device=device), top_k=top_k):
+    for result in predict_files(expanded(places), load(model, device=device), top_k=top_k):
         if as_json:
-            labels = [{"label": p.label, "score": p.score} for p in heard.predictions]
-            line = {"path": heard.path, "predictions": labels, "error": heard.error}
-            print_json(line)
-        elif heard.error is None:
-            rows = [(p.label, f"{p.score:.3f}") for p in heard.predictions]
-            show_table(heard.path, ("label", "score"), rows, heading=True)
-        if heard.error is not None:
-            failed.append(heard.error)
+            print_json(asdict(result))
+        elif result.error is None:
+            rows = [(p.label, f"{p.score:.3f}") for p in result.predictions]
+            show_table(result.path, ("label", "score"), rows, heading=True)
+        failed += [result.error] if result.error is not None else []
     end_of_job(failed)
 
 
@@ -108,6 +106,49 @@ def embed(
 
 
 @app.command()
+def detect(
+    places: Places,
+    *,
+    model: ModelPlace,
+    out: Annotated[Path, Option("-o", "--out", help="Folder for four files per recording.")],
+    window: Annotated[float, Option(help="Seconds around one step: a multiple of 0.16.")] = 1.92,
+    hop: Annotated[float, Option(help="Seconds of one step: a multiple of 0.01.")] = 0.16,
+    median: Annotated[float, Option(help="Seconds of the median filter; 0: none.")] = 0.8,
+    on: Annotated[float, Option(help="Probability that an event has to reach.")] = 0.5,
+    off: Annotated[float, Option(help="Probability below which it ends.")] = 0.3,
+    gap: Annotated[float, Option(help="Seconds between two events that become one.")] = 0.0,
+    shortest: Annotated[float, Option(help="Seconds; shorter events are left out.")] = 0.0,
+    quiet: Annotated[float, Option(help="dBFS of a step below which it has no event.")] = -70.0,
+    top: Annotated[int | None, Option(help="Labels per file at most; the surest ones.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Detect events in files: onset, offset, label and score of each.
+
+    Any fine-tuned model will do. For dog.wav: dog.csv, dog.json, dog.txt (a label track for
+    Audacity) and dog.svg (a picture).
+
+    Example: eat detect dog.wav recordings/ --model runs/esc50 -o events/
+    """
+    from eat_audio.inference.detect import Rules, detect_files
+    from eat_audio.inference.predictor import load
+    from eat_audio.report.figures import timeline
+
+    rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
+    predictor = load(model, device=device)
+    failed = []
+    for result in detect_files(expanded(places), predictor, out, rules, plot=timeline):
+        if result.detection is None:
+            failed.append(result.error or "")
+            continue
+        rows = [
+            (f"{e.onset:.2f}", f"{e.offset:.2f}", e.label, f"{e.score:.3f}")
+            for e in result.detection.events
+        ]
+        show_table(result.path, ("onset", "offset", "label", "score"), rows, heading=True)
+    end_of_job(failed)
+
+
+@app.command()
 def convert(
     place: Annotated[str, Argument(help="A released file, a model folder, a run or a Hub id.")],
     out: Annotated[Path, Argument(help="Where to: a new folder; with --to released a new file.")],
@@ -115,8 +156,9 @@ def convert(
     to: Annotated[
         str,
         Option(
-            help="eat-audio: a folder as here; released: a .pt as the authors' own code has it "
-            "(fairseq, too, means this); released-hf: a folder as EAT's on the Hub, without code."
+            help="eat-audio: a folder of this package; released: a .pt as the authors' own code "
+            "has it (fairseq, too, means this); released-hf: a folder as EAT's on the Hub, "
+            "without code."
         ),
     ] = "eat-audio",
     teacher: Annotated[
@@ -131,13 +173,13 @@ def convert(
     from eat_audio.checkpoints.licence import licence_of
     from eat_audio.checkpoints.load import load_model_and_features, on_disk
 
-    here = on_disk(place)
-    model, features = load_model_and_features(here, teacher=teacher)
+    path = on_disk(place)
+    model, features = load_model_and_features(path, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
     print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
-    for what in lost:
-        print_lines(f"{out}: this layout has no place for {what}", error=True)
-    if licence := licence_of(here):
+    for part in lost:
+        print_lines(f"{out}: this layout has no place for {part}", error=True)
+    if licence := licence_of(path):
         print_lines(f"{out}: the licence of these weights is {licence}", error=True)
 
 
@@ -147,116 +189,103 @@ def inspect(
     *,
     as_json: AsJSON = False,
 ) -> None:
-    """Tell what a model is: its shape, front end and labels, how it was trained, a fingerprint.
+    """Show what a model is: its shape, front end and labels, how it was trained, a fingerprint.
 
-    Released files are told, too: what of them is used, and why the rest is not.
+    Also of released files: which of their tensors are used, and why the rest is not.
 
     Example: eat inspect runs/mine
     """
-    told = _inspected(place)
+    description = _description(place)
     if as_json:
-        print_json(told)
+        print_json(description)
     else:
-        show_table(place, ("what", "value"), list(_rows(told)))
+        show_table(place, ("what", "value"), list(_rows(description)))
 
 
-def _inspected(place: str) -> dict[str, Any]:
-    """What a place says about its model, by name; groups are mappings, what is absent is None."""
+def _description(place: str) -> dict[str, Any]:
+    """Return the properties of a model by name; groups are mappings, missing ones are None."""
     from eat_audio.checkpoints.licence import licence_of
     from eat_audio.checkpoints.load import load_features, load_model, on_disk
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
 
     model, features = load_model(place), load_features(place)
-    encoder = load_model(place, AudioEncoder)  # comparable with where it began
-    here = on_disk(place)
-    folder = here.parent if here.is_file() else model_folder(here)
-    record = _record(folder)
-    if saved := checkpoints(folder):  # a finished run: its last checkpoint tells the step
-        record |= {"step": _record(saved[-1]).get("step")}
+    encoder = load_model(place, AudioEncoder)  # comparable with the one that training began with
+    path = on_disk(place)
+    folder = path.parent if path.is_file() else model_folder(path)
+    record = _run_record(folder)
+    if saved := checkpoints(folder):  # a finished run: its last checkpoint has the step
+        record |= {"step": _run_record(saved[-1]).get("step")}
     origin = record.get("origin")
     config = model.config
-    shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     classifies = isinstance(model, AudioClassifier)
+    versions = ("eat_audio", "torch", "transformers")
+    front_end = ("mean", "std", "released_padding")
+    settings = [name for name in signature(type(config)).parameters if name != "kwargs"]
     return {
         "kind": "classifier" if classifies else "encoder",
         "method": config.model_type,
         "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",
         "size": _size(config),
-        **dict(zip(("embed_dim", "depth", "num_heads"), shape, strict=True)),
+        **dict(zip(("embed_dim", "depth", "num_heads"), _shape(config), strict=True)),
         "pooling": getattr(config, "pooling", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": config.num_labels if classifies else None,
-        "licence": licence_of(here if here.is_file() else folder),
-        "front_end": features
-        and {name: getattr(features, name) for name in ("mean", "std", "released_padding")},
+        "licence": licence_of(path if path.is_file() else folder),
+        "front_end": features and {name: getattr(features, name) for name in front_end},
         "fingerprint": fingerprint(model.state_dict()),
         "encoder_fingerprint": fingerprint(encoder.model.state_dict()),
-        "file": _coverage(place, model),
-        "configuration": _settings(config),
+        "file": _tensor_counts(place, model),
+        "configuration": {name: getattr(config, name) for name in settings},
         "started_from": origin.get("encoder") if isinstance(origin, dict) else None,
         "step": record.get("step"),
         "processes": record.get("processes"),
         "data": record.get("data"),
-        "versions": {
-            name: record[name] for name in ("eat_audio", "torch", "transformers") if name in record
-        },
+        "versions": {name: record[name] for name in versions if name in record},
         "recipe": record.get("recipe"),
     }
 
 
-def _coverage(place: str, model: Any) -> dict[str, Any]:
-    """How a place's tensors are stored, how many there are, are used, are not and why."""
-    from collections import Counter
-
+def _tensor_counts(place: str, model: Any) -> dict[str, Any]:
+    """Return how a model's tensors are stored, and how many are used and not used, and why."""
     from eat_audio.checkpoints.load import contents
 
-    held, needed = contents(place), model.state_dict()
-    unused = Counter(held.ignored.values())
-    unused["positions, which are computed"] += sum(name not in needed for name in held.tensors)
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in held.tensors.values()}
+    content, needed = contents(place), model.state_dict()
+    unused = Counter(content.ignored.values())
+    unused["positions, which are computed"] += sum(name not in needed for name in content.tensors)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in content.tensors.values()}
     return {
-        "dtype": " and ".join(sorted(kinds)),
-        "tensors": len(held.tensors) + len(held.ignored),
+        "dtype": " and ".join(sorted(dtypes)),
+        "tensors": len(content.tensors) + len(content.ignored),
         "used": len(needed),
-        "not_used": {why: count for why, count in unused.items() if count},
+        "not_used": {reason: count for reason, count in unused.items() if count},
     }
 
 
+def _shape(config: Any) -> tuple[int, int, int]:
+    return config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+
+
 def _size(config: Any) -> str | None:
-    """The usual name of an encoder of this shape, if it has one."""
-    shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    for name in ("tiny", "small", "base", "large"):
-        try:
-            usual = type(config).named(name)
-        except KeyError:  # a size that this method does not have
-            continue
-        if (usual.hidden_size, usual.num_hidden_layers, usual.num_attention_heads) == shape:
-            return name
-    return None
+    """Return the name of the usual encoder of this shape, if there is one."""
+    kind = type(config)
+    sizes = (name for name in kind.sizes if _shape(kind.named(name)) == _shape(config))
+    return next(sizes, None)
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    """What a method's configuration says, without what any model of transformers has."""
-    from inspect import signature
-
-    names = [name for name in signature(type(config)).parameters if name != "kwargs"]
-    return {name: getattr(config, name) for name in names}
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """What a run wrote down beside its model; nothing if no run made it."""
+def _run_record(folder: Path) -> dict[str, Any]:
+    """Return a run's record beside its model; empty if no run made it."""
     from eat_audio.training.checkpoint import read_json
 
     path = folder / "run.json"
-    told: object = read_json(path) if path.is_file() else {}
-    if not isinstance(told, dict):
+    record: object = read_json(path) if path.is_file() else {}
+    if not isinstance(record, dict):
         raise EatError(f"{path}: is no record of a run; expected a JSON object")
-    return told
+    return record
 
 
 def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """{"optim": {"lr": 1}} -> ("optim.lr", "1"); what is not known has no row."""
+    """{"optim": {"lr": 1}} -> ("optim.lr", "1"); None has no row."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _rows(value, f"{prefix}{name}.")
@@ -265,21 +294,18 @@ def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def show_evaluation(evaluation: Any) -> None:
-    """A result worth reading: the classes, weakest first, and the number."""
-    known = [row for row in evaluation.classes if row["clips"]]
-    known.sort(key=lambda row: row[evaluation.metric])
-    rows = [(r["label"], str(r["clips"]), f"{r[evaluation.metric]:.1%}") for r in known]
-    show_table("Classes", ("label", "clips", evaluation.metric), rows)
-    total = f"{evaluation.metric} {evaluation.value:.2%} on {evaluation.clips} clips"
-    print_lines(f"{total}, {len(known)} classes{_left_out(evaluation)}")
-    for sentence in evaluation.unreadable:
-        print_lines(f"skipped: {sentence}", error=True)
-
-
-def _left_out(evaluation: Any) -> str:
-    parts = []
+    """Print the scores of the classes, weakest first, and the overall score."""
+    metric = evaluation.metric
+    classes = sorted((c for c in evaluation.classes if c["clips"]), key=lambda c: c[metric])
+    rows = [(c["label"], str(c["clips"]), f"{c[metric]:.1%}") for c in classes]
+    show_table("Classes", ("label", "clips", metric), rows)
+    notes = []
     if evaluation.without_positive:
-        parts.append(f"{evaluation.without_positive} classes without a clip are not counted")
+        notes.append(f"{evaluation.without_positive} classes without a clip are not counted")
     if evaluation.unreadable:
-        parts.append(f"{len(evaluation.unreadable)} unreadable clips are left out")
-    return f" ({'; '.join(parts)})" if parts else ""
+        notes.append(f"{len(evaluation.unreadable)} unreadable clips are left out")
+    note = f" ({'; '.join(notes)})" if notes else ""
+    total = f"{metric} {evaluation.value:.2%} on {evaluation.clips} clips"
+    print_lines(f"{total}, {len(classes)} classes{note}")
+    for message in evaluation.unreadable:
+        print_lines(f"skipped: {message}", error=True)
