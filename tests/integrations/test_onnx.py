@@ -1,7 +1,6 @@
 """Exported files: what they say is what the model says; what cannot be is refused."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,49 +8,15 @@ import torch
 from small_models import LABELS, METHODS, write_model
 
 import eat_audio as eat
-from conftest import needs_data
-from eat_audio.audio import load_audio, to_int16
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError, EatError, SettingError
 from eat_audio.integrations import onnx
-from eat_audio.models import model_types
 from eat_audio.models.common.modeling import AudioEncoder
 
 needs_onnx = pytest.mark.skipif(
     any(onnx.find_spec(name) is None for name in onnx.NEEDED[".onnx"]),
     reason="onnx, onnxscript or onnxruntime is not installed (pip install 'eat-audio[onnx]')",
 )
-
-
-def both(method: str, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-mel of matrix products, and that of the front end."""
-    features = model_types()[method].feature_extractor()
-    length = torch.tensor([len(waveform)])
-    own = features.log_mel(to_int16(waveform[None]), length).values
-    return onnx.LogMel(features)(waveform[None]), own
-
-
-@needs_data
-@pytest.mark.parametrize("method", METHODS)
-def test_matrix_products_hear_recordings_as_the_front_end_does(data: Path, method):
-    for path in sorted((data / "esc10" / "audio").iterdir())[::40]:
-        found, own = both(method, load_audio(path))
-        torch.testing.assert_close(found, own, rtol=0, atol=5e-3)
-        assert (found - own).abs().mean() < 1e-5, path.name
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("samples", [5_360, 12_345, 16_000, 48_001])
-def test_matrix_products_hear_noise_of_any_length(method, samples):
-    found, own = both(method, torch.randn(samples) * 0.1)
-    torch.testing.assert_close(found, own, rtol=0, atol=2e-4)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("level", [0.0, 0.5])
-def test_silence_is_the_floor_even_beside_zero(method, level):
-    found, own = both(method, torch.full((16_000,), level))
-    torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
 
 
 @needs_onnx

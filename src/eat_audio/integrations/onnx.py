@@ -21,7 +21,6 @@ from typing import IO, Literal, cast
 from zipfile import is_zipfile
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eat_audio.audio import SAMPLE_RATE, to_int16
@@ -29,7 +28,6 @@ from eat_audio.audio import fbank as logmel
 from eat_audio.checkpoints.sink import Sink
 from eat_audio.errors import CheckpointError, EatError, SettingError
 from eat_audio.inference.predictor import Predictor, load
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel, scores_of
 from eat_audio.writing import written_aside
 
@@ -107,59 +105,10 @@ def export(
     return Exported(out, takes, OUTPUTS[gives], difference, TOLERANCE[takes], batches)
 
 
-class LogMel(nn.Module):
-    """The front end as matrix products: waveforms (B, S) -> normalized log-mel (B, T, 128).
-
-    From a frame's 400 samples to its spectrum everything is linear: taking the mean away, the
-    pre-emphasis, the window, the Fourier transform. So it is one matrix, made in float64, whose
-    rows are the real and the imaginary parts of 256 frequencies. T is a multiple of 16.
-    """
-
-    basis: Tensor
-    filters: Tensor
-
-    def __init__(self, features: AudioFeatureExtractor) -> None:
-        super().__init__()
-        beats = isinstance(features, BEATsFeatureExtractor)
-        front_end = logmel.BEATS if beats else logmel.EAT
-        self.round_up = not beats
-        """Whether frames that do not fill a patch are kept, and filled up, or dropped."""
-        self.least = logmel.samples_under(PATCH + 1 if self.round_up else 2 * PATCH)
-        """Samples that a clip must have, two columns: one is a special case to `torch.export`."""
-        self.mean, self.spread = features.mean, 2 * features.std
-        window, bands = logmel._constants(torch.device("cpu"), front_end)
-        samples = torch.arange(logmel.FRAME, dtype=torch.float64)
-        angles = 2 * math.pi / logmel.FFT * torch.outer(torch.arange(logmel.FFT // 2), samples)
-        emphasis = torch.eye(logmel.FRAME, dtype=torch.float64)
-        emphasis[1:] -= logmel.PREEMPHASIS * emphasis[:-1]
-        basis = torch.cat([angles.cos(), angles.sin()]) * window.double() @ emphasis
-        basis -= basis.mean(dim=1, keepdim=True)
-        filters = torch.zeros(logmel.N_MELS, logmel.FFT // 2)
-        for first, bins, weights in bands:
-            filters[first:].scatter_add_(1, bins[:, None], weights[:, None])
-        self.register_buffer("basis", basis.float()[:, None])  # (512, 1, 400)
-        self.register_buffer("filters", filters)
-
-    def forward(self, waveforms: Tensor) -> Tensor:
-        scale = logmel.INT16_SCALE  # rounded, as sound is in training
-        x = (waveforms * scale).round().clamp(-scale, scale - 1) / scale
-        # Where a method does not ask for it, it changes nothing: every frame's mean is taken away.
-        x = x - x.mean(dim=1, keepdim=True)
-        spectrum = F.conv1d(x[:, None], self.basis, stride=logmel.HOP)
-        real, imaginary = spectrum.chunk(2, dim=1)  # each (B, 256, T)
-        energy = (self.filters @ (real * real + imaginary * imaginary)).transpose(1, 2)
-        values = (energy.clamp_min(logmel.ENERGY_FLOOR).log() - self.mean) / self.spread
-        if self.round_up:
-            values = F.pad(values, (0, 0, 0, PATCH - 1))
-        whole = values.shape[1] // PATCH * PATCH
-        # No slice: whether that is all of it would become a property of the traced program.
-        return values.index_select(1, torch.arange(whole, device=values.device))
-
-
 class _Program(nn.Module):
     """What a file does: one tensor in, the outputs in their order."""
 
-    def __init__(self, model: AudioModel, front_end: LogMel | None, gives: What) -> None:
+    def __init__(self, model: AudioModel, front_end: nn.Module | None, gives: What) -> None:
         super().__init__()
         self.model = model
         self.front_end = front_end
@@ -186,7 +135,7 @@ def _write(predictor: Predictor, path: Path, takes: Input, gives: What, kind: st
         longest = torch.zeros(1, predictor.frames, logmel.N_MELS)
         example = torch.zeros(2, 4 * PATCH, logmel.N_MELS)
     else:
-        front_end = LogMel(predictor.features)
+        front_end = predictor.features.as_matrices()
         length = torch.export.Dim("samples", min=front_end.least, max=predictor.samples)
         longest, example = torch.zeros(1, predictor.samples), torch.zeros(2, SAMPLE_RATE)
     program = _Program(predictor.model, front_end, gives).eval()
@@ -258,7 +207,7 @@ def _difference(predictor: Predictor, run: Run, takes: Input, gives: What) -> fl
 def _noise(predictor: Predictor) -> Iterator[Tensor]:
     """Batches of clips (B, S), of all lengths that are tried, that grow louder."""
     generator = torch.Generator().manual_seed(0)
-    least = LogMel(predictor.features).least
+    least = predictor.features.as_matrices().least
     for clips in BATCHES:
         for samples in (least, *TRIED, predictor.samples):
             noise = torch.randn(clips, samples, generator=generator)

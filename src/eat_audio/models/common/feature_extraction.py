@@ -82,6 +82,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     front_end: ClassVar[fbank.FrontEnd] = fbank.EAT
     statistics: ClassVar[fbank.Statistics] = fbank.AUDIOSET
     """Defaults of `mean` and `std`."""
+    drops_frames: ClassVar[bool] = False
+    """Whether frames at the end that do not fill a patch are dropped, or padded to one."""
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         released_padding: bool = False,
         **kwargs: Any,
     ) -> None:
-        bins = fbank.N_MELS if feature_size is None else feature_size
+        bins = self.front_end.mel_bins if feature_size is None else feature_size
         super().__init__(bins, sampling_rate, padding_value, **kwargs)
         self.mean = self.statistics.mean if mean is None else mean
         self.std = self.statistics.std if std is None else std
@@ -113,7 +115,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         values, valid = fbank.spectrogram(
             waveforms,
             lengths,
-            fbank.Statistics(self.mean, self.std),
+            self.normalization,
             frames=frames,
             released_padding=self.released_padding,
             front_end=self.front_end,
@@ -167,12 +169,26 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             return BatchFeature({name: value.numpy() for name, value in inputs.items()})
         return BatchFeature(inputs)
 
+    @property
+    def normalization(self) -> fbank.Statistics:
+        """The mean and the standard deviation of the normalization."""
+        return fbank.Statistics(self.mean, self.std)
+
+    def as_matrices(self) -> fbank.MatrixLogMel:
+        """Return `log_mel` of clips of one length as a module of matrix products, for exports."""
+        return fbank.MatrixLogMel(self.front_end, self.normalization, drops=self.drops_frames)
+
     def padded_frames(self, frames: int) -> int:
         """Return the frames, a multiple of 16, of spectrograms that hold so many."""
-        return -(-frames // fbank.PATCH_FRAMES) * fbank.PATCH_FRAMES
+        patches = (
+            frames // fbank.PATCH_FRAMES if self.drops_frames else -(-frames // fbank.PATCH_FRAMES)
+        )
+        return max(patches, 1) * fbank.PATCH_FRAMES
 
     def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
         """Fill what is after the first `most` frames with padding."""
+        if self.drops_frames:  # there is nothing after them
+            return batch
         if most < batch.values.shape[1]:
             padding = -self.mean / (2 * self.std) if self.released_padding else 0.0
             batch.values[:, most:] = padding
@@ -205,6 +221,7 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
 
     front_end = fbank.BEATS
     statistics = fbank.BEATS_AUDIOSET
+    drops_frames = True
 
     def log_mel(
         self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
@@ -214,29 +231,21 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         As in `AudioFeatureExtractor`, but T is rounded down to whole patches, and so are the valid
         frames, unless `released_padding`.
         """
-        patch = fbank.PATCH_FRAMES
+        patch, under = fbank.PATCH_FRAMES, self.front_end.samples_under
         samples: list[int] = lengths.tolist()
-        counts = [fbank.n_frames(length) for length in samples]
+        counts = [self.front_end.n_frames(length) for length in samples]
         total = self.padded_frames(max(counts, default=1) if frames is None else frames)
 
         if self.released_padding:
-            size = max(samples, default=1) if frames is None else fbank.samples_under(total)
+            size = max(samples, default=1) if frames is None else under(total)
             return self._with_padding(waveforms, samples, size, total)
         # The samples after a clip's last whole patch are left out.
         used = [
-            min(length, fbank.samples_under(count // patch * patch)) if count >= patch else length
+            min(length, under(count // patch * patch)) if count >= patch else length
             for length, count in zip(samples, counts, strict=True)
         ]
         values, valid = self._normalized(waveforms, used, total)
         return BEATsLogMelBatch(values, valid.clamp_min(patch))
-
-    def padded_frames(self, frames: int) -> int:
-        """Return the frames of the whole patches among so many, at least 16."""
-        return max(frames // fbank.PATCH_FRAMES, 1) * fbank.PATCH_FRAMES
-
-    def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
-        """Return the batch, which holds whole patches only."""
-        return batch
 
     def _with_padding(
         self, waveforms: Tensor, samples: list[int], size: int, total: int
@@ -252,7 +261,7 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
             row[:length] = waveform[: min(length, size)]
         values, _ = self._normalized(rows, [size] * len(samples), total)
 
-        frames, patches = fbank.n_frames(size), total // 2
+        frames, patches = self.front_end.n_frames(size), total // 2
         of_frame, of_patch = size // frames, max(frames // patches, 1)
         shares = [min(-(-length // of_frame), frames) for length in samples]
         valid = [2 * min(-(-count // of_patch), patches) for count in shares]
@@ -264,7 +273,7 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         return fbank.spectrogram(
             waveforms,
             torch.tensor(samples, dtype=torch.int64),
-            fbank.Statistics(self.mean, self.std),
+            self.normalization,
             frames=frames,
             front_end=self.front_end,
         )
