@@ -17,9 +17,7 @@ from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
 from eat_audio.evaluation.evaluate import (
     Scores,
-    accuracy,
     evaluate_scores,
-    mean_average_precision,
     predict_corpus,
 )
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
@@ -38,7 +36,7 @@ PERFECT = scores_of(np.eye(4), np.eye(4))
 def test_accuracy_is_the_share_of_right_answers_and_recall_by_class() -> None:
     truth = np.eye(4)[[0, 0, 1, 2]]
     scores = np.eye(4)[[0, 1, 1, 3]]
-    found = accuracy(scores_of(scores, truth), NAMES)
+    found = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=False)
     assert found.value == 0.5 and found.clips == 4 and found.without_positive == 1
     assert [row["accuracy"] for row in found.classes] == [0.5, 1.0, 0.0, None]
     assert found.confusion is not None and found.confusion[0] == [1, 1, 0, 0]
@@ -48,7 +46,7 @@ def test_map_leaves_out_classes_without_a_positive_and_counts_them() -> None:
     random = np.random.default_rng(0)
     scores, truth = random.random((50, 4)), (random.random((50, 4)) < 0.3).astype(float)
     truth[:, 3] = 0
-    found = mean_average_precision(scores_of(scores, truth), NAMES)
+    found = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=True)
     parts = [average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
     assert found.value == pytest.approx(np.mean(parts)) and found.without_positive == 1
     assert found.classes[3]["mAP"] is None
@@ -56,7 +54,8 @@ def test_map_leaves_out_classes_without_a_positive_and_counts_them() -> None:
 
 def test_map_without_any_label_is_refused() -> None:
     with pytest.raises(DataError, match="no clip has any label"):
-        mean_average_precision(scores_of(np.ones((3, 4)), np.zeros((3, 4))), NAMES)
+        nothing = scores_of(np.ones((3, 4)), np.zeros((3, 4)))
+        evaluate_scores(nothing, NAMES, multi_label=True)
 
 
 def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) -> None:

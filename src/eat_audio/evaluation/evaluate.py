@@ -172,8 +172,7 @@ def spectrogram_batches(
 ) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
     """Yield every readable clip of a corpus as a model's input, `batch` clips at a time.
 
-    The model is in evaluation mode meanwhile. A sentence for each clip that cannot be read is
-    appended to `unreadable`.
+    The model is in evaluation mode meanwhile; messages about other clips go into `unreadable`.
 
     Yields:
         The batch, its spectrograms (B, T, F) and their valid frames (B, T), or None for all.
@@ -234,47 +233,38 @@ def predict_corpus(
 def evaluate_scores(
     scores: Scores, label_names: tuple[str, ...], *, multi_label: bool
 ) -> Evaluation:
-    """Compare scores with their targets."""
-    measure = mean_average_precision if multi_label else accuracy
-    return measure(scores, label_names)
+    """Compare scores with their targets.
 
+    One label per clip: the share of clips whose best-scored class is the true one; per class its
+    recall. Several: the mean over classes with a positive of scikit-learn's average precision.
 
-def accuracy(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
-    """Return the share of clips whose best-scored class is the true one; per class: its recall."""
-    predictions, targets = scores.scores.argmax(axis=1), scores.targets.argmax(axis=1)
-    right = predictions == targets
-    classes: list[dict[str, Any]] = []
-    for number, name in enumerate(label_names):
-        of_class = right[targets == number]
-        recall = float(of_class.mean()) if len(of_class) else None
-        classes.append({"label": name, "clips": len(of_class), "accuracy": recall})
-    matrix = confusion_matrix(targets, predictions, labels=range(len(label_names)))
+    Raises:
+        DataError: No clip has any of several labels.
+    """
+    confusion = None
+    if multi_label:
+        counts = scores.targets.sum(axis=0)
+        if not counts.any():
+            raise DataError("no clip has any label; expected at least one to score against")
+        values = average_precisions(scores.scores, scores.targets)
+        value = np.nanmean(values)
+    else:
+        predictions, targets = scores.scores.argmax(axis=1), scores.targets.argmax(axis=1)
+        matrix = confusion_matrix(targets, predictions, labels=range(len(label_names)))
+        counts = matrix.sum(axis=1)
+        values = matrix.diagonal() / np.maximum(counts, 1)
+        value = (predictions == targets).mean()
+        confusion = matrix.tolist()
+    metric = "mAP" if multi_label else "accuracy"
     return Evaluation(
-        metric="accuracy",
-        value=float(right.mean()),
-        clips=len(targets),
-        classes=classes,
-        without_positive=sum(row["clips"] == 0 for row in classes),
-        unreadable=scores.unreadable,
-        confusion=matrix.tolist(),
-    )
-
-
-def mean_average_precision(scores: Scores, label_names: tuple[str, ...]) -> Evaluation:
-    """Return the mean over classes with a positive of scikit-learn's average precision."""
-    positives = scores.targets.sum(axis=0).astype(int).tolist()
-    if not any(positives):
-        raise DataError("no clip has any label; expected at least one to score against")
-    precisions = average_precisions(scores.scores, scores.targets)
-    classes = [
-        {"label": name, "clips": count, "mAP": precision if count else None}
-        for name, count, precision in zip(label_names, positives, precisions.tolist(), strict=True)
-    ]
-    return Evaluation(
-        metric="mAP",
-        value=float(np.nanmean(precisions)),
+        metric=metric,
+        value=float(value),
         clips=len(scores.ids),
-        classes=classes,
-        without_positive=positives.count(0),
+        classes=[
+            {"label": name, "clips": int(count), metric: score if count else None}
+            for name, count, score in zip(label_names, counts, values.tolist(), strict=True)
+        ],
+        without_positive=int((counts == 0).sum()),
         unreadable=scores.unreadable,
+        confusion=confusion,
     )

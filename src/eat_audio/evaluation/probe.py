@@ -6,8 +6,8 @@ same shape with random weights, which are a strong baseline, and log-mel statist
 encoder.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,6 @@ from eat_audio.evaluation.metrics import (
     effective_rank,
     knn_predictions,
     linear_predictions,
-    linear_score,
     mean_score,
     views,
 )
@@ -40,9 +39,6 @@ RESAMPLINGS = 20
 """Bootstrap samples of the test clips, for the standard error of a score."""
 TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
 """Names of views in tables."""
-
-
-# ---- clips -> vectors ----
 
 
 @dataclass(frozen=True)
@@ -62,133 +58,6 @@ class Vectors:
     def views(self) -> dict[str, Array]:
         """The features to be probed, by name."""
         return views(self.cls, self.mean)
-
-
-def clip_vectors(
-    model: AudioModel,
-    features: AudioFeatureExtractor,
-    corpus: Corpus,
-    clips: ClipSettings,
-    *,
-    batch: int = 32,
-) -> Vectors:
-    """Embed every clip of a corpus.
-
-    Raises:
-        DataError: No clip can be read.
-    """
-    (vectors,), _ = _vectors_of_each([model], features, corpus, clips, batch=batch)
-    return vectors
-
-
-@torch.inference_mode()
-def _vectors_of_each(
-    models: Sequence[AudioModel],
-    features: AudioFeatureExtractor,
-    corpus: Corpus,
-    clips: ClipSettings,
-    *,
-    batch: int = 32,
-) -> tuple[list[Vectors], Array]:
-    """Return every encoder's vectors and the log-mel statistics, from one pass over the audio."""
-    ids: list[str] = []
-    unreadable: list[str] = []
-    labels, statistics = [], []
-    pairs: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
-    for group, spectrogram, mask in spectrogram_batches(
-        models[0], features, corpus, clips, batch=batch, title="embed", unreadable=unreadable
-    ):
-        assert group.labels is not None
-        ids += group.ids
-        labels.append(group.labels)
-        statistics.append(log_mel_statistics(group))
-        for model, of_model in zip(models, pairs, strict=True):
-            of_model.append(cls_and_mean(model, spectrogram, mask))
-    targets = _array(labels)
-    vectors = [Vectors(ids, *concatenated(of_model), targets, unreadable) for of_model in pairs]
-    return vectors, _array(statistics)
-
-
-def cls_and_mean(
-    model: AudioModel, spectrogram: Tensor, mask: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
-    """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
-    encoded = model.encode(spectrogram, mask)
-    cls = None if encoded.cls is None else encoded.cls.float()
-    return cls, masked_mean(encoded.patches, encoded.real).float()
-
-
-def concatenated(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:
-    """Return the results of `cls_and_mean` for many batches as one array each."""
-    tokens, means = zip(*pairs, strict=True)
-    present = [cls for cls in tokens if cls is not None]
-    return _array(present) if present else None, _array(means)
-
-
-def log_mel_statistics(
-    batch: Batch, on_log_mel: Callable[[Tensor], None] = lambda spectrogram: None
-) -> Tensor:
-    """Return every mel bin's mean and standard deviation over a clip: (B, 256).
-
-    Args:
-        batch: Readable clips.
-        on_log_mel: Called with the log-mel of every clip (T, 128).
-    """
-    rows = []
-    for waveform, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True):
-        values = log_mel(waveform[:length])
-        on_log_mel(values)
-        rows.append(torch.cat([values.mean(dim=0), values.std(dim=0, correction=0)]))
-    return torch.stack(rows)
-
-
-def _array(batches: Iterable[Tensor]) -> Array:
-    return torch.cat(list(batches)).cpu().numpy()
-
-
-# ---- one encoder, one split ----
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Scores of a linear classifier on each kind of feature, between 0 and 1."""
-
-    metric: str
-    """"accuracy" or "mAP"."""
-    mean: float
-    cls: float | None = None
-    both: float | None = None
-    """With the CLS token, where the method has one."""
-
-    @property
-    def best(self) -> float:
-        """The best score of all views."""
-        return max(score for score in (self.cls, self.mean, self.both) if score is not None)
-
-
-def linear_probe(
-    model: AudioModel,
-    features: AudioFeatureExtractor,
-    train: Corpus,
-    test: Corpus,
-    clips: ClipSettings,
-) -> Probe:
-    """Fit a linear classifier to the features of `train`, and score it on those of `test`."""
-    fitted, tested = (clip_vectors(model, features, corpus, clips) for corpus in (train, test))
-    scores = {
-        name: linear_score(
-            fitted.views[name],
-            fitted.labels,
-            tested.views[name],
-            tested.labels,
-            multi_label=train.multi_label,
-        )
-        for name in fitted.views
-    }
-    return Probe("mAP" if train.multi_label else "accuracy", **scores)
-
-
-# ---- an encoder beside its baselines ----
 
 
 @dataclass(frozen=True)
@@ -257,49 +126,110 @@ def probe_encoder(
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
-    splits = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])
+    folds = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])
     labels, multi_label = vectors[0].labels, corpus.multi_label
+
+    def scores(views: Sequence[Array], neighbors: int | None) -> list[ScoreMean]:
+        return [_score(folds, view, labels, neighbors, multi_label=multi_label) for view in views]
+
+    def row(title: str, name: str, views: Sequence[Array]) -> ProbeRow:
+        linear = _merged(scores(views, None), name)
+        knn = None if neighbors is None else _merged(scores(views, neighbors), name)
+        rank = float(np.mean([effective_rank(view) for view in views]))
+        return ProbeRow(title, name, linear, knn, rank)
+
+    rows = []
+    for name in vectors[0].views:
+        first, *others = (one.views[name] for one in vectors)
+        rows.append(row(TITLES[name], "this one", [first]))
+        if others:
+            rows.append(row(TITLES[name], f"random ({len(others)})", others))
+    rows.append(row("log-mel statistics", "none", [statistics]))
     return ProbeResult(
         corpus=corpus.name,
         metric="mAP" if multi_label else "accuracy",
         clips=len(labels),
         classes=int(labels.any(axis=0).sum()),
-        split=splits.description,
-        std_over="folds" if len(splits.indices) > 1 else "resampled test clips",
+        split=folds.description,
+        std_over="folds" if len(folds.indices) > 1 else "resampled test clips",
         chance=chance(labels, multi_label=multi_label),
-        rows=list(_rows_of(vectors, statistics, splits, neighbors, multi_label=multi_label)),
+        rows=rows,
         unreadable=vectors[0].unreadable,
     )
 
 
-def _rows_of(
-    vectors: Sequence[Vectors],
-    statistics: Array,
-    splits: Folds,
-    neighbors: int | None,
+def clip_vectors(
+    model: AudioModel,
+    features: AudioFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
     *,
-    multi_label: bool,
-) -> Iterator[ProbeRow]:
-    """Yield the rows of the first encoder's views, of the others' means, and of log-mel."""
-    labels = vectors[0].labels
+    batch: int = 32,
+) -> Vectors:
+    """Embed every clip of a corpus.
 
-    def scores(views: Sequence[Array], neighbors: int | None) -> list[ScoreMean]:
-        return [_score(splits, view, labels, multi_label, neighbors) for view in views]
+    Raises:
+        DataError: No clip can be read.
+    """
+    (vectors,), _ = _vectors_of_each([model], features, corpus, clips, batch=batch)
+    return vectors
 
-    def row(title: str, vectors: Array) -> ProbeRow:
-        (linear,) = scores([vectors], None)
-        knn = None if neighbors is None else scores([vectors], neighbors)[0]
-        return ProbeRow(title, "this one", linear, knn, effective_rank(vectors))
 
-    for name in vectors[0].views:
-        first, *others = (one.views[name] for one in vectors)
-        yield row(TITLES[name], first)
-        if others:
-            knn = None if neighbors is None else _over(scores(others, neighbors))
-            rank = float(np.mean([effective_rank(view) for view in others]))
-            random = f"random ({len(others)})"
-            yield ProbeRow(TITLES[name], random, _over(scores(others, None)), knn, rank)
-    yield replace(row("log-mel statistics", statistics), encoder="none")
+@torch.inference_mode()
+def _vectors_of_each(
+    models: Sequence[AudioModel],
+    features: AudioFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    *,
+    batch: int = 32,
+) -> tuple[list[Vectors], Array]:
+    """Return every encoder's vectors and the log-mel statistics, from one pass over the audio."""
+    ids: list[str] = []
+    unreadable: list[str] = []
+    labels, statistics = [], []
+    pairs: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
+    for group, spectrogram, mask in spectrogram_batches(
+        models[0], features, corpus, clips, batch=batch, title="embed", unreadable=unreadable
+    ):
+        assert group.labels is not None
+        ids += group.ids
+        labels.append(group.labels)
+        statistics.append(log_mel_statistics(group))
+        for model, of_model in zip(models, pairs, strict=True):
+            of_model.append(cls_and_mean(model, spectrogram, mask))
+    targets = _array(labels)
+    vectors = [Vectors(ids, *concatenated(of_model), targets, unreadable) for of_model in pairs]
+    return vectors, _array(statistics)
+
+
+def cls_and_mean(
+    model: AudioModel, spectrogram: Tensor, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
+    encoded = model.encode(spectrogram, mask)
+    cls = None if encoded.cls is None else encoded.cls.float()
+    return cls, masked_mean(encoded.patches, encoded.real).float()
+
+
+def concatenated(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:
+    """Return the results of `cls_and_mean` for many batches as one array each."""
+    tokens, means = zip(*pairs, strict=True)
+    present = [cls for cls in tokens if cls is not None]
+    return _array(present) if present else None, _array(means)
+
+
+def log_mel_statistics(batch: Batch) -> Tensor:
+    """Return every mel bin's mean and standard deviation over a clip: (B, 256)."""
+    rows = []
+    for waveform, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True):
+        values = log_mel(waveform[:length])
+        rows.append(torch.cat([values.mean(dim=0), values.std(dim=0, correction=0)]))
+    return torch.stack(rows)
+
+
+def _array(batches: Iterable[Tensor]) -> Array:
+    return torch.cat(list(batches)).cpu().numpy()
 
 
 def labeled_corpus(data: str | Path) -> Corpus:
@@ -322,11 +252,11 @@ def random_like(model: AudioEncoder, seed: int) -> AudioEncoder:
 
 
 def _score(
-    splits: Folds, vectors: Array, labels: Array, multi_label: bool, neighbors: int | None
+    folds: Folds, vectors: Array, labels: Array, neighbors: int | None, *, multi_label: bool
 ) -> ScoreMean:
     """Return the score over all folds; of a single split, over bootstrap samples of its clips."""
     values = []
-    for train, test in splits.indices:
+    for train, test in folds.indices:
         given, targets = (vectors[train], labels[train], vectors[test]), labels[test]
         if neighbors is None:
             scores = linear_predictions(*given, multi_label=multi_label)
@@ -340,7 +270,9 @@ def _score(
     return ScoreMean(values[0], float(np.std(resampled, ddof=1)))
 
 
-def _over(scores: Sequence[ScoreMean]) -> ScoreMean:
-    """Return the mean and standard deviation over several encoders."""
+def _merged(scores: Sequence[ScoreMean], encoder: str) -> ScoreMean:
+    """Return an encoder's own score, or the mean over several random ones."""
+    if not encoder.startswith("random"):
+        return scores[0]
     means = [score.mean for score in scores]
     return ScoreMean(float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0)
