@@ -444,7 +444,7 @@ def test_stripes_are_silenced_labels_smoothed_and_mixed_when_asked(made: Path) -
 def test_a_louder_clip_is_not_clipped(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "beta_gain", lambda count, generator: torch.full((count,), 1.5))
     still = lambda keys, count, purpose: torch.zeros(len(keys), count)  # noqa: E731
-    monkeypatch.setattr("eat_audio.finetune.uniform", still)
+    monkeypatch.setattr("eat_audio.data.transforms.uniform", still)
     learning, batch = learner(made, augment=Augmentation(roll=True))
     batch.waveforms = torch.randint(-32_768, 32_767, batch.waveforms.shape).to(torch.int16)
     unchanged = learning.features.log_mel(batch.waveforms, batch.lengths, frames=112)

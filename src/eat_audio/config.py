@@ -1,12 +1,12 @@
-"""YAML recipe, `key=value` overrides -> the settings of a run.
+"""Settings of a run from a YAML recipe and `key=value` overrides.
 
-A recipe is a mapping in a YAML file that says only what differs from the one it `extends`. The
-method says, with a class of `Settings`, which settings there are. Whatever does not fit is
-refused before anything starts, and all of it at once. The comment on top says what a recipe is,
-how it is used, what it costs, what to expect and where its numbers come from; `about` reads it.
+A recipe is a mapping that sets only what differs from the recipe it `extends`; a subclass of
+`Settings` decides which settings exist. All mistakes are reported at once, before anything starts.
+The comment at the top of a recipe states its title, command, cost, result and source (`about`).
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import (
     ErrorDetails,
@@ -32,85 +32,76 @@ RECIPES = Path(__file__).parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
 
 EXPECTED = {
-    "int_type": "a whole number is expected",
-    "int_from_float": "a whole number is expected",
-    "int_parsing": "a whole number is expected",
-    "float_type": "a number is expected",
-    "float_parsing": "a number is expected",
-    "finite_number": "a finite number is expected",
-    "bool_type": "true or false is expected",
-    "bool_parsing": "true or false is expected",
-    "string_type": "text is expected",
-    "path_type": "a path is expected",
-    "list_type": "a list is expected",
-    "tuple_type": "a list is expected",
-    "dict_type": "a mapping is expected",
-    "model_type": "a group of settings is expected",
-    "none_required": "null is expected",
-    "greater_than": "more than {gt} is expected",
-    "greater_than_equal": "{ge} or more is expected",
-    "less_than": "less than {lt} is expected",
-    "less_than_equal": "{le} or less is expected",
-    "literal_error": "{expected} is expected",
-    "enum": "{expected} is expected",
-    "too_long": "at most {max_length} values are expected",
-    "too_short": "at least {min_length} values are expected",
+    kind: f"{expectation} expected"
+    for expectation, kinds in {
+        "a whole number is": "int_type int_from_float int_parsing",
+        "a number is": "float_type float_parsing",
+        "a finite number is": "finite_number",
+        "true or false is": "bool_type bool_parsing",
+        "text is": "string_type",
+        "a path is": "path_type",
+        "a list is": "list_type tuple_type",
+        "a mapping is": "dict_type",
+        "a group of settings is": "model_type",
+        "null is": "none_required",
+        "more than {gt} is": "greater_than",
+        "{ge} or more is": "greater_than_equal",
+        "less than {lt} is": "less_than",
+        "{le} or less is": "less_than_equal",
+        "{expected} is": "literal_error enum",
+        "at most {max_length} values are": "too_long",
+        "at least {min_length} values are": "too_short",
+    }.items()
+    for kind in kinds.split()
 }
-"""What would have been right, by the type of the error that pydantic reports."""
-
-MEANT = {
-    **dict.fromkeys(("epochs", "epoch", "num_epochs", "n_epochs", "max_epochs"), "steps"),
-    **dict.fromkeys(
-        ("num_train_epochs", "num_steps", "n_steps", "max_steps", "total_steps"), "steps"
-    ),
-    **dict.fromkeys(("iterations", "iters", "updates", "max_updates", "max_iter"), "steps"),
-    **dict.fromkeys(("lr", "learning_rate", "max_lr", "peak_lr", "base_lr"), "optim.lr"),
-    **dict.fromkeys(("warmup_steps", "num_warmup_steps", "warmup_epochs"), "optim.warmup"),
-    **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
-    **dict.fromkeys(("batch_size", "batchsize", "bs", "train_batch_size"), "batch"),
-    **dict.fromkeys(("per_device_train_batch_size", "batch_per_gpu"), "batch"),
-    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accum"), "accumulate"),
-    **dict.fromkeys(("workers", "num_workers", "n_workers"), "clips.workers"),
-    **dict.fromkeys(("seconds", "duration", "clip_length", "max_length"), "clips.seconds"),
-    **dict.fromkeys(("dataset", "data_dir", "data_path", "train_data", "manifest"), "data"),
-    **dict.fromkeys(("corpus", "input", "train", "path"), "data"),
-    **dict.fromkeys(("gpu", "gpus", "cuda"), "device"),
-    **dict.fromkeys(("out", "output", "output_dir", "out_dir", "save_dir", "run_dir"), "--out"),
-    **dict.fromkeys(("resume", "continue"), "--resume"),
+"""Messages by the type of error that pydantic reports."""
+ALIASES = {
+    alias: name
+    for name, aliases in {
+        "steps": "epochs epoch num_epochs n_epochs max_epochs num_train_epochs num_steps n_steps "
+        "max_steps total_steps iterations iters updates max_updates max_iter",
+        "optim.lr": "lr learning_rate max_lr peak_lr base_lr",
+        "optim.warmup": "warmup warmup_steps num_warmup_steps warmup_epochs",
+        "optim.weight_decay": "weight_decay wd decay l2",
+        "batch": "batch_size batchsize bs train_batch_size per_device_train_batch_size "
+        "batch_per_gpu",
+        "accumulate": "gradient_accumulation_steps grad_accum accum",
+        "clips.workers": "workers num_workers n_workers",
+        "clips.seconds": "seconds duration clip_length max_length",
+        "data": "dataset data_dir data_path train_data manifest corpus input train path",
+        "device": "gpu gpus cuda",
+        "--out": "out output output_dir out_dir save_dir run_dir",
+        "--resume": "resume continue",
+    }.items()
+    for alias in aliases.split()
 }
-"""What settings are called elsewhere, and here."""
-OPTIONS = ("--out", "--resume")
-"""What is no setting of a recipe, but an option of every command that takes one."""
+"""Names that settings and options have in other programs."""
 DEEPEST = 20
 """The most dots in a name."""
 MOST_EXTENDED = 20
-
-PROGRAMS = ("eat ", "torchrun ")
-LABELS = ("Cost", "Expect", "Epochs", "Source")
-"""What `about` looks for in the comment on top of a recipe."""
 
 Tree = dict[str, Any]
 """A mapping as YAML gives it: settings, or groups of them, by name."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: they never change, and none is unknown.
+    """Base class of all settings: frozen, without unknown names.
 
-    The string under a field says what it means and in which unit; `options` prints it.
+    The string under a field is its meaning and unit; `options` prints it.
     """
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        coerce_numbers_to_str=True,  # `test_splits=[5]`: names may be numbers, and YAML sees those
+        coerce_numbers_to_str=True,  # `test_splits=[5]`: names may be numbers, and YAML reads those
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name:
             annotation = cls.model_fields[info.field_name].annotation
             kinds = {annotation, *get_args(annotation)}
@@ -122,21 +113,86 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+def resumable(default: Any, **constraints: Any) -> Any:
+    """Return a field whose value may differ when a run is resumed: it touches no result."""
+    return Field(default, json_schema_extra={"resumable": True}, **constraints)
+
+
+def resumable_names(schema: type[BaseModel]) -> set[str]:
+    """Return the dotted names of all resumable settings and groups of a schema."""
+    extras = {name: field.json_schema_extra for name, field, _ in _fields(schema)}
+    return {
+        name for name, extra in extras.items() if isinstance(extra, dict) and "resumable" in extra
+    }
+
+
+class _Layer(NamedTuple):
+    """The settings of one file or one override."""
+
+    label: str
+    """The file as it was given, or the whole override."""
+    tree: Tree
+    name: str = ""
+    """The setting of an override."""
+
+
 @dataclass(frozen=True)
-class About:
-    """What the comment on top of a recipe's file says."""
+class Recipe:
+    """A recipe whose files have been read, with overrides.
+
+    `layers` are the settings of its files and overrides, of which later ones win; `mistakes` are
+    messages about overrides that cannot be read.
+    """
+
+    layers: tuple[_Layer, ...]
+    mistakes: tuple[str, ...] = ()
+
+    @property
+    def tree(self) -> Tree:
+        """The merged settings, not validated.
+
+        Raises:
+            RecipeError: An override cannot be read.
+        """
+        if self.mistakes:
+            raise RecipeError(*self.mistakes)
+        return _merged(self.layers)
+
+    def changed(self, overrides: Sequence[str]) -> "Recipe":
+        """Return the recipe with more overrides: "optim.lr=1e-4", ...; values are YAML."""
+        layers, mistakes = _parse_overrides(overrides)
+        return Recipe((*self.layers, *layers), (*self.mistakes, *mistakes))
+
+    def settings(self, schema: type[S] | Callable[[Tree], type[S]]) -> S:
+        """Return the validated settings.
+
+        Args:
+            schema: The settings class, or a function that chooses it by the merged tree.
+
+        Raises:
+            RecipeError: One line for every mistake, in files and overrides alike.
+        """
+        tree = _merged(self.layers)
+        kind: type[S] = schema if isinstance(schema, type) else schema(tree)
+        mistakes = list(self.mistakes)
+        try:
+            settings = kind.model_validate(tree)
+        except ValidationError as error:
+            mistakes += _explain(error, kind, self.layers)
+        if mistakes:
+            raise RecipeError(*mistakes)
+        return settings
+
+
+class About(NamedTuple):
+    """The comment at the top of a recipe; `expect` is the result and where it is published."""
 
     title: str = ""
-    """The first line: what it is."""
     command: str = ""
-    """How it is used, as one would type it."""
     cost: str = ""
     expect: str = ""
-    """Its result, and where that is published."""
     epochs: str = ""
-    """How often every clip is heard, as an equation."""
     source: str = ""
-    """Where its numbers come from."""
 
 
 class Option(NamedTuple):
@@ -147,99 +203,75 @@ class Option(NamedTuple):
     meaning: str
 
 
+def open_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    opened: dict[Path, Tree] | None = None,
+) -> Recipe:
+    """Read the files of a recipe, each once.
+
+    Args:
+        name_or_path: A name from `names()`, or a YAML file.
+        overrides: See `Recipe.changed`.
+        opened: Contents of files that have been read before; gains those that are read now.
+
+    Raises:
+        RecipeError: A file cannot be read.
+    """
+    layers = _layers(str(name_or_path), {} if opened is None else opened)
+    return Recipe(tuple(layers)).changed(overrides)
+
+
 def load(
     schema: type[S] | Callable[[Tree], type[S]],
     name_or_path: str | Path,
     overrides: Sequence[str] = (),
 ) -> S:
-    """Read a recipe, apply the overrides and check the result.
-
-    Args:
-        schema: Which settings there are, or what tells that from a recipe (its method decides).
-        name_or_path: A name from `names()`, or a YAML file.
-        overrides: "optim.lr=1e-4", ... in the order in which they count; values are YAML.
-
-    Raises:
-        RecipeError: One line for every mistake, in files and overrides alike.
-    """
-    changes, mistakes = _parse_overrides(overrides)
-    layers = _layers(str(name_or_path)) + changes
-    tree = _merged(layers)
-    kind: type[S] = schema if isinstance(schema, type) else schema(tree)
-    try:
-        settings = kind.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(*mistakes, *_explain(error, kind, layers)) from None
-    if mistakes:
-        raise RecipeError(*mistakes)
-    return settings
+    """Read a recipe and return its settings; see `open_recipe` and `Recipe.settings`."""
+    return open_recipe(name_or_path, overrides).settings(schema)
 
 
 def read(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Tree:
-    """Read a recipe and apply the overrides, without knowing which settings there are.
-
-    For whoever has to look at one setting (the method) before choosing the schema of the others.
-
-    Raises:
-        RecipeError: A file or an override cannot be read.
-    """
-    changes, mistakes = _parse_overrides(overrides)
-    layers = _layers(str(name_or_path)) + changes
-    if mistakes:
-        raise RecipeError(*mistakes)
-    return _merged(layers)
+    """Read a recipe and return its merged settings without validating them."""
+    return open_recipe(name_or_path, overrides).tree
 
 
 def names() -> list[tuple[str, str]]:
-    """The recipes in the package: (name, the first line of its file)."""
-    rows = []
-    for file in sorted(RECIPES.rglob("*.yaml")):
-        first, *_ = file.read_text(encoding="utf-8").splitlines() or [""]
-        rows.append((file.stem, first.lstrip("# ").rstrip()))
-    return rows
+    """Return the recipes of the package: (name, title)."""
+    return [(name, about(name).title) for name in sorted(_files())]
 
 
 def head(name_or_path: str | Path) -> str:
-    """The comment on top of a recipe's file, as it stands there.
-
-    Raises:
-        RecipeError: There is no such recipe.
-    """
-    lines = _locate(str(name_or_path), None).read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(takewhile(lambda line: line.startswith("#"), lines))
+    """Return the comment at the top of a recipe's file, as it is."""
+    text = _locate(str(name_or_path), None).read_text(encoding="utf-8")
+    return "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 def about(name_or_path: str | Path) -> About:
-    """What the comment on top of a recipe says; empty where it says nothing.
+    """Parse the comment at the top of a recipe; what it lacks is empty.
 
-    The first line is the title, a line that begins with a program of `PROGRAMS` the command.
-    "Cost:", "Expect:", "Epochs:" and "Source:" go on until the next of them.
-
-    Raises:
-        RecipeError: There is no such recipe.
+    The first line is the title, one that begins with `eat` or `torchrun` the command. "Cost:",
+    "Expect:", "Epochs:" and "Source:" go on until the next of them.
     """
-    title, *rest = head(name_or_path).splitlines() or [""]
-    said = {"title": title.lstrip("# ").rstrip()}
-    here = ""
-    for line in rest:
-        text = line.lstrip("#").strip()
-        label, colon, after = text.partition(":")
-        if colon and label in LABELS:
-            here, text = label.lower(), after.strip()
-        if here:
-            said[here] = f"{said.get(here, '')} {text}".strip()
-        elif text.startswith(PROGRAMS):
-            said["command"] = text
-    return About(**said)
+    title, *lines = [line.lstrip("#").strip() for line in head(name_or_path).splitlines()] or [""]
+    labels = "|".join(name.title() for name in About._fields[2:])
+    first, *parts = re.split(rf"^({labels}):", "\n".join(lines), flags=re.M)
+    command = re.search(r"^(eat|torchrun) .*", first, re.M)
+    fields = {
+        label.lower(): " ".join(text.split())
+        for label, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+    return About(title, command[0] if command else "", **fields)
 
 
 def dump(settings: Settings) -> str:
-    """Settings as YAML, complete; `load` gives back the same."""
+    """Return settings as YAML, complete; `load` reads the same settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def options(schema: type[Settings]) -> list[Option]:
-    """Every single setting of a schema, in the order in which they are declared."""
+    """Return every setting of a schema, in the order in which they are declared."""
     rows = []
     for name, field, default in _fields(schema):
         if _groups(field) and default is not None:
@@ -249,21 +281,13 @@ def options(schema: type[Settings]) -> list[Option]:
     return rows
 
 
-# ---- files and overrides -> layers: what each of them sets, the first one first ----
+# ---- files and overrides ----
 
 
-class _Layer(NamedTuple):
-    """What one file, or one override, sets."""
-
-    label: str
-    """The file as it was given, or the whole override."""
-    tree: Tree
-    name: str = ""
-    """The setting that an override is about."""
-
-
-def _layers(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> list[_Layer]:
-    """The layers of a recipe and of all that it extends."""
+def _layers(
+    name_or_path: str, opened: dict[Path, Tree], extended_by: tuple[Path, ...] = ()
+) -> list[_Layer]:
+    """The layers of a recipe and of all that it extends, the lowest first."""
     path = _locate(name_or_path, extended_by[-1] if extended_by else None)
     key = path.resolve()
     if len(extended_by) > MOST_EXTENDED:
@@ -272,14 +296,21 @@ def _layers(name_or_path: str, extended_by: tuple[Path, ...] = ()) -> list[_Laye
         ring = [*extended_by[extended_by.index(key) :], key]
         names_of_ring = " -> ".join(file.name for file in ring)
         raise RecipeError(f"{path}: a recipe cannot extend itself ({names_of_ring})")
-    tree = _read_yaml(path)
+    if key not in opened:
+        opened[key] = _read_yaml(path)
+    tree = dict(opened[key])
     base = tree.pop("extends", None)
     layer = _Layer(path.name if path.is_relative_to(RECIPES) else str(path), tree)
     if base is None:
         return [layer]
     if not isinstance(base, str):
         raise RecipeError(f"{path}: extends={_shown(base)}: the name of one recipe is expected")
-    return [*_layers(base, (*extended_by, key)), layer]
+    return [*_layers(base, opened, (*extended_by, key)), layer]
+
+
+def _files() -> dict[str, Path]:
+    """The recipes of the package by name; no file is opened."""
+    return {path.stem: path for path in RECIPES.rglob("*.yaml")}
 
 
 def _locate(name: str, beside: Path | None) -> Path:
@@ -290,14 +321,14 @@ def _locate(name: str, beside: Path | None) -> Path:
         if not path.is_file():
             raise RecipeError(f"{where}{path}: there is no such file")
         return path
-    known = [known for known, _ in names()]
-    if name not in known:
-        close = difflib.get_close_matches(name[: yaml_text.NAME], known, n=3, cutoff=0.5)
+    files = _files()
+    if name not in files:
+        close = difflib.get_close_matches(name[: yaml_text.NAME], sorted(files), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise RecipeError(
             f"{where}no recipe called {shortened(name)}; {hint}`eat recipes` lists all"
         )
-    return next(RECIPES.rglob(f"{name}.yaml"))
+    return files[name]
 
 
 def _read_yaml(path: Path) -> Tree:
@@ -311,8 +342,7 @@ def _read_yaml(path: Path) -> Tree:
         raise RecipeError(f"{path}{line}: cannot be read as YAML ({_problem(error)})") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML ({_problem(error)})") from error
-    if tree is None:
-        return {}
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a mapping of settings is expected, found {_shown(tree)}")
     for name in tree:
@@ -322,7 +352,7 @@ def _read_yaml(path: Path) -> Tree:
 
 
 def _parse_overrides(overrides: Sequence[str]) -> tuple[list[_Layer], list[str]]:
-    """Overrides as layers, and what is wrong with those that are none."""
+    """Overrides as layers, and messages about those that cannot be read."""
     layers, mistakes = [], []
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -337,9 +367,8 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[list[_Layer], list[str]]
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong, on one line."""
-    said = (getattr(error, name, None) for name in ("problem", "reason", "strerror"))
-    return " ".join(next((text for text in said if text), str(error)).split())
+    texts = (getattr(error, name, None) for name in ("problem", "reason", "strerror"))
+    return " ".join(next((text for text in texts if text), str(error)).split())
 
 
 def _nest(name: str, value: Any) -> Tree:
@@ -348,7 +377,7 @@ def _nest(name: str, value: Any) -> Tree:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """Mappings join, name by name; of anything else the upper one counts."""
+    """Mappings join, name by name; of anything else the upper one wins."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     return below | {key: _merge(below.get(key), value) for key, value in above.items()}
@@ -358,10 +387,10 @@ def _merged(layers: Sequence[_Layer]) -> Tree:
     return reduce(_merge, (layer.tree for layer in layers), {})
 
 
-# ---- what pydantic found -> sentences ----
+# ---- messages about invalid settings ----
 
 
-def _explain(error: ValidationError, schema: type[Settings], layers: list[_Layer]) -> list[str]:
+def _explain(error: ValidationError, schema: type[Settings], layers: Sequence[_Layer]) -> list[str]:
     """One line for each setting that is wrong."""
     fields = {name: field for name, field, _ in _fields(schema)}
     tree = _merged(layers)
@@ -373,36 +402,36 @@ def _explain(error: ValidationError, schema: type[Settings], layers: list[_Layer
         single = name in fields and not _groups(fields[name])
         if kind == "missing":
             meaning = fields[name].description if name in fields else None
-            lines.append(f"{name} is not set" + (f" ({_one_line(meaning)})" if meaning else ""))
+            hint = f" ({' '.join(meaning.split()).rstrip('.')})" if meaning else ""
+            lines.append(f"{name} is not set{hint}")
         elif kind == "value_error" and isinstance(value, dict):
             lines.append(str(detail["ctx"]["error"]))  # about several settings; names them
         elif kind == "extra_forbidden" or (single and isinstance(value, dict)):
-            for leaf, found in _leaves(name, value):
-                meant = _nearest(leaf, list(fields)) if len(lines) < MOST else None
-                hint = f"; did you mean {meant}?" if meant else ""
-                lines.append(f"{_given(leaf, found, layers)}: no such setting{hint}")
+            for leaf, inner in _leaves(name, value):
+                close = _nearest(leaf, list(fields)) if len(lines) < MOST else None
+                hint = f"; did you mean {close}?" if close else ""
+                lines.append(f"{_given(leaf, inner, layers)}: no such setting{hint}")
         else:
             expected.setdefault(_given(name, value, layers), []).append(_expected(detail))
-    return lines + [f"{given}: {_either(sentences)}" for given, sentences in expected.items()]
+    return lines + [f"{given}: {_either(messages)}" for given, messages in expected.items()]
 
 
 def _name(detail: ErrorDetails, tree: Tree) -> str:
-    """The dotted name of a setting: where pydantic was, without the kinds of a union."""
-    here: Any = tree
+    """The dotted name of a setting: pydantic's location without the kinds of a union."""
+    inner: Any = tree
     parts = []
-    for place, part in enumerate(detail["loc"], start=1):
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif not (detail["type"] == "missing" and place == len(detail["loc"])):
+    for depth, part in enumerate(detail["loc"], start=1):
+        if isinstance(inner, dict) and part in inner:
+            inner = inner[part]
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            inner = inner[part]
+        elif not (detail["type"] == "missing" and depth == len(detail["loc"])):
             continue
         parts.append(str(part))
     return ".".join(parts)
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The single settings in a value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(f"{name}.{key}", inner)
@@ -410,30 +439,34 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """The setting that was probably meant: spelt alike as a whole, or else in its last part."""
-    usual = MEANT.get(name.rpartition(".")[2].lower().replace("-", "_"))
-    if usual in known or usual in OPTIONS:
-        return usual
-    if close := difflib.get_close_matches(name, known, n=1):
+def alias_of(name: str) -> str | None:
+    """Return the setting that has this name in other programs; None if there is none."""
+    return ALIASES.get(name.rpartition(".")[2].lower().replace("-", "_"))
+
+
+def _nearest(name: str, settings: Sequence[str]) -> str | None:
+    """The setting that was probably meant: spelled alike as a whole, or else in its last part."""
+    alias = alias_of(name)
+    if alias and (alias in settings or alias.startswith("--")):
+        return alias
+    if close := difflib.get_close_matches(name, settings, n=1):
         return close[0]
-    by_last_part = {one.rpartition(".")[2]: one for one in reversed(known)}
+    by_last_part = {setting.rpartition(".")[2]: setting for setting in reversed(settings)}
     close = difflib.get_close_matches(name.rpartition(".")[2], list(by_last_part), n=1)
     return by_last_part[close[0]] if close else None
 
 
-def _given(name: str, value: Any, layers: list[_Layer]) -> str:
+def _given(name: str, value: Any, layers: Sequence[_Layer]) -> str:
     """A setting as the user gave it: "optim.lr=fast", or "a.yaml: optim.lr=fast"."""
     for layer in reversed(layers):
         if layer.name == name:
             return layer.label
-        here: Any = layer.tree
+        inner: Any = layer.tree
         for part in name.split("."):
-            here = here.get(part, _Layer) if isinstance(here, dict) else here
-        if here is not _Layer:
-            break
-    file = "" if layer.name or here is _Layer else f"{layer.label}: "
-    return f"{file}{name}={_shown(value)}"
+            inner = inner.get(part, _Layer) if isinstance(inner, dict) else inner
+        if inner is not _Layer:
+            return f"{'' if layer.name else f'{layer.label}: '}{name}={_shown(value)}"
+    return f"{name}={_shown(value)}"
 
 
 def _expected(detail: ErrorDetails) -> str:
@@ -445,15 +478,15 @@ def _expected(detail: ErrorDetails) -> str:
     return detail["msg"][:1].lower() + detail["msg"][1:]
 
 
-def _either(sentences: list[str]) -> str:
-    """Two kinds of value allowed: "a whole number or text is expected"."""
+def _either(messages: list[str]) -> str:
+    """One message of several: "a whole number or text is expected"."""
     end = " is expected"
-    if not all(sentence.endswith(end) for sentence in sentences):
-        return sentences[0]
-    return " or ".join(dict.fromkeys(one.removesuffix(end) for one in sentences)) + end
+    if not all(message.endswith(end) for message in messages):
+        return messages[0]
+    return " or ".join(dict.fromkeys(message.removesuffix(end) for message in messages)) + end
 
 
-# ---- what a schema says ----
+# ---- schemas ----
 
 
 def _fields(
@@ -475,11 +508,7 @@ def _groups(field: FieldInfo) -> list[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as it is typed."""
     plain = to_jsonable_python(value, fallback=str)
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
