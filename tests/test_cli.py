@@ -1,14 +1,17 @@
 """The `eat` command: what it prints, how it ends, and that hostile input never wins."""
 
 import csv
+import inspect
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,11 @@ import pyarrow.parquet as parquet
 import pytest
 import soundfile
 import torch
+import typer
 
 from conftest import DATA, eat, needs_data
 from eat_audio import cli
+from eat_audio.cli.console import NEXT, Command
 from eat_audio.errors import Interrupted
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
@@ -127,7 +132,7 @@ def test_names_with_newlines_and_255_bytes_keep_one_line_each(
     names = {Path(json.loads(line)["path"]).name for line in said.splitlines()}
     assert code == 0 and len(names) == 3 and any("\n" in name for name in names)
     code, said, _ = run("predict", tmp_path / "odd", "--model", model, "--top-k", "1")
-    assert code == 0 and len(said.splitlines()) == 9
+    assert code == 0 and len(said.splitlines()) == 10  # three lines a file, and the next step
     for out in ("vectors", "vectors.parquet"):
         code, said, _ = run("embed", tmp_path / "odd", "--model", model, "-o", tmp_path / out)
         assert code == 0 and "3 files embedded" in said
@@ -455,7 +460,7 @@ def test_patterns_that_no_shell_has_expanded_are(
 
 def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> None:
     code, said, _ = run("recipes")
-    names = [line.split("\t")[0] for line in said.splitlines()[1:]]
+    names = [line.split("\t")[0] for line in said.splitlines()[1:-1]]
     assert code == 0 and "eat_tiny" in names
     for name in names:
         code, resolved, _ = run("recipes", name)
@@ -465,6 +470,74 @@ def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> No
         assert code == 0 and again == resolved
     code, said, _ = run("recipes", "eat_tiny", "--options")
     assert code == 0 and "utterance_weight\t" in said
+
+
+def commands() -> dict[str, typer.models.CommandInfo]:
+    """Every command by what is typed after `eat`."""
+    groups = [("", cli.app)]
+    groups += [
+        (f"{group.name or group.typer_instance.info.name} ", group.typer_instance)
+        for group in cli.app.registered_groups
+    ]
+    return {
+        prefix + (command.name or command.callback.__name__): command
+        for prefix, app in groups
+        for command in app.registered_commands
+    }
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_names_a_next_step_from_its_own_arguments(name: str) -> None:
+    command = commands()[name]
+    assert command.cls is Command
+    parameters = set(inspect.signature(command.callback).parameters)
+    returns = "str" in str(inspect.signature(command.callback).return_annotation)
+    assert name in NEXT or returns
+    fields = {field for _, field, *_ in Formatter().parse(NEXT.get(name, "")) if field}
+    assert fields <= parameters
+
+
+def test_commands_end_with_the_next_step_unless_they_print_json_or_yaml(
+    run: Any, model: Path, tmp_path: Path
+) -> None:
+    for label in ("high", "low"):
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for number in range(2):
+            noise = np.random.default_rng(number).uniform(-0.5, 0.5, 16_000)
+            soundfile.write(tmp_path / "clips" / label / f"{number}.wav", noise, 16_000)
+    clips, sound = tmp_path / "clips", tmp_path / "clips" / "low" / "0.wav"
+    for words, step in {
+        ("recipes",): "eat pretrain",
+        ("predict", sound, "--model", model): f"eat detect FILES --model {model}",
+        ("embed", sound, "--model", model, "-o", tmp_path / "v.parquet"): "eat probe",
+        ("detect", sound, "--model", model, "-o", tmp_path / "events"): "open the pictures",
+        ("inspect", model): f"eat probe {model}",
+        ("convert", model, tmp_path / "converted"): f"eat inspect {tmp_path / 'converted'}",
+        ("data", "show", clips): f"eat pretrain eat_tiny data={clips}",
+        ("data", "stats", clips): f"eat pretrain eat_tiny data={clips}",
+        ("data", "manifest", clips, tmp_path / "m.csv"): f"eat data show {tmp_path / 'm.csv'}",
+        ("data", "pack", clips, tmp_path / "packed", "--jobs", 1): "eat pretrain eat_tiny",
+    }.items():
+        code, said, err = run(*words)
+        assert code == 0, err
+        assert said.splitlines()[-1].startswith(f"next: {step}"), words
+    for words in (
+        ("predict", sound, "--model", model, "--json"),
+        ("inspect", model, "--json"),
+        ("data", "stats", clips, "--json"),
+        ("recipes", "eat_tiny"),
+        ("pretrain", "eat_tiny", "--print-config"),
+    ):
+        code, said, err = run(*words)
+        assert code == 0 and "next:" not in said, err
+
+
+def test_help_lists_the_commands_in_four_groups(run: Any) -> None:
+    _, said, _ = run("--help")
+    titles = [line.split()[1] for line in said.splitlines() if re.match(r"\W+ \w+ \W+$", line)]
+    assert titles == ["Options", *cli.PANELS] == ["Options", "learn", "use", "look", "share"]
+    for name in commands():
+        assert name.split()[0] in said.split()
 
 
 @needs_data

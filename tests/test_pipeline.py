@@ -1,16 +1,18 @@
 """Stages of a recipe run in a row, each with what the one before has made."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from eat_audio import cli, finetune
 from eat_audio import config as recipe
-from eat_audio import finetune
 from eat_audio import pipeline as chain
 from eat_audio.checkpoints.load import load_model
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import RecipeError
+from eat_audio.errors import RecipeError, SettingError
 from eat_audio.training.metrics_log import read_log
 
 SMALL = [
@@ -54,7 +56,8 @@ def test_every_stage_learns_from_the_one_before_and_the_last_lies_where_a_single
     stages: list[chain.Stage], tmp_path: Path
 ) -> None:
     out, said = tmp_path / "beats", []
-    assert chain.run(stages, out=out, say=said.append) == out
+    settings = chain.run(stages, out=out, on_stage=said.append)
+    assert [one.method for one in settings] == ["beats", "beats_tokenizer", "beats"]
     first, second = out / "1-beats_tiny_iter1", out / "2-beats_tiny_tokenizer"
     assert told(second)["teacher"] == str(first)
     assert told(second)["codes"] == 16
@@ -94,7 +97,7 @@ def test_a_mistake_in_a_late_stage_is_found_before_the_first_runs(
 def test_a_fine_tuned_model_may_stand_between_two_iterations(corpus: Path, tmp_path: Path) -> None:
     lines = ["beats_tiny_iter1", "beats_tiny_finetune", "beats_tiny_tokenizer target=logits"]
     stages = chain.stages_of(written(tmp_path, *lines), [f"data={corpus}", *SMALL])
-    out = chain.run(stages, out=tmp_path / "out")
+    chain.run(stages, out=(out := tmp_path / "out"))
     assert told(out)["teacher"] == str(out / "2-beats_tiny_finetune")
     assert told(out)["target"] == "logits"
 
@@ -119,6 +122,47 @@ def test_a_recipe_without_stages_is_a_chain_of_one() -> None:
     (stage,) = chain.stages_of("eat_tiny", ["seed=5"])
     assert stage.place(Path("runs")) == Path("runs")
     assert stage.settings(Path("runs")).seed == 5
+
+
+@pytest.fixture(scope="module")
+def yaml_files_opened() -> Callable[[], list[str]]:
+    """Return the recipes that Python has opened since the last call."""
+    opened: list[str] = []
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith(".yaml"):
+            opened.append(Path(str(arguments[0])).stem)
+
+    sys.addaudithook(note)
+
+    def since_last() -> list[str]:
+        names, opened[:] = sorted(opened), []
+        return names
+
+    return since_last
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("eat_tiny", ["eat_tiny"]),
+        ("eat_base_as2m", ["eat_base", "eat_base_as2m"]),
+        (
+            "beats_tiny",
+            ["beats_tiny", "beats_tiny_iter1", "beats_tiny_iter2", "beats_tiny_tokenizer"],
+        ),
+    ],
+)
+def test_a_command_opens_every_recipe_file_once(
+    name: str, files: list[str], yaml_files_opened: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    yaml_files_opened()
+    cli.app(["pretrain", name, "--print-config"], standalone_mode=False)
+    assert yaml_files_opened() == files
+    with pytest.raises(SettingError, match="data is not set"):
+        words = ["pretrain", name, "device=cpu", "--out", str(tmp_path / "run")]
+        cli.app(words, standalone_mode=False)
+    assert yaml_files_opened() == files
 
 
 def test_the_stages_of_the_package_can_follow_each_other() -> None:

@@ -1,8 +1,8 @@
-"""The `eat` command: words in, one call out.
+"""The `eat` command.
 
-Exit codes: 0 done, 2 the user's mistake (one sentence, no traceback), 130 interrupted (the
-state is saved), 141 nobody reads the output any more, 1 a bug (with its traceback). A job that
-its scheduler stops ends with 0.
+Exit codes: 0 done, 2 the user's mistake (one sentence, no traceback), 130 interrupted (the state is
+saved), 141 the reader of the output is gone, 1 a bug (with its traceback). A job that its scheduler
+stops ends with 0.
 """
 
 import io
@@ -14,68 +14,78 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from eat_audio.cli import analysis, data, hub, inference, tokens, train
+from eat_audio.cli import analysis, data, hub, inference, train
+from eat_audio.cli.console import Command
+from eat_audio.config import alias_of
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
 
-GONE = 141
-"""The exit code where nobody reads what is printed any more, as of other programs."""
+READER_GONE = 141
+"""The exit code of other programs after `| head`."""
 TAKE_SETTINGS = {"pretrain", "finetune"}
 """Commands that take settings as KEY=VALUE."""
-SETTINGS = {
-    "epochs": "steps",
-    "lr": "optim.lr",
-    "learning-rate": "optim.lr",
-    "warmup": "optim.warmup",
-    "weight-decay": "optim.weight_decay",
-    "wd": "optim.weight_decay",
-    "batch-size": "batch",
-    "bs": "batch",
-    "workers": "clips.workers",
-    "num-workers": "clips.workers",
-    "seconds": "clips.seconds",
-    "dataset": "data",
+PANELS = {
+    "learn": ("demo", "pretrain", "tokenize", "finetune", "recipes", "data"),
+    "use": ("predict", "embed", "detect"),
+    "look": ("evaluate", "probe", "inspect", "report", "bench"),
+    "share": ("convert", "export", "share"),
 }
-"""What other programs call a setting -> its name here."""
+"""The groups of commands in `eat --help`, in their order."""
 
-# What typer raises for words it cannot read; its place in typer has moved between versions.
+# The error of typer for arguments it cannot read; its place in typer differs between versions.
 UsageError: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="eat",
-    help="Self-supervised audio transformers: pre-train, fine-tune, evaluate, embed, predict.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(train.app)
-app.add_typer(tokens.app)
-app.add_typer(inference.app)
-app.add_typer(analysis.app)
-app.add_typer(hub.app)
-app.add_typer(data.app)
+
+def build_app() -> typer.Typer:
+    """Return the `eat` command with all its subcommands."""
+    app = typer.Typer(
+        name="eat",
+        help="Self-supervised audio transformers: pre-train, fine-tune, evaluate, embed, predict.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    parts = (train.app, inference.app, analysis.app, hub.app)
+    commands: dict[str, Any] = {}
+    for command in (command for part in parts for command in part.registered_commands):
+        assert command.callback is not None
+        commands[command.name or command.callback.__name__] = command
+    for command in data.app.registered_commands:
+        command.cls = Command
+    for panel, names in PANELS.items():
+        for name in names:
+            if name == "data":
+                app.add_typer(data.app, rich_help_panel=panel)
+            elif command := commands.pop(name, None):
+                command.cls, command.rich_help_panel = Command, panel
+                app.registered_commands.append(command)
+    assert not commands, f"give {', '.join(commands)} a place in PANELS"
+    return app
+
+
+app = build_app()
 
 
 def main(command: typer.Typer = app) -> NoReturn:
-    """Run the command and turn what the user can mend into one sentence and exit code 2."""
-    _hold_every_character()
-    warnings.showwarning = _in_one_line(warnings.showwarning)
+    """Run the command; turn the user's mistakes into one sentence and exit code 2."""
+    _escape_unencodable()
+    warnings.showwarning = _one_line_warnings(warnings.showwarning)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise SystemExit(_run(command))
     from eat_audio.training.distributed import exit_process
 
     if os.environ["RANK"] != "0":
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - one process speaks for all, to the end
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the main process prints for all, to the end
     exit_process(_run(command))
 
 
 def _run(command: typer.Typer) -> int:
-    """Run the command; its exit code."""
+    """Run the command and flush its output; return the exit code."""
     try:
-        code = _of_command(command)
+        code = _exit_code(command)
     except (BrokenPipeError, ReaderGone):
         _discard_output()
-        return GONE
+        return READER_GONE
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -83,11 +93,11 @@ def _run(command: typer.Typer) -> int:
         _discard_output()
         if code == 0 and not isinstance(error, BrokenPipeError):
             print_lines(f"eat: standard output: cannot be written ({error.strerror})", error=True)
-        return code or (GONE if isinstance(error, BrokenPipeError) else 2)
+        return code or (READER_GONE if isinstance(error, BrokenPipeError) else 2)
     return code
 
 
-def _of_command(command: typer.Typer) -> int:
+def _exit_code(command: typer.Typer) -> int:
     try:
         code = command(standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -109,36 +119,35 @@ def _of_command(command: typer.Typer) -> int:
 
 
 def _hint(error: Any) -> str:
-    """How a setting is written that was given as an option; nothing for other mistakes."""
+    """How to write a setting that was given as an option; nothing for other mistakes."""
     option = str(getattr(error, "option_name", "") or "")
     context = getattr(error, "ctx", None)
     if not option.startswith("--") or getattr(context, "info_name", "") not in TAKE_SETTINGS:
         return ""
-    name = option.lstrip("-")
-    setting = SETTINGS.get(name.replace("_", "-"), name.replace("-", "_"))
-    return f"settings have no dashes: {setting}=..."
+    name = option.lstrip("-").replace("-", "_")
+    return f"settings have no dashes: {alias_of(name) or name}=..."
 
 
-def _hold_every_character() -> None:
-    """Have streams that cannot hold a character print an escape instead of failing."""
+def _escape_unencodable() -> None:
+    """Print an escape where a stream cannot encode a character."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
-    """Let nothing that is still to be printed fail once more when Python ends."""
+    """Redirect what is still buffered, so that it does not fail again when Python ends."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):  # no real file
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
-def _in_one_line(usual: Callable[..., None]) -> Callable[..., None]:
-    """What Python shows warnings with, but for ours: one line on stderr."""
+def _one_line_warnings(usual: Callable[..., None]) -> Callable[..., None]:
+    """Return Python's `showwarning` with one line on stderr for warnings of this package."""
 
     def show(
         message: Warning | str,

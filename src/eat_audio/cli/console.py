@@ -1,5 +1,6 @@
-"""What the commands share: their usual words, and how a table is printed."""
+"""Shared parts of the commands: options, tables, and the next step that ends every command."""
 
+import shlex
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from eat_audio.errors import EatError
 from eat_audio.progress import print_lines, print_row
@@ -19,7 +21,7 @@ Changes = Annotated[
     Argument(metavar="[KEY=VALUE]...", help="Settings that differ, e.g. data=DIR optim.lr=1e-4."),
 ]
 Out = Annotated[Path | None, Option("--out", help="Folder for checkpoints, logs and the model.")]
-Resume = Annotated[bool, Option("--resume", help="Go on with what is in --out.")]
+Resume = Annotated[bool, Option("--resume", help="Continue the run in --out.")]
 PrintConfig = Annotated[
     bool, Option("--print-config", help="Print all settings of this run as YAML; run nothing.")
 ]
@@ -28,26 +30,67 @@ Places = Annotated[list[Path], Argument(help="Audio files, or folders of them.")
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
+NEXT = {
+    "demo": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
+    "recipes": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
+    "tokenize": "eat pretrain beats_tiny_iter2 data={data} labels={out} --out runs/beats",
+    "predict": "eat detect FILES --model {model} -o events/",
+    "embed": "eat probe {model} --data LABELED_CLIPS",
+    "detect": "open the pictures in {out}, or its label tracks in Audacity",
+    "evaluate": "eat predict FILES --model {model}",
+    "probe": "eat finetune eat_tiny_finetune --from {model} data={data} --out runs/finetuned",
+    "inspect": "eat probe {place} --data LABELED_CLIPS",
+    "report": "open the page in a browser",
+    "bench": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
+    "convert": "eat inspect {out}",
+    "export": "load {out} where the model is to run",
+    "share": "look at the model's page, or its folder",
+    "data stats": "eat pretrain eat_tiny data={place} --out runs/mine",
+    "data prepare": "eat data show {out}/MANIFEST.csv",
+    "data manifest": "eat data show {out}",
+    "data show": "eat pretrain eat_tiny data={place} --out runs/mine",
+    "data pack": "eat pretrain eat_tiny data={out} --out runs/mine",
+}
+"""The step after a command, with its arguments; a command may return another one instead."""
+MACHINE_READABLE = ("as_json", "print_config")
+
+
+class Command(TyperCommand):
+    """A command whose last line on stdout is the next step, unless it prints JSON or YAML."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, then print "next: ..."."""
+        step = super().invoke(ctx)
+        if any(ctx.params.get(name) for name in MACHINE_READABLE):
+            return None
+        if step is None:
+            above = [ctx.parent.info_name] if ctx.parent.parent else []
+            name = " ".join([*above, ctx.info_name])
+            words = {key: shlex.quote(str(value)) for key, value in ctx.params.items()}
+            step = NEXT.get(name, "eat --help").format(**words)
+        if step:
+            print_lines(f"next: {step}")
+        return None
+
 
 def expanded(places: list[Path]) -> list[Path]:
-    """Return places in which patterns are what they match, where no shell has expanded them."""
-    found: list[Path] = []
+    """Return paths, with patterns replaced by their matches where no shell has done it."""
+    paths: list[Path] = []
     for place in places:
         matches = [] if place.exists() or not has_magic(str(place)) else glob(str(place))
-        found += sorted(map(Path, matches)) or [place]
-    return found
+        paths += sorted(map(Path, matches)) or [place]
+    return paths
 
 
 def show_table(
     title: str, columns: tuple[str, ...], rows: list[Any], *, heading: bool = False
 ) -> None:
-    """Print rows: a drawn table on a terminal, tab-separated lines otherwise."""
+    """Print rows: a table with borders on a terminal, tab-separated lines otherwise."""
     console = Console()
     if not console.is_terminal:
         if heading:
             print_lines(title)
-        print_row(columns)
-        for row in rows:
+        for row in (columns, *rows):
             print_row(row)
         return
     table = Table(title=Text(printable(title)))
@@ -58,9 +101,14 @@ def show_table(
     console.print(table)
 
 
+def show_skipped(messages: list[str]) -> None:
+    """Print a message for each clip or file that was left out, to stderr."""
+    for message in messages:
+        print_lines(f"skipped: {message}", error=True)
+
+
 def end_of_job(failed: list[str]) -> None:
-    """List what could not be read; the job went on without it, and says so by exit code 2."""
-    for sentence in failed:
-        print_lines(f"skipped: {sentence}", error=True)
+    """List files that could not be read; the others are done, and the exit code is 2."""
+    show_skipped(failed)
     if failed:
         raise EatError(f"{len(failed)} of the files could not be read; all others are done")

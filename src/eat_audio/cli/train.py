@@ -1,5 +1,6 @@
-"""Commands that learn: demo, pretrain, finetune, and the recipes they follow."""
+"""Commands that train: demo, pretrain, tokenize, finetune, and the recipes that they follow."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,16 @@ import typer
 from typer import Argument, Option
 
 from eat_audio import config as recipes
-from eat_audio.cli.console import Changes, Out, PrintConfig, RecipeName, Resume, show_table
+from eat_audio.cli.console import (
+    Changes,
+    Device,
+    Out,
+    PrintConfig,
+    RecipeName,
+    Resume,
+    end_of_job,
+    show_table,
+)
 from eat_audio.cli.inference import show_evaluation
 from eat_audio.errors import SettingError
 from eat_audio.progress import print_lines
@@ -21,13 +31,13 @@ def demo(
         "runs/demo"
     ),
     data: Annotated[
-        Path | None, Option(help="Your own clips, one folder per class, instead of made ones.")
+        Path | None, Option(help="Your own clips, one folder per class, instead of synthetic ones.")
     ] = None,
 ) -> None:
-    """The whole way in a few minutes: pre-train, probe, fine-tune, predict, report."""
-    from eat_audio import demo as steps
+    """Run the full pipeline in a few minutes: pre-train, probe, fine-tune, predict, report."""
+    from eat_audio import demo as demonstration
 
-    steps.run(out=out, data=data)
+    demonstration.run(out=out, data=data)
 
 
 @app.command()
@@ -38,41 +48,84 @@ def pretrain(
     out: Out = None,
     resume: Resume = False,
     print_config: PrintConfig = False,
-) -> None:
-    """Learn an encoder from unlabeled audio, in one run or in the stages that the recipe tells.
+) -> str | None:
+    """Pre-train an encoder on unlabeled audio, in one run or in the stages of the recipe.
 
     Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
     """
-    from eat_audio import pipeline as chain
+    from eat_audio import pipeline
     from eat_audio.pretraining.method import PretrainRun
 
-    stages = chain.stages_of(recipe, settings or [])
+    stages = pipeline.stages_of(recipe, settings or [])
     if print_config:
-        shown = (recipes.dump(stage.settings(Path(out or "OUT"))) for stage in stages)
-        print_lines(*"---\n".join(shown).splitlines())
-        return
-    out = _told(out)
-    asked = [stage.settings(out) for stage in stages]
-    chain.run(stages, out=out, resume=resume, say=print_lines)
+        texts = (recipes.dump(stage.settings(Path(out or "OUT"))) for stage in stages)
+        print_lines(*"---\n".join(texts).splitlines())
+        return None
+    out = _required(out)
+    resolved = pipeline.run(stages, out=out, resume=resume, on_stage=print_lines)
     for stage in stages:
         _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.place(out))
     print_lines(f"encoder: {out}")
-    if isinstance(asked[-1], PretrainRun):
-        print_lines(f"next: {asked[-1].next_command(str(out))}")
+    last = resolved[-1]
+    return last.next_command(str(out)) if isinstance(last, PretrainRun) else None
 
 
-def _show_pretraining(title: str, place: Path) -> None:
-    """The first and the last numbers of a run."""
+def _show_pretraining(title: str, folder: Path) -> None:
+    """Print the first and the last training metrics of a run."""
     from eat_audio.training.metrics_log import read_log
 
-    lines = [row for row in read_log(place) if "train/loss" in row]
-    if lines:
-        first, last = lines[0], lines[-1]
+    rows = [row for row in read_log(folder) if "train/loss" in row]
+    if rows:
+        first, last = rows[0], rows[-1]
         names = [name for name in last if name.startswith("train/")]
-        nan = float("nan")
-        rows = [(name[6:], f"{first.get(name, nan):.4g}", f"{last[name]:.4g}") for name in names]
-        steps = f"step {first['step']:.0f}", f"step {last['step']:.0f}"
-        show_table(title, ("", *steps), rows)
+        cells = [
+            (n.removeprefix("train/"), f"{first.get(n, float('nan')):.4g}", f"{last[n]:.4g}")
+            for n in names
+        ]
+        show_table(title, ("", f"step {first['step']:.0f}", f"step {last['step']:.0f}"), cells)
+
+
+@app.command()
+def tokenize(
+    data: Annotated[str, Argument(help="A manifest (.tsv, .csv), or a folder.")],
+    *,
+    tokenizer: Annotated[
+        str, Option(help="A run of method beats_tokenizer, or a released tokenizer file.")
+    ],
+    out: Annotated[Path, Option("-o", "--out", help="Folder for the labels.")],
+    seconds: Annotated[
+        float, Option(help="How much of each clip: the clips.seconds of the run to come.")
+    ] = 10.24,
+    batch: Annotated[int, Option(help="Clips encoded at once.")] = 16,
+    device: Device = "auto",
+) -> None:
+    """Write the labels that a BEATs tokenizer assigns to a corpus' patches, once for all epochs.
+
+    Run it again to continue after an interruption. A run reads them with labels=FOLDER and
+    clips.crop=start; tokenizer=RUN instead computes the same ones while training.
+
+    Example: eat tokenize as2m.tsv --tokenizer runs/tokenizer2 -o labels2/
+    """
+    from eat_audio.data.datasets import open_corpus
+    from eat_audio.pretraining.beats import stored_labels
+    from eat_audio.pretraining.beats.tokenizer import load_tokenizer
+    from eat_audio.training.loop import Training
+
+    done = stored_labels.tokenize(
+        open_corpus(data),
+        load_tokenizer(tokenizer),
+        out,
+        seconds=seconds,
+        batch=batch,
+        device=Training(device=device).on(),
+    )
+    print_lines(f"{out}: labels of {done.done} clips, {done.skipped} were there already")
+    usage = stored_labels.usage(out)
+    print_lines(
+        f"{usage.used} of {usage.codes} codes are used ({usage.used / usage.codes:.0%}), the "
+        f"commonest by {usage.majority:.1%} of patches; perplexity {usage.perplexity:.1f}"
+    )
+    end_of_job(done.failed)
 
 
 @app.command()
@@ -85,40 +138,41 @@ def finetune(
         Option(
             "--from",
             help="The pre-trained model: a folder or a Hub id; without it training starts from "
-            "nothing. {fold} in it stands for the tested fold.",
+            "random weights. {fold} in it is replaced by the tested fold.",
         ),
     ] = None,
     out: Out = None,
     resume: Resume = False,
     cross_validate: Annotated[
-        bool, Option("--cross-validate", help="Once per fold, with mean and spread.")
+        bool, Option("--cross-validate", help="Once per fold; mean and standard deviation.")
     ] = False,
     print_config: PrintConfig = False,
-) -> None:
-    """Teach a pre-trained encoder your labels, then test it.
+) -> str | None:
+    """Train a pre-trained encoder on your labels, then test it.
 
     Example: eat finetune eat_tiny_finetune --from runs/mine data=ESC-50/ --out runs/esc50
     """
-    from eat_audio import finetune as steps
-    from eat_audio import pipeline as chain
+    from eat_audio import finetune as finetuning
+    from eat_audio import pipeline
 
-    asked = chain.finetuning(recipe, settings or [])
+    resolved = pipeline.finetuning(recipe, settings or [])
     if print_config:
-        print_lines(*recipes.dump(asked).splitlines())
-        return
-    out = _told(out)
+        print_lines(*recipes.dump(resolved).splitlines())
+        return None
+    out = _required(out)
     if cross_validate:
-        result = steps.cross_validate(asked, out=out, start=start, resume=resume)
+        result = finetuning.cross_validate(resolved, out=out, start=start, resume=resume)
         rows = [(fold, f"{value:.2%}") for fold, value in result.scores.items()]
         rows.append(("mean", f"{result.mean:.2%} (standard deviation {result.std:.2%})"))
         show_table("Cross-validation", ("fold", result.metric), rows)
-        return
-    finished = steps.run(asked, out=out, start=start, resume=resume)
+        return f"eat predict FILES --model {shlex.quote(f'{out}/fold-{next(iter(result.scores))}')}"
+    finished = finetuning.run(resolved, out=out, start=start, resume=resume)
     if finished.evaluation is not None:
         show_evaluation(finished.evaluation)
     if finished.note:
         print_lines(finished.note)
-    print_lines(f"model: {out}", f"next: eat predict FILES --model {out}")
+    print_lines(f"model: {out}")
+    return f"eat predict FILES --model {shlex.quote(str(out))}"
 
 
 @app.command("recipes")
@@ -128,8 +182,8 @@ def list_recipes(
     options: Annotated[
         bool, Option("--options", help="Print what can be set, with defaults and meaning.")
     ] = False,
-) -> None:
-    """Which recipes there are; one of them in full; or all that can be set in it.
+) -> str | None:
+    """List the recipes; print one of them in full, or all that can be set in it.
 
     Example: eat recipes eat_base_as2m optim.lr=1e-4
     """
@@ -137,23 +191,21 @@ def list_recipes(
         columns = ("name", "what it is", "cost", "expected result")
         known = [(name, recipes.about(name)) for name, _ in recipes.names()]
         show_table("Recipes", columns, [(n, a.title, a.cost, a.expect) for n, a in known])
-        return
-    tree = recipes.read(name, settings or [])
-    if "stages" in tree:
-        lines = "".join(f"- {stage}\n" for stage in tree["stages"])
-        print_lines(*f"{recipes.head(name)}stages:\n{lines}".splitlines())
-        return
-    schema = _schema(tree)
-    if options:
-        rows = [tuple(option) for option in recipes.options(schema)]
+        return None
+    recipe = recipes.open_recipe(name, settings or [])
+    if "stages" in recipe.tree:
+        text = "stages:\n" + "".join(f"- {stage}\n" for stage in recipe.tree["stages"])
+    elif options:
+        rows = [tuple(option) for option in recipes.options(_schema(recipe.tree))]
         show_table(f"Settings of {name}", ("setting", "default", "meaning"), rows)
+        return None
     else:
-        resolved = recipes.dump(recipes.load(schema, name, settings or []))
-        print_lines(*(recipes.head(name) + resolved).splitlines())
+        text = recipes.dump(recipe.settings(_schema))
+    print_lines(*(recipes.head(name) + text).splitlines())
+    return ""  # it is YAML to be read back
 
 
-def _told(out: Path | None) -> Path:
-    """The folder of a run, without which nothing but --print-config works."""
+def _required(out: Path | None) -> Path:
     if out is None:
         raise SettingError(
             "--out is not set; expected a folder for checkpoints, logs and the model"
@@ -162,7 +214,7 @@ def _told(out: Path | None) -> Path:
 
 
 def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
-    """Which settings a recipe has: those of pre-training or of fine-tuning."""
+    """The settings class of a recipe: of pre-training or of fine-tuning."""
     if "method" in tree:
         from eat_audio.pretraining.run import schema
 
@@ -171,4 +223,4 @@ def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
         from eat_audio.finetune import FinetuneRun
 
         return FinetuneRun
-    raise SettingError("the recipe says neither method: NAME nor task: finetune")
+    raise SettingError("the recipe has neither method: NAME nor task: finetune")
