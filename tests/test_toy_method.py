@@ -28,9 +28,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from eat_audio.masking import clip_keys, random_masks
+from eat_audio.masking import random_masks
 from eat_audio.models.eat.modeling import EATModel
 from eat_audio.pretraining.method import Pretraining, PretrainRun
+from eat_audio.rng import clip_keys
 
 
 class ToyPretraining(Pretraining):

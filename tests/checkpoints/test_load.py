@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import DATA, golden_sets, needs_data
-from eat_audio.checkpoints import hub
+from eat_audio.checkpoints import hub, load
 from eat_audio.checkpoints.load import load_features, load_model, load_model_and_features
 from eat_audio.errors import CheckpointError
+from eat_audio.inference import predictor
 from eat_audio.models.beats.modeling import BEATsModel
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.layers import sincos_positions
@@ -187,6 +188,27 @@ def test_other_positions_than_ours_are_refused(encoder: Path, positions: torch.T
 def test_positions_under_another_name_are_no_positions(encoder: Path) -> None:
     rewrite(encoder, **{f"model.blocks.0.{POSITIONS}": sincos_positions(8, 8, 48)[None]})
     assert "an unknown" in refused(encoder)
+
+
+def test_prediction_reads_the_settings_and_builds_the_model_once(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, built = [], []
+    read_settings, build = load.read_settings, EATForAudioClassification.__init__
+
+    def counted(path: Path) -> dict[str, Any]:
+        read.append(path.name)
+        return read_settings(path)
+
+    def building(self: EATForAudioClassification, config: EATConfig) -> None:
+        built.append(config)
+        build(self, config)
+
+    monkeypatch.setattr(load, "read_settings", counted)
+    monkeypatch.setattr(EATForAudioClassification, "__init__", building)
+    predictor.load(classifier, device="cpu")
+    assert sorted(read) == ["config.json", "preprocessor_config.json"]
+    assert len(built) == 1
 
 
 class Counting(EATModel):

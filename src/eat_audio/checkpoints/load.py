@@ -1,14 +1,15 @@
-"""A place -> the model that lies there, and its front end.
+"""Load models and their front ends from folders, files and the Hugging Face Hub.
 
-A run's folder, a model folder, a file, a Hub id. Strict: every tensor is accounted for, or it is an
-error. Safe: nothing that lies beside the weights is run, no pickle is loaded unrestrictedly, and
-what a file claims to hold is compared with what a model needs before memory is taken for it.
+Strict: every tensor is accounted for, or it is an error. Safe: no code beside the weights is run,
+no pickle is executed, and sizes are compared before memory is taken.
 """
 
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -29,44 +30,15 @@ from eat_audio.text import SENTENCE, shortened
 from eat_audio.training.checkpoint import model_folder, read_json
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
+AnyModel = AudioEncoder | AudioClassifier
 
 HUB_FILES = hub.FILES
 SETTINGS_BYTES = 5_000_000
 """The longest file of settings; 10,000 labels have 300 KB."""
 SETTINGS_DEPTH = 50
 """How deep they may be nested; transformers copies them level by level."""
-_OF_SETTINGS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)
-"""What settings that do not go together make a configuration or a model raise."""
-
-
-def _all(kind: type, values: Iterable[object]) -> bool:
-    return all(type(value) is kind for value in values)
-
-
-def _are_labels(value: object) -> bool:
-    """{"0": "cat", "1": "dog"}, without gaps."""
-    numbers = [str(number) for number in range(len(value))] if isinstance(value, dict) else []
-    return isinstance(value, dict) and (
-        len(value) <= LARGEST
-        and set(value) == set(numbers)
-        and all(isinstance(label, str) for label in value.values())
-    )
-
-
-PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
-ALWAYS: dict[str, Callable[[Any], bool]] = {
-    "architectures": lambda x: (
-        x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
-    ),
-    "problem_type": lambda x: x is None or x in PROBLEMS,
-    "num_labels": lambda x: type(x) is int and 0 <= x <= LARGEST,
-    "id2label": lambda x: x is None or _are_labels(x),
-    "label2id": lambda x: (
-        x is None or (isinstance(x, dict) and all(type(n) is int for n in x.values()))
-    ),
-    "max_length": lambda x: type(x) is int and 0 < x <= LARGEST,
-}
-"""What is taken from any `config.json` beside the settings that its method knows, and when."""
+INVALID = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)
+"""What contradictory settings make a configuration or a model raise."""
 LARGEST = 100_000
 """No number that describes a model is larger."""
 LARGEST_TABLE = 2**24
@@ -76,38 +48,58 @@ WHOLE = {
     **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     "U64": torch.int64,
 }
-"""What safetensors files call numbers that are whole, and what may hold those."""
-OF_FRONT_END = {"feature_size": N_MELS, "sampling_rate": SAMPLE_RATE}
-"""What every front end says of itself."""
-WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
+"""Types of whole numbers by their names in safetensors files."""
+FRONT_END_CONSTANTS = {"feature_size": N_MELS, "sampling_rate": SAMPLE_RATE}
+PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+def _are_labels(value: object) -> bool:
+    """Whether this is {"0": "cat", "1": "dog"}, without gaps."""
+    if not isinstance(value, dict) or len(value) > LARGEST:
+        return False
+    numbers = {str(number) for number in range(len(value))}
+    return set(value) == numbers and all(isinstance(label, str) for label in value.values())
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "architectures": lambda x: (
+        x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
+    ),
+    "problem_type": lambda x: x in PROBLEMS,
+    "num_labels": lambda x: type(x) is int and 0 <= x <= LARGEST,
+    "id2label": lambda x: x is None or _are_labels(x),
+    "label2id": lambda x: (
+        x is None or (isinstance(x, dict) and all(type(n) is int for n in x.values()))
+    ),
+    "max_length": lambda x: type(x) is int and 0 < x <= LARGEST,
+}
+"""What any `config.json` may hold beside the arguments of its configuration."""
 
 
 @overload
 def load_model(place: str | Path, kind: type[M]) -> M: ...
 @overload
-def load_model(place: str | Path, kind: None = None) -> AudioEncoder | AudioClassifier: ...
+def load_model(place: str | Path, kind: None = None) -> AnyModel: ...
 
 
-def load_model(
-    place: str | Path, kind: type[AudioModel] | None = None
-) -> AudioEncoder | AudioClassifier:
-    """Load a model, strictly and without running anything that lies beside its weights.
+def load_model(place: str | Path, kind: type[AudioModel] | None = None) -> AnyModel:
+    """Load a model, strictly and without running any code beside its weights.
 
     Args:
         place: A run's folder, a model folder, its `.safetensors` file, a released `.pt`, `.pth`
-            or `.bin` file, or, where nothing of that name is here, OWNER/NAME on the Hub
-            (surely if written hf://OWNER/NAME; see `weights.hub`).
-        kind: What is wanted, of any method or of one; by default a classifier if there is one,
-            else an encoder.
+            or `.bin` file, or, where no such path exists, OWNER/NAME on the Hub (certainly if
+            written hf://OWNER/NAME; see `checkpoints.hub`).
+        kind: The class to return, of any method or of one; by default a classifier if there is
+            one, else an encoder.
 
     Returns:
         The model: in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: There is nothing, it cannot be read safely, or its tensors are not
+        CheckpointError: There is no model, it cannot be read safely, or its tensors are not
             exactly those of such a model (an encoder may be taken out of a classifier).
     """
-    return _find(place, kind, teacher=False)[0]
+    return _load(place, kind, teacher=False)[0]
 
 
 @overload
@@ -117,48 +109,45 @@ def load_model_and_features(
 @overload
 def load_model_and_features(
     place: str | Path, kind: None = None, *, teacher: bool = False
-) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]: ...
+) -> tuple[AnyModel, AudioFeatureExtractor]: ...
 
 
 def load_model_and_features(
     place: str | Path, kind: type[AudioModel] | None = None, *, teacher: bool = False
-) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]:
-    """What `load_model` finds, and its front end: the one beside it, or its method's own.
+) -> tuple[AnyModel, AudioFeatureExtractor]:
+    """Load a model as `load_model` does, and its front end: the one beside it, or the usual one.
 
-    Args:
-        place: See `load_model`.
-        kind: See `load_model`.
-        teacher: See `contents`.
+    `teacher`: of a pre-trained EAT `.pt` file, load the teacher instead of the student.
     """
-    return _find(place, kind, teacher=teacher)
+    return _load(place, kind, teacher=teacher)
 
 
-def _find(
-    place: str | Path, kind: type[AudioModel] | None, *, teacher: bool
-) -> tuple[AudioEncoder | AudioClassifier, AudioFeatureExtractor]:
-    here = on_disk(place)
-    if not _pickled(here):  # sizes are compared before memory is taken
-        _fill(here, _folder(here, hollow=True), kind)
-    held = contents(here, teacher=teacher)
-    return _fill(here, held, kind), held.features
+def load_features(place: str | Path) -> AudioFeatureExtractor | None:
+    """Load the front end beside a model, or that of the released code for a `.pt` file.
+
+    Returns:
+        None where a folder has none.
+
+    Raises:
+        CheckpointError: It cannot be read, or belongs to another kind of model.
+    """
+    path = on_disk(place)
+    return read(path).features if _is_pickled(path) else _Folder(path).features
 
 
 def contents(place: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
-    """All that a place holds, not yet compared with what its model needs.
-
-    Args:
-        place: See `load_model`.
-        teacher: Of a pre-trained EAT `.pt` file, take the teacher instead of the student.
+    """Return all that a checkpoint holds, not yet compared with the tensors of its model.
 
     Raises:
-        CheckpointError: There is nothing, or it cannot be read safely.
+        CheckpointError: There is no checkpoint, or it cannot be read safely.
     """
-    here = on_disk(place)
-    if _pickled(here):
-        return read(here, teacher=teacher)
+    path = on_disk(place)
+    if _is_pickled(path):
+        return read(path, teacher=teacher)
     if teacher:
         raise CheckpointError(f"{place}: holds no teacher; only pre-trained EAT .pt files do")
-    return _folder(here)
+    folder = _Folder(path)
+    return folder.checkpoint(folder.tensors())
 
 
 def spec_of(config: PreTrainedConfig) -> ModelSpec:
@@ -166,46 +155,18 @@ def spec_of(config: PreTrainedConfig) -> ModelSpec:
     return model_types()[config.model_type]
 
 
-def load_features(place: str | Path) -> AudioFeatureExtractor | None:
-    """The front end that lies beside a model, or that of the released code for a `.pt` file.
-
-    Returns:
-        None where a folder tells of none.
+def on_disk(place: str | Path) -> Path:
+    """Return a path on this machine; a model on the Hub is fetched first (never its code).
 
     Raises:
-        CheckpointError: It cannot be read, or belongs to another kind of model.
+        CheckpointError: There is no such path, and no such model on the Hub.
     """
-    here = on_disk(place)
-    if _pickled(here):
-        return read(here).features
-    folder = here.parent if os.path.isfile(here) else model_folder(here)
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
-    described = read_settings(path)
-    kind = spec_of(_config(folder)).feature_extractor
-    found = described.get("feature_extractor_type")
-    if found is not None and found != kind.__name__:
-        raise CheckpointError(f"{path}: describes another front end; expected {kind.__name__}")
-    for name, usual in OF_FRONT_END.items():
-        if described.get(name, usual) != usual:
-            raise CheckpointError(
-                f"{path}: {name} is {shortened(described[name])}; expected {usual}"
-            )
-    # Nothing else of it counts: transformers makes an attribute of whatever it finds.
-    known = {n: described[n] for n in ("mean", "std", "released_padding") if n in described}
-    if not isinstance(known.get("released_padding", False), bool):
-        raise CheckpointError(f"{path}: released_padding is neither true nor false")
-    try:
-        features: AudioFeatureExtractor = kind(**known)
-        Statistics(features.mean, features.std)
-    except (TypeError, ValueError, DataError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({_line(error)})") from error
-    return features
+    path = Path(place)
+    return path if os.path.exists(path) else hub.fetch(hub.hub_name(place))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of settings, which is short and flat.
+    """Read a JSON file of settings.
 
     Raises:
         CheckpointError: It is missing, too long, nested too deeply, or no JSON object.
@@ -213,207 +174,266 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if path.is_file() and path.stat().st_size > SETTINGS_BYTES:
             raise CheckpointError(f"{path}: is too long (more than {SETTINGS_BYTES:_} bytes)")
-        found: object = read_json(path)
+        settings: object = read_json(path)
     except RecursionError:
         raise CheckpointError(f"{path}: is nested too deeply") from None
-    level: list[object] = [found]
+    level: list[object] = [settings]
     for _ in range(SETTINGS_DEPTH):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
+        dicts = [list(value.values()) for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list)]
+        level = [inner for values in dicts + lists for inner in values]
     if level:
         raise CheckpointError(f"{path}: is nested too deeply")
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
-    return found
+    return settings
 
 
-def on_disk(place: str | Path) -> Path:
-    """A place of this machine; what is on the Hub is fetched first (never its code).
-
-    Raises:
-        CheckpointError: Nothing is there, or the Hub does not give it.
-    """
-    here = Path(place)
-    return here if os.path.exists(here) else hub.fetch(hub.hub_name(place))
+# ---- where the tensors are ----
 
 
-def _pickled(here: Path) -> bool:
-    """Whether this is a torch file (.pt, .pth, .bin), which `weights` reads."""
-    return os.path.isfile(here) and here.suffix != ".safetensors"
+def _is_pickled(path: Path) -> bool:
+    return os.path.isfile(path) and path.suffix != ".safetensors"
 
 
-def _folder(here: Path, *, hollow: bool = False) -> ConvertedCheckpoint:
-    """A folder's model; `hollow`: shapes on the meta device instead of tensors."""
-    folder, files = _weight_files(here)
-    shapes = {name: held for file in files for name, held in _shapes(file).items()}
-    config = _config(folder)
-    spec = spec_of(config)
-    tensors = shapes if hollow else _tensors(files)
-    try:
-        ignored = spec.encoder.drop_computed(tensors, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{here}: {error}") from None
-    named = spec.classifier.__name__ in (config.architectures or [])
-    classifies = named or "model.head.weight" in tensors
-    features = None if hollow else load_features(here)
-    return ConvertedCheckpoint(
-        config, tensors, classifies, features or spec.feature_extractor(), ignored
+@dataclass
+class _Folder:
+    """A folder of `config.json`, weights and perhaps a front end; or one file of weights in it."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.folder = self.path.parent if self.path.is_file() else model_folder(self.path)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        return _read_config(self.folder / "config.json")
+
+    @cached_property
+    def features(self) -> AudioFeatureExtractor | None:
+        path = self.folder / "preprocessor_config.json"
+        if not path.is_file():
+            return None
+        return _read_features(path, spec_of(self.config).feature_extractor)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The `.safetensors` files that hold the weights."""
+        if self.path.is_file():
+            return [self.path]
+        whole = self.folder / "model.safetensors"
+        index = self.folder / "model.safetensors.index.json"
+        if whole.is_file() or not index.is_file():
+            return [whole]
+        parts = read_settings(index).get("weight_map")
+        names = list(parts.values()) if isinstance(parts, dict) else []
+        if not names or not all(_is_file_name(name) for name in names):
+            raise CheckpointError(f"{index}: does not name files of its folder")
+        return [self.folder / name for name in sorted(set(names))]
+
+    def shapes(self) -> dict[str, Tensor]:
+        """Tensors on the meta device, from the headers of the files alone."""
+        return {name: shape for file in self.files for name, shape in _shapes(file).items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        self.shapes()  # raises for files that cannot be read
+        tensors: dict[str, Tensor] = {}
+        for file in self.files:
+            with safe_open(file, "pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+        return tensors
+
+    def checkpoint(self, tensors: dict[str, Tensor]) -> ConvertedCheckpoint:
+        """Tensors, or their shapes, with what else the folder says of them."""
+        spec = spec_of(self.config)
+        try:
+            ignored = spec.encoder.drop_computed(tensors, self.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+        named = spec.classifier.__name__ in (self.config.architectures or [])
+        classifies = named or "model.head.weight" in tensors
+        features = self.features or spec.feature_extractor()
+        return ConvertedCheckpoint(self.config, tensors, classifies, features, ignored)
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether this is the name of a file in the same folder."""
+    return (
+        isinstance(name, str)
+        and 0 < len(os.fsencode(name)) < 256
+        and Path(name).name == name
+        and name.isprintable()
     )
 
 
-def _weight_files(here: Path) -> tuple[Path, list[Path]]:
-    """The folder of a model and the `.safetensors` files that hold its weights."""
-    if os.path.isfile(here):
-        return here.parent, [here]
-    folder = model_folder(here)
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return folder, [folder / "model.safetensors"]
-    parts = read_settings(index).get("weight_map")
-    names = list(parts.values()) if isinstance(parts, dict) else []
-    if not names or not all(isinstance(name, str) and _of_folder(name) for name in names):
-        raise CheckpointError(f"{index}: does not name files of its folder")
-    return folder, [folder / name for name in sorted(set(names))]
-
-
-def _of_folder(name: str) -> bool:
-    """Whether this is the name of a file, and of no other folder."""
-    return 0 < len(os.fsencode(name)) < 256 and Path(name).name == name and name.isprintable()
-
-
 def _shapes(file: Path) -> dict[str, Tensor]:
-    """What a file says it holds, on the meta device; sizes are compared with its length."""
+    """The tensors of a file on the meta device; safetensors compares sizes with its length."""
     if not file.is_file():
         pickled = file.with_name("pytorch_model.bin").is_file()
-        hint = (
-            " (the pickle pytorch_model.bin beside it is read only if named itself)"
-            if pickled
-            else ""
-        )
-        raise CheckpointError(f"{file}: no such file{hint}")
+        hint = " (the pickle pytorch_model.bin beside it is read only if named itself)"
+        raise CheckpointError(f"{file}: no such file{hint if pickled else ''}")
+    shapes = {}
     try:
         with safe_open(file, "pt") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}
-            return {
-                name: _hollow(part.get_shape(), part.get_dtype()) for name, part in parts.items()
-            }
+            for name in opened.keys():
+                part = opened.get_slice(name)
+                dtype = WHOLE.get(part.get_dtype(), torch.float32)
+                shapes[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: is no valid safetensors file ({_line(error)})") from error
+        message = _first_line(error)
+        raise CheckpointError(f"{file}: is no valid safetensors file ({message})") from error
+    return shapes
 
 
-def _hollow(shape: list[int], kind: str) -> Tensor:
-    return torch.empty(shape, dtype=WHOLE.get(kind, torch.float32), device="meta")
+# ---- settings ----
 
 
-def _tensors(files: list[Path]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            state |= {name: opened.get_tensor(name) for name in opened.keys()}
-    return state
+def _read_config(path: Path) -> PreTrainedConfig:
+    """Read a `config.json`; only arguments of our own configurations and `CHECKS` count.
 
-
-def _config(folder: Path) -> PreTrainedConfig:
-    path = folder / "config.json"
-    described = read_settings(path)
-    found = described.get("model_type")
-    if not isinstance(found, str) or found not in model_types():
-        methods = " or ".join(repr(name) for name in model_types())
-        raise CheckpointError(f"{path}: model_type is {shortened(found)}; expected {methods}")
-    # Nothing else of it counts: other settings of transformers may name code to be fetched.
-    kind: Any = model_types()[found].config
-    usual = {
-        name: parameter.default
-        for name, parameter in inspect.signature(kind).parameters.items()
+    Other settings of transformers may name code to be fetched.
+    """
+    settings = read_settings(path)
+    name = settings.get("model_type")
+    if not isinstance(name, str) or name not in model_types():
+        expected = " or ".join(repr(known) for known in model_types())
+        raise CheckpointError(f"{path}: model_type is {shortened(name)}; expected {expected}")
+    kind: Any = model_types()[name].config
+    defaults = {
+        argument: parameter.default
+        for argument, parameter in inspect.signature(kind).parameters.items()
         if parameter.default is not parameter.empty
     }
-    known = {name: x for name, x in described.items() if name in ALWAYS or name in usual}
-    for name, value in known.items():
-        if not (ALWAYS[name](value) if name in ALWAYS else _of_kind(value, usual[name])):
-            raise CheckpointError(f"{path}: describes no {found} model: {name}={shortened(value)}")
+    arguments = {n: x for n, x in settings.items() if n in CHECKS or n in defaults}
+    for argument, value in arguments.items():
+        check = CHECKS.get(argument)
+        if not (check(value) if check else _fits(value, defaults[argument])):
+            setting = f"{argument}={shortened(value)}"
+            raise CheckpointError(f"{path}: describes no {name} model: {setting}")
     try:
-        config = kind(**known)
+        config: PreTrainedConfig = kind(**arguments)
         rows = config.mel_bins // config.patch_size
         table = getattr(config, "pos_length", 0) * rows * config.hidden_size
-    except _OF_SETTINGS as error:
-        raise CheckpointError(f"{path}: describes no {found} model ({_line(error)})") from error
+    except INVALID as error:
+        raise CheckpointError(
+            f"{path}: describes no {name} model ({_first_line(error)})"
+        ) from error
     if config.mel_bins != N_MELS or table > LARGEST_TABLE:
-        wrong = f"mel_bins={config.mel_bins}" if config.mel_bins != N_MELS else "pos_length"
-        raise CheckpointError(f"{path}: describes no {found} model that can hear: {wrong}")
+        setting = f"mel_bins={config.mel_bins}" if config.mel_bins != N_MELS else "pos_length"
+        raise CheckpointError(f"{path}: describes no {name} model that can be run: {setting}")
     return config
 
 
-def _of_kind(value: object, usual: object) -> bool:
-    """Whether a setting may be what it is said to be, by what it usually is."""
-    if isinstance(usual, bool) or isinstance(value, bool):
-        return isinstance(usual, bool) and isinstance(value, bool)
-    if isinstance(usual, int):
-        return isinstance(value, int) and 0 <= value <= LARGEST
-    if isinstance(usual, float):
-        return isinstance(value, int | float) and 0 <= value <= LARGEST
+def _fits(value: object, default: object) -> bool:
+    """Whether a setting is of the type and size of its default."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        types = int if isinstance(default, int) else (int, float)
+        return isinstance(value, types) and 0 <= value <= LARGEST
     return isinstance(value, str) and len(value) < SENTENCE
 
 
-def _fill(
-    place: Path, held: ConvertedCheckpoint, kind: type[AudioModel] | None
-) -> AudioEncoder | AudioClassifier:
-    """A model of exactly what is held, copied; a dry run if that is on the meta device."""
-    spec, state = spec_of(held.config), held.tensors
-    classifies = held.classifier if kind is None else issubclass(kind, AudioClassifier)
-    ours = spec.classifier if classifies else spec.encoder
-    if kind is not None and not issubclass(ours, kind):
-        raise CheckpointError(f"{place}: holds {ours.__name__}; expected {kind.__name__}")
+def _read_features(path: Path, kind: type[AudioFeatureExtractor]) -> AudioFeatureExtractor:
+    """Read a `preprocessor_config.json`; only statistics and `released_padding` count."""
+    settings = read_settings(path)
+    if settings.get("feature_extractor_type") not in (None, kind.__name__):
+        raise CheckpointError(f"{path}: describes another front end; expected {kind.__name__}")
+    for name, value in FRONT_END_CONSTANTS.items():
+        if settings.get(name, value) != value:
+            raise CheckpointError(
+                f"{path}: {name} is {shortened(settings[name])}; expected {value}"
+            )
+    arguments = {n: settings[n] for n in ("mean", "std", "released_padding") if n in settings}
+    if not isinstance(arguments.get("released_padding", False), bool):
+        raise CheckpointError(f"{path}: released_padding is neither true nor false")
     try:
-        if held.config.num_hidden_layers > len(state):
-            raise ValueError(f"{held.config.num_hidden_layers} blocks of {len(state)} tensors")
+        features = kind(**arguments)
+        Statistics(features.mean, features.std)
+    except (TypeError, ValueError, DataError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({_first_line(error)})") from error
+    return features
+
+
+# ---- the model ----
+
+
+def _load(
+    place: str | Path, kind: type[AudioModel] | None, *, teacher: bool
+) -> tuple[AnyModel, AudioFeatureExtractor]:
+    path = on_disk(place)
+    if teacher or _is_pickled(path):
+        checkpoint = contents(path, teacher=teacher)
+        model = _empty_model(path, checkpoint, kind)
+    else:
+        folder = _Folder(path)
+        checkpoint = folder.checkpoint(folder.shapes())
+        model = _empty_model(path, checkpoint, kind)
+        _exact_tensors(path, model, checkpoint.tensors)  # before memory is taken
+        checkpoint = folder.checkpoint(folder.tensors())
+    expected = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    tensors = _exact_tensors(path, model, checkpoint.tensors)
+    for name, tensor in tensors.items():
+        dtype = torch.float32 if expected[name].is_floating_point else expected[name]
+        tensors[name] = tensor.to(dtype, copy=True)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), checkpoint.features
+
+
+def _empty_model(
+    path: Path, checkpoint: ConvertedCheckpoint, kind: type[AudioModel] | None
+) -> AnyModel:
+    """Build the model of a checkpoint on the meta device."""
+    config, spec = checkpoint.config, spec_of(checkpoint.config)
+    classifies = checkpoint.classifier if kind is None else issubclass(kind, AudioClassifier)
+    model_class = spec.classifier if classifies else spec.encoder
+    if kind is not None and not issubclass(model_class, kind):
+        raise CheckpointError(f"{path}: holds {model_class.__name__}; expected {kind.__name__}")
+    try:
+        if config.num_hidden_layers > len(checkpoint.tensors):
+            raise ValueError(
+                f"{config.num_hidden_layers} blocks of {len(checkpoint.tensors)} tensors"
+            )
         with torch.device("meta"):
-            model = ours(held.config)
-    except _OF_SETTINGS as error:
-        raise CheckpointError(f"{place}: describes no such model ({_line(error)})") from error
-    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    state = _exactly(place, model, state)
-    copies = {
-        name: tensor.to(torch.float32 if kinds[name].is_floating_point else kinds[name], copy=True)
-        for name, tensor in state.items()
-    }
-    model.load_state_dict(copies, assign=True)
-    return model.eval()
+            return model_class(config)
+    except INVALID as error:
+        raise CheckpointError(f"{path}: describes no such model ({_first_line(error)})") from error
 
 
-def _exactly(place: Path, model: AudioModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model and no others; what its class knows to be of no use is left out."""
-    needed = model.state_dict()
-    expected = {name: tensor.shape for name, tensor in needed.items()}
+def _exact_tensors(path: Path, model: AudioModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a model without what its class ignores.
+
+    Raises:
+        CheckpointError: One is missing, unknown, or of another shape or kind.
+    """
+    expected = model.state_dict()
     ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["$^"]))
     state = {n: tensor for n, tensor in state.items() if n in expected or not ignored.match(n)}
+    common = {name: tensor for name, tensor in state.items() if name in expected}
     names = [f"no {name}" for name in expected if name not in state]
     names += [f"an unknown {name}" for name in state if name not in expected]
     shapes = [
-        f"{name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name])}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name]
+        f"{name} of shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in common.items()
+        if tensor.shape != expected[name].shape
     ]
-    kinds = [
-        f"{name} of {tensor.dtype} instead of {needed[name].dtype}"
-        for name, tensor in state.items()
-        if name in needed and tensor.is_floating_point() != needed[name].is_floating_point()
+    types = [
+        f"{name} of {tensor.dtype} instead of {expected[name].dtype}"
+        for name, tensor in common.items()
+        if tensor.is_floating_point() != expected[name].is_floating_point()
     ]
-    if wrong := names + shapes + kinds:
-        told = "does not hold exactly the tensors of"
-        if expected.keys().isdisjoint(state):
-            told = "holds none of the tensors of"
+    if wrong := names + shapes + types:
+        summary = "does not hold exactly the tensors of"
+        if not common:
+            summary = "holds none of the tensors of"
         elif len(shapes) > len(expected) // 2:
-            told, wrong = "holds tensors of another size than the settings of", shapes + names
-        parts = ", ".join(wrong[:3])
+            summary = "holds tensors of another size than the settings of"
+            wrong = shapes + names
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{place}: {told} {type(model).__name__}: {parts}{more}")
+        details = ", ".join(wrong[:3])
+        raise CheckpointError(f"{path}: {summary} {type(model).__name__}: {details}{more}")
     return state
 
 
-def _line(error: Exception) -> str:
-    """The first line of what a library says."""
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
