@@ -4,10 +4,12 @@ Everything that the package writes in one piece goes through here: beside its pl
 that cannot be predicted, with the mode that the umask gives, flushed to the disk, then renamed.
 """
 
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +33,31 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         OutputError: The file cannot be made, written or renamed: an OSError or a SafetensorError
             of the block counts as such, so the block should do nothing but write.
     """
-    path = Path(path)
+    with _renamed(Path(path), _create) as aside:
+        yield aside
+
+
+@contextmanager
+def folder_aside(path: str | Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside `path`; see `written_aside`."""
+    with _renamed(Path(path), Path.mkdir) as aside:
+        yield aside
+
+
+@contextmanager
+def _renamed(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     aside = aside_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = _create(aside)
+        create(aside)
+        mode = aside.stat().st_mode & 0o666  # what the umask gives
         yield aside
-        os.chmod(aside, mode)  # safetensors replaces the file by one that only its owner reads
-        flush(aside)
+        for file in [aside, *aside.rglob("*")]:
+            if file.is_file():
+                os.chmod(file, mode)  # safetensors makes files that only their owner reads
+                flush(file)
+        if aside.is_dir():
+            flush(aside)
         os.replace(aside, path)
         flush(path.parent)
     except Exception as error:
@@ -47,8 +66,51 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             raise
         raise OutputError(f"{path}: cannot be written ({reason})") from error
     finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+class Sink(io.RawIOBase):
+    """A new file for torch to write into, whose errors are raised when it is closed.
+
+    Torch's own writers end the whole process where a disk is full, or report a position.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 - closed in __exit__
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Do nothing: torch goes back to the start of what it has written."""
+        return offset
+
+    def write(self, data: Any) -> int:
+        """Write unless an earlier write has failed; return the number of bytes given."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.close()
+        try:
+            self._file.close()
+        except OSError as late:
+            self._error = self._error or late
+        if self._error is not None:
+            raise self._error from error
 
 
 def aside_name(path: Path) -> Path:
@@ -117,13 +179,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _create(path: Path) -> int:
-    """Make an empty file that was not there; return the mode that the umask gave it."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        return os.fstat(descriptor).st_mode & 0o777
-    finally:
-        os.close(descriptor)
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _escaped(name: str) -> str:

@@ -12,9 +12,8 @@ import torch
 
 from conftest import golden_sets
 from eat_audio import cli
-from eat_audio.checkpoints import licence
+from eat_audio.checkpoints import hub
 from eat_audio.checkpoints.load import load_model, load_model_and_features
-from eat_audio.checkpoints.sink import Sink
 from eat_audio.models import save
 from eat_audio.models.audiomae.modeling import AudioMAEConfig, AudioMAEForAudioClassification
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification
@@ -24,6 +23,7 @@ from eat_audio.models.common.feature_extraction import (
     EATFeatureExtractor,
 )
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+from eat_audio.writing import Sink
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def unknown(out: Path) -> str:
     [
         ("README.md", "---\nlanguage: en\nlicense: cc-by-nc-4.0\n---\n# EAT", "cc-by-nc-4.0"),
         ("README.md", "---\nlicense: other\nlicense_name: 'mine \x1b'\n---\n", "mine \\x1b"),
-        ("README.md", "license: mit", licence.UNKNOWN),
+        ("README.md", "license: mit", hub.UNKNOWN),
         ("config.json", '{"license": "cc-by-nc-sa-4.0"}', "cc-by-nc-sa-4.0"),
-        ("config.json", '{"license": 3}', licence.UNKNOWN),
+        ("config.json", '{"license": 3}', hub.UNKNOWN),
         ("run.json", "{}", None),
     ],
 )
@@ -70,7 +70,7 @@ def test_the_licence_is_what_lies_beside_the_weights(
     name: str, text: str, expected: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert licence.licence_of(tmp_path) == expected
+    assert hub.licence_of(tmp_path) == expected
 
 
 def test_the_licence_is_shown_when_weights_are_converted(
@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_and_no_layout_made_up(
     convert: Any, released: Path, tmp_path: Path
 ) -> None:
     code, _, err = convert(released, tmp_path)
-    assert code == 2 and err == f"eat: {tmp_path}: is there already; expected a new name\n"
+    assert code == 2 and err == f"eat: {tmp_path}: exists already; expected a new name\n"
     code, _, err = convert(released, tmp_path / "a", "--to", "onnx")
     assert code == 2
     assert err == "eat: --to onnx: expected one of eat-audio, released, released-hf\n"

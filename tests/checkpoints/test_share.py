@@ -95,7 +95,7 @@ def test_an_encoder_without_a_record_has_a_card_without_results(tmp_path: Path) 
     head, text = card(folder)
     assert head["pipeline_tag"] == "feature-extraction" and "model-index" not in head
     assert "## Results" not in text and "## Training" not in text
-    assert "`eat finetune` teaches it labels" in text
+    assert "`eat finetune` adds one" in text
 
 
 def test_the_card_s_own_commands_run_on_what_was_shared(run: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_licence_that_is_no_word_of_the_hub_is_refused(
 
 
 def test_a_folder_that_is_there_is_not_written_into(run: Path) -> None:
-    with pytest.raises(EatError, match="is there already"):
+    with pytest.raises(EatError, match="exists already"):
         share.prepare(run, run, name="me/dogs", licence="mit")
 
 

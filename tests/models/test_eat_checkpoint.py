@@ -227,7 +227,7 @@ def test_a_model_that_the_released_folder_code_would_hear_otherwise_is_refused(
 
 def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
     model = EATModel(EATConfig(embed_dim=16, depth=1, num_heads=2))
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="exists already"):
         write(model, EATFeatureExtractor(), tmp_path)
 
 

@@ -1,8 +1,6 @@
-"""Foreign checkpoints -> our models, and back.
+"""Read released checkpoints of any method, and write models in any layout.
 
-A file is read safely (`unpickle`), asked whose it is, and put into our terms by the method that
-knows it (`eat`, `beats`, `audiomae`). Whether its tensors are exactly those of a model is checked
-where all models are loaded, in `pretrained`.
+Whether the tensors are exactly those of a model is checked in `checkpoints.load`.
 """
 
 from pathlib import Path
@@ -10,8 +8,6 @@ from typing import IO, Any, cast
 
 import torch
 
-from eat_audio.checkpoints.folder import folder_aside
-from eat_audio.checkpoints.sink import Sink
 from eat_audio.checkpoints.torch_file import DAMAGED, read_pickled
 from eat_audio.errors import CheckpointError
 from eat_audio.models import METHODS, ModelSpec, model_types, save
@@ -19,28 +15,30 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 from eat_audio.models.common.released import ConvertedCheckpoint
 from eat_audio.text import shortened
-from eat_audio.writing import write_json, write_tensors, written_aside
+from eat_audio.writing import Sink, folder_aside, write_json, write_tensors, written_aside
 
 __all__ = ["LAYOUTS", "ConvertedCheckpoint", "read", "read_pickled", "write"]
 
 LAYOUTS = ("eat-audio", "released", "released-hf")
-"""How a model may be written: as here, as its authors' own code does, as their Hub folders are."""
+"""This package's folders, the files of the authors' code, and the authors' Hugging Face folders."""
 
 
 def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
-    """Read a released `.pt`, `.pth` or `.bin` file of any method, without running anything in it.
+    """Read a released `.pt`, `.pth` or `.bin` file of any method, without running its code.
 
     Args:
         path: The file.
-        teacher: Take the teacher of pre-training instead of the student, where one is held.
+        teacher: Take the teacher of pre-training instead of the student.
 
     Raises:
-        CheckpointError: It cannot be read safely, or is of no method known here.
+        CheckpointError: It cannot be read safely, or is of no method in the registry.
     """
     content = read_pickled(path)
     spec = next((one for one in model_types().values() if _is_released(one, content)), None)
     if spec is None:
-        names = ", ".join(map(shortened, list(_tensors(content))[:3])) or "nothing"
+        state = content.get("model")
+        tensors = state if isinstance(state, dict) else content
+        names = ", ".join(map(shortened, list(tensors)[:3])) or "nothing"
         titles = ", ".join(one.title for one in model_types().values() if one.released)
         raise CheckpointError(f"{path}: holds no released model of {titles} ({names})")
     try:
@@ -60,30 +58,26 @@ def _is_released(spec: ModelSpec, content: dict[str, Any]) -> bool:
     return is_released is not None and is_released(content)
 
 
-def _tensors(content: dict[str, Any]) -> dict[str, Any]:
-    state = content.get("model")
-    return state if isinstance(state, dict) else content
-
-
 def write(
     model: AudioModel, features: AudioFeatureExtractor, out: Path, *, layout: str = "eat-audio"
 ) -> list[str]:
-    """Write a model as one of `LAYOUTS`: tensors and settings, no code.
+    """Write a model in one of `LAYOUTS`: tensors and settings, no code.
 
     Args:
-        model: Whose weights.
+        model: An encoder or a classifier.
         features: Its front end.
         out: A folder that does not exist yet; with "released" a file.
         layout: See `LAYOUTS`.
 
     Returns:
-        What the layout has no place for, so that `out` does not say it.
+        What the layout cannot hold, so that `out` lacks it.
 
     Raises:
-        CheckpointError: `out` exists or cannot be written, or the layout has no such models.
+        CheckpointError: `out` exists, or the layout has no such models.
+        OutputError: `out` cannot be written.
     """
     if out.exists():
-        raise CheckpointError(f"{out}: is there already; expected a new name")
+        raise CheckpointError(f"{out}: exists already; expected a new name")
     if layout not in LAYOUTS:
         raise CheckpointError(f"--to {layout}: expected one of {', '.join(LAYOUTS)}")
     spec = METHODS[model.config.model_type]
@@ -95,25 +89,18 @@ def write(
         with written_aside(out) as aside, Sink(aside) as file:
             torch.save(content, cast(IO[bytes], file))
         return _lost(model, features, read(out))
+    to_released_folder = spec.converter("to_released_folder")
+    if layout == "released-hf" and to_released_folder is None:
+        raise CheckpointError(f"of {spec.title} no Hugging Face folder was released; EAT's were")
     with folder_aside(out) as aside:
-        if layout == "released-hf":
-            _write_released_folder(model, features, aside)
+        if layout == "released-hf" and to_released_folder:
+            config, state = to_released_folder(model)
+            write_tensors(aside / "model.safetensors", state, metadata={"format": "pt"})
+            write_json(aside / "config.json", config)
+            features.save_pretrained(aside)
         else:
             save(model, features, aside)
     return []
-
-
-def _write_released_folder(
-    model: AudioModel, features: AudioFeatureExtractor, folder: Path
-) -> None:
-    spec = METHODS[model.config.model_type]
-    to_released_folder = spec.converter("to_released_folder")
-    if to_released_folder is None:
-        raise CheckpointError(f"of {spec.title} no Hugging Face folder was released; EAT's were")
-    config, state = to_released_folder(model)
-    write_tensors(folder / "model.safetensors", state, metadata={"format": "pt"})
-    write_json(folder / "config.json", config)
-    features.save_pretrained(folder)
 
 
 def _lost(

@@ -1,8 +1,8 @@
-"""A name of the Hugging Face Hub -> a folder of this machine.
+"""Fetch models from the Hugging Face Hub, and read the licence of a model.
 
-Only what is surely meant is fetched, and it is said before: whoever owns an account "runs" must
-not decide what `--model runs/tiny` loads. Of a model only weights, settings and its card come,
-never code. A server that says nothing is given up.
+A name is fetched only if it can be nothing else: the owner of an account "runs" must not decide
+what `--model runs/tiny` loads. Of a model only weights, settings and its card are fetched, never
+code. A server that does not answer is given up.
 """
 
 import os
@@ -26,7 +26,7 @@ FILES = [
 ]
 """What is fetched of a model."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-SURELY = re.compile("hf:/{1,2}")
+PREFIX = re.compile("hf:/{1,2}")
 """How a name begins that can only be one of the Hub; pathlib makes one stroke of two."""
 LOCAL = {
     *("artifacts", "audio", "build", "cache", "checkpoint", "checkpoints", "ckpt", "ckpts"),
@@ -37,36 +37,40 @@ LOCAL = {
     *("run", "runs", "save", "saved", "saves", "scratch", "shared", "src", "step", "steps", "temp"),
     *("test", "tests", "tmp", "train", "trained", "training", "weights", "work", "workspace"),
 }
-"""What folders of runs are usually called."""
+"""Usual names of folders of runs."""
 SUFFIXES = {
     *(".bin", ".ckpt", ".csv", ".flac", ".gz", ".h5", ".hdf5", ".json", ".mp3", ".npy", ".npz"),
     *(".ogg", ".onnx", ".parquet", ".pkl", ".pt", ".pt2", ".pth", ".py", ".safetensors", ".tar"),
     *(".th", ".tsv", ".txt", ".wav", ".yaml", ".yml", ".zip"),
 }
-"""How names of files end; those of models do not."""
+"""Suffixes of files; names of models have none."""
 WAIT = 10.0
-"""Seconds that one request may be without an answer."""
+"""Seconds until a request without an answer fails."""
 PATIENCE = 20.0
 """Seconds without a byte of the model until the Hub is given up, however often it is asked."""
 
+UNKNOWN = "unknown; see where the weights were released"
+CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
+"""The settings on top of a model card."""
+CARD_LICENCE = re.compile(r"^(license(?:_name)?):[ \t]*['\"]?([^\r\n'\"#]{1,100})", re.MULTILINE)
+CONFIG_LICENCE = re.compile(r'"license"\s*:\s*"([^"\\]{1,100})"')
+CARD_CHARACTERS = 64 * 2**10
+"""Longest part of a card or of settings that is searched for a licence."""
+
 
 def hub_name(place: str | Path) -> str:
-    """OWNER/NAME, if a place that is not on this machine is surely one of the Hub.
+    """Return OWNER/NAME if a place that is not on this machine can only be one of the Hub.
 
     Raises:
-        CheckpointError: It may be, or is, a folder that somebody expects on this machine.
+        CheckpointError: It is, or might be, a path that does not exist.
     """
     text = str(place)
-    name = SURELY.sub("", text, count=1)
+    name = PREFIX.sub("", text, count=1)
     if not NAME.fullmatch(name):
         expected = "; expected hf://OWNER/NAME" if name != text else ""
         raise CheckpointError(f"{place}: no such file or folder{expected}")
-    owner = name.partition("/")[0]
-    local = (
-        os.path.lexists(owner)
-        or owner.lower() in LOCAL
-        or os.path.splitext(name)[1].lower() in SUFFIXES
-    )
+    owner, suffix = name.partition("/")[0], os.path.splitext(name)[1]
+    local = os.path.lexists(owner) or owner.lower() in LOCAL or suffix.lower() in SUFFIXES
     if name == text and local:
         raise CheckpointError(
             f"{place}: no such file or folder (hf://{name} would be fetched from the Hugging Face "
@@ -77,40 +81,40 @@ def hub_name(place: str | Path) -> str:
 
 @lru_cache
 def fetch(name: str) -> Path:
-    """Fetch a model, or what has changed of it since, into the Hub's cache; returns its folder.
+    """Fetch a model, or what has changed of it since, into the Hub's cache; return its folder.
 
     Raises:
-        CheckpointError: It is not to be had, or nobody answers.
+        CheckpointError: There is no such model, or no answer.
     """
     print(f"fetching {printable(name)} from the Hugging Face Hub", file=sys.stderr, flush=True)
-    found: list[Path | Exception] = []
-    # A thread that may be left behind: some of the library's requests wait without an end.
-    work = threading.Thread(target=lambda: found.append(_tried(name)), daemon=True)
-    work.start()
-    begun = heard = time.monotonic()
+    results: list[Path | Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(download(name))
+        except Exception as error:  # a server may send anything, and the library may fail on it
+            results.append(error)
+
+    # A thread that may be abandoned: some of the library's requests wait without an end.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    begun = last_change = time.monotonic()
     size = 0
-    while work.is_alive():
-        work.join(0.1 if time.monotonic() - begun < PATIENCE else 1.0)
-        now, size_before, size = time.monotonic(), size, _size(name)
-        heard = now if size != size_before else heard
-        if now - heard > PATIENCE:
+    while thread.is_alive():
+        thread.join(0.1 if time.monotonic() - begun < PATIENCE else 1.0)
+        now, size_before, size = time.monotonic(), size, _cached_bytes(name)
+        last_change = now if size != size_before else last_change
+        if now - last_change > PATIENCE:
             raise CheckpointError(
                 f"{name}: the Hugging Face Hub did not answer for {PATIENCE:.0f} seconds"
             )
-    (result,) = found
+    (result,) = results
     if isinstance(result, Exception):
         reason = (str(result).strip() or type(result).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such folder here, and not to be had from the Hugging Face Hub ({reason})"
+            f"{name}: no such folder here, and not available from the Hugging Face Hub ({reason})"
         ) from result
     return result
-
-
-def _tried(name: str) -> Path | Exception:
-    try:
-        return download(name)
-    except Exception as error:  # servers may answer anything, and the library stumbles over it
-        return error
 
 
 def download(name: str) -> Path:
@@ -118,28 +122,54 @@ def download(name: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     try:
-        about = HfApi().model_info(name, timeout=WAIT)
+        info = HfApi().model_info(name, timeout=WAIT)
     except Exception:
         try:
             return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        except Exception:  # what went wrong first says more
+        except Exception:  # the first error says more
             pass
         raise
-    held = [entry.rfilename for entry in about.siblings or []]
-    wanted = [file for file in held if any(fnmatch(file, form) for form in FILES)]
-    wanted = [file for file in wanted if "/" not in file]
-    if "config.json" not in wanted or not isinstance(about.sha, str):
+    files = [entry.rfilename for entry in info.siblings or []]
+    files = [file for file in files if any(fnmatch(file, form) for form in FILES)]
+    files = [file for file in files if "/" not in file]
+    if "config.json" not in files or not isinstance(info.sha, str):
         raise CheckpointError("there is no model of transformers, with a config.json, in it")
-    places = [hf_hub_download(name, file, revision=about.sha, etag_timeout=WAIT) for file in wanted]
-    return Path(places[0]).parent
+    paths = [hf_hub_download(name, file, revision=info.sha, etag_timeout=WAIT) for file in files]
+    return Path(paths[0]).parent
 
 
-def _size(name: str) -> int:
-    """Bytes of a model that are in the cache already."""
+def _cached_bytes(name: str) -> int:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs")
     try:
         return sum(entry.stat().st_size for entry in os.scandir(folder))
-    except OSError:  # not there yet, or renamed just now
+    except OSError:  # missing yet, or renamed just now
         return 0
+
+
+def licence_of(place: Path) -> str | None:
+    """Return the licence that a model's card or settings name; `UNKNOWN` if they name none.
+
+    Returns:
+        None for a run of one's own, whose weights were not released.
+    """
+    folder = place if place.is_dir() else place.parent
+    card = CARD.match(_start_of(folder / "README.md"))
+    fields = dict(CARD_LICENCE.findall(card[1])) if card else {}
+    licence = fields.get("license_name") or fields.get("license")
+    if licence is None and (match := CONFIG_LICENCE.search(_start_of(folder / "config.json"))):
+        licence = match[1]
+    if licence is not None and licence.strip():
+        return printable(licence.strip())
+    return None if place.is_dir() and (folder / "run.json").is_file() else UNKNOWN
+
+
+def _start_of(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(CARD_CHARACTERS)
+    except OSError:
+        return ""

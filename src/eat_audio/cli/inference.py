@@ -170,7 +170,7 @@ def convert(
     Example: eat convert EAT-base_epoch30_pt.pt models/eat_base
     """
     from eat_audio.checkpoints.convert import write
-    from eat_audio.checkpoints.licence import licence_of
+    from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import load_model_and_features, on_disk
 
     path = on_disk(place)
@@ -204,7 +204,7 @@ def inspect(
 
 def _description(place: str) -> dict[str, Any]:
     """Return the properties of a model by name; groups are mappings, missing ones are None."""
-    from eat_audio.checkpoints.licence import licence_of
+    from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import load_features, load_model, on_disk
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder

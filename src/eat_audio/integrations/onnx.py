@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.audio import fbank as logmel
-from eat_audio.checkpoints.sink import Sink
 from eat_audio.errors import CheckpointError, EatError, SettingError
 from eat_audio.inference.predictor import Predictor, load
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel, scores_of
-from eat_audio.writing import written_aside
+from eat_audio.writing import Sink, written_aside
 
 Input = Literal["waveform", "logmel"]
 What = Literal["embed", "classify"]
