@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings
-from eat_audio.data.shards import ABOUT, INDEX, ROWS
+from eat_audio.data.shards import HEADER, INDEX, ROWS
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -84,7 +84,7 @@ def write_index(folder: Path, clips: int) -> Path:
         "statistics": None,
         "plan": "",
     }
-    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    (folder / HEADER).write_text(json.dumps(about), encoding="utf-8")
     return folder
 
 

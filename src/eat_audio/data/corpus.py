@@ -6,7 +6,7 @@ share the columns, and a `Clip` is made when it is needed.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -77,7 +77,7 @@ class Clips(Sequence[Clip]):
     def __init__(self, columns: pa.RecordBatch) -> None:
         assert columns.schema.equals(COLUMNS)
         self.columns = columns
-        self._row: Callable[[int], Clip] | None = None
+        self._arrays = columns.columns
 
     @classmethod
     def of(cls, clips: Iterable[Clip]) -> "Clips":
@@ -141,12 +141,13 @@ class Clips(Sequence[Clip]):
             return self.take(np.arange(first, stop, step))
         if not -len(self) <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
-        if self._row is None:
-            self._row = _rows(self.columns)
-        return self._row(number % len(self))
+        number %= len(self)
+        return _clip(column[number].as_py() for column in self._arrays)
 
     def __iter__(self) -> Iterator[Clip]:
-        return map(self.__getitem__, range(len(self)))
+        for first in range(0, len(self), CHUNK):
+            part = self.columns.slice(first, CHUNK)
+            yield from map(_clip, zip(*(c.to_pylist() for c in part.columns), strict=True))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(other) != len(self):
@@ -158,15 +159,12 @@ class Clips(Sequence[Clip]):
     def __repr__(self) -> str:
         return f"<{len(self)} clips>"
 
-    def __getstate__(self) -> pa.RecordBatch:
-        return self.columns
-
-    def __setstate__(self, columns: pa.RecordBatch) -> None:
-        self.columns, self._row = columns, None
+    def __reduce__(self) -> tuple[type["Clips"], tuple[pa.RecordBatch]]:
+        return Clips, (self.columns,)
 
     def column(self, name: str) -> Any:
         """Return one of `COLUMNS` as an Arrow array."""
-        return self.columns.column(COLUMNS.get_field_index(name))
+        return self._arrays[COLUMNS.get_field_index(name)]
 
     def take(self, numbers: NDArray[np.int64]) -> "Clips":
         """Return the clips of these numbers, in this order."""
@@ -273,23 +271,27 @@ class Corpus:
 def missing_files(corpus: Corpus) -> list[Clip]:
     """Return the clips whose file does not exist; remote files are not checked."""
     column = corpus.table.column("path")
-    words = _Words(column.dictionary)
     absent = np.zeros(len(column.dictionary), bool)
-    for code in column.indices.unique().to_pylist():
-        absent[code] = not _exists(words[code])
+    for code, path in _paths(corpus):
+        absent[code] = not (is_url(path) or os.path.isfile(path))
     return [corpus.clips[int(n)] for n in np.flatnonzero(absent[column.indices.to_numpy()])]
 
 
 def first_missing(corpus: Corpus) -> str | None:
     """Return the first path if not one file of a corpus exists."""
+    first = None
+    for _, path in _paths(corpus):
+        if is_url(path) or os.path.isfile(path):
+            return None
+        first = first or path
+    return first
+
+
+def _paths(corpus: Corpus) -> Iterator[tuple[int, str]]:
+    """Yield the files of a corpus, each once and with its code in the column."""
     column = corpus.table.column("path")
-    words = _Words(column.dictionary)
-    used = column.indices.unique().to_pylist()
-    return words[used[0]] if used and not any(_exists(words[code]) for code in used) else None
-
-
-def _exists(path: str) -> bool:
-    return is_url(path) or os.path.isfile(path)
+    for code in column.indices.unique().to_pylist():
+        yield code, _text(column.dictionary[code])
 
 
 def is_url(path: str | Path) -> bool:
@@ -364,69 +366,12 @@ def joined(parts: Sequence[Clips]) -> Clips:
     return Clips(pa.RecordBatch.from_arrays(arrays, schema=COLUMNS))
 
 
-class _Words:
-    """A text column, word by word, several times faster than through Arrow's scalars."""
-
-    def __init__(self, column: pa.Array) -> None:
-        _, offsets, text = column.buffers()
-        size = column.offset + len(column) + 1
-        first: Any = np.frombuffer(offsets, np.int64, size)[column.offset :]
-        self.first = memoryview(first)
-        self.text = memoryview(text or b"")
-
-    def __getitem__(self, number: int) -> str:
-        return str(self.text[self.first[number] : self.first[number + 1]], "utf-8", "surrogatepass")
-
-
-def _rows(columns: pa.RecordBatch) -> Callable[[int], Clip]:
-    """Return the function that makes the clip of a number; there is at least one clip."""
-    named = dict(zip(COLUMNS.names, columns.columns, strict=True))
-    ids, datasets = _Words(named["id"]), _Words(named["dataset"])
-    paths: Any = _Words(named["path"].dictionary)
-    path = _numbers(named["path"].indices)
-    if len(named["path"].dictionary) * 4 < len(columns):  # shards, of which each holds many clips
-        paths = [paths[number] for number in range(len(named["path"].dictionary))]
-    splits = [_text(word) for word in named["split"].dictionary]
-    split = _numbers(named["split"].indices)
-    values = memoryview(named["labels"].values.to_numpy())
-    first, start = _numbers(named["labels"].offsets), _numbers(named["start"])
-    seconds, offset, size, crc32 = (
-        _optional(named[name]) for name in ("seconds", "offset", "size", "crc32")
-    )
-    whole_files = all(named[n].null_count == len(columns.columns[0]) for n in ("dataset", "offset"))
-
-    def inside(n: int) -> Span | str | None:
-        if (begin := offset(n)) is None:
-            return datasets[n] or None
-        return Span._make((begin, size(n), crc32(n)))
-
-    def row(n: int) -> Clip:
-        return Clip(
-            ids[n],
-            paths[path[n]],
-            tuple(values[first[n] : first[n + 1]]),
-            splits[split[n]],
-            start[n],
-            seconds(n),
-            None if whole_files else inside(n),
-        )
-
-    return row
-
-
-def _numbers(column: pa.Array) -> memoryview:
-    """Return a column without nulls, number by number."""
-    numbers: Any = column.to_numpy()
-    return memoryview(numbers)
-
-
-def _optional(column: pa.Array) -> Callable[[int], Any]:
-    """Return a column with nulls, number by number."""
-    if column.null_count == len(column):
-        return lambda number: None
-    values, null = _numbers(column.fill_null(0)), column.is_null().to_numpy(zero_copy_only=False)
-    absent = memoryview(null)
-    return lambda number: None if absent[number] else values[number]
+def _clip(row: Iterable[Any]) -> Clip:
+    clip_id, path, labels, split, start, seconds, dataset, offset, size, crc32 = row
+    inside = None if dataset is None else _decode(dataset)
+    span = None if offset is None else Span(offset, size, crc32)
+    texts = (_decode(clip_id), _decode(path), tuple(labels), _decode(split))
+    return Clip(*texts, start, seconds, span or inside)
 
 
 def _text(scalar: Any) -> str:

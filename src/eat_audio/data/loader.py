@@ -1,8 +1,8 @@
-"""Clips on disk -> batches of waveforms, in an order that is a function of (seed, step) alone.
+"""Load clips from disk as batches of waveforms, in an order that depends on (seed, step) alone.
 
-There is no sampler state: step s of a run is made of the same clips, cut in the same places,
-whether the run was interrupted, how many workers decode, or what was read before. That is what
-makes resuming exact. Everything random about a clip is keyed by its id, never by its place.
+There is no sampler state: step s of a run has the same clips, cut at the same positions, whether
+the run was interrupted, however many workers decode, and whatever was read before. That makes
+resuming exact. Everything random about a clip is keyed by its id, never by its position.
 """
 
 import warnings
@@ -35,28 +35,28 @@ from eat_audio.errors import AudioError, DataError, EatWarning
 from eat_audio.rng import clip_keys, hash_id, uniform
 
 LONG = 60.0
-"""Seconds; of longer clips only the wanted stretch is decoded, and nothing is kept in memory. A
-clip is read the same way every time, so that memory never changes a sample."""
-ROUNDED = 0.1
+"""Seconds; of longer clips only a stretch is decoded, and nothing is kept in memory. A clip is
+read the same way every time, so that memory never changes a sample."""
+TOLERANCE = 0.1
 """Seconds that a stretch may be shorter than what a file claims: codecs round."""
 CROP = 1
 """Purpose of the random draw that decides where a long clip is cut."""
 
 
 class ClipSettings(Settings):
-    """How much of each clip is heard, and how."""
+    """How clips are read."""
 
     seconds: PositiveFloat = 10.24
-    """How much of a clip is heard: longer ones are cut, shorter ones padded."""
+    """Length of a clip: longer ones are cut, shorter ones padded."""
     test_seconds: PositiveFloat | None = None
-    """How much of a clip is heard when testing; as much as in training if not set."""
+    """Length of a clip when testing; as in training if not set."""
     crop: Literal["start", "random"] = "start"
     """Where a long clip is cut; the released code keeps its beginning."""
     statistics: str | tuple[float, float] | None = None
     """Mean and standard deviation of the corpus' log-mel, or the name of a known corpus; by
     default those of the corpus if it is known, else AudioSet's."""
     released_padding: bool = False
-    """Pad before normalizing and listen to the padding, as the released code does."""
+    """Pad before normalizing and attend to the padding, as the released code does."""
     workers: NonNegativeInt = 0
     """Processes that decode ahead of training."""
     memory_mb: NonNegativeInt = 1024
@@ -75,32 +75,32 @@ class ClipSettings(Settings):
 
 @dataclass
 class Batch:
-    """Clips side by side, with all that decides what happens to them."""
+    """Clips side by side."""
 
     step: int
     waveforms: Tensor
     """(B, S) int16, mono, 16 kHz; zeros behind the shorter ones."""
     lengths: Tensor
-    """(B,) true samples, always on the CPU: whoever needs them need not wait for a device."""
+    """(B,) true samples, always on the CPU, so that reading them waits for no device."""
     clips: Tensor
     """(B,) int64, a stable number for every clip id."""
     epochs: Tensor
-    """(B,) int64, how often each clip has been heard before: with its number, the key of its
-    random draws, so that they depend neither on the batch nor on its size."""
+    """(B,) int64, the epoch of each clip: with its number, the key of its random draws, so that
+    they depend neither on the batch nor on its size."""
     labels: Tensor | None = None
     """(B, classes) float, 0 or 1."""
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
     warnings: list[str] = field(default_factory=list)
-    """One sentence for every clip that is not what its file says of itself, the first time."""
+    """One sentence for every clip whose file contradicts itself, the first time."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors, but for `lengths`, on `device`."""
+        """Return the same batch with its tensors, except `lengths`, on `device`."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in memory that a GPU can fetch while the CPU goes on."""
+        """Return the same batch in memory that a GPU can fetch while the CPU goes on."""
         return self._moved(torch.Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
@@ -114,81 +114,81 @@ class Batch:
 
 
 class ClipReader:
-    """Clips -> int16 waveforms; the first `memory_mb` of them are decoded only once."""
+    """Reads clips as int16 waveforms; the first `memory_mb` of them are decoded only once."""
 
     def __init__(self, memory_mb: int = 0) -> None:
         self.room = memory_mb * 1_000_000
         self.kept: dict[Clip, Tensor] = {}
         self.ends: dict[tuple[str, object], float] = {}
-        """How many seconds there are in files that end before they say."""
+        """Seconds in files that end before they claim to."""
 
-    def read(self, clip: Clip, seconds: float | None = None, place: float = 0.0) -> Tensor:
-        """At most `seconds` of a clip, as int16 samples (n,).
+    def read(self, clip: Clip, seconds: float | None = None, crop: float = 0.0) -> Tensor:
+        """Return at most `seconds` of a clip, as int16 samples (n,).
 
         Args:
-            clip: Where the sound is.
-            seconds: How much of it; all if None.
-            place: Where in a longer clip to cut, from 0 (its beginning) to 1 (its end).
+            clip: The clip.
+            seconds: Length; all if None.
+            crop: Where to cut a longer clip, from 0 (its beginning) to 1 (its end).
 
         Raises:
             AudioError: It cannot be read.
         """
         if clip in self.kept:
-            return cut(self.kept[clip], seconds, place)
+            return cut(self.kept[clip], seconds, crop)
         source = sound_of(clip)
         with open_int16(source) as sound:
-            long = sound.seconds - clip.start
-            long = long if clip.seconds is None else min(long, clip.seconds)
-            if seconds is not None and long > LONG:
-                wanted = min(seconds, long)
-                start = clip.start + place * (long - wanted)
-                return self._stretch(clip, source, sound, start, wanted)
+            length = sound.seconds - clip.start
+            length = length if clip.seconds is None else min(length, clip.seconds)
+            if seconds is not None and length > LONG:
+                seconds = min(seconds, length)
+                start = clip.start + crop * (length - seconds)
+                return self._stretch(clip, source, sound, start, seconds)
             whole = sound.read(clip.start, clip.seconds)
         if 2 * len(whole) <= self.room:
             self.room -= 2 * len(whole)
             self.kept[clip] = whole
-        return cut(whole, seconds, place)
+        return cut(whole, seconds, crop)
 
     def _stretch(
         self, clip: Clip, source: Source, sound: Opened, start: float, seconds: float
     ) -> Tensor:
-        """A stretch of a long clip, or the last one that there is if the file ends before it.
+        """Return a stretch of a long clip, or the last one if the file ends before it.
 
-        Which one it is depends on the file alone, never on what was read before.
+        The result depends on the file alone, never on what was read before.
         """
         key = (str(clip.path), clip.inside)
         end = self.ends.get(key)
         if end is None or start + seconds <= end:
             try:
                 stretch = sound.read(start, seconds)
-            except AudioError:  # perhaps only because there is nothing so far behind
+            except AudioError:  # perhaps only because the file ends before `start`
                 stretch = torch.empty(0, dtype=torch.int16)
-            if len(stretch) >= (seconds - ROUNDED) * SAMPLE_RATE:
+            if len(stretch) >= (seconds - TOLERANCE) * SAMPLE_RATE:
                 return stretch
             end = self.ends[key] = audio_facts(source).seconds
         return sound.read(max(clip.start, min(start, end - seconds)), seconds)
 
 
-def cut(waveform: Tensor, seconds: float | None, place: float) -> Tensor:
-    """The stretch of a waveform (n,) that begins at `place` (0 to 1) of what can be spared."""
+def cut(waveform: Tensor, seconds: float | None, crop: float) -> Tensor:
+    """Return the stretch of a waveform (n,) at `crop` (0: first, 1: last) of its length."""
     if seconds is None:
         return waveform
     samples = round(seconds * SAMPLE_RATE)
-    first = int(place * max(0, len(waveform) - samples))
+    first = int(crop * max(0, len(waveform) - samples))
     return waveform[first : first + samples]
 
 
 def whole_patches(seconds: float, patch: int = PATCH_FRAMES) -> int:
-    """Frames of 10 ms in so much sound, rounded up to whole patches (10 s and 10.24 s: 1024)."""
+    """Return the frames of 10 ms of so much audio, in whole patches (10 s and 10.24 s: 1024)."""
     return -(-round(seconds * 100) // patch) * patch
 
 
 class ClipBatches(Dataset[Batch]):
-    """Step number -> its batch: the stateless heart of the data path.
+    """The batch of every step, as a function of the step alone.
 
-    Clips are taken in one endless stream of shuffled epochs; step s of rank r holds the
-    `batch` clips that follow (s * ranks + r) * batch. A clip that cannot be read is replaced by
-    the next one of the stream that can, and named in `Batch.unreadable`.
+    Clips come from one endless stream of shuffled epochs; step s of rank r holds the `batch` clips
+    from (s * ranks + r) * batch on. A clip that cannot be read is replaced by the next one of the
+    stream that can, and named in `Batch.unreadable`.
 
     Raises:
         DataError: There are not as many clips as an epoch is to hold.
@@ -204,12 +204,9 @@ class ClipBatches(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.corpus = corpus
-        self.settings = settings
-        self.batch = batch
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
+        self.corpus, self.settings = corpus, settings
+        self.batch, self.seed = batch, seed
+        self.rank, self.ranks = rank, ranks
         self.reader = ClipReader(settings.memory_mb)
         self.weights = label_weights(corpus) if settings.balance else None
         usable = len(corpus) if self.weights is None else int(self.weights.count_nonzero())
@@ -225,55 +222,56 @@ class ClipBatches(Dataset[Batch]):
         self._warned: set[str] = set()
 
     def clip(self, position: int) -> Clip:
-        """The clip at a position of the endless stream."""
-        epoch, place = divmod(position, self.epoch_clips)
+        """Return the clip at a position of the endless stream."""
+        epoch, number = divmod(position, self.epoch_clips)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.order(epoch).numpy())
-        return self.corpus.clips[self._epoch[1].item(place)]
+        return self.corpus.clips[self._epoch[1].item(number)]
 
     def order(self, epoch: int) -> Tensor:
-        """The numbers of the clips of an epoch, in their order: (epoch_clips,), int64."""
+        """Return the numbers of the clips of an epoch, in their order: (epoch_clips,), int64."""
         if self.weights is None:
             count = len(self.corpus)
             return epoch_order(count, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
         return balanced_order(self.weights, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of one step.
+        """Return the batch of one step.
 
         Raises:
             DataError: No clip of the corpus can be read.
         """
         first = (step * self.ranks + self.rank) * self.batch
-        clips, epochs, waveforms = [], [], []
         unreadable: list[str] = []
-        warned: list[str] = []
-        for position in range(first, first + self.batch):
-            for attempt in range(len(self.corpus)):
-                clip = self.clip(position + attempt)
-                try:
-                    epoch = (position + attempt) // self.epoch_clips
-                    with collected_warnings() as messages:
-                        waveforms.append(self._heard(clip, epoch))
-                    warned += [message for message in messages if message not in self._warned]
-                    self._warned.update(messages)
-                    clips.append(clip)
-                    epochs.append(epoch)
-                    break
-                except AudioError as error:
-                    unreadable.append(str(error))
-            else:
-                raise DataError(f"{self.corpus.name}: not one of its clips can be read")
+        with collected_warnings() as messages:
+            rows = [
+                self._row(position, unreadable) for position in range(first, first + self.batch)
+            ]
+        clips, waveforms, epochs = (list(column) for column in zip(*rows, strict=True))
         classes = len(self.corpus.label_names)
         batch = collate(clips, waveforms, classes, step, unreadable, epochs)
-        return replace(batch, warnings=warned)
+        new = [message for message in dict.fromkeys(messages) if message not in self._warned]
+        self._warned.update(new)
+        return replace(batch, warnings=new)
 
-    def _heard(self, clip: Clip, epoch: int) -> Tensor:
-        place = 0.0
-        if self.settings.crop == "random":
-            number = torch.tensor([hash_id(clip.id)])
-            place = uniform(clip_keys(self.seed, epoch, number, 1)[0], 1, purpose=CROP).item()
-        return self.reader.read(clip, self.settings.seconds, place)
+    def _row(
+        self, position: int, unreadable: list[str], messages: list[str]
+    ) -> tuple[Clip, Tensor, int]:
+        """Return the first readable clip from a position on, its waveform and its epoch."""
+        for place in range(position, position + len(self.corpus)):
+            clip, epoch = self.clip(place), place // self.epoch_clips
+            crop = 0.0
+            if self.settings.crop == "random":
+                key = clip_keys(self.seed, epoch, torch.tensor([hash_id(clip.id)]), 1)[0]
+                crop = uniform(key, 1, purpose=CROP).item()
+            try:
+                with collected_warnings() as collected:
+                    waveform = self.reader.read(clip, self.settings.seconds, crop)
+                messages += collected
+                return clip, waveform, epoch
+            except AudioError as error:
+                unreadable.append(str(error))
+        raise DataError(f"{self.corpus.name}: not one of its clips can be read")
 
 
 def collate(
@@ -284,17 +282,15 @@ def collate(
     unreadable: list[str] | None = None,
     epochs: list[int] | None = None,
 ) -> Batch:
-    """Clips and their waveforms side by side."""
-    lengths = torch.tensor([len(wave) for wave in waveforms])
-    longest = int(lengths.max()) if len(lengths) else 0
-    side_by_side = torch.empty(len(waveforms), longest, dtype=torch.int16)
-    for row, wave in zip(side_by_side, waveforms, strict=True):
-        row[: len(wave)] = wave
-        row[len(wave) :] = 0
+    """Return clips and their waveforms side by side."""
+    longest = max(map(len, waveforms), default=0)
+    padded = torch.zeros(len(waveforms), longest, dtype=torch.int16)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = waveform
     return Batch(
         step=step,
-        waveforms=side_by_side,
-        lengths=lengths,
+        waveforms=padded,
+        lengths=torch.tensor([len(waveform) for waveform in waveforms]),
         clips=torch.tensor([hash_id(clip.id) for clip in clips], dtype=torch.int64),
         epochs=torch.tensor(epochs or [0] * len(clips), dtype=torch.int64),
         labels=one_hot([clip.labels for clip in clips], classes) if classes else None,
@@ -304,9 +300,9 @@ def collate(
 
 
 def training_batches(steps: ClipBatches, *, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`, decoded ahead by `workers` processes.
+    """Yield the batches of steps `start` to `stop`, decoded ahead by `workers` processes.
 
-    Clips that are used although they are not what their files say are named in an `EatWarning`,
+    Clips that are used although their files contradict themselves are named in an `EatWarning`,
     each once, whichever process reads them.
     """
     loader = DataLoader(
@@ -320,12 +316,12 @@ def training_batches(steps: ClipBatches, *, start: int, stop: int) -> Iterator[B
     with warnings.catch_warnings():  # of forks beside threads; these workers only decode
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         batches = iter(loader)
-    seen: set[str] = set()
+    warned: set[str] = set()
     for batch in batches:
         for message in batch.warnings:
-            if message not in seen:
+            if message not in warned:
                 warnings.warn(message, EatWarning, stacklevel=2)
-        seen.update(batch.warnings)
+        warned.update(batch.warnings)
         yield batch
 
 
@@ -334,7 +330,7 @@ def _one_thread(worker: int) -> None:
 
 
 def ordered_batches(corpus: Corpus, settings: ClipSettings, *, batch: int) -> Iterator[Batch]:
-    """Every clip of a corpus once, from its beginning, in order; unreadable ones are left out.
+    """Yield every clip of a corpus once, from its beginning, in order, without unreadable ones.
 
     A batch holds fewer clips where some cannot be read, perhaps none.
     """

@@ -14,18 +14,23 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from eat_audio.data.columns import PATHS, TRUE, Columns, Row, assign_columns, key_of
 from eat_audio.data.corpus import (
+    CHUNK,
     Clip,
     Clips,
     Corpus,
     Span,
     joined,
+    lists,
     repeated_in,
+    same_for_all,
+    texts,
     with_unique_ids,
 )
 from eat_audio.data.labels import is_empty, label_cell, labels_of, nearly_equal, sorted_labels
@@ -35,6 +40,8 @@ from eat_audio.text import csv_cell, sentence
 from eat_audio.writing import write_text as write_aside
 
 DESCRIPTORS = "label_descriptors.csv"
+_UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
+"""Paths that are not below their root, or not in their shortest form."""
 _IN_HDF5 = re.compile(r"(?s)(.+?\.(?:h5|hdf5))/(.+)")
 _IN_ZIP = re.compile(r"(?s)(.+\.zip):([0-9]{1,18}):([0-9]{1,18})")
 
@@ -198,9 +205,7 @@ def read_tsv(*manifests: str | Path, split: str | None = None) -> Corpus:
     names = read_descriptors(paths[0].with_name(DESCRIPTORS)) if labeled else {}
     parts = []
     for path in paths:
-        clips = Clips.of(_tsv_clips(path, split or split_in_name(path), list(names), bool(labeled)))
-        if not len(clips):
-            raise DataError(f"{path}: lists no clips")
+        clips = _tsv_clips(path, split or split_in_name(path), list(names) if labeled else None)
         parts.append(_each_line_once(clips, path, list(names.values())))
     name = paths[0].stem if len(paths) == 1 else Path(os.path.abspath(paths[0])).parent.name
     corpus = Corpus(name, with_unique_ids(joined(parts)), tuple(names.values()))
@@ -208,8 +213,8 @@ def read_tsv(*manifests: str | Path, split: str | None = None) -> Corpus:
     return replace(corpus, multi_label=bool(labeled) and bool((np.diff(first) != 1).any()))
 
 
-def _tsv_clips(path: Path, split: str, label_ids: Sequence[str], labeled: bool) -> Iterator[Clip]:
-    """Yield the clips of a .tsv and of the .lbl beside it; ids are the paths below the root."""
+def _tsv_clips(path: Path, split: str, label_ids: Sequence[str] | None) -> Clips:
+    """Return the clips of a .tsv and of the .lbl beside it; ids are the paths below the root."""
     lines = iter_lines(path)
     first = next(lines, (0, ""))[1]
     if not first or "\t" in first:
@@ -218,11 +223,49 @@ def _tsv_clips(path: Path, split: str, label_ids: Sequence[str], labeled: bool) 
     if not os.path.isdir(root):
         raise DataError(f"{path} line 1: the root folder {first!r} does not exist")
     prefix = "" if root == Path(".") else os.path.join(root, "")
+    rows = _tsv_rows(path, root, lines, label_ids)
+    parts = []
+    while chunk := list(islice(rows, CHUNK)):
+        insides, places, labels = zip(*chunk, strict=True)
+        files, positions = zip(*places, strict=True)
+        containers = {}
+        if any(positions):
+            spans = [one if isinstance(one, Span) else None for one in positions]
+            containers = {
+                "dataset": texts(one if isinstance(one, str) else None for one in positions),
+                "offset": [span and span.offset for span in spans],
+                "size": [span and span.size for span in spans],
+            }
+        numbers = np.array([number for row in labels for number in row], np.int32)
+        part = Clips.in_columns(
+            id=texts(insides),
+            path=texts(prefix + file for file in files).dictionary_encode(),
+            labels=lists(numbers, np.cumsum([0, *map(len, labels)])),
+            split=same_for_all(split, len(chunk)),
+            **containers,
+        )
+        parts.append(part)
+    if not parts:
+        raise DataError(f"{path}: lists no clips")
+    return joined(parts)
+
+
+Place = tuple[str, Span | str | None]
+"""The file of a clip below the root, and its position in it if that is a container."""
+
+
+def _tsv_rows(
+    path: Path, root: Path, lines: Iterator[tuple[int, str]], label_ids: Sequence[str] | None
+) -> Iterator[tuple[str, Place, tuple[int, ...]]]:
+    """Yield the path below the root, the place and the labels of every line."""
     label_path = path.with_suffix(".lbl")
-    label_lines = iter_lines(label_path) if labeled else iter(())
-    if labeled and (count := _count(label_path)) != (clips := _count(path) - 1):
-        raise DataError(f"{label_path}: {count} lines of labels for {clips} clips")
-    numbers = {label: number for number, label in enumerate(label_ids)}
+    numbers = {label: number for number, label in enumerate(label_ids or ())}
+    label_lines: Iterator[tuple[int, str]] = iter(())
+    if label_ids is not None:
+        if (count := _count(label_path)) != (clips := _count(path) - 1):
+            raise DataError(f"{label_path}: {count} lines of labels for {clips} clips")
+        label_lines = iter_lines(label_path)
+    labels: tuple[int, ...] = ()
     for line, text in lines:
         row, _, samples = text.partition("\t")
         if not samples.strip().isdigit():
@@ -232,18 +275,26 @@ def _tsv_clips(path: Path, split: str, label_ids: Sequence[str], labeled: bool) 
         inside = below(root, row)
         if inside is None:
             raise DataError(f"{path} line {line}: {row!r} is not below the root folder")
-        file, where = inside, None
+        place: Place = (inside, None)
         if ".h5/" in inside or ".hdf5/" in inside or ".zip:" in inside:
-            file, where = _container_of(root, inside)
-        labels: tuple[int, ...] = ()
-        if labeled:
-            clip_id = None if isinstance(where, Span) else os.path.splitext(inside)[0]
-            labels = _labels_of_line(*next(label_lines), clip_id, numbers, label_path)
-        yield Clip(inside, prefix + file, labels, split, 0.0, None, where)
+            place = _place_in_container(root, inside)
+        if label_ids is not None:
+            number, text = next(label_lines)
+            written, tab, cell = text.partition("\t")
+            if not tab:
+                where = f"{label_path} line {number}"
+                raise DataError(f"{where}: {text!r} is not a clip's id, a tab and labels")
+            if not isinstance(place[1], Span):
+                _check_name(written, inside, f"{label_path} line {number}")
+            try:
+                labels = tuple(dict.fromkeys([numbers[label] for label in cell.split(",")]))
+            except KeyError:
+                labels = _parse_labels(cell, numbers, f"{label_path} line {number}")
+        yield inside, place, labels
 
 
-def _container_of(root: Path, inside: str) -> tuple[str, Span | str | None]:
-    """Return the file and the position in it of a row; a folder that is called x.h5 is a folder."""
+def _place_in_container(root: Path, inside: str) -> Place:
+    """Return the place of a row; a folder that is called x.h5 is a folder."""
     if match := _IN_HDF5.fullmatch(inside):
         return (inside, None) if os.path.isdir(root / match[1]) else (match[1], match[2])
     if match := _IN_ZIP.fullmatch(inside):
@@ -251,27 +302,25 @@ def _container_of(root: Path, inside: str) -> tuple[str, Span | str | None]:
     return inside, None
 
 
-def _labels_of_line(
-    line: int, text: str, clip_id: str | None, numbers: dict[str, int], path: Path
-) -> tuple[int, ...]:
-    """Return the label numbers of a line of a .lbl, of any clip if `clip_id` is None."""
-    written, tab, cell = text.partition("\t")
-    if not tab:
-        raise DataError(f"{path} line {line}: {text!r} is not a clip's id, a tab and labels")
-    if clip_id is not None and written != clip_id and written != (s := os.path.basename(clip_id)):
-        raise DataError(f"{path} line {line}: found {written!r}, expected {s!r}")
-    try:
-        return tuple(dict.fromkeys([numbers[label] for label in cell.split(",")]))
-    except KeyError:
-        labels = [label.strip() for label in cell.split(",") if label.strip()]
+def _check_name(written: str, inside: str, where: str) -> None:
+    """Refuse a line of a .lbl that does not name the clip by its stem or path without suffix."""
+    if inside.rpartition("/")[2].rpartition(".")[0] == written != "":  # nearly always
+        return
+    clip_id = os.path.splitext(inside)[0]
+    if written not in (clip_id, stem := os.path.basename(clip_id)):
+        raise DataError(f"{where}: found {written!r}, expected {stem!r}")
+
+
+def _parse_labels(cell: str, numbers: dict[str, int], where: str) -> tuple[int, ...]:
+    labels = [label.strip() for label in cell.split(",") if label.strip()]
     for label in labels:
         if label not in numbers:
-            raise DataError(f"{path} line {line}: {label!r} is not in {DESCRIPTORS}")
+            raise DataError(f"{where}: {label!r} is not in {DESCRIPTORS}")
     return tuple(dict.fromkeys(numbers[label] for label in labels))
 
 
 def _count(path: Path) -> int:
-    return sum(1 for _ in iter_lines(path))
+    return sum(not line.isspace() for line in io.BytesIO(_bytes(path)))
 
 
 def _each_line_once(clips: Clips, path: Path, names: Sequence[str]) -> Clips:
@@ -367,6 +416,8 @@ def below(root: Path, row: str) -> str | None:
     Names alone decide, and no ".." is left in them for the file system to take through a link.
     Links below the root are followed later, as data often sit behind one.
     """
+    if not _UNUSUAL.search(row):
+        return row
     inside = os.path.normpath(row)
     if os.path.isabs(inside):
         inside = os.path.relpath(inside, os.path.abspath(root))
@@ -377,15 +428,13 @@ def below(root: Path, row: str) -> str | None:
 
 def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file that are not empty, each with its number from 1."""
-    data = _bytes(path)
+    file = io.TextIOWrapper(io.BytesIO(_bytes(path)), "utf-8", newline="\n")
     try:
-        for number, line in enumerate(io.BytesIO(data), start=1):
-            if text := line.decode().removesuffix("\n").removesuffix("\r"):
-                if not text.isspace():
-                    yield number, text
-    except UnicodeDecodeError as error:
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                yield number, line.removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
         _text(path)  # raises with the position in the file
-        raise AssertionError from error
 
 
 def first_line(path: Path) -> str:

@@ -1,8 +1,7 @@
-"""(seed, epoch) -> which clips an epoch holds, and in what order: nothing to save, nothing to lose.
+"""The order of the clips in an epoch, a function of (seed, epoch): there is no sampler state.
 
-Plain epochs hold every clip once, or some of them, drawn anew each time. Balanced ones prefer
-clips with rare labels: the fine-tuning on AudioSet-2M takes 200,000 of its two million clips per
-epoch, each at most once, with a chance that follows its weight.
+Plain epochs hold every clip once, or a new draw of some. Balanced ones prefer clips with rare
+labels: fine-tuning on AudioSet-2M takes 200,000 of its two million clips per epoch.
 """
 
 import numpy as np
@@ -15,20 +14,20 @@ from eat_audio.rng import hash_id
 
 
 def epoch_order(clips: int, *, seed: int, epoch: int, drawn: int | None = None) -> Tensor:
-    """Numbers of the clips of an epoch, as they are heard: (drawn,), int64, each at most once.
+    """Return the clip numbers of an epoch in their order: (drawn,), int64, each at most once.
 
     Args:
-        clips: How many there are.
+        clips: Clips in the corpus.
         seed: Of the run.
-        epoch: Which one, from 0.
-        drawn: How many of them the epoch holds; all if None.
+        epoch: From 0.
+        drawn: Clips in the epoch; all if None.
     """
     generator = torch.Generator().manual_seed(hash_id(f"order {seed} {epoch}"))
     return torch.randperm(clips, generator=generator)[:drawn]
 
 
 def balanced_order(weights: Tensor, *, seed: int, epoch: int, drawn: int) -> Tensor:
-    """The same, drawn one after the other with chances in proportion to `weights` (clips,).
+    """Return the same, drawn one by one with chances in proportion to `weights` (clips,).
 
     A clip without weight is never drawn; there must be enough of the others.
 
@@ -43,7 +42,7 @@ def balanced_order(weights: Tensor, *, seed: int, epoch: int, drawn: int) -> Ten
 
 
 def label_weights(corpus: Corpus) -> Tensor:
-    """How much every clip of a corpus weighs in balanced epochs: (clips,), float64.
+    """Return the weights of the clips in balanced epochs: (clips,), float64.
 
     A label weighs 1000 / (clips that have it + 0.01), a clip as much as its labels together.
 
@@ -54,7 +53,7 @@ def label_weights(corpus: Corpus) -> Tensor:
     """
     if not corpus.label_names:
         raise DataError(f"{corpus.name}: has no labels, by which its clips could be balanced")
-    heard, first = corpus.table.labels()
-    per_label = 1_000 / (np.bincount(heard, minlength=len(corpus.label_names)) + 0.01)
+    labels, first = corpus.table.labels()
+    per_label = 1_000 / (np.bincount(labels, minlength=len(corpus.label_names)) + 0.01)
     clip = np.repeat(np.arange(len(corpus)), np.diff(first))
-    return torch.from_numpy(np.bincount(clip, per_label[heard], minlength=len(corpus)))
+    return torch.from_numpy(np.bincount(clip, per_label[labels], minlength=len(corpus)))

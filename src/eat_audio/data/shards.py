@@ -1,9 +1,9 @@
-"""A corpus -> tar shards with an index, and back: few large files, read in any order.
+"""Write and read a corpus as tar shards with an index: few large files, read in any order.
 
-A shard is a tar file in the format of webdataset: for every clip `key.json` (what is known about
-it) and `key.flac` or `key.wav`, which hold exactly the int16 samples that training hears, mono, at
-16 kHz; so whoever trains on shards gets the batches that the files would have given. The index
-says where in which shard a clip's bytes are, so that nothing has to be read in order.
+A shard is a tar file in the format of webdataset: for every clip `key.json` (its metadata) and
+`key.flac` or `key.wav`, which hold exactly the int16 samples of training, mono, at 16 kHz; so
+training on shards gets the batches that the files would have given. The index holds the position
+of every clip's bytes, so that nothing has to be read in order.
 
     out/shard-000000.tar ...    index.parquet    shards.json (written last: without it, unfinished)
 """
@@ -17,7 +17,7 @@ import signal
 import tarfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, AudioBytes, load_audio, to_int16
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
-from eat_audio.data.shard_index import ABOUT, INDEX, ROWS, VERSION, read_about, read_index
+from eat_audio.data.shard_index import HEADER, INDEX, ROWS, VERSION, read_header, read_index
 from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
 from eat_audio.progress import track
@@ -46,7 +46,7 @@ Kind = Literal["flac", "wav"]
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing made."""
+    """The result of packing."""
 
     clips: int
     shards: int
@@ -60,35 +60,30 @@ class Packed:
 
 
 def is_packed(place: str | Path) -> bool:
-    """Whether a folder holds finished shards; of URLs, nothing else is expected."""
-    return is_url(place) or os.path.isfile(os.path.join(place, ABOUT))
+    """Return whether a folder holds finished shards; URLs are expected to."""
+    return is_url(place) or os.path.isfile(os.path.join(place, HEADER))
 
 
 def open_packed(place: str | Path) -> Corpus:
-    """The corpus in a folder of shards, or at the URL of one (`s3://...`, `https://...`).
+    """Return the corpus in a folder of shards, or at its URL (`s3://...`, `https://...`).
 
     Raises:
         DataError: It cannot be read, is unfinished, or contradicts itself.
     """
-    about = read_about(_in(place, ABOUT))
-    columns = read_index(_in(place, INDEX), clips=about["clips"], labels=len(about["label_names"]))
-    shards = columns["shard"].dictionary_encode()
-    names = shards.dictionary.to_pylist()
-    splits = columns["split"].dictionary_encode()
+    header = read_header(_in(place, HEADER))
+    labels = tuple(header["label_names"])
+    columns = read_index(_in(place, INDEX), clips=header["clips"], labels=len(labels))
+    shards, splits = (columns[name].dictionary_encode() for name in ("shard", "split"))
+    paths = texts(_in(place, name) for name in shards.dictionary.to_pylist())
     clips = Clips.in_columns(
         id=columns["id"],
-        path=pa.DictionaryArray.from_arrays(shards.indices, texts(_in(place, n) for n in names)),
+        path=pa.DictionaryArray.from_arrays(shards.indices, paths),
         split=pa.DictionaryArray.from_arrays(splits.indices, texts(splits.dictionary.to_pylist())),
         **{name: columns[name] for name in ("labels", "offset", "size", "crc32")},
     )
-    told = about["statistics"]
-    return Corpus(
-        about["name"],
-        clips,
-        tuple(about["label_names"]),
-        multi_label=about["multi_label"],
-        statistics=tuple(told) if isinstance(told, list) else told,
-    )
+    statistics = header["statistics"]
+    statistics = tuple(statistics) if isinstance(statistics, list) else statistics
+    return Corpus(header["name"], clips, labels, header["multi_label"], statistics)
 
 
 def pack(
@@ -120,9 +115,9 @@ def pack(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if is_packed(out):
-            return _finished(corpus, plans, out)
+            return _finished(plans, out)
         for plan in plans:
-            remove_leftovers(plan.place)
+            remove_leftovers(plan.path)
             remove_leftovers(plan.rows)
         todo = [plan for plan in plans if not plan.is_done()]
         for _ in track(_written(todo, jobs), "pack", len(todo)):
@@ -137,45 +132,41 @@ def pack(
 
 @dataclass(frozen=True)
 class _Plan:
-    """A shard that is to be, and the clips in it."""
+    """A shard to be written, and its clips."""
 
-    place: Path
+    path: Path
     clips: Clips
     label_names: tuple[str, ...]
     kind: Kind
     digest: str
-    """Of all that decides its content, but the recordings themselves."""
+    """Of everything that determines its content, except the recordings."""
 
     @property
     def rows(self) -> Path:
-        """Its part of the index, there when the shard is whole."""
-        return self.place.with_suffix(".parquet")
+        """Its part of the index, which exists when the shard is whole."""
+        return self.path.with_suffix(".parquet")
 
     def is_done(self) -> bool:
-        """Whether an earlier run has written it.
+        """Return whether an earlier run has written it.
 
         Raises:
             DataError: An earlier run has written another one with that name.
         """
-        if not self.rows.is_file():
-            return False
-        told = _told(self.rows)
-        if not told:
-            return False
-        if told["digest"] != self.digest:
+        summary = _summary(self.rows) if self.rows.is_file() else {}
+        if summary and summary["digest"] != self.digest:
             raise DataError(
-                f"{self.place}: was packed from other clips, or with other options; "
+                f"{self.path}: was packed from other clips, or with other options; "
                 "expected an empty folder, or the same command again"
             )
-        return self.place.is_file() and self.place.stat().st_size == told["size"]
+        return bool(summary) and self.path.is_file() and self.path.stat().st_size == summary["size"]
 
 
 def _plans(corpus: Corpus, out: Path, clips_per_shard: int, kind: Kind) -> Iterator[_Plan]:
     for number, first in enumerate(range(0, len(corpus), clips_per_shard)):
         clips = corpus.table[first : first + clips_per_shard]
-        told = replace(corpus, clips=clips).fingerprint()
+        fingerprint = replace(corpus, clips=clips).fingerprint()
         splits = clips.column("split").dictionary_decode().to_pylist()
-        digest = hashlib.sha256(repr((VERSION, kind, told, splits)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((VERSION, kind, fingerprint, splits)).encode()).hexdigest()
         yield _Plan(out / f"shard-{number:06d}.tar", clips, corpus.label_names, kind, digest)
 
 
@@ -185,8 +176,8 @@ def _written(plans: list[_Plan], jobs: int) -> Iterator[None]:
         return
     # Fresh processes: a fork would inherit threads, and with them locks that nobody releases.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_quiet_worker) as pool:
-        waiting: list[Future[None]] = [pool.submit(_write_shard, plan) for plan in plans]
+    with ProcessPoolExecutor(jobs, context, initializer=_init_worker) as pool:
+        waiting = [pool.submit(_write_shard, plan) for plan in plans]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -195,8 +186,8 @@ def _written(plans: list[_Plan], jobs: int) -> Iterator[None]:
             raise
 
 
-def _quiet_worker() -> None:
-    """An interrupt is for the parent to hear; shards that were begun are finished."""
+def _init_worker() -> None:
+    """Leave interrupts to the parent: shards that were begun are finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
@@ -205,28 +196,25 @@ def _write_shard(plan: _Plan) -> None:
     rows: list[dict[str, Any]] = []
     digests: list[bytes] = []
     unreadable: list[str] = []
-    with written_aside(plan.place) as aside:
+    with written_aside(plan.path) as aside:
         with open(aside, "wb") as file:
             for clip in plan.clips:
                 try:
-                    waveform = _as_heard(clip)
+                    sound = load_audio(sound_of(clip), start=clip.start, seconds=clip.seconds)
                 except AudioError as error:
                     unreadable.append(str(error))
                     continue
+                waveform = to_int16(sound)
                 rows.append(_add_clip(file, clip, waveform, plan))
                 digests.append(_digest(waveform))
             file.write(bytes(2 * tarfile.BLOCKSIZE))
         for row, digest in zip(rows, digests, strict=True):
             data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
             if _digest(to_int16(load_audio(AudioBytes(str(aside), data)))) != digest:
-                raise DataError(f"{plan.place}: does not hold what was written to it")
+                raise DataError(f"{plan.path}: does not hold what was written to it")
         size = os.path.getsize(aside)
-    about = {"digest": plan.digest, "size": size, "unreadable": unreadable}
-    _write_rows(pa.Table.from_pylist(rows, ROWS), plan.rows, about)
-
-
-def _as_heard(clip: Clip) -> Tensor:
-    return to_int16(load_audio(sound_of(clip), start=clip.start, seconds=clip.seconds))
+    summary = {"digest": plan.digest, "size": size, "unreadable": unreadable}
+    _write_rows(pa.Table.from_pylist(rows, ROWS), plan.rows, summary)
 
 
 def _digest(waveform: Tensor) -> bytes:
@@ -234,23 +222,25 @@ def _digest(waveform: Tensor) -> bytes:
 
 
 def _add_clip(file: IO[bytes], clip: Clip, waveform: Tensor, plan: _Plan) -> dict[str, Any]:
-    """Write a clip's two members; returns its row of the index."""
+    """Write a clip's two members; return its row of the index."""
     encoded = io.BytesIO()
     kind = plan.kind.upper()
     soundfile.write(encoded, waveform.numpy(), SAMPLE_RATE, format=kind, subtype="PCM_16")
-    key = _key(clip.id)
-    about = {
+    # webdataset takes what follows the first dot of a name for a suffix
+    key = quote(clip.id, safe="", errors="surrogatepass").replace(".", "%2E")
+    key = key if len(key) <= LONGEST_KEY else f"{key[:60]}-{hash_id(clip.id):016x}"
+    metadata = {
         "id": clip.id,
         "labels": [plan.label_names[number] for number in clip.labels],
         "split": clip.split,
         "samples": len(waveform),
         "sample_rate": SAMPLE_RATE,
     }
-    _add_member(file, f"{key}.json", json.dumps(about).encode())
+    _add_member(file, f"{key}.json", json.dumps(metadata).encode())
     data = encoded.getvalue()
     return {
         "id": clip.id.encode("utf-8", "surrogatepass"),
-        "shard": plan.place.name,
+        "shard": plan.path.name,
         "offset": _add_member(file, f"{key}.{plan.kind}", data),
         "size": len(data),
         "crc32": zlib.crc32(data),
@@ -261,7 +251,7 @@ def _add_clip(file: IO[bytes], clip: Clip, waveform: Tensor, plan: _Plan) -> dic
 
 
 def _add_member(file: IO[bytes], name: str, data: bytes) -> int:
-    """Append a member to a tar file; returns where its bytes begin."""
+    """Append a member to a tar file; return the offset of its bytes."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
     file.write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -271,81 +261,67 @@ def _add_member(file: IO[bytes], name: str, data: bytes) -> int:
     return offset
 
 
-def _key(clip_id: str) -> str:
-    """An id as the name of a member: webdataset takes what follows the first dot for a suffix."""
-    key = quote(clip_id, safe="", errors="surrogatepass").replace(".", "%2E")
-    return key if len(key) <= LONGEST_KEY else f"{key[:60]}-{hash_id(clip_id):016x}"
-
-
 # ---- the index
 
 
 def _finish(corpus: Corpus, plans: list[_Plan], out: Path, *, kept: int) -> Packed:
-    """Join what the shards say to the index of all, and say that it is whole."""
-    told = [_told(plan.rows) for plan in plans]
-    unreadable = [sentence for shard in told for sentence in shard["unreadable"]]
+    """Join the rows of all shards to the index, then write the header."""
+    summaries = [_summary(plan.rows) for plan in plans]
     table = pa.concat_tables([pq.read_table(plan.rows, schema=ROWS) for plan in plans])
     if not len(table):
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
     try:
-        text = table["id"].cast(pa.large_string())
-        table = table.set_column(0, "id", text)
+        table = table.set_column(0, "id", table["id"].cast(pa.large_string()))
     except pa.ArrowInvalid:  # names of files that are no text
         pass
     _write_rows(table, out / INDEX, {})
-    about = {
+    header = {
         "format": "eat-audio shards",
         "version": VERSION,
         "name": corpus.name,
         "clips": len(table),
         "samples": sum(table["samples"].to_pylist()),
-        "size": sum(shard["size"] for shard in told),
+        "size": sum(summary["size"] for summary in summaries),
         "label_names": corpus.label_names,
         "multi_label": corpus.multi_label,
         "statistics": corpus.statistics,
         "plan": _plan_digest(plans),
-        "unreadable": unreadable,
+        "unreadable": [sentence for summary in summaries for sentence in summary["unreadable"]],
     }
-    write_json(out / ABOUT, about)
-    return replace(_finished(corpus, plans, out), kept=kept)
+    write_json(out / HEADER, header)
+    return replace(_finished(plans, out), kept=kept)
 
 
-def _finished(corpus: Corpus, plans: list[_Plan], out: Path) -> Packed:
-    """What finished shards hold, if it is this corpus."""
-    about = read_about(_in(out, ABOUT))
-    if about["plan"] != _plan_digest(plans):
-        raise DataError(f"{out}: holds other shards, of {about['name']}; expected an empty folder")
+def _finished(plans: list[_Plan], out: Path) -> Packed:
+    """Return the contents of finished shards, if they are those of the plans."""
+    header = read_header(_in(out, HEADER))
+    if header["plan"] != _plan_digest(plans):
+        raise DataError(f"{out}: holds other shards, of {header['name']}; expected an empty folder")
     for plan in plans:
         plan.rows.unlink(missing_ok=True)
-    return Packed(
-        clips=about["clips"],
-        shards=len(plans),
-        kept=len(plans),
-        samples=about["samples"],
-        size=about["size"],
-        unreadable=about["unreadable"],
-    )
+    totals = {name: header[name] for name in ("clips", "samples", "size", "unreadable")}
+    return Packed(shards=len(plans), kept=len(plans), **totals)
 
 
 def _plan_digest(plans: list[_Plan]) -> str:
     return hashlib.sha256("".join(plan.digest for plan in plans).encode()).hexdigest()
 
 
-def _write_rows(table: pa.Table, place: Path, told: dict[str, Any]) -> None:
-    """Write rows of an index and what else is to be said, aside and then under its name."""
-    schema = table.schema.with_metadata({b"shard": json.dumps(told).encode()})
-    with written_aside(place) as aside:
+def _write_rows(table: pa.Table, path: Path, summary: dict[str, Any]) -> None:
+    """Write rows of an index, with a summary of their shard."""
+    schema = table.schema.with_metadata({b"shard": json.dumps(summary).encode()})
+    with written_aside(path) as aside:
         pq.write_table(table.cast(schema), aside, compression="zstd")
 
 
-def _told(rows: Path) -> dict[str, Any]:
-    """What was written beside a shard's rows; nothing if that is damaged."""
+def _summary(rows: Path) -> dict[str, Any]:
+    """Return the summary of a shard beside its rows; nothing if that is damaged."""
     try:
-        about = json.loads((pq.read_schema(rows).metadata or {})[b"shard"])
+        summary = json.loads((pq.read_schema(rows).metadata or {})[b"shard"])
     except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError):
         return {}
-    whole = isinstance(about, dict) and {"digest", "size", "unreadable"} <= about.keys()
-    return about if whole else {}
+    whole = isinstance(summary, dict) and {"digest", "size", "unreadable"} <= summary.keys()
+    return summary if whole else {}
 
 
 def _in(place: str | Path, name: str) -> str:

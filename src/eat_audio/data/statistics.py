@@ -1,8 +1,8 @@
-"""A corpus -> the mean and standard deviation of its log-mel, which normalize what models hear."""
+"""Measure the mean and standard deviation of a corpus' log-mel, which normalize model inputs."""
 
 from dataclasses import dataclass
 
-from eat_audio.audio import load_audio
+from eat_audio.audio import SAMPLE_RATE, load_audio
 from eat_audio.audio.fbank import RunningStatistics, Statistics, log_mel
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.storage import sound_of
@@ -12,7 +12,7 @@ from eat_audio.progress import track
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """What was measured, and on what."""
+    """Measured statistics, and the clips they were measured on."""
 
     statistics: Statistics
     clips: int
@@ -21,7 +21,7 @@ class CorpusStatistics:
 
 
 def measure(corpus: Corpus, *, longest: float = 60.0) -> CorpusStatistics:
-    """Exact mean and standard deviation over all mel cells of all clips, one clip at a time.
+    """Return the exact mean and standard deviation over all mel cells of all clips.
 
     Every clip loses its own mean first, as in training; padding is never counted.
 
@@ -35,15 +35,15 @@ def measure(corpus: Corpus, *, longest: float = 60.0) -> CorpusStatistics:
     running = RunningStatistics()
     unreadable: list[str] = []
     seconds, clips = 0.0, 0
-    for clip in track(corpus.clips, "listen", len(corpus)):
+    for clip in track(corpus.clips, "measure", len(corpus)):
         try:
-            wanted = min(longest, clip.seconds or longest)
-            waveform = load_audio(sound_of(clip), start=clip.start, seconds=wanted)
+            length = min(longest, clip.seconds or longest)
+            waveform = load_audio(sound_of(clip), start=clip.start, seconds=length)
         except AudioError as error:
             unreadable.append(str(error))
             continue
         running.add(log_mel(waveform - waveform.mean()))
-        seconds += len(waveform) / 16_000
+        seconds += len(waveform) / SAMPLE_RATE
         clips += 1
     if not clips:
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")

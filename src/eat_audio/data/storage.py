@@ -1,9 +1,8 @@
-"""A clip -> its recording, whether that is a file or inside one: a tar shard, a zip, HDF5, a URL.
+"""Read the recording of a clip from a file, a URL, or the inside of a tar shard, a zip or HDF5.
 
-Every recording is read by itself: a file is opened for it and closed again. So nothing is shared
-between processes, any order is as good as any other, and a member of a container that is broken
-spoils no other. What an index or a manifest says is checked against the container before memory
-is taken.
+A file is opened for every recording and closed again. So nothing is shared between processes, any
+order is as good as any other, and a damaged member of a container spoils no other. Claims of an
+index or a manifest are checked against the container before memory is taken.
 """
 
 import io
@@ -27,13 +26,13 @@ from eat_audio.data.corpus import Clip, Span, is_url
 from eat_audio.errors import AudioError, DataError, EatError
 
 WAIT = 30.0
-"""Seconds until a web server that says nothing is given up."""
+"""Seconds until a web server that sends nothing is given up."""
 SLOWEST = 1_000.0
-"""Bytes a second; for every so many more that came, a server is given a second more."""
+"""Bytes a second; for every so many more that came, a server has a second more."""
 LARGEST = 2**32
-"""Bytes that are read at once, if nothing else is said."""
+"""Bytes that are read at once by default."""
 HDF5_RATE = 32_000
-"""Hz; HDF5 files do not say it, and this is what the released code takes them to have."""
+"""Hz; HDF5 files do not hold it, and this is the assumption of the released code."""
 SAMPLES = (np.int16, np.float16, np.float32, np.float64)
 LARGEST_WAV = 2**31
 """Bytes; also 9 hours at that rate."""
@@ -42,7 +41,7 @@ HDF5_PACKING = 4_000
 
 
 def sound_of(clip: Clip) -> Source:
-    """What `load_audio` reads to hear the recording that a clip is in.
+    """Return the argument with which `load_audio` loads the recording of a clip.
 
     Raises:
         AudioError: The clip lies in a container, and cannot be read from there.
@@ -52,7 +51,7 @@ def sound_of(clip: Clip) -> Source:
         return clip.path
     name = f"{clip.path}: {clip.id!r}"
     if isinstance(clip.inside, str):
-        return AudioBytes(name, _dataset(Path(clip.path), clip.inside, name))
+        return AudioBytes(name, _read_dataset(Path(clip.path), clip.inside, name))
     try:
         data = read_bytes(clip.path, clip.inside)
     except DataError as error:
@@ -63,12 +62,12 @@ def sound_of(clip: Clip) -> Source:
 
 
 def read_bytes(place: str | Path, span: Span | None = None, *, most: int = LARGEST) -> bytes:
-    """All bytes of a file or URL, or those of a span.
+    """Return all bytes of a file or URL, or those of a span.
 
     Args:
         place: The file, or the URL.
-        span: Which bytes; all, if it is None.
-        most: How many they may be.
+        span: The bytes to read; all if None.
+        most: The largest number of bytes.
 
     Raises:
         DataError: It cannot be read, is no file, is too large, ends before the span does, or comes
@@ -82,110 +81,99 @@ def read_bytes(place: str | Path, span: Span | None = None, *, most: int = LARGE
     return _from_store(url, span, most)
 
 
-def _from_file(place: str | Path, span: Span | None, most: int) -> bytes:
-    _refuse_what_waits(place)
+def _from_file(path: str | Path, span: Span | None, most: int) -> bytes:
+    _refuse_special(path)
     try:
-        with open(place, "rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            offset, size = _within(place, span, length)
-            _refuse_too_large(place, size, most)
+        with open(path, "rb") as file:
+            offset, size = _range(path, span, os.fstat(file.fileno()).st_size, most)
             file.seek(offset)
             data = file.read(size)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{place}: cannot be read ({reason})") from error
-    return _complete(place, data, size)
+        raise _unreadable(path, getattr(error, "strerror", None) or error) from error
+    return _complete(path, data, size)
 
 
-def _refuse_what_waits(place: str | Path) -> None:
-    """Raise if a place is a pipe or a device: opening one would wait for its writer."""
+def _refuse_special(path: str | Path) -> None:
+    """Refuse pipes and devices: opening one would wait for its writer."""
     try:
-        regular = stat.S_ISREG(os.stat(place).st_mode)
+        regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{place}: cannot be read ({reason})") from error
+        raise _unreadable(path, getattr(error, "strerror", None) or error) from error
     if not regular:
-        raise DataError(f"{place}: cannot be read (it is not a file)")
+        raise _unreadable(path, "it is not a file")
 
 
-def _refuse_too_large(place: str | Path, size: int, most: int) -> None:
-    if size > most:
-        raise DataError(f"{place}: is larger than the {most} bytes that are expected at most")
+def _unreadable(place: str | Path, reason: object) -> DataError:
+    return DataError(f"{place}: cannot be read ({reason})")
 
 
-class _Answer:
-    """What a web server sends, read by a thread of its own so that it cannot hold up anybody.
+class _Download:
+    """A download by a thread of its own, with a deadline that moves on with the bytes received.
 
-    A server may send its headers, or anything else, a byte at a time; no limit of a socket counts
-    those. So the whole has a deadline, which moves on with what has come.
+    A server may send its headers, or anything else, a byte at a time; no socket timeout ends that.
     """
 
     def __init__(self, request: urllib.request.Request, offset: int | None, most: int) -> None:
         self.request, self.offset, self.most = request, offset, most
         self.data = bytearray()
         self.error: Exception | None = None
-        self.given_up = False
+        self.stopped = False
 
-    def get(self) -> bytes:
-        """All that came.
+    def read(self) -> bytes:
+        """Return all bytes.
 
         Raises:
-            DataError: It is too much, or too slow, or no part of a file where one was wanted.
+            DataError: There are too many, or they come too slowly, or not as the requested part.
         """
-        work = threading.Thread(target=self._read, daemon=True)
+        work = threading.Thread(target=self._run, daemon=True)
         work.start()
-        begun = time.monotonic()
+        begin = time.monotonic()
         while work.is_alive():
-            left = begun + WAIT + len(self.data) / SLOWEST - time.monotonic()
+            left = begin + WAIT + len(self.data) / SLOWEST - time.monotonic()
             if left <= 0:
-                self.given_up = True
-                raise DataError(
-                    f"{self.request.full_url}: cannot be read ({len(self.data)} bytes came in "
-                    f"{time.monotonic() - begun:.0f} seconds)"
-                )
+                self.stopped = True
+                spent = f"{len(self.data)} bytes came in {time.monotonic() - begin:.0f} seconds"
+                raise _unreadable(self.request.full_url, spent)
             work.join(left)
         if self.error is not None:
             raise self.error
         return bytes(self.data)
 
-    def _read(self) -> None:
+    def _run(self) -> None:
         try:
-            with urllib.request.urlopen(self.request, timeout=WAIT) as answer:
-                self._take(answer)
+            with urllib.request.urlopen(self.request, timeout=WAIT) as response:
+                self._receive(response)
         except Exception as error:
             if isinstance(error, HTTPError):
                 error.close()
             self.error = error
 
-    def _take(self, answer: Any) -> None:
+    def _receive(self, response: Any) -> None:
         url = self.request.full_url
         if self.offset is not None:
-            told = answer.headers.get("Content-Range", "")
-            if answer.status != 206 or not told.startswith(f"bytes {self.offset}-"):
+            part = response.headers.get("Content-Range", "")
+            if response.status != 206 or not part.startswith(f"bytes {self.offset}-"):
                 raise DataError(f"{url}: the server does not send parts of files")
-        while not self.given_up and (part := answer.read1(2**16)):
-            self.data += part
-            if len(self.data) > self.most:
-                if self.offset is not None:  # more than was asked for
-                    del self.data[self.most :]
-                    return
-                raise DataError(
-                    f"{url}: is larger than the {self.most} bytes that are expected at most"
-                )
+        while not self.stopped and (data := response.read1(2**16)):
+            self.data += data
+            if len(self.data) > self.most and self.offset is None:
+                raise _too_large(url, self.most)
+            if len(self.data) > self.most:  # more than was requested
+                del self.data[self.most :]
+                return
 
 
 def _from_web(url: str, span: Span | None, most: int) -> bytes:
-    offset = size = None
     try:
         request = urllib.request.Request(url)
-        if span is not None:
-            offset, size = _within(url, span, None)
-            _refuse_too_large(url, size, most)
-            request.add_header("Range", f"bytes={offset}-{offset + size - 1}")
-        data = _Answer(request, offset, most if size is None else size).get()
+        if span is None:
+            return _Download(request, None, most).read()
+        offset, size = _range(url, span, None, most)
+        request.add_header("Range", f"bytes={offset}-{offset + size - 1}")
+        data = _Download(request, offset, size).read()
     except (OSError, ValueError, HTTPException) as error:
-        raise DataError(f"{url}: cannot be read ({getattr(error, 'reason', error)})") from error
-    return data if size is None else _complete(url, data, size)
+        raise _unreadable(url, getattr(error, "reason", error)) from error
+    return _complete(url, data, size)
 
 
 def _from_store(url: str, span: Span | None, most: int) -> bytes:
@@ -196,33 +184,39 @@ def _from_store(url: str, span: Span | None, most: int) -> bytes:
     try:
         store, path = fsspec.core.url_to_fs(url)
         if span is None:
-            _refuse_too_large(url, store.size(path) or 0, most)
+            _range(url, None, store.size(path) or 0, most)
             return store.cat_file(path)
-        offset, size = _within(url, span, _length(url))
+        offset, size = _range(url, span, _length(url), most)
         data = store.cat_file(path, start=offset, end=offset + size)
     except DataError:
         raise
     except Exception as error:  # every kind of store has its own
-        raise DataError(f"{url}: cannot be read ({str(error) or type(error).__name__})") from error
+        raise _unreadable(url, str(error) or type(error).__name__) from error
     return _complete(url, data, size)
 
 
 @lru_cache(maxsize=100_000)
 def _length(url: str) -> int:
-    """Bytes of a file in a store, asked for once."""
+    """Return the bytes of a file in a store, requested once."""
     import fsspec
 
     store, path = fsspec.core.url_to_fs(url)
     return store.size(path)
 
 
-def _within(place: str | Path, span: Span | None, length: int | None) -> tuple[int, int]:
-    """Offset and size of a span, of a container of so many bytes if that is known."""
+def _range(place: str | Path, span: Span | None, length: int | None, most: int) -> tuple[int, int]:
+    """Return offset and size of a span, in a file of `length` bytes if that is known."""
     offset, size = (0, length or 0) if span is None else span[:2]
     if offset < 0 or size < 0 or (length is not None and offset + size > length):
         held = "" if length is None else f", which has {length}"
         raise DataError(f"{place}: no bytes {offset} to {offset + size}{held}")
+    if size > most:
+        raise _too_large(place, most)
     return offset, size
+
+
+def _too_large(place: str | Path, most: int) -> DataError:
+    return DataError(f"{place}: is larger than the {most} bytes that are expected at most")
 
 
 def _complete(place: str | Path, data: bytes, size: int) -> bytes:
@@ -231,8 +225,8 @@ def _complete(place: str | Path, data: bytes, size: int) -> bytes:
     return data
 
 
-def _dataset(file: Path, name: str, called: str) -> bytes:
-    """A dataset of an HDF5 file as the bytes of a WAV file.
+def _read_dataset(file: Path, name: str, where: str) -> bytes:
+    """Return a dataset of an HDF5 file as the bytes of a WAV file.
 
     Links to other files, and data kept in other files, are not followed.
     """
@@ -241,30 +235,28 @@ def _dataset(file: Path, name: str, called: str) -> bytes:
     except ImportError:
         raise EatError(f"{file}: needs h5py; install it (pip install 'eat-audio[data]')") from None
     try:
-        _refuse_what_waits(file)
-    except DataError as error:
-        raise AudioError(f"{called}: {error}") from error
-    try:
+        _refuse_special(file)
         with h5py.File(file, "r") as store:
-            found: Any = store
+            node: Any = store
             for part in name.split("/"):
-                link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+                link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
                 if not isinstance(link, h5py.HardLink):
-                    raise AudioError(f"{called}: there is no such dataset")
-                found = found[part]
-            if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-                raise AudioError(f"{called}: is not a dataset of this file")
-            if len(found.shape or ()) != 1 or found.dtype not in SAMPLES:
-                shape = f"{found.dtype} {found.shape}"
-                raise AudioError(f"{called}: is {shape}; expected (samples,) of int16 or float")
-            if not found.nbytes <= min(HDF5_PACKING * found.id.get_storage_size(), LARGEST_WAV):
-                raise AudioError(f"{called}: claims {found.size} samples, and does not hold them")
-            samples = found[()]
+                    raise AudioError(f"{where}: there is no such dataset")
+                node = node[part]
+            if not isinstance(node, h5py.Dataset) or node.external or node.is_virtual:
+                raise AudioError(f"{where}: is not a dataset of this file")
+            if len(node.shape or ()) != 1 or node.dtype not in SAMPLES:
+                shape = f"{node.dtype} {node.shape}"
+                raise AudioError(f"{where}: is {shape}; expected (samples,) of int16 or float")
+            if not node.nbytes <= min(HDF5_PACKING * node.id.get_storage_size(), LARGEST_WAV):
+                raise AudioError(f"{where}: claims {node.size} samples, and does not hold them")
+            samples = node[()]
+    except DataError as error:
+        raise AudioError(f"{where}: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:
-        raise AudioError(f"{called}: cannot be read as HDF5 ({error})") from error
+        raise AudioError(f"{where}: cannot be read as HDF5 ({error})") from error
     wav = io.BytesIO()
-    if samples.dtype != np.int16:
-        samples = samples.astype(np.float32)
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
+    samples = samples if samples.dtype == np.int16 else samples.astype(np.float32)
     soundfile.write(wav, samples, HDF5_RATE, format="WAV", subtype=subtype)
     return wav.getvalue()
