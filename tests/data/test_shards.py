@@ -136,8 +136,8 @@ def test_packing_goes_on_where_it_was_stopped(
     write = shards._write_shard
 
     def stopped(plan: shards._Plan) -> None:
-        if plan.place.name.endswith("1.tar"):
-            aside_name(plan.place).write_bytes(b"half")
+        if plan.path.name.endswith("1.tar"):
+            aside_name(plan.path).write_bytes(b"half")
             raise KeyboardInterrupt
         write(plan)
 
@@ -162,7 +162,7 @@ def test_a_shard_whose_rows_are_damaged_is_packed_again(
     write = shards._write_shard
 
     def damaging(plan: shards._Plan) -> None:
-        if plan.place.name.endswith("1.tar"):
+        if plan.path.name.endswith("1.tar"):
             raise KeyboardInterrupt
         write(plan)
         plan.rows.write_bytes(plan.rows.read_bytes()[:-20])

@@ -243,10 +243,8 @@ class ClipBatches(Dataset[Batch]):
         """
         first = (step * self.ranks + self.rank) * self.batch
         unreadable: list[str] = []
-        with collected_warnings() as messages:
-            rows = [
-                self._row(position, unreadable) for position in range(first, first + self.batch)
-            ]
+        messages: list[str] = []
+        rows = [self._row(first + n, unreadable, messages) for n in range(self.batch)]
         clips, waveforms, epochs = (list(column) for column in zip(*rows, strict=True))
         classes = len(self.corpus.label_names)
         batch = collate(clips, waveforms, classes, step, unreadable, epochs)
