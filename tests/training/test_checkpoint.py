@@ -193,7 +193,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_gone_on_from(tmp_path: Path) ->
     a_run_of(tmp_path, 1, 2)
     for folder in checkpoints(tmp_path):
         (folder / "objective.safetensors").write_bytes(b"rubbish")
-    words = r"none of its checkpoints is whole \(step-00000002: objective.safetensors is not what"
+    words = r"none of its checkpoints is intact \(step-00000002: objective.safetensors is not what"
     with pytest.raises(CheckpointError, match=words):
         a_run(tmp_path).begin(resume=True)
     assert len(checkpoints(tmp_path)) == 2
@@ -233,8 +233,8 @@ def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: P
     [
         ("", "cannot be read as JSON"),
         ("[]", r"holds \[\]; expected a JSON object"),
-        ('{"recipe": null}', r"is no record of a run \(recipe is None\)"),
-        ("{}", r"is no record of a run \(no recipe\)"),
+        ('{"recipe": null}', r"is not the record of a run \(recipe is None\)"),
+        ("{}", r"is not the record of a run \(no recipe\)"),
         ('{"recipe": {"accumulate": "x"}}', r"\(accumulate is 'x'\)"),
         ('{"recipe": {}, "processes": []}', r"\(processes is \[\]\)"),
         ('{"recipe": {}, "origin": [1]}', r"\(origin is \[1\]\)"),
@@ -366,7 +366,9 @@ def test_what_a_full_disk_left_of_a_model_does_not_hide_the_checkpoint(tmp_path:
     run.save(1)
     run.finish()
     os.truncate(tmp_path / "model.safetensors", 20)
-    with pytest.warns(EatWarning, match="finished model is not whole; .*step-00000001 is used"):
+    with pytest.warns(
+        EatWarning, match="the finished model is incomplete; .*step-00000001 is used"
+    ):
         assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
 
 
@@ -424,7 +426,7 @@ def test_a_checkpoint_without_what_resuming_needs_is_a_model_still(tmp_path: Pat
     a_run_of(tmp_path, 1)
     keep_model_only(folder := checkpoints(tmp_path)[0])
     assert checkpoints(tmp_path) == [folder] and not (folder / "objective.safetensors").exists()
-    with pytest.raises(CheckpointError, match="none of its checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of its checkpoints is intact"):
         a_run(tmp_path).begin(resume=True)
 
 

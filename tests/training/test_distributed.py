@@ -362,7 +362,7 @@ import sys
 from datetime import timedelta
 from eat_audio.cli import main
 from eat_audio.training import distributed
-distributed.PATIENCE = timedelta(seconds=8)
+distributed.TIMEOUT = timedelta(seconds=8)
 sys.argv = {["eat", *words[2:]]!r}
 main()
 """

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from eat_audio.errors import CheckpointError, DataError, EatError, Interrupted, Preempted
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import adamw, parameter_groups
-from eat_audio.training.workers import reason_of
+from eat_audio.training.workers import failure_reason
 
 
 class Decoded(Dataset[Numbers]):
@@ -186,6 +186,6 @@ def test_that_the_finished_step_could_not_be_saved_is_said_too() -> None:
     "error", [RuntimeError("shape mismatch"), OSError(errno.ENOENT, "no"), RuntimeError("")]
 )
 def test_other_errors_are_bugs(error: Exception) -> None:
-    assert reason_of(error) is None
+    assert failure_reason(error) is None
     with pytest.raises(type(error)):
         trained(map(failing(error), [1]), [])

@@ -1,17 +1,17 @@
-"""A run <-> a folder that survives being killed at any moment.
+"""Save a run into a folder that survives being killed at any moment, and resume it.
 
     out/
-      run.json                     what was asked: the resolved recipe, versions, data
+      run.json                     the resolved recipe, versions, data
       log.jsonl                    one line per logged step
-      checkpoints/step-00000500/   written aside, renamed when complete
+      checkpoints/step-00000500/   written under a hidden name, renamed when complete
         model.safetensors config.json preprocessor_config.json   loadable by from_pretrained
-        objective.safetensors      everything that learns, teacher included
+        objective.safetensors      everything that is trained, teacher included
         optimiser.safetensors      AdamW's moments by parameter name
         run.json                   the step, the SHA-256 of every file, and all of the above
       model.safetensors ...        the finished model; config.json comes last
 
-Tensors are whole, however many processes hold slices of them, so a run may go on with more, or
-fewer, or with another way of sharing. One process writes. No pickle anywhere.
+Tensors are saved in full, however many processes hold slices of them, so a run may be resumed
+with more or fewer processes, or sharded in another way. One process writes. No pickle anywhere.
 """
 
 import hashlib
@@ -47,13 +47,13 @@ from eat_audio.training.records import MAY_CHANGE as MAY_CHANGE
 from eat_audio.training.records import (
     RECORD,
     STATE,
+    STEP_FOLDER,
     damage,
     differences,
     digests,
-    is_empty,
     micro_batches,
-    numbered,
     read_record,
+    step_folders,
     step_of,
 )
 from eat_audio.training.records import checkpoints as checkpoints
@@ -63,174 +63,143 @@ from eat_audio.writing import flush, remove_leftovers, write_failure, write_tens
 from eat_audio.writing import write_json as write_json
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-ASIDE = re.compile(r"\.(step-\d+|finished)\.([0-9a-f]{12}\.)?(incomplete|old)")
-"""What folders are called that are being written, or deleted."""
+HIDDEN = re.compile(r"\.(step-\d+|finished)\.([0-9a-f]{12}\.)?(incomplete|old)")
+"""Names of folders that are being written or deleted."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and all that has to be saved into it."""
+    """A run's folder and everything that is saved into it."""
 
     out: Path
     settings: Settings
     data: str
-    """A fingerprint of the data, to see that a resumed run hears the same."""
+    """A fingerprint of the clips' names and labels: a resumed run needs the same."""
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     """Over groups that carry "names"."""
     export: Callable[[Path, dict[str, Tensor]], None]
-    """Writes the model, ready for use, into a folder, given the objective's whole state."""
+    """Writes the model, ready for use, into a folder, given the objective's full state."""
     keep: int = 2
     origin: dict[str, Any] = field(default_factory=dict)
-    """What else the run began with: the encoder it was given, its front end."""
+    """What else the run began with: the encoder to start from, its front end."""
     process_group: ProcessGroup = SINGLE_PROCESS
     contents: str | None = None
-    """A fingerprint of the recordings themselves; None: they are not compared."""
-    began: list[bytes] = field(default_factory=list)
-    """The run's record on the disk when it began, by which another run's is known."""
+    """A fingerprint of the recordings themselves; not compared if None."""
+    written_record: list[bytes] = field(default_factory=list)
+    """The record on the disk, by which that of another run in the same folder is noticed."""
 
     def begin(self, *, resume: bool) -> int:
-        """Open the folder, or go on from its newest whole checkpoint; returns the steps done.
+        """Set up the folder, or load its newest intact checkpoint; return the steps done.
 
         Raises:
-            CheckpointError: There is a run already, or it is not the one to resume, or none of
-                its checkpoints is whole.
+            CheckpointError: There is a run already, or not the one to resume, or none of its
+                checkpoints is intact.
             OutputError: The folder cannot be written.
         """
-        there = [folder for folder in numbered(self.out) if not is_empty(folder)]
-        goes_on = resume and (bool(there) or (self.out / RECORD).is_file())
-        if goes_on:
-            self._same_as(self._began(there))
-        elif there:
+        saved = step_folders(self.out)
+        resuming = resume and (bool(saved) or (self.out / RECORD).is_file())
+        if resuming:
+            self._check_same_run(self._earlier_record(saved))
+        elif saved:
             raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
-        self.process_group.barrier()  # all have looked before one of them writes
-        step, failed = 0, None
+        self.process_group.barrier()  # all processes have read before one of them writes
+        step, failure = 0, None
         if self.process_group.is_main:
             try:
-                _remove_aside(self.out)
-                step = self._newest_whole(there) if goes_on else 0
-                if not (goes_on and (self.out / RECORD).is_file()):
+                _remove_hidden(self.out)
+                step = self._newest_intact(saved) if resuming else 0
+                if not resuming or not (self.out / RECORD).is_file():
                     write_json(self.out / RECORD, self._record())
-                self.began[:] = [(self.out / RECORD).read_bytes()]
+                self.written_record[:] = [(self.out / RECORD).read_bytes()]
             except (CheckpointError, OutputError) as error:
-                step, failed = -1, error
+                step, failure = -1, error
         step = self.process_group.broadcast(step, device=next(self.objective.parameters()).device)
         if step < 0:
-            raise failed or CheckpointError(f"{self.out}: cannot be gone on from")
+            raise failure or CheckpointError(f"{self.out}: cannot be resumed")
         if step:
-            folder = next(folder for folder in there if step_of(folder) == step)
-            load_checkpoint(folder, self.objective, self.optimizer)
+            load_checkpoint(_step_folder(self.out, step), self.objective, self.optimizer)
         return step
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, then delete all but the newest `keep`; all processes have to ask.
+        """Write a checkpoint, then delete all but the newest `keep`; all processes must call it.
 
         Raises:
-            CheckpointError: It could not be written (the disk is full, say). What was saved
-                before is untouched.
+            CheckpointError: It could not be written (a full disk, say); earlier ones are
+                untouched.
         """
         state, moments = self._state(), _moments(self.optimizer)
         if not self.process_group.is_main:
             return
-        folder = self.out / "checkpoints" / f"step-{step:08d}"
-        try:
-            self._check_place()
-            folder.parent.mkdir(exist_ok=True)
-            with _written_folder(folder) as aside:
-                self.export(aside, state)
-                write_tensors(aside / "objective.safetensors", state)
-                write_tensors(aside / "optimiser.safetensors", moments)
-                _settle(aside)
-                told = self._record() | {"step": step, "files": digests(aside)}
-                write_json(aside / RECORD, told)
-                flush(aside)
-                _delete(folder)  # of a step that is saved again
-                aside.rename(folder)
-                flush(folder.parent)
-        except (OSError, SafetensorError, OutputError) as error:
-            kept = checkpoints(self.out)
-            there = f"{kept[-1].name} is kept" if kept else "there is no earlier one"
-            reason = _reason(error)
-            raise CheckpointError(f"{folder}: cannot be written ({reason}); {there}") from error
+        folder = _step_folder(self.out, step)
+        with self._new_folder(folder, f"{folder}:") as new:
+            self.export(new, state)
+            write_tensors(new / "objective.safetensors", state)
+            write_tensors(new / "optimiser.safetensors", moments)
+            _flush_files(new)
+            write_json(new / RECORD, self._record() | {"step": step, "files": digests(new)})
+            flush(new)
+            _delete(folder)  # of a step that is saved again
+            new.rename(folder)
+            flush(folder.parent)
         for old in checkpoints(self.out)[: -self.keep]:
             with suppress(OSError):
                 _delete(old)
 
     def finish(self) -> None:
-        """Put the finished model beside the checkpoints.
+        """Write the finished model beside the checkpoints; all processes must call it.
 
-        At every moment the folder holds a whole model or none: whoever looks for one then finds
-        the newest checkpoint.
+        At every moment the folder holds a complete model or none; until then, `model_folder`
+        returns the newest checkpoint.
 
         Raises:
-            CheckpointError: It could not be written. The checkpoints are untouched.
+            CheckpointError: It could not be written; the checkpoints are untouched.
         """
         state = self._state()
         if not self.process_group.is_main:
             return
+        with self._new_folder(self.out / "finished", f"{self.out}: the finished model") as new:
+            self.export(new, state)
+            _flush_files(new)
+            _move_model(new, self.out)
+
+    @contextmanager
+    def _new_folder(self, path: Path, subject: str) -> Iterator[Path]:
+        """Yield a new, hidden folder beside `path`, to be filled and moved by the block."""
+        new = _hidden(path, "incomplete")
         try:
-            self._check_place()
-            with _written_folder(self.out / "finished") as aside:
-                self.export(aside, state)
-                _settle(aside)
-                _move_model(aside, self.out)
+            self._check_folder()
+            path.parent.mkdir(exist_ok=True)
+            new.mkdir()
+            yield new
         except (OSError, SafetensorError, OutputError) as error:
-            kept = checkpoints(self.out)
-            there = f"{kept[-1].name} is kept, and --resume ends the run" if kept else "nothing is"
-            raise CheckpointError(
-                f"{self.out}: the finished model cannot be written ({_reason(error)}); {there}"
-            ) from error
+            # Not `str(error)` of an OutputError, which names the hidden file.
+            cause = error.__cause__ if isinstance(error, OutputError) else error
+            reason = (isinstance(cause, Exception) and write_failure(cause)) or error
+            saved = checkpoints(self.out)
+            kept = f"{saved[-1].name} is kept" if saved else "there is no earlier checkpoint"
+            raise CheckpointError(f"{subject} cannot be written ({reason}); {kept}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
-    def _began(self, there: list[Path]) -> dict[str, Any]:
-        """What a run that is gone on with said of itself; every checkpoint says it, too."""
-        if (self.out / RECORD).is_file():
-            return read_record(self.out / RECORD)
-        reasons = []
-        for folder in reversed(there):
-            try:
-                return read_record(folder / RECORD)
-            except CheckpointError as error:
-                reasons.append(str(error))
-        raise CheckpointError(f"{self.out}: no {RECORD}, and no checkpoint has one ({reasons[0]})")
-
-    def _newest_whole(self, there: list[Path]) -> int:
-        """The step of the newest checkpoint that is what was written; 0 if there is none at all.
-
-        Damaged ones that are newer are put aside, and said.
-        """
-        damaged: list[tuple[Path, str]] = []
-        for folder in reversed(there):
-            if (reason := damage(folder)) is None:
-                for other, why in damaged:
-                    moved = _put_aside(other)
-                    where = f"; it is kept as {moved}" if moved else ""
-                    _warn(f"{other}: is damaged ({why}); going on from {folder.name}{where}")
-                return step_of(folder)
-            damaged.append((folder, reason))
-        if damaged:
-            reasons = "; ".join(f"{folder.name}: {why}" for folder, why in damaged)
-            raise CheckpointError(f"{self.out}: none of its checkpoints is whole ({reasons})")
-        return 0
-
-    def _check_place(self) -> None:
-        """See that the folder is still that of this run; put back its record if only that is gone.
+    def _check_folder(self) -> None:
+        """Restore the record if only that is missing.
 
         Raises:
-            OSError: The folder was removed or renamed, or another run has been begun in it.
+            OSError: The folder was removed or renamed, or another run has begun in it.
         """
         record = self.out / RECORD
         if not self.out.is_dir() or not any(self.out.iterdir()):
             raise OSError("the run's folder was removed or renamed while it ran")
         if not record.is_file():
             write_json(record, self._record())
-        elif self.began and record.read_bytes() != self.began[-1]:
+        elif self.written_record and record.read_bytes() != self.written_record[-1]:
             raise OSError(f"another run has been begun there: {RECORD} has changed")
-        self.began[:] = [record.read_bytes()]
+        self.written_record[:] = [record.read_bytes()]
 
     def _state(self) -> dict[str, Tensor]:
-        return {
-            name: full_tensor(x).contiguous() for name, x in self.objective.state_dict().items()
-        }
+        state = self.objective.state_dict()
+        return {name: full_tensor(tensor).contiguous() for name, tensor in state.items()}
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -244,98 +213,120 @@ class Run:
             "recipe": self.settings.model_dump(mode="json"),
         }
 
-    def _same_as(self, then: dict[str, Any]) -> None:
-        """Refuse to go on with other settings or other data than a run began with."""
-        now = json.loads(json.dumps(self._record(), default=str))
-        for name, before, after in differences(then["recipe"], now["recipe"]):
-            if not MAY_CHANGE & {name, name.partition(".")[0]}:
-                raise CheckpointError(
-                    f"{self.out}: was begun with {name}={before}, not {name}={after}; "
-                    "a resumed run keeps its recipe"
-                )
-        if micro_batches(then) != micro_batches(now):
-            raise CheckpointError(
-                f"{self.out}: was begun with {micro_batches(then)} micro-batches a step "
-                f"(accumulate x processes), not {micro_batches(now)}; set accumulate to match"
-            )
-        for name, before, after in differences(then.get("origin") or {}, now["origin"]):
-            what = "another encoder (--from)" if name == "encoder" else "another start"
-            raise CheckpointError(
-                f"{self.out}: was begun with {what}: {name} was {shortened(before)}, "
-                f"now it is {shortened(after)}"
-            )
-        if then.get("data") != self.data:
-            raise CheckpointError(
-                f"{self.out}: was begun on other data ({then.get('data')}, now {self.data})"
-            )
-        if then.get("contents") and self.contents and then["contents"] != self.contents:
-            raise CheckpointError(
-                f"{self.out}: was begun on other recordings of the same names "
-                f"({then['contents']}, now {self.contents})"
-            )
-        if self.process_group.is_main:
-            self._doubts(then)
+    # ---- resuming
 
-    def _doubts(self, then: dict[str, Any]) -> None:
-        """Say what may make a resumed run another one."""
-        if self.contents and not then.get("contents"):
+    def _earlier_record(self, saved: list[Path]) -> dict[str, Any]:
+        """The record of the run to resume; if it is missing, the copy in a checkpoint."""
+        folders = [self.out] if (self.out / RECORD).is_file() else saved[::-1]
+        failures = []
+        for folder in folders:
+            try:
+                return read_record(folder / RECORD)
+            except CheckpointError as error:
+                failures.append(error)
+        raise CheckpointError(f"{self.out}: has no record to resume from ({failures[0]})")
+
+    def _newest_intact(self, saved: list[Path]) -> int:
+        """The step of the newest intact checkpoint; 0 if there are no checkpoints.
+
+        Damaged ones that are newer are renamed, with a warning.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for folder in reversed(saved):
+            if (reason := damage(folder)) is not None:
+                damaged.append((folder, reason))
+                continue
+            for other, why in damaged:
+                name = _rename_damaged(other)
+                kept = f"; it is kept as {name}" if name else ""
+                _warn(f"{other}: is damaged ({why}); going on from {folder.name}{kept}")
+            return step_of(folder)
+        if damaged:
+            reasons = "; ".join(f"{folder.name}: {why}" for folder, why in damaged)
+            raise CheckpointError(f"{self.out}: none of its checkpoints is intact ({reasons})")
+        return 0
+
+    def _check_same_run(self, earlier: dict[str, Any]) -> None:
+        """Raise CheckpointError if the run began with other settings or other data."""
+        for conflict in self._conflicts(earlier):
+            raise CheckpointError(f"{self.out}: was begun {conflict}")
+        if not self.process_group.is_main:
+            return
+        if self.contents and not earlier.get("contents"):
             _warn(
                 f"{self.out}: was begun by a version that did not note what is in the recordings; "
                 "whether they are still the same is not known"
             )
-        if then.get("torch") not in (None, torch.__version__):
+        if earlier.get("torch") not in (None, torch.__version__):
             _warn(
-                f"{self.out}: was begun with torch {then['torch']}, now it is "
+                f"{self.out}: was begun with torch {earlier['torch']}, now it is "
                 f"{torch.__version__}; the last digits of its numbers may differ"
             )
 
+    def _conflicts(self, earlier: dict[str, Any]) -> Iterator[str]:
+        now = json.loads(json.dumps(self._record(), default=str))
+        for name, old, new in differences(earlier["recipe"], now["recipe"]):
+            if not MAY_CHANGE & {name, name.partition(".")[0]}:
+                yield f"with {name}={old}, not {name}={new}; a resumed run keeps its recipe"
+        if micro_batches(earlier) != micro_batches(now):
+            yield (
+                f"with {micro_batches(earlier)} micro-batches a step (accumulate x processes), "
+                f"not {micro_batches(now)}; set accumulate to match"
+            )
+        for name, old, new in differences(earlier.get("origin") or {}, now["origin"]):
+            start = "encoder (--from)" if name == "encoder" else "start"
+            yield f"with another {start}: {name} was {shortened(old)}, now it is {shortened(new)}"
+        for name, subject in (("data", "data"), ("contents", "recordings of the same names")):
+            old, new = earlier.get(name), now[name]
+            if old != new and (name == "data" or (old and new)):
+                yield f"on other {subject} ({old}, now {new})"
 
-def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state into an objective and its optimizer; returns the steps done.
+
+def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint's state into an objective and its optimizer.
 
     Raises:
         CheckpointError: A file is missing or damaged, or belongs to another model.
     """
     try:
-        there = objective.state_dict()
-        saved = load_file(folder / "objective.safetensors")
-        objective.load_state_dict(
-            {
-                name: distribute_like(x, there[name]) if name in there else x
-                for name, x in saved.items()
-            }
-        )
+        current = objective.state_dict()
+        state = load_file(folder / "objective.safetensors")
+        for name in state.keys() & current.keys():
+            state[name] = distribute_like(state[name], current[name])
+        objective.load_state_dict(state)
         moments = load_file(folder / "optimiser.safetensors")
-        for group in optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                optimizer.state[parameter] = {
-                    moment: _as_held(moments[f"{name}:{moment}"], parameter)
-                    for moment in MOMENTS
-                    if f"{name}:{moment}" in moments
-                }
-        return int(read_json(folder / RECORD)["step"])
+        for name, parameter in _named_parameters(optimizer):
+            optimizer.state[parameter] = {
+                moment: _distribute_moment(moments[f"{name}:{moment}"], parameter)
+                for moment in MOMENTS
+                if f"{name}:{moment}" in moments
+            }
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder}: does not fit this run ({reason})") from error
 
 
-def _as_held(moment: Tensor, parameter: Tensor) -> Tensor:
-    """A moment as its parameter lies; the count of steps is held by every process."""
+def _distribute_moment(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Slice a moment like its parameter; every process holds the step count."""
     return distribute_like(moment, parameter) if moment.ndim else moment.to(parameter.device)
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{name}:{moment}": full_tensor(optimizer.state[parameter][moment])
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for name, parameter in _named_parameters(optimizer)
         for moment in MOMENTS
         if moment in optimizer.state[parameter]
     }
 
 
 def keep_model_only(folder: Path) -> None:
-    """Take from a checkpoint what only resuming needs; it stays complete without it."""
+    """Remove from a checkpoint what only resuming needs; it stays a complete model."""
     record = read_json(folder / RECORD)
     if isinstance(files := record.get("files"), dict):
         record["files"] = {name: digest for name, digest in files.items() if name not in STATE}
@@ -345,7 +336,7 @@ def keep_model_only(folder: Path) -> None:
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """The same for the same tensors under the same names."""
+    """Return a digest of tensors and their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -354,26 +345,19 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-# ---- folders that are there completely, or not at all
+# ---- folders that are complete or missing
 
 
-@contextmanager
-def _written_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, for what is moved to its place at the end of the block."""
-    aside = _aside(path, "incomplete")
-    aside.mkdir()
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def _step_folder(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"step-{step:08d}"
 
 
-def _aside(path: Path, kind: str) -> Path:
+def _hidden(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}")
 
 
-def _settle(folder: Path) -> None:
-    """Have the disk hold all files of a folder, with the mode that the umask has given it."""
+def _flush_files(folder: Path) -> None:
+    """Flush all files of a folder to the disk, with the mode that the umask gave the folder."""
     mode = folder.stat().st_mode & 0o666
     for file in folder.iterdir():
         file.chmod(mode)  # safetensors writes files that only their owner reads
@@ -381,55 +365,46 @@ def _settle(folder: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint; none of its name is ever there in part."""
+    """Delete a checkpoint; it is hidden first, so that no part of it keeps its name."""
     if folder.is_dir():
-        gone = _aside(folder, "old")
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        hidden = _hidden(folder, "old")
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _move_model(aside: Path, out: Path) -> None:
-    """Move the files of a model into a folder: first its weights, last what makes it a model."""
-    files = sorted(aside.iterdir(), key=lambda file: (file.name == "config.json", file.name))
-    before = out / "config.json"
-    if before.is_file() and before.read_bytes() != files[-1].read_bytes():
-        before.unlink()  # of another model, whose weights go now
+def _move_model(folder: Path, out: Path) -> None:
+    """Move the files of a model: first its weights, last the config that makes it a model."""
+    files = sorted(folder.iterdir(), key=lambda file: (file.name == "config.json", file.name))
+    config = out / "config.json"
+    if config.is_file() and config.read_bytes() != files[-1].read_bytes():
+        config.unlink()  # of another model, whose weights are replaced now
     for file in files:
         os.replace(file, out / file.name)
     flush(out)
 
 
-def _put_aside(folder: Path) -> str | None:
-    """Give a damaged checkpoint a name under which nobody takes it for one; its new name."""
-    try:
-        moved = folder.with_name(f"damaged-{folder.name}")
-        if moved.exists():
-            moved = moved.with_name(f"{moved.name}-{secrets.token_hex(3)}")
-        folder.rename(moved)
-        return moved.name
-    except OSError:
-        return None
+def _rename_damaged(folder: Path) -> str | None:
+    """Rename a damaged checkpoint so that it no longer counts as one; return its new name."""
+    for name in (f"damaged-{folder.name}", f"damaged-{folder.name}-{secrets.token_hex(3)}"):
+        with suppress(OSError):
+            folder.rename(folder.with_name(name))
+            return name
+    return None
 
 
-def _remove_aside(out: Path) -> None:
-    """Remove what killed processes of this run have left; whoever calls has claimed the folder."""
-    for place in (out, out / "checkpoints"):
-        for left in place.glob(".*"):
-            if ASIDE.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+def _remove_hidden(out: Path) -> None:
+    """Remove what killed processes of this run left; the caller holds the folder's lock."""
+    for path in (*out.glob(".*"), *(out / "checkpoints").glob(".*")):
+        if HIDDEN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
     for name in (RECORD, "log.jsonl"):
         with suppress(OSError):
             remove_leftovers(out / name)
-    for folder in numbered(out):
-        with suppress(OSError):
-            folder.rmdir()  # it goes if there is nothing in it
+    for folder in (out / "checkpoints").glob("step-*"):
+        if STEP_FOLDER.fullmatch(folder.name):
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
 
 
-def _reason(error: Exception) -> str:
-    """Why something could not be written, without the name of the file that was written aside."""
-    cause = error.__cause__ if isinstance(error, OutputError) else error
-    return (isinstance(cause, Exception) and write_failure(cause)) or str(error)
-
-
-def _warn(sentence: str) -> None:
-    warnings.warn(printable(sentence), EatWarning, stacklevel=3)
+def _warn(message: str) -> None:
+    warnings.warn(printable(message), EatWarning, stacklevel=3)

@@ -11,6 +11,7 @@ Checkpoints hold full tensors either way, so a run may be resumed with the other
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,13 +34,13 @@ Parallel = Literal["ddp", "fsdp"]
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends."""
-LOST = ("gloo", "nccl", "connection", "peer", "timed out", "store")
-"""Words in an error message when another process is gone."""
+LOST = re.compile("gloo|nccl|connection|peer|timed out|store", re.IGNORECASE)
+"""Parts of error messages when another process is gone."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run. Every collective method must be called by all of them."""
+    """The processes of a run, all of which must call its methods together."""
 
     rank: int = 0
     ranks: int = 1
@@ -74,7 +75,7 @@ class ProcessGroup:
         return int(value.item())
 
     def barrier(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.ranks > 1:
             dist.barrier()
 
@@ -86,16 +87,11 @@ class ProcessGroup:
 
     @contextmanager
     def reporting_lost_peers(self) -> Iterator[None]:
-        """Turn the failure of a collective call into an EatError.
-
-        Raises:
-            EatError: Another process is gone.
-        """
+        """Raise EatError instead of RuntimeError if another process is gone."""
         try:
             yield
         except RuntimeError as error:
-            message = str(error).lower()
-            if self.ranks == 1 or not any(word in message for word in LOST):
+            if self.ranks == 1 or not LOST.search(str(error)):
                 raise
             reason = str(error).splitlines()[0]
             raise EatError(

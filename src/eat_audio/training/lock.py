@@ -1,7 +1,7 @@
-"""A folder that one run writes into: nobody else may, as long as the run's process lives.
+"""Lock a run's folder, so that one living process at a time writes into it.
 
-The claim is a lock of the system where there is one (flock, or msvcrt on Windows), which ends with
-its process however that ends. Disks without locks get a file that names the process instead.
+Where the system has file locks (flock, or msvcrt on Windows), they end with the process, however
+it ends. Disks without locks get a file that names the process instead.
 """
 
 import errno
@@ -19,18 +19,16 @@ from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup
 from eat_audio.writing import write_failure
 
 LOCK, HOLDER = ".lock", ".claim"
-"""The file that is locked, and the one that names a process where nothing can be locked."""
-HELD = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
-"""What the system answers when another process has the lock."""
-FAR = 1 << 30
-"""The byte that Windows locks: what it locks nobody can read, so not one that is written."""
+"""The file that is locked, and the one that names a process where locks do not exist."""
+LOCKED = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
+"""Error numbers when another process has the lock."""
+WINDOWS_BYTE = 1 << 30
+"""The byte that Windows locks: locked bytes cannot be read, so one beyond the holder's name."""
 
 
 @contextmanager
 def lock_run_dir(out: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
-    """Make a run's folder, and keep others from writing into it.
-
-    The claim ends with the process, however that ends.
+    """Make a run's folder and lock it for the block, in the main process.
 
     Raises:
         CheckpointError: The folder cannot be made or written, or another run is writing into it.
@@ -47,64 +45,54 @@ def lock_run_dir(out: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> Ite
         raise CheckpointError(f"{out}: cannot be {verb} ({reason})") from error
     try:
         locked = _lock(descriptor)
-        if locked is False:
-            raise _in_use(out, _text(descriptor))
         if locked is None:
-            with _named(out):
+            with _holder_file(out):
                 yield
             return
+        if not locked:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            raise _in_use(out, os.read(descriptor, 200).decode("utf-8", "replace").strip())
         with suppress(OSError):  # a full disk: the lock holds without a name in its file
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _me().encode())
+            os.write(descriptor, _this_process().encode())
         yield
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Lock an open file; False if another process has it, None if nothing can be locked here."""
+    """Lock an open file; False if another process has it, None if there are no locks."""
     try:
-        fcntl = import_module("fcntl")
-    except ImportError:
-        return _lock_on_windows(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(ImportError):
+            fcntl: Any = import_module("fcntl")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        with suppress(ImportError):
+            msvcrt: Any = import_module("msvcrt")
+            os.lseek(descriptor, WINDOWS_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+            return True
     except OSError as error:
-        return False if error.errno in HELD else None
-    return True
-
-
-def _lock_on_windows(descriptor: int) -> bool | None:
-    try:
-        msvcrt: Any = import_module("msvcrt")
-    except ImportError:
-        return None
-    try:
-        os.lseek(descriptor, FAR, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError as error:
-        return False if error.errno in HELD else None
-    finally:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    return True
+        return False if error.errno in LOCKED else None
+    return None
 
 
 @contextmanager
-def _named(out: Path) -> Iterator[None]:
-    """A claim by a file that names the process; one that a dead process has left is taken over."""
+def _holder_file(out: Path) -> Iterator[None]:
+    """Lock by a file that names the process; that of a dead process is replaced."""
     path = out / HOLDER
     for _ in range(2):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             break
         except FileExistsError:
-            try:
+            with suppress(OSError):  # it may have been removed since
                 holder = path.read_text(encoding="utf-8", errors="replace").strip()
-            except OSError:
-                continue  # it has just been removed
-            if not _is_dead(holder):
-                raise _in_use(out, f"{holder}; if it is not, remove {path}") from None
-            with suppress(OSError):
+                if not _has_ended(holder):
+                    raise _in_use(out, f"{holder}; if it is not, remove {path}") from None
                 path.unlink()
         except OSError as error:
             raise CheckpointError(f"{out}: cannot be written ({write_failure(error)})") from error
@@ -112,7 +100,7 @@ def _named(out: Path) -> Iterator[None]:
         raise _in_use(out, "one that began just now")
     try:
         with suppress(OSError):
-            os.write(descriptor, _me().encode())
+            os.write(descriptor, _this_process().encode())
         os.close(descriptor)
         yield
     finally:
@@ -120,28 +108,21 @@ def _named(out: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _is_dead(holder: str) -> bool:
+def _has_ended(holder: str) -> bool:
     """Whether "process N on HOST" names a process of this machine that has ended."""
-    words = holder.split()
-    if len(words) != 4 or not words[1].isdecimal() or words[3] != socket.gethostname():
+    parts = holder.split()
+    if len(parts) != 4 or not parts[1].isdecimal() or parts[3] != socket.gethostname():
         return False
-    if sys.platform == "win32":  # there, signal 0 is no question: it ends the process
+    if sys.platform == "win32":  # where signal 0 ends the process
         return False
     try:
-        os.kill(int(words[1]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
+        os.kill(int(parts[1]), 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
-def _text(descriptor: int) -> str:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return os.read(descriptor, 200).decode("utf-8", "replace").strip()
-
-
-def _me() -> str:
+def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

@@ -31,7 +31,7 @@ from eat_audio.training.distributed import (
 )
 from eat_audio.training.optim import Optim, set_rates
 from eat_audio.training.trackers import LogSettings
-from eat_audio.training.workers import attended
+from eat_audio.training.workers import save_on_failure
 
 CPU = torch.device("cpu")
 
@@ -156,7 +156,7 @@ def fit(
     clock = time.perf_counter()
     skipped = in_a_row = 0
     stop = _StopAfterStep(training)
-    with stop, attended(batches, stop, save, process_group, how=training.parallel) as batches:
+    with stop, save_on_failure(batches, stop, save, process_group, training.parallel) as batches:
         for step in range(start, training.steps):
             set_rates(optimizer, optim, step, training.steps)
 

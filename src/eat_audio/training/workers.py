@@ -1,10 +1,12 @@
-"""When a process that decodes clips dies, or memory runs out: keep what is finished, and say so.
+"""Save the finished step when a process that decodes clips dies, or when memory runs out.
 
-Torch raises wherever training happens to be at that moment, in the middle of an update too. So
-its signal is held back until training waits for clips again; then all weights are of one step.
+Torch raises from a signal handler, wherever training is at that moment, also within an update.
+Its handler is therefore held back until training waits for the next batch, when all weights are
+of one step.
 """
 
 import errno
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,19 +19,18 @@ from eat_audio.errors import CheckpointError, EatError, Interrupted
 from eat_audio.training.distributed import SINGLE_PROCESS, Parallel, ProcessGroup
 
 SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
-"""What the system answers when it has no room for another process, file or page."""
+"""Error numbers when the system has no room for another process, file or page."""
+SIGCHLD: signal.Signals | None = getattr(signal, "SIGCHLD", None)
+"""Windows has none."""
 IN_WORKER = "in DataLoader worker process"
-MEMORY = (
-    "allocate memory",
-    "shared memory",
-    "not enough memory",
-    "no space left",
-    "unable to mmap",
+MEMORY = re.compile(
+    "allocate memory|shared memory|not enough memory|no space left|unable to mmap", re.IGNORECASE
 )
+"""Parts of error messages when memory runs out."""
 
 
-class Stopping(Protocol):
-    """How far training has come, and whether it was asked to stop."""
+class StopState(Protocol):
+    """The last finished step (None during an update), and whether a stop was requested."""
 
     finished: int | None
     requested: bool
@@ -38,51 +39,45 @@ class Stopping(Protocol):
 
 
 @contextmanager
-def attended(
+def save_on_failure(
     batches: Iterator[Any],
-    stop: Stopping,
+    stop: StopState,
     save: Callable[[int], None],
     process_group: ProcessGroup = SINGLE_PROCESS,
-    *,
     how: Parallel = "ddp",
 ) -> Iterator[Iterator[Any]]:
-    """The same batches; when they or memory run out, the last finished step is saved.
+    """Yield the same batches; if their workers or memory fail, save the last finished step.
 
-    Args:
-        batches: Those of this process.
-        stop: Knows the step. Who is asked to stop often loses its helpers to the same signal.
-        save: Writes a checkpoint.
-        team: Whose leading process saves, if it can do that alone.
-        how: How the team shares the work; slices cannot be saved alone.
+    One process saves, if it can do that alone: not where `how` is "fsdp".
 
     Raises:
-        Interrupted: It was asked to stop anyway.
-        EatError: What was lost, what is saved, and what to do.
+        Interrupted: A stop was requested anyway; its signal often ends the workers, too.
+        EatError: What failed, what is saved, and what to do.
     """
-    attending = _Attending(batches)
-    alone = process_group.ranks == 1 or (process_group.is_main and how == "ddp")
+    deferred = _DeferredErrors(batches)
+    saves_alone = process_group.ranks == 1 or (process_group.is_main and how == "ddp")
     try:
-        yield attending
+        yield deferred
     except (RuntimeError, MemoryError, OSError, EatError) as error:
         if isinstance(error, EatError) and IN_WORKER in str(error.args[:1]):
-            last = str(error.args[0]).strip().splitlines()[-1]  # behind a traceback of its process
+            last = str(error.args[0]).strip().splitlines()[-1]  # after the worker's traceback
             raise type(error)(last.partition(": ")[2] or last) from None
-        reason = reason_of(error)
+        reason = failure_reason(error)
         if reason is None:
             raise
-        saved, sentence = _saved(stop.finished, save if alone else None)
+        saved, outcome = _try_to_save(stop.finished, save if saves_alone else None)
         if saved and stop.requested:
             raise stop.error() from error
         raise EatError(
-            f"training cannot go on ({reason}); {sentence}. Most often memory is too short: "
+            f"training cannot go on ({reason}); {outcome}. Most often memory is too short: "
             "fewer clips.workers, less clips.memory_mb or a smaller batch need less"
         ) from error
     finally:
-        attending.end()
+        deferred.close()
 
 
-class _Quiet:
-    """Torch's handler, outside of training: what it finds is not raised wherever one is."""
+class _SilentHandler:
+    """Torch's handler after training: it still reaps processes, but raises nothing."""
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
@@ -92,76 +87,82 @@ class _Quiet:
             self.handler(number, frame)
 
 
-class _Attending(Iterator[Any]):
+class _DeferredErrors(Iterator[Any]):
+    """Batches that raise for a dead worker only when the next batch is requested."""
+
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
-        self.number: signal.Signals | None = getattr(signal, "SIGCHLD", None)
         self.handler: Any = None  # torch's, while it is held back
-        self.died = False
+        self.signaled = False
 
     def __next__(self) -> Any:
-        self._let_through()
+        if self.handler is not None:
+            _set_handler(self.handler)
+            self.handler = None
         try:
-            if self.died and callable(handler := self._current()):
-                self.died = False
-                handler(self.number, None)  # raises if it was a loader's process
+            if self.signaled and callable(handler := _current_handler()):
+                self.signaled = False
+                handler(SIGCHLD, None)  # raises if it was a worker
             return next(self.batches)
-        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
-            words = str(error) or type(error).__name__
-            raise RuntimeError(f"DataLoader worker is gone ({words})") from error
+        except (ConnectionError, EOFError) as error:  # it died while sending a batch
+            reason = str(error) or type(error).__name__
+            raise RuntimeError(f"DataLoader worker is gone ({reason})") from error
         finally:
             self._hold_back()
 
-    def end(self) -> None:
-        """Let go of the batches and their processes; no later word about them ends anything."""
-        if close := getattr(self.batches, "close", None):
-            close()
-        handler, self.handler = self.handler or self._current(), None
-        if self.number is not None and callable(handler) and not isinstance(handler, _Quiet):
-            for _ in range(2):  # what is pending is raised by the first
-                with suppress(ValueError, RuntimeError):
-                    signal.signal(self.number, _Quiet(handler))
-
-    def _let_through(self) -> None:
-        if self.handler is not None and self.number is not None:
-            with suppress(ValueError):
-                signal.signal(self.number, self.handler)
-            self.handler = None
-
-    def _current(self) -> Any:
-        return None if self.number is None else signal.getsignal(self.number)
-
     def _hold_back(self) -> None:
-        handler = self._current()
-        if isinstance(handler, _Quiet):
+        handler = _current_handler()
+        if isinstance(handler, _SilentHandler):
             handler = handler.handler
-        if self.number is not None and callable(handler):
-            with suppress(ValueError):  # not the main thread, which alone has handlers
-                signal.signal(self.number, self._note)
-                self.handler = handler
+        if callable(handler) and _set_handler(self._note):
+            self.handler = handler
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.died = True
+        self.signaled = True
+
+    def close(self) -> None:
+        """Close the batches and their processes; their later signals raise nothing."""
+        if close := getattr(self.batches, "close", None):
+            close()
+        handler, self.handler = self.handler or _current_handler(), None
+        if callable(handler) and not isinstance(handler, _SilentHandler):
+            for _ in range(2):  # a pending signal raises in the first
+                with suppress(RuntimeError):
+                    _set_handler(_SilentHandler(handler))
 
 
-def reason_of(error: BaseException) -> str | None:
-    """Why there are no more clips, or no more memory, if that is what an error says."""
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first, last = (words[0], words[-1]) if words else ("", "")
+def _current_handler() -> Any:
+    return None if SIGCHLD is None else signal.getsignal(SIGCHLD)
+
+
+def _set_handler(handler: Any) -> bool:
+    """Set the handler of SIGCHLD; return whether that is possible in this system and thread."""
+    if SIGCHLD is None:
+        return False
+    with suppress(ValueError):  # not the main thread, which alone has handlers
+        signal.signal(SIGCHLD, handler)
+        return True
+    return False
+
+
+def failure_reason(error: BaseException) -> str | None:
+    """Return why batches or memory ran out, if an error says so; None for other errors."""
     if isinstance(error, EatError):
         return None
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if memory or any(word in str(error).lower() for word in MEMORY):
-        cut = last if IN_WORKER in first else first
-        return f"out of memory: {cut[:200] or type(error).__name__}"
-    if "DataLoader worker" in first and IN_WORKER not in first:
-        return first[:200].strip(" .")
-    if isinstance(error, OSError) and (error.errno in SCARCE or IN_WORKER in first):
-        return (last if IN_WORKER in first else str(error))[:200]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    in_worker = IN_WORKER in lines[0]
+    line = lines[-1 if in_worker else 0][:200]  # the last one of a worker's traceback
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if is_memory or MEMORY.search(str(error)):
+        return f"out of memory: {line or type(error).__name__}"
+    if "DataLoader worker" in line and not in_worker:
+        return line.strip(" .")
+    if isinstance(error, OSError) and (error.errno in SCARCE or in_worker):
+        return line if in_worker else str(error)[:200]
     return None
 
 
-def _saved(step: int | None, save: Callable[[int], None] | None) -> tuple[bool, str]:
+def _try_to_save(step: int | None, save: Callable[[int], None] | None) -> tuple[bool, str]:
     if step is None or save is None:
         return False, "--resume goes on from the last checkpoint, if there is one"
     try:
