@@ -1,4 +1,4 @@
-"""What does pre-training on AudioSet-2M cost? Counted on paper, beside the published hours.
+"""What does pre-training on AudioSet-2M cost? Counted, beside the published hours.
 
     python -m benchmarks.cost             (nothing is trained or measured)
 
@@ -142,8 +142,8 @@ def count(words: str) -> Stage:
 def labeling() -> float:
     """Operations of a tokenizer that hears every clip of the corpus once."""
     name, *changes = NEXT.split()
-    heard = pretraining(recipe.load(schema, name, changes), seconds=SECONDS)
-    return heard.forward["teacher"] * AS2M_CLIPS
+    cost = pretraining(recipe.load(schema, name, changes), seconds=SECONDS)
+    return cost.forward["tokenizer"] * AS2M_CLIPS
 
 
 STAGE_COLUMNS = (
@@ -189,7 +189,7 @@ def table(found: dict[str, Any]) -> str:
     """What `cost.md` says."""
     lines = [
         "Base models, pre-trained on AudioSet-2M. Operations (FLOP, a multiply-add is two) are "
-        f"counted on paper, for clips of {found['seconds']:g} s and the steps of the recipes; "
+        f"counted, for clips of {found['seconds']:g} s and the steps of the recipes; "
         f"epochs are of {AS2M_CLIPS:,} clips.",
         "",
         *_head(*STAGE_COLUMNS),

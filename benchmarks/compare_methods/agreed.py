@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eat_audio.data.datasets import open_corpus
-from eat_audio.pretraining.beats.stored_labels import tokenize, usage
+from eat_audio.pretraining.beats.stored_labels import label_usage, tokenize
 from eat_audio.pretraining.beats.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -91,7 +91,7 @@ def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:
         run = f"{place.parent.parent.name}/{place.parent.name}"
         labels = out / "labels" / run
         tokenize(open_corpus(data), load_tokenizer(place), labels, seconds=SECONDS)
-        used[run] = asdict(usage(labels))
+        used[run] = asdict(label_usage(labels))
     return used
 
 

@@ -20,7 +20,6 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.probe import labeled_corpus
 from eat_audio.pretraining import flops
-from eat_audio.pretraining.beats.tokenizer import TokenizerRun
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.training.checkpoint import read_json, write_json
 
@@ -193,22 +192,18 @@ def _legs(asked: Asked, word: str) -> list[Leg]:
             raise SettingError(
                 f"{word}: its stage {stage.recipe} learns from labels; expected pre-training only"
             )
-        legs.append(Leg(stage, usual, _flop_per_clip(usual, legs[-1].usual if legs else None)))
+        legs.append(
+            Leg(
+                stage,
+                usual,
+                flops.pretraining(usual, producer=legs[-1].usual if legs else None).total,
+            )
+        )
     if legs[-1].usual.method == "beats_tokenizer":
         raise SettingError(
             f"{word}: makes a tokenizer; expected a recipe that ends with an encoder"
         )
     return legs
-
-
-def _flop_per_clip(run: PretrainRun, before: PretrainRun | None) -> float:
-    """Of one clip in one step, with what the stage before has made."""
-    taught = before is not None and isinstance(run, TokenizerRun)
-    return flops.pretraining(
-        run,
-        tokenizer=before if isinstance(before, TokenizerRun) else None,
-        teacher=before.config() if before is not None and taught else None,
-    ).total
 
 
 def _chosen(

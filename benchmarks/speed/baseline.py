@@ -70,8 +70,8 @@ def pretraining_losses(
         "loss": frame + objective.method.utterance_weight * utterance,
         "frame": frame,
         "utterance": utterance,
-        "target_spread": spreads[0],
-        "guess_spread": spreads[1],
+        "target_std": spreads[0],
+        "prediction_std": spreads[1],
     }
 
 

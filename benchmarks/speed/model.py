@@ -140,7 +140,7 @@ def finetune(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Ca
         for _ in range(BUFFERS)
     ]
     inputs = [(x.to(device), labels.to(device)) for x, labels in inputs]
-    flop = 3 * _flop(flops.encoding(config, seconds)) * batch
+    flop = 3 * flops.encoding(config, seconds).total * batch
 
     def ours(example: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return classification_loss(model(example[0]).logits.float(), example[1], LOSS)
@@ -172,7 +172,7 @@ def infer(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Case]
     small = copy.deepcopy(exact).to(torch.bfloat16)
     reference = small if gpu else exact
     aims = {"bfloat16": 2.0} if gpu else {"float32": 1.25, "bfloat16": 2.1}
-    flop = _flop(flops.encoding(config, seconds))
+    flop = flops.encoding(config, seconds).total
     for batch in (64, 1) if gpu else (4, 1):
         shape = (batch, whole_patches(seconds), 128)
         inputs = [LEVEL * torch.randn(shape, device=device) for _ in range(BUFFERS)]
@@ -306,12 +306,7 @@ def step_flop(size: str, clones: int, seconds: float) -> float:
     """Of one clip, forward and backward."""
     encoder = EncoderSettings(size=size)
     run = EATRun(encoder=encoder, masks=clones, clips=ClipSettings(seconds=seconds))
-    return _flop(flops.pretraining(run))
-
-
-def _flop(cost: flops.Cost) -> float:
-    """Of one clip, from its spectrogram on."""
-    return cost.total - cost.parts["front end"]
+    return flops.pretraining(run).total
 
 
 def settings_of(size: str, batch: int, dtype: str, seconds: float) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_losses_and_gradients_of_pretraining_are_ours(size: str, frames: int) ->
     other = plain.pretraining_losses(ours, spectrogram, masks)
     for name in ("loss", "frame", "utterance"):
         assert relative(mine[name], other[name]) < 1e-5, name
-    for name in ("target_spread", "guess_spread"):
+    for name in ("target_std", "prediction_std"):
         assert relative(mine[name], other[name]) < 2e-2, name
     same_gradients(
         gradients(ours, lambda: ours.losses(spectrogram, masks)["loss"]),

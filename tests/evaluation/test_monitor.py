@@ -1,4 +1,4 @@
-"""A look at an encoder tells what it is worth, and leaves the run as it was."""
+"""A probe at an encoder tells what it is worth, and leaves the run as it was."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def encoder(seed: int = 0, **changes: Any) -> EATModel:
     return EATModel(EATConfig(**{"embed_dim": 32, "depth": 2, "num_heads": 2} | changes))
 
 
-def trained(listing: Path, look: Monitor | None) -> tuple[dict[str, torch.Tensor], list[Any]]:
+def trained(listing: Path, probe: Monitor | None) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """A short pre-training with stochastic depth; its weights, and all it logged."""
     torch.manual_seed(0)
     config = EATConfig(embed_dim=32, depth=2, num_heads=2, drop_path=0.5)
@@ -68,14 +68,14 @@ def trained(listing: Path, look: Monitor | None) -> tuple[dict[str, torch.Tensor
     logged: list[Any] = []
 
     def tick(done: int) -> None:
-        if look is not None and look.due(done):
-            assert look(done, objective.student)
+        if probe is not None and probe.due(done):
+            assert probe(done, objective.student)
 
     def log(step: int, numbers: dict[str, float]) -> None:
         logged.append({n: x for n, x in numbers.items() if n != "seconds"})
 
-    if look is not None:
-        look(0, objective.student)
+    if probe is not None:
+        probe(0, objective.student)
     batches = training_batches(steps, start=0, stop=SETTINGS.steps)
     fit(objective, batches, optimizer, SETTINGS, SETTINGS.optim, log=log, tick=tick)
     return objective.state_dict(), logged
@@ -115,9 +115,9 @@ def test_an_encoder_without_a_cls_token_is_looked_at_by_the_mean_of_its_patches(
 ) -> None:
     config = BEATsConfig.named("tiny", encoder_layers=1, encoder_embed_dim=48, conv_pos=16)
     settings = MonitorSettings(data=str(listing), clips=20)
-    look = Monitor(settings, BEATsFeatureExtractor(), clips=CLIPS, steps=6)
+    probe = Monitor(settings, BEATsFeatureExtractor(), clips=CLIPS, steps=6)
     for step in (0, 6):
-        numbers = look(step, BEATsModel(config))
+        numbers = probe(step, BEATsModel(config))
         assert set(numbers) == {
             "linear_accuracy_mean",
             "knn_accuracy_mean",
@@ -125,14 +125,14 @@ def test_an_encoder_without_a_cls_token_is_looked_at_by_the_mean_of_its_patches(
             "variance_mean",
             "monitor_seconds",
         }
-        assert "(mean)" in look.sentence(step, numbers)
+        assert "(mean)" in probe.summary(step, numbers)
 
 
 def test_step_0_is_a_random_encoder_whatever_has_been_learnt(listing: Path) -> None:
-    look = monitor(listing, clips=30)
+    probe = monitor(listing, clips=30)
 
     def numbers(step: int, model: EATModel) -> dict[str, float]:
-        return {n: x for n, x in look(step, model).items() if n != "monitor_seconds"}
+        return {n: x for n, x in probe(step, model).items() if n != "monitor_seconds"}
 
     learnt = encoder(seed=5)
     assert numbers(0, learnt) == numbers(0, encoder(seed=6)) == numbers(3, encoder(seed=0))
@@ -153,15 +153,15 @@ def test_a_collapsed_encoder_shows(listing: Path) -> None:
 
 
 def test_it_is_due_every_so_many_steps_and_at_the_end(listing: Path) -> None:
-    look = monitor(listing, every=4)
-    assert [step for step in range(7) if look.due(step)] == [4, 6]
+    probe = monitor(listing, every=4)
+    assert [step for step in range(7) if probe.due(step)] == [4, 6]
 
 
 def test_only_so_many_clips_are_kept_and_always_the_same_ones(listing: Path) -> None:
     one, other = (monitor(listing, clips=17) for _ in range(2))
     assert len(one.labels) == 17 and (one.labels == other.labels).all()
-    assert sum(len(spectrogram) for spectrogram, _ in one.heard) == 17
-    assert {spectrogram.shape[1] for spectrogram, _ in one.heard} == {112}
+    assert sum(len(batch.frames) for batch in one.spectrograms) == 17
+    assert {batch.values.shape[1] for batch in one.spectrograms} == {112}
 
 
 def test_several_labels_per_clip_are_scored_by_map(listing: Path) -> None:
@@ -171,10 +171,10 @@ def test_several_labels_per_clip_are_scored_by_map(listing: Path) -> None:
         rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]};{clip.labels[0] % 2}")
     several = listing.with_name("several.csv")
     several.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    look = monitor(several)
-    numbers = look(2, encoder())
+    probe = monitor(several)
+    numbers = probe(2, encoder())
     assert {"linear_map_both", "knn_map_both"} <= set(numbers)
-    assert "mAP" in look.sentence(2, numbers) and "step 2" in look.sentence(2, numbers)
+    assert "mAP" in probe.summary(2, numbers) and "step 2" in probe.summary(2, numbers)
 
 
 def test_clips_that_cannot_be_read_are_left_out_and_named(listing: Path, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_clips_that_cannot_be_read_are_left_out_and_named(listing: Path, tmp_pat
             noise = np.random.default_rng(number).normal(size=16_000) * 0.1
             soundfile.write(tmp_path / label / f"{number}.wav", noise, 16_000)
     (tmp_path / "low" / "0.wav").write_bytes(b"no sound")
-    look = monitor(tmp_path)
-    assert len(look.labels) == 7 and len(look.unreadable) == 1
-    assert np.isfinite(list(look(1, encoder()).values())).all()
+    probe = monitor(tmp_path)
+    assert len(probe.labels) == 7 and len(probe.unreadable) == 1
+    assert np.isfinite(list(probe(1, encoder()).values())).all()
 
 
 def test_clips_without_labels_are_refused(listing: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def parts(method: str, size: str) -> Iterator[tuple[str, nn.Module, Callable[[nn
         )
         decoder = LocalDecoder(config, settings)
         x = noise(2, 144, settings.width)
-        yield "windows", decoder, lambda m: m.listen(x, fitted(m, x), (18, 8), real)[-1]
+        yield "windows", decoder, lambda m: m.hidden_states(x, fitted(m, x), (18, 8), real)[-1]
 
 
 class Gated(nn.Module):
@@ -338,9 +338,9 @@ def test_labels_and_codes_stay_in_float32() -> None:
     codes = drawn.codes.clone()
     assert torch.equal(drawn.bfloat16().codes, codes)
     spectrogram = noise(2, 64, 128)
-    labels = drawn.labels(spectrogram)
+    labels = drawn(spectrogram)
     with autocast("autocast"):
-        assert torch.equal(drawn.labels(spectrogram), labels)
+        assert torch.equal(drawn(spectrogram), labels)
 
 
 # ---- what no machine but some shows ----

@@ -103,7 +103,7 @@ def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
     decoder = method.decoder
     cls, seen = method.encode_visible(source, masks)
     decoder_input, grid = decoder.decoder_input(seen, masks), method.student.grid(source)
-    states = decoder.listen(cls, decoder_input, grid, None)
+    states = decoder.hidden_states(cls, decoder_input, grid, None)
     # every fourth token was recorded, of the global decoder counted from CLS on
     where = slice(0, None, 4) if path in LOCAL else slice(3, None, 4)
     for index, state in enumerate([decoder_input, *states]):
@@ -247,7 +247,8 @@ def test_a_clips_loss_does_not_depend_on_its_padding(
             == columns * 8
         )
         padded = torch.cat([spectrogram, padding], dim=1)
-        found.append(method.losses(padded, masks, columns=real)["loss"])
+        valid = torch.arange(longest * 8)[None] < columns * 8
+        found.append(method.losses(padded, masks, valid=valid)["loss"])
     assert found[0] > 0
     for other in found[1:]:
         close(other, found[0], atol=1e-5)

@@ -38,7 +38,7 @@ from eat_audio.pretraining.beats.objective import (
     RandomTokenizerSettings,
 )
 from eat_audio.pretraining.beats.quantizer import Codebook, code_usage
-from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, tokenize, usage
+from eat_audio.pretraining.beats.stored_labels import StoredLabels, Tokenized, label_usage, tokenize
 from eat_audio.pretraining.beats.tokenizer import (
     Tokenizer,
     batch_log_mel,
@@ -110,7 +110,7 @@ def test_taken_literally_the_paper_uses_few_codes_and_normalized_many(data: Path
     loud = (patches.var(dim=(2, 4)) > 1e-8).flatten(1).float()
     both_l2 = RandomTokenizerSettings(input_norm="none")
     found = [
-        code_usage(drawn(settings).labels(spectrogram).flatten(1), loud, 1024)
+        code_usage(drawn(settings)(spectrogram).flatten(1), loud, 1024)
         for settings in (LITERAL, both_l2, RandomTokenizerSettings())
     ]
     literal, on_sphere, recommended = ({n: x.item() for n, x in told.items()} for told in found)
@@ -129,26 +129,26 @@ def test_drawn_labels_depend_on_the_seed_and_on_no_neighbour(
     settings = RandomTokenizerSettings(input_norm=input_norm, projection_norm=projection_norm)
     clips, columns = torch.randn(2, 160, 128), torch.tensor([10, 4])
     real = (torch.arange(10) < columns[:, None]).repeat_interleave(8, dim=1)
-    labels = drawn(settings).labels(clips, real)
+    labels = drawn(settings)(clips, real)
     assert labels.shape == (2, 10, 8) and (labels[1, 4:] == -1).all()
-    alone = drawn(settings).labels(clips[1:, :64])
+    alone = drawn(settings)(clips[1:, :64])
     assert torch.equal(labels[1, :4], alone[0])
     clips[1, 64:] = 100.0
-    assert torch.equal(drawn(settings).labels(clips, real), labels)
-    assert not torch.equal(drawn(settings, seed=1).labels(clips, real), labels)
+    assert torch.equal(drawn(settings)(clips, real), labels)
+    assert not torch.equal(drawn(settings, seed=1)(clips, real), labels)
 
 
 def test_loudness_changes_no_label_where_patches_are_normalized() -> None:
     clip = torch.randn(1, 64, 128)
     recommended = drawn(RandomTokenizerSettings())
-    assert torch.equal(recommended.labels(clip + 0.7), recommended.labels(clip))
+    assert torch.equal(recommended(clip + 0.7), recommended(clip))
     literal = drawn(LITERAL)
-    assert not torch.equal(literal.labels(clip + 0.7), literal.labels(clip))
+    assert not torch.equal(literal(clip + 0.7), literal(clip))
 
 
 def test_silence_has_one_name() -> None:
     silence = torch.full((1, 64, 128), -1.2543)
-    assert drawn(RandomTokenizerSettings()).labels(silence).unique().numel() == 1
+    assert drawn(RandomTokenizerSettings())(silence).unique().numel() == 1
 
 
 def test_the_drawn_tokenizer_is_part_of_what_is_saved() -> None:
@@ -223,9 +223,7 @@ def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
 def test_labels_are_those_of_the_whole_clip_without_a_mask() -> None:
     ours, batch = small().eval(), noise_batch([1, 2])
     spectrograms = batch_log_mel(FEATURES, batch, 256)
-    assert torch.equal(
-        ours.labels(batch, spectrograms), drawn(CODES, seed=1).labels(spectrograms.values)
-    )
+    assert torch.equal(ours.labels(batch, spectrograms), drawn(CODES, seed=1)(spectrograms.values))
 
 
 def test_numbers_beside_the_loss_are_what_they_say() -> None:
@@ -237,9 +235,9 @@ def test_numbers_beside_the_loss_are_what_they_say() -> None:
         ours.predictor.model.head.weight.zero_()
         ours.predictor.model.head.bias.zero_()[7] = 3.0
         told = ours.losses(log_mel_batch(torch.randn(4, 64, 128)), masks, labels)
-    assert told["accuracy"] == told["seen_accuracy"] == told["target_majority"] == 0.75
-    assert told["target_used"] == 2 and told["guess_used"] == 1
-    close(told["guess_perplexity"], torch.tensor(1.0))
+    assert told["accuracy"] == told["visible_accuracy"] == told["target_majority"] == 0.75
+    assert told["target_used"] == 2 and told["prediction_used"] == 1
+    close(told["prediction_perplexity"], torch.tensor(1.0))
     close(told["target_perplexity"].log(), torch.tensor(0.562335))  # of 3/4 and 1/4
 
 
@@ -315,7 +313,7 @@ def tokenizer(codes: int = 24) -> Tokenizer:
     """A tokenizer of random weights, with a codebook of random codes."""
     torch.manual_seed(3)
     book = Codebook(codes, 8)
-    book.start(torch.nn.functional.normalize(torch.randn(200, 8), dim=1))
+    book.initialize(torch.nn.functional.normalize(torch.randn(200, 8), dim=1))
     return Tokenizer(BEATsModel(SMALL), projection(SMALL, 8), book, FEATURES).frozen()
 
 
@@ -380,10 +378,10 @@ def test_a_tokenizer_hears_with_its_own_statistics(tmp_path: Path) -> None:
     found = tokenizer()
     found.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
     ours, batch = small(tokenizer=as_a_run(found, tmp_path / "run")).eval(), noise_batch([1])
-    expected = found.labels(batch_log_mel(found.features, batch, 256).values)
+    expected = found(batch_log_mel(found.features, batch, 256).values)
     spectrograms = batch_log_mel(FEATURES, batch, 256)
     assert torch.equal(ours.labels(batch, spectrograms), expected)
-    assert not torch.equal(found.labels(spectrograms.values), expected)
+    assert not torch.equal(found(spectrograms.values), expected)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -427,10 +425,10 @@ def test_a_clip_that_cannot_be_read_is_named_and_tried_again(
     first = tokenize(corpus, tokenizer(), out, seconds=1.28)
     assert first.done == 6 and len(first.failed) == 1 and path.name in first.failed[0]
     batch = heard_clips(Corpus("others", corpus.clips[:2]))
-    assert (StoredLabels(out).of(batch, (4, 8)) >= -1).all()
+    assert (StoredLabels(out).lookup(batch, (4, 8)) >= -1).all()
     path.write_bytes(whole)
     with pytest.raises(DataError, match=f"has no labels of .*{path.stem}"):
-        StoredLabels(out).of(heard_clips(corpus), (8, 8))
+        StoredLabels(out).lookup(heard_clips(corpus), (8, 8))
     second = tokenize(corpus, tokenizer(), out, seconds=1.28)
     assert (second.done, second.skipped, second.failed) == (1, 6, [])
     assert len(StoredLabels(out)) == 7
@@ -496,7 +494,7 @@ def test_the_command_writes_labels_and_names_what_it_cannot_read(
     assert len(StoredLabels(out)) == 6
     written = np.load(out / "part-00000.npy")
     counts = np.unique(written, return_counts=True)[1] / written.size
-    found = usage(out)
+    found = label_usage(out)
     assert found.used == len(counts) and found.majority == pytest.approx(counts.max())
     assert found.perplexity == pytest.approx(np.exp(-(counts * np.log(counts)).sum()))
     assert f"{found.used} of {found.codes} codes are used" in said

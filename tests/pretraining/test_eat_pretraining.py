@@ -202,8 +202,8 @@ def test_losses_and_gradients_are_as_released(recorded: Any) -> None:
     assert losses["loss"].item() == pytest.approx(known["final_loss(=total_sum/sample_size)"], 1e-4)
     assert losses["frame"].item() == pytest.approx(parts["IMAGE_regression"], 1e-4)
     assert weight * losses["utterance"].item() == pytest.approx(parts["cls"], 1e-4)
-    assert losses["guess_spread"].item() == pytest.approx(known["pred_var"], 1e-2)
-    assert losses["target_spread"].item() == pytest.approx(known["target_var"], 1e-2)
+    assert losses["prediction_std"].item() == pytest.approx(known["pred_var"], 1e-2)
+    assert losses["target_std"].item() == pytest.approx(known["target_var"], 1e-2)
 
     checked = 0
     for name, parameter in names(ours).items():
@@ -364,24 +364,24 @@ def test_a_short_clips_losses_do_not_depend_on_its_padding() -> None:
         padded = torch.cat([spectrogram, torch.full((1, 4 * 16, 128), filling)], dim=1)
         masks = inverse_block_masks(keys, (16, 8), valid_columns=columns)
         longer = torch.cat([noise, torch.full((3, 32, 32), filling)], dim=1)
-        beside = ours.losses(padded, masks, columns=columns, noise=longer)
+        valid = torch.arange(128)[None] < 96
+        beside = ours.losses(padded, masks, valid=valid, noise=longer)
         for name in ("loss", "frame", "utterance"):
             torch.testing.assert_close(beside[name], alone[name], rtol=1e-5, atol=1e-5)
     whole = torch.cat([ours.targets(spectrogram), torch.zeros(1, 32, 32)], dim=1)
-    real = torch.arange(128)[None] < 96
-    close(ours.targets(padded, real)[:, :96], whole[:, :96], rtol=1e-5, atol=1e-5)
+    close(ours.targets(padded, valid)[:, :96], whole[:, :96], rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_of_short_clips_hears_only_the_clips() -> None:
     ours = small()
     seen: list[Any] = []
     losses = ours.losses
-    ours.losses = lambda *a, **told: seen.append(told["columns"]) or losses(*a, **told)
+    ours.losses = lambda *a, **kw: seen.append(kw["valid"]) or losses(*a, **kw)
     batch = noise_batch([1, 2])
     batch.lengths = torch.tensor([16_000, 41_600])
     generator = torch.Generator().manual_seed(0)
     first = ours(batch, generator)["loss"]
-    assert seen[0].tolist() == [7, 16]
+    assert seen[0].sum(dim=1).tolist() == [7 * 8, 16 * 8]
     batch.waveforms[0, 16_000:] = 12_345
     second = ours(batch, generator.manual_seed(0))["loss"]
     assert torch.equal(first, second)
@@ -398,7 +398,7 @@ def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) 
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
     log.message = said.append  # type: ignore[method-assign]
     guard = CollapseGuard(small(utterance_weight=2.0), log, after=0)
-    healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "target_spread": 1.0}
+    healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "target_std": 1.0}
     guard.write(1, healthy)
     assert not said
     for step in (2, 3):

@@ -64,10 +64,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Tiny forms of methods, without what is drawn for a batch and not for a clip."""
 HEALTH: dict[str, dict[str, tuple[float, float]]] = {
-    "audiomae": {"guess_spread": (1.0, 0.01)},
-    "beats": {"target_perplexity": (9.0, 1.1), "guess_perplexity": (9.0, 1.0)},
-    "beats_tokenizer": {"perplexity": (4.0, 1.1), "guess_spread": (1.0, 1.0)},
-    "eat": {"target_spread": (1.0, 0.01)},
+    "audiomae": {"prediction_std": (1.0, 0.01)},
+    "beats": {"target_perplexity": (9.0, 1.1), "prediction_perplexity": (9.0, 1.0)},
+    "beats_tokenizer": {"perplexity": (4.0, 1.1), "prediction_std": (1.0, 1.0)},
+    "eat": {"target_std": (1.0, 0.01)},
 }
 """What a method's numbers are when it is well, and when it has collapsed."""
 TINY = {"beats": "beats_tiny_iter1", "beats_tokenizer": "beats_tiny_tokenizer"}
@@ -101,7 +101,7 @@ def objective(method: str, **told: Any) -> Pretraining:
     features = METHODS[asked.config().model_type].feature_extractor()
     made = asked.build_objective(features, frames=frames)
     if isinstance(made, TokenizerPretraining):  # not with what the first micro-batch holds
-        made.codebook.start(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
+        made.codebook.initialize(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
     return made.train()
 
 

@@ -60,7 +60,7 @@ def close(ours: Tensor, theirs: Tensor, atol: float = 1e-6) -> None:
 def recorded_codebook(path: Path, case: str) -> Codebook:
     """A codebook as it was before the first recorded step."""
     told, record = sidecar(path)["cases"][case], tensors(path)
-    book = Codebook(told["n_embed"], told["embedding_dim"], memory=told["decay"]).train()
+    book = Codebook(told["n_embed"], told["embedding_dim"], decay=told["decay"]).train()
     codes = record[f"{case}.weight0"]
     if told["kmeans_init"]:
         rows = F.normalize(record[f"{case}.s0.z"].flatten(0, 1), dim=1)
@@ -82,7 +82,7 @@ def test_a_codebook_follows_as_released(path: Path, case: str) -> None:
         loss = told["beta"] * found.error.mean() / told["embedding_dim"]
         ((found.vectors * here["R"]).sum() + loss).backward()
         assert torch.equal(book.codes, before)  # until the step is done
-        book.follow()
+        book.update()
         assert torch.equal(found.labels.flatten(), here["ind"])
         close(found.vectors, here["zq"])
         close(loss, record[f"{case}.s{step}.loss"])
@@ -101,7 +101,7 @@ def test_evaluation_gives_the_recorded_labels_and_changes_nothing(path: Path, ca
     book.eval()
     before = {name: tensor.clone() for name, tensor in book.state_dict().items()}
     found = book(record[f"{case}.eval.z"])
-    book.follow()
+    book.update()
     assert torch.equal(found.labels.flatten(), record[f"{case}.eval.ind"])
     close(found.vectors, record[f"{case}.eval.zq"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in book.state_dict().items())
@@ -144,7 +144,7 @@ def test_a_released_tokenizer_gives_the_recorded_labels(path: Path, tmp_path: Pa
         close(F.normalize(z, dim=-1)[counts], record[f"{case}.l2"][counts], atol=1e-4)
         far = distances(F.normalize(z, dim=-1), tokenizer.codebook.codes)
         close(far[counts], record[f"{case}.dist"].view_as(far)[counts], atol=2e-4)
-        labels = tokenizer.labels(spectrogram, heard)
+        labels = tokenizer(spectrogram, heard)
         assert labels.shape == (len(wave), columns, 8)
         theirs = record[f"{case}.labels"].view(len(wave), -1)
         clear = record[f"{case}.margin"].view(len(wave), -1) > 1e-4
@@ -177,11 +177,11 @@ def test_micro_batches_move_the_codes_as_one_batch_does() -> None:
     books = []
     for parts in ([given], given.split(2)):
         book = Codebook(6, 8).train()
-        book.start(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
+        book.initialize(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
         begun = book.codes.clone()
         for part in parts:
             book(part)
-        book.follow()
+        book.update()
         assert not torch.equal(book.codes, begun)
         books.append(book.state_dict())
     for name, tensor in books[0].items():
@@ -196,14 +196,14 @@ def test_padding_and_what_is_not_finite_move_no_code() -> None:
     real[0, 0] = True
     alone, beside = Codebook(6, 8).train(), Codebook(6, 8).train()
     for book in (alone, beside):
-        book.start(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
+        book.initialize(F.normalize(given[0], dim=1), torch.Generator().manual_seed(0))
     counts = real.clone()
     counts[0, 0] = False
     alone(given[counts][None])
     beside(spoilt, real)
     begun = alone.codes.clone()
     for book in (alone, beside):
-        book.follow()
+        book.update()
     assert not torch.equal(alone.codes, begun)
     close(alone.codes, beside.codes)
 
@@ -213,7 +213,7 @@ def test_the_seed_decides_how_a_codebook_begins() -> None:
 
     def begun(seed: int) -> Tensor:
         book = Codebook(6, 8)
-        book.start(rows, torch.Generator().manual_seed(seed))
+        book.initialize(rows, torch.Generator().manual_seed(seed))
         return book.codes
 
     assert torch.equal(begun(1), begun(1)) and not torch.equal(begun(1), begun(2))
@@ -226,7 +226,8 @@ def test_the_seed_decides_how_a_codebook_begins() -> None:
 def objective(teacher: Any = None, **told: Any) -> TokenizerPretraining:
     torch.manual_seed(0)
     method = TokenizerMethod(codes=16, code_width=8, estimator_layers=1, **told)
-    teacher = Teacher(teacher or BEATsModel(SMALL), FEATURES)
+    target = told.get("target", "patches")
+    teacher = Teacher(teacher or BEATsModel(SMALL), FEATURES, target)
     return TokenizerPretraining(SMALL, method, FEATURES, frames=256, teacher=teacher).train()
 
 
@@ -276,14 +277,14 @@ def test_labels_depend_neither_on_the_batch_nor_on_padding() -> None:
     batch.lengths = torch.tensor([41_600, 16_000])
     spectrograms = batch_log_mel(FEATURES, batch, 256)
     assert spectrograms.patch_mask(8) is not None
-    labels = tokenizer.labels(spectrograms.values, spectrograms.patch_mask(8))
+    labels = tokenizer(spectrograms.values, spectrograms.patch_mask(8))
     assert labels.shape == (2, 16, 8) and labels.unique().numel() > 4
     assert (labels[1, 6:] == -1).all() and (labels[1, :6] >= 0).all()
     batch = noise_batch([2])
     batch.lengths = torch.tensor([16_000])
     alone = batch_log_mel(FEATURES, batch, 256)
     assert alone.patch_mask(8) is None
-    assert torch.equal(tokenizer.labels(alone.values)[0], labels[1, :6])
+    assert torch.equal(tokenizer(alone.values)[0], labels[1, :6])
 
 
 def test_every_parameter_learns_but_the_teachers() -> None:
@@ -360,11 +361,11 @@ def test_the_tokenizer_of_a_run_is_the_one_it_has_learnt(tmp_path: Path) -> None
     ours = started()
     found = load_tokenizer(saved(ours, tmp_path / "run"))
     values = batch_log_mel(FEATURES, noise_batch([5]), 256).values
-    expected = ours.tokenizer().labels(values)
-    assert torch.equal(found.labels(values), expected)
+    expected = ours.tokenizer()(values)
+    assert torch.equal(found(values), expected)
     assert not any(p.requires_grad for p in found.parameters()) and not found.training
     inside = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert torch.equal(load_tokenizer(inside).labels(values), expected)
+    assert torch.equal(load_tokenizer(inside)(values), expected)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

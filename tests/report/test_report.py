@@ -110,7 +110,7 @@ def logged(steps: int = 8) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [look(0, 0.1), look(40, 0.3)]
     for number in range(1, steps + 1):
         row = {"step": 40 * number // steps, "loss": 20 / number, "frame": 10.5 / number}
-        row |= {"utterance": 9.25, "target_spread": 0.9, "guess_spread": 0.5, "lr": 1e-3}
+        row |= {"utterance": 9.25, "target_std": 0.9, "prediction_std": 0.5, "lr": 1e-3}
         row |= {"gradient_norm": None if number == 2 else 4.0, "tau": 0.99, "seconds": number * 2.0}
         row |= {"clips_per_second": 7.5, "clips_per_second_now": 8.25, "data_wait": 0.125}
         rows.append(row | {"memory_mb": 812.0, "skipped": 0, "skipped_clips": 3, "novelty": 6.75})

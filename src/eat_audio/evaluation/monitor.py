@@ -1,11 +1,9 @@
-"""An encoder in the middle of its pre-training -> what can be found in its features by now.
+"""Probe an encoder while it is pre-trained.
 
-The loss of self-supervised learning says little about what is learnt: its target moves. So, every
-so many steps, a few labeled clips are embedded and looked at with a linear classifier, nearest
-neighbours and the effective rank, which nears 1 when a run collapses. Step 0 is an encoder with
-random weights: what has to be beaten.
-
-Looking never changes a run: weights, modes and random numbers are afterwards what they were.
+The loss of self-supervised learning says little about the features, as its target moves. So, every
+so many steps, a few labeled clips are embedded and scored with a linear classifier, nearest
+neighbors and the effective rank, which nears 1 when a run collapses. The baseline is step 0, an
+encoder with random weights. Weights, modes and random numbers of the run are left as they were.
 """
 
 import time
@@ -15,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from eat_audio.config import Settings
 from eat_audio.data.loader import ClipSettings, ordered_batches
@@ -30,7 +28,7 @@ from eat_audio.evaluation.metrics import (
     views,
 )
 from eat_audio.evaluation.probe import TITLES, cls_and_mean, concatenated, labeled_corpus
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.modeling import AudioModel
 
 BATCH = 32
@@ -38,28 +36,28 @@ BATCH = 32
 
 
 class MonitorSettings(Settings):
-    """How pre-training is looked at while it runs."""
+    """How pre-training is monitored."""
 
     data: str | None = None
-    """Labeled clips (a manifest or a folder) to look at the encoder with; none: no looking."""
+    """Labeled clips (a manifest or a folder) to probe the encoder with; None: no monitor."""
     every: PositiveInt = 1_000
-    """Steps from one look to the next; the last step is always looked at."""
+    """Steps from one probe to the next; the last step is always probed."""
     clips: int = Field(400, ge=4)
     """At most so many clips, the same ones every time; they stay in memory."""
     seconds: PositiveFloat | None = None
-    """How much of each clip is heard; as much as in pre-training if not set."""
+    """How much of each clip; as much as in pre-training if not set."""
     neighbours: PositiveInt = NEIGHBORS
     """How many clips vote for the label of one."""
 
 
 class Monitor:
-    """Labeled clips, kept as spectrograms, to look at an encoder with.
+    """Labeled clips, kept as spectrograms, to probe an encoder with.
 
     Args:
         settings: With `data`.
         features: The front end of the run.
-        clips: How the run hears its clips.
-        steps: How many the run will have.
+        clips: How the run reads its clips.
+        steps: Length of the run.
 
     Raises:
         DataError: The corpus cannot be used, or not one clip of it can be read.
@@ -78,17 +76,17 @@ class Monitor:
         self.steps = steps
         corpus = sample(labeled_corpus(settings.data), settings.clips)
         self.multi_label = corpus.multi_label
+        self.metric = "map" if corpus.multi_label else "accuracy"
         seconds = settings.seconds or clips.test_seconds or clips.seconds
-        heard = ClipSettings(seconds=seconds, released_padding=clips.released_padding)
+        excerpt = ClipSettings(seconds=seconds, released_padding=clips.released_padding)
         ids: list[str] = []
         self.unreadable: list[str] = []
-        self.heard: list[tuple[Tensor, Tensor | None]] = []
+        self.spectrograms: list[LogMelBatch] = []
         labels = []
-        for batch in ordered_batches(corpus, heard, batch=BATCH):
+        for batch in ordered_batches(corpus, excerpt, batch=BATCH):
             self.unreadable += batch.unreadable
             if batch.ids:
-                spectrograms = features.log_mel(batch.waveforms, batch.lengths)
-                self.heard.append((spectrograms.values, spectrograms.frame_mask))
+                self.spectrograms.append(features.log_mel(batch.waveforms, batch.lengths))
                 ids += batch.ids
                 assert batch.labels is not None
                 labels.append(batch.labels)
@@ -96,19 +94,19 @@ class Monitor:
             raise DataError(f"{settings.data}: not one of its {len(corpus)} clips can be read")
         self.labels: Array = torch.cat(labels).numpy()
         by_id = {clip.id: clip for clip in corpus.clips}
-        self.rounds = cross_validation([by_id[clip_id] for clip_id in ids])
+        self.folds = cross_validation([by_id[clip_id] for clip_id in ids])
 
     def due(self, step: int) -> bool:
-        """Whether to look after this step; at step 0 the caller knows whether it has been done."""
+        """Return whether to probe after this step; step 0 is the caller's decision."""
         return step > 0 and (step % self.settings.every == 0 or step == self.steps)
 
     def __call__(self, step: int, encoder: AudioModel) -> dict[str, float]:
-        """Look at an encoder, on the device where it is.
+        """Probe an encoder, on its device.
 
         Args:
-            step: Steps done; at 0 an encoder of the same shape with fresh random weights is
-                looked at instead, whatever `encoder` holds by then.
-            encoder: With whole weights (not a slice of them).
+            step: Steps done; at 0 an encoder of the same shape with fresh random weights is probed
+                instead.
+            encoder: With full weights, not shards of them.
 
         Returns:
             `linear_accuracy_*` and `knn_accuracy_*` (`..._map_*` for several labels per clip) of
@@ -118,56 +116,52 @@ class Monitor:
         """
         start = time.perf_counter()
         device = next(encoder.parameters()).device
-        with undisturbed(encoder, device):
+        with preserved_state(encoder, device):
             if step == 0:
                 torch.manual_seed(0)
                 encoder = type(encoder)(encoder.config).to(device)  # type: ignore[arg-type]
             encoder.eval()
-            pairs = [
-                cls_and_mean(encoder, values.to(device), None if mask is None else mask.to(device))
-                for values, mask in self.heard
-            ]
-        seen = views(*concatenated(pairs))
-        numbers = self._scores(seen)
-        for name in (view for view in seen if view != "both"):
-            numbers[f"effective_rank_{name}"] = effective_rank(seen[name])
-            numbers[f"variance_{name}"] = float(seen[name].var(axis=0).mean())
-        return numbers | {"monitor_seconds": round(time.perf_counter() - start, 3)}
+            pairs = []
+            for batch in self.spectrograms:
+                mask = None if batch.frame_mask is None else batch.frame_mask.to(device)
+                pairs.append(cls_and_mean(encoder, batch.values.to(device), mask))
+        vectors = views(*concatenated(pairs))
+        scores = self._scores(vectors)
+        for view in (view for view in vectors if view != "both"):
+            scores[f"effective_rank_{view}"] = effective_rank(vectors[view])
+            scores[f"variance_{view}"] = float(vectors[view].var(axis=0).mean())
+        return scores | {"monitor_seconds": round(time.perf_counter() - start, 3)}
 
-    def _scores(self, seen: dict[str, Array]) -> dict[str, float]:
-        metric = "map" if self.multi_label else "accuracy"
-        numbers: dict[str, list[float]] = {}
-        for known, unknown in self.rounds.indices:
-            for view, vectors in seen.items():
-                given = vectors[known], self.labels[known], vectors[unknown], self.labels[unknown]
-                linear = linear_score(*given, multi_label=self.multi_label)
-                knn = knn_score(
-                    *given, multi_label=self.multi_label, neighbors=self.settings.neighbours
-                )
-                numbers.setdefault(f"linear_{metric}_{view}", []).append(linear)
-                numbers.setdefault(f"knn_{metric}_{view}", []).append(knn)
-        return {name: float(np.mean(values)) for name, values in sorted(numbers.items())}
+    def _scores(self, vectors: dict[str, Array]) -> dict[str, float]:
+        scores: dict[str, list[float]] = {}
+        several, neighbors = self.multi_label, self.settings.neighbours
+        for train, test in self.folds.indices:
+            for view, x in vectors.items():
+                split = x[train], self.labels[train], x[test], self.labels[test]
+                linear = linear_score(*split, multi_label=several)
+                knn = knn_score(*split, multi_label=several, neighbors=neighbors)
+                scores.setdefault(f"linear_{self.metric}_{view}", []).append(linear)
+                scores.setdefault(f"knn_{self.metric}_{view}", []).append(knn)
+        return {name: float(np.mean(values)) for name, values in sorted(scores.items())}
 
-    def sentence(self, step: int, numbers: dict[str, float]) -> str:
-        """What was seen, for people."""
-        metric = "map" if self.multi_label else "accuracy"
-        shown = "mAP" if self.multi_label else "accuracy"
-        who = "random encoder" if step == 0 else f"step {step}"
-        names = {view: f"linear_{metric}_{view}" for view in TITLES}
-        scores = {view: numbers[name] for view, name in names.items() if name in numbers}
-        best = max(scores, key=lambda view: scores[view])
-        linear, knn = scores[best], numbers[f"knn_{metric}_{best}"]
+    def summary(self, step: int, scores: dict[str, float]) -> str:
+        """Return the best view's scores in a sentence."""
+        encoder = "random encoder" if step == 0 else f"step {step}"
+        metric = "mAP" if self.multi_label else "accuracy"
+        linear = {view: scores.get(f"linear_{self.metric}_{view}", -1.0) for view in TITLES}
+        best = max(linear, key=lambda view: linear[view])
+        knn = scores[f"knn_{self.metric}_{best}"]
         return (
-            f"{who}: linear probe {shown} {linear:.1%}, k-NN {knn:.1%} ({best}), "
-            f"effective rank {numbers['effective_rank_mean']:.1f}"
+            f"{encoder}: linear probe {metric} {linear[best]:.1%}, k-NN {knn:.1%} ({best}), "
+            f"effective rank {scores['effective_rank_mean']:.1f}"
         )
 
 
 @contextmanager
-def undisturbed(encoder: nn.Module, device: torch.device) -> Iterator[None]:
-    """Without gradients; afterwards modes and torch's random numbers are what they were.
+def preserved_state(encoder: nn.Module, device: torch.device) -> Iterator[None]:
+    """Disable gradients; restore modes and torch's random numbers afterwards.
 
-    Not inference mode: what the encoder remembers (its positions) is used for training again.
+    Not inference mode: positions that the encoder caches are used in training again.
     """
     modes = [(module, module.training) for module in encoder.modules()]
     devices = [device] if device.type == "cuda" else []

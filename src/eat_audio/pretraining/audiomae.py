@@ -1,11 +1,11 @@
-"""Masked clip -> loss: the Audio-MAE objective, the part that dies with pre-training.
+"""Audio-MAE pre-training objective: reconstruct the log-mel values of hidden patches.
 
-    guess = decoder(student(visible x))             log-mel values of the hidden patches
-    y     = (x - mean) / sqrt(variance + 1e-6)      of each patch by itself, variance unbiased
-    L     = (guess - y)^2                           mean over the values of a hidden patch
+    prediction = decoder(student(visible x))             values of the hidden patches
+    y          = (x - mean) / sqrt(variance + 1e-6)      of each patch by itself, variance unbiased
+    L          = (prediction - y)^2                      mean over the values of a hidden patch
 
 L is a mean over a clip's hidden patches, then over clips, so that it means the same whatever the
-batch; padding is neither seen, nor listened to, nor guessed. The decoder is thrown away.
+batch; padding is neither encoded nor attended to nor predicted. The decoder is discarded.
 
 Letters: B clips, N patches, V visible and H hidden ones, D width (of the decoder, in it), T' x F'
 the grid, W windows of S patches.
@@ -31,28 +31,29 @@ from eat_audio.models.audiomae.modeling import (
     Positions,
     some_of_a_grid,
 )
-from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import MLP
 from eat_audio.pretraining.masked_patches import (
     feature_std,
+    gather_tokens,
     hidden_patches,
     mean_over_hidden,
-    real_patches,
-    select,
+    scatter_tokens,
+    visible_patches,
 )
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
-from eat_audio.rng import clip_keys, hash_id, uniform
+from eat_audio.rng import hash_id, uniform
 
 BIAS_WIDTH = 384
 """Hidden units of the map from an offset within a window to the bias of every head."""
 COLLAPSED = 0.02
-"""Spread of the guesses below which nothing is learnt of any clip; healthy runs come near 0.05
+"""Standard deviation of predictions below which a run learns nothing; healthy runs come near 0.05
 before they tell one patch from another."""
 GRID = hash_id("audiomae: columns and rows of the grid")
 
 
 class DecoderSettings(Settings):
-    """The decoder: transformer blocks that listen within windows, or over the whole clip."""
+    """The decoder: transformer blocks with attention in windows, or over the whole clip."""
 
     attention: Literal["local", "global"] = "local"
     """local: in windows that move in every other block (the published model); global: everywhere,
@@ -85,7 +86,7 @@ class DecoderSettings(Settings):
 
 
 class AudioMAEMethod(Settings):
-    """All that makes the objective what it is; the defaults are those of the published run."""
+    """Settings of the objective; the defaults are those of the published run."""
 
     decoder: DecoderSettings = DecoderSettings()
     masking: Literal["patches", "grid"] = "patches"
@@ -97,10 +98,10 @@ class AudioMAEMethod(Settings):
     hidden_rows: float = Field(0.3, ge=0, lt=1)
     """Share of the rows to hide, with masking=grid."""
     normalized: bool = True
-    """Guess the values of a patch relative to its own mean and spread; else as they are."""
+    """Predict the values of a patch relative to its own mean and deviation; else as they are."""
 
     def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """What the student sees of clips, by their keys (B, 1); `columns` (B,) of each are real."""
+        """Sample random masks or grid masks by the clips' keys (B, 1)."""
         if self.masking == "patches":
             return random_masks(keys, grid, hidden_ratio=self.hidden_ratio, valid_columns=columns)
         return grid_masks(
@@ -129,7 +130,7 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
-        """Windows (B, W, S, D) -> the same; `mask` (B or 1, W, 1, S, S) is True where heard."""
+        """Mix windows (B, W, S, D); `mask` (B or 1, W, 1, S, S) is True for keys to attend to."""
         width = x.shape[-1]
         qkv = self.qkv(x).unflatten(3, (3, self.heads, width // self.heads))
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, W, heads, S, d)
@@ -160,7 +161,7 @@ class WindowBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Seen tokens in their places, one learnt token in all others -> values of patches."""
+    """Visible tokens on the grid, one learned token for all others -> values of patches."""
 
     blocks: nn.ModuleList
 
@@ -172,43 +173,43 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(settings.width, config.norm_eps)
         self.pred = nn.Linear(settings.width, config.patch_size**2)
 
-    def begin(self) -> None:
-        """Give every weight its first value, as released."""
+    def initialize(self) -> None:
+        """Initialize all weights as released."""
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def decoder_input(self, seen: Tensor, masks: Masks) -> Tensor:
-        """The student's tokens (B, V, D) on the grid of patches, with positions: (B, N, D)."""
-        seen = self.embed(seen)
-        everywhere = self.mask_token.to(seen.dtype).expand(len(seen), masks.n_patches, -1)
-        placed = everywhere.scatter(1, masks.visible[:, 0, :, None].expand_as(seen), seen)
-        return placed + self.positions(masks.n_patches, seen).to(self.mask_token.dtype)
+    def decoder_input(self, visible: Tensor, masks: Masks) -> Tensor:
+        """Return the student's tokens (B, V, D) on the grid, with positions: (B, N, D)."""
+        visible = self.embed(visible)
+        background = self.mask_token.to(visible.dtype).expand(len(visible), masks.n_patches, -1)
+        x = scatter_tokens(visible, masks.visible[:, 0], background)
+        return x + self.positions(masks.n_patches, visible).to(self.mask_token.dtype)
 
-    def listen(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], real: Tensor | None
+    def hidden_states(
+        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
     ) -> list[Tensor]:
-        """A canvas (B, N, D) after every block; `real` (B, N) is False for padding."""
+        """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
         raise NotImplementedError
 
     def forward(
         self,
         cls: Tensor,
-        seen: Tensor,
+        visible: Tensor,
         masks: Masks,
         grid: tuple[int, int],
-        wanted: Tensor,
-        real: Tensor | None = None,
+        hidden_ids: Tensor,
+        valid: Tensor | None = None,
     ) -> Tensor:
-        """Guesses (B, H, 256) for the patches `wanted` (B, H), from the student's tokens."""
-        x = self.listen(cls, self.decoder_input(seen, masks), grid, real)[-1]
-        return self.pred(self.norm(select(x, wanted)))
+        """Return predictions (B, H, 256) of the patches `hidden_ids` (B, H)."""
+        x = self.hidden_states(cls, self.decoder_input(visible, masks), grid, valid)[-1]
+        return self.pred(self.norm(gather_tokens(x, hidden_ids)))
 
 
 class LocalDecoder(Decoder):
-    """Attention in windows of the grid; every other block moves them. CLS is not used."""
+    """Attention in windows of the grid; every other block shifts them. CLS is not used."""
 
     def __init__(self, config: AudioMAEConfig, settings: DecoderSettings) -> None:
         super().__init__(config, settings)
@@ -217,24 +218,24 @@ class LocalDecoder(Decoder):
         self.blocks = nn.ModuleList(
             WindowBlock(settings, config.norm_eps) for _ in range(settings.depth)
         )
-        self.begin()
+        self.initialize()
 
-    def listen(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], real: Tensor | None
+    def hidden_states(
+        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
     ) -> list[Tensor]:
-        """A canvas (B, N, D) after every block; `real` (B, N) is False for padding."""
+        """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
         (columns, rows), width = grid, x.shape[-1]
-        beyond = [-n % size for n, size in zip(grid, self.window, strict=True)]
-        if real is None and any(beyond):
-            real = x.new_ones(1, columns * rows, dtype=torch.bool)
-        x = F.pad(x.unflatten(1, grid), (0, 0, 0, beyond[1], 0, beyond[0]))
-        if real is not None:
-            real = F.pad(real.unflatten(1, grid), (0, beyond[1], 0, beyond[0]))
+        padding = [-n % size for n, size in zip(grid, self.window, strict=True)]
+        if valid is None and any(padding):
+            valid = x.new_ones(1, columns * rows, dtype=torch.bool)
+        x = F.pad(x.unflatten(1, grid), (0, 0, 0, padding[1], 0, padding[0]))
+        if valid is not None:
+            valid = F.pad(valid.unflatten(1, grid), (0, padding[1], 0, padding[0]))
         offsets = window_offsets(self.window, x)
-        places = [(shift, self._mask(x, shift, real)) for shift in ((0, 0), self.shift)]
+        shifts = [(shift, self._mask(x, shift, valid)) for shift in ((0, 0), self.shift)]
         states = []
         for index, block in enumerate(self.blocks):
-            (time, frequency), mask = places[index % 2]
+            (time, frequency), mask = shifts[index % 2]
             x = x.roll((-time, -frequency), dims=(1, 2))
             x = self._grid(block(self._windows(x), offsets, mask), x.shape)
             x = x.roll((time, frequency), dims=(1, 2))
@@ -251,22 +252,22 @@ class LocalDecoder(Decoder):
         x = x.unflatten(2, self.window).unflatten(1, (shape[1] // self.window[0], -1))
         return x.transpose(2, 3).reshape(shape)
 
-    def _mask(self, x: Tensor, shift: tuple[int, int], real: Tensor | None) -> Tensor | None:
-        """Who hears whom in a window (B or 1, W, 1, S, S), or None if all hear all.
+    def _mask(self, x: Tensor, shift: tuple[int, int], valid: Tensor | None) -> Tensor | None:
+        """Return which patches of a window attend to which (B or 1, W, 1, S, S); None: all to all.
 
-        Windows that moved over an edge hold patches of both ends, which do not hear each other.
+        Windows that are shifted over an edge hold patches of both ends, which are kept apart.
         """
-        if real is None and not any(shift):
+        if valid is None and not any(shift):
             return None
         _, columns, rows, _ = x.shape
         late = torch.arange(columns, device=x.device) >= columns - shift[0]
         high = torch.arange(rows, device=x.device) >= rows - shift[1]
         end = self._windows((late[:, None] * 2 + high)[None])  # (1, W, S)
         mask = end[..., :, None] == end[..., None, :]
-        if real is not None:
-            turned = self._windows(real.roll((-shift[0], -shift[1]), dims=(1, 2)))
-            mask = mask & turned[..., None, :]
-            mask = mask | ~mask.any(dim=-1, keepdim=True)  # padding may hear anything
+        if valid is not None:
+            shifted = self._windows(valid.roll((-shift[0], -shift[1]), dims=(1, 2)))
+            mask = mask & shifted[..., None, :]
+            mask = mask | ~mask.any(dim=-1, keepdim=True)  # padding may attend to anything
         return mask[:, :, None]
 
 
@@ -283,14 +284,14 @@ class GlobalDecoder(Decoder):
             norm_eps=config.norm_eps,
         )
         self.blocks = nn.ModuleList(Block(shape, index) for index in range(settings.depth))
-        self.begin()
+        self.initialize()
 
-    def listen(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], real: Tensor | None
+    def hidden_states(
+        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
     ) -> list[Tensor]:
-        """A canvas (B, N, D) after every block; `real` (B, N) is False for padding."""
+        """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
         x = torch.cat([self.embed(cls)[:, None].to(x.dtype), x], dim=1)
-        mask = None if real is None else F.pad(real, (1, 0), value=True)[:, None, None]
+        mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None]
         states = []
         for block in self.blocks:
             x = block(x, mask)
@@ -299,74 +300,62 @@ class GlobalDecoder(Decoder):
 
 
 class AudioMAEPretraining(Pretraining):
-    """Teaches `student` to tell, from a fifth of the patches, what the others hold."""
+    """Audio-MAE objective: reconstruct the log-mel values of hidden patches."""
+
+    student: AudioMAEModel
+    method: AudioMAEMethod
 
     def __init__(
         self,
         config: AudioMAEConfig,
         method: AudioMAEMethod,
-        features: AudioMAEFeatureExtractor,
+        features: AudioFeatureExtractor,
         *,
         frames: int,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(config, method, features, frames=frames, seed=seed)
         self.student = AudioMAEModel(config)
         decoder = LocalDecoder if method.decoder.attention == "local" else GlobalDecoder
         self.decoder = decoder(config, method.decoder)
-        self.method = method
-        self.features = features
-        self.frames = frames
-        self.seed = seed
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step's losses for a batch of clips; "loss" is the one to differentiate.
-
-        All that is drawn is drawn by clip and epoch, so `generator` is not used.
-        """
-        with torch.no_grad():
-            spectrograms = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
-            values, columns = spectrograms.values, spectrograms.columns
-            keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-            masks = self.method.sample_masks(keys, self.student.grid(values), columns)
-        return self.losses(values, masks, columns=columns)
+    def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the losses of a batch; the generator is not used."""
+        log_mel, masks, valid = self.masked_batch(batch)
+        return self.losses(log_mel.values, masks, valid=valid)
 
     def losses(
-        self, spectrogram: Tensor, masks: Masks, *, columns: Tensor | None = None
+        self, spectrogram: Tensor, masks: Masks, *, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The equations above.
+        """Return the losses above.
 
         Args:
             spectrogram: Normalized log-mel (B, T, F).
-            masks: What the student sees of each clip, once.
-            columns: (B,) columns of patches that are real in each clip; None if all are.
+            masks: One per clip.
+            valid: Patches that are not padding (B, N); None if all are valid.
         """
         grid = self.student.grid(spectrogram)
-        wanted, weights = hidden_patches(masks)  # (B, H), (B, H)
-        cls, seen = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
-        real = real_patches(columns, grid)
-        prediction = self.decoder(cls, seen, masks, grid, wanted, real).float()  # (B, H, 256)
-        y = select(self.targets(spectrogram), wanted)
+        hidden_ids, weights = hidden_patches(masks)  # (B, H), (B, H)
+        cls, visible = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
+        prediction = self.decoder(cls, visible, masks, grid, hidden_ids, valid).float()
+        y = gather_tokens(self.targets(spectrogram), hidden_ids)  # both (B, H, 256)
         error = (prediction - y).square().mean(dim=2)
-        loss = mean_over_hidden(error, weights)
         return {
-            "loss": loss,
-            "target_spread": feature_std(y, weights),
-            "guess_spread": feature_std(prediction, weights),
+            "loss": mean_over_hidden(error, weights),
+            "target_std": feature_std(y, weights),
+            "prediction_std": feature_std(prediction, weights),
         }
 
     def encode_visible(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """The student's CLS (B, D) and tokens (B, V, D) from the visible patches alone."""
+        """Return the student's CLS (B, D) and tokens (B, V, D) of the visible patches alone."""
         student = self.student.model
-        visible = select(student.embed(spectrogram), masks.visible[:, 0])
-        cls, seen, _ = student(
-            visible, None if masks.visible_valid is None else masks.visible_valid[:, 0]
-        )
-        return cls, seen
+        ids, valid = visible_patches(masks)
+        cls, tokens, _ = student(gather_tokens(student.embed(spectrogram), ids), valid)
+        return cls, tokens
 
     @torch.no_grad()
     def targets(self, spectrogram: Tensor) -> Tensor:
-        """What is to be guessed of every patch (B, N, 256), its values in order of time."""
+        """Return the values of every patch (B, N, 256), in order of time, normalized if set so."""
         side = self.student.config.patch_size
         squares = spectrogram.float().unflatten(2, (-1, side)).unflatten(1, (-1, side))
         y = squares.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -376,8 +365,8 @@ class AudioMAEPretraining(Pretraining):
         return (y - mean) / (variance + 1e-6).sqrt()
 
     def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Guesses that are all alike."""
-        return collapse_warning("predictions", metrics["guess_spread"], below=COLLAPSED)
+        """Warn of collapsed predictions."""
+        return collapse_warning("predictions", metrics["prediction_std"], below=COLLAPSED)
 
 
 def grid_masks(
@@ -387,58 +376,59 @@ def grid_masks(
     hidden: tuple[float, float],
     valid_columns: Tensor | None = None,
 ) -> Masks:
-    """Masks that hide whole columns and whole rows of patches.
+    """Sample masks that hide whole columns and whole rows of patches.
 
     Args:
         keys: From `clip_keys`, (B, 1).
         grid: Patches in (time, frequency).
         hidden: Shares of the columns and of the rows to hide; one of each always stays.
-        valid_columns: How many columns of each clip are real (B,), at least 1; all if None.
+        valid_columns: Columns of each clip that are not padding (B,), at least 1; all if None.
     """
     columns, rows = grid
-    draws = uniform(keys[:, 0], rows + columns, purpose=GRID, dtype=torch.float64)
-    noise = draws[:, rows:], draws[:, :rows]  # in this order a column's draw depends on no length
-    here = None
+    numbers = uniform(keys[:, 0], rows + columns, purpose=GRID, dtype=torch.float64)
+    noise = numbers[:, rows:], numbers[:, :rows]  # so a column's number depends on no length
+    valid_column = None
     if valid_columns is not None:
-        here = torch.arange(columns, device=keys.device) < valid_columns.clamp(min=1)[:, None]
-    ids, seen = some_of_a_grid(noise, hidden, here)
+        column = torch.arange(columns, device=keys.device)
+        valid_column = column < valid_columns.clamp(min=1)[:, None]
+    ids, valid_ids = some_of_a_grid(noise, hidden, valid_column)
     shown = torch.zeros(len(keys), columns * rows, dtype=torch.bool, device=keys.device)
-    if here is None or seen is None:
+    if valid_column is None or valid_ids is None:
         shown.scatter_(1, ids, True)
         return Masks(visible=ids.sort(dim=1).values[:, None], hidden=~shown[:, None])
-    real = here.repeat_interleave(rows, dim=1)
-    shown = shown.to(torch.uint8).scatter_add_(1, ids, seen.to(torch.uint8)) > 0
-    order = (shown * 2 + ~real).to(torch.uint8).sort(dim=1, descending=True, stable=True)
+    valid = valid_column.repeat_interleave(rows, dim=1)
+    shown = shown.to(torch.uint8).scatter_add_(1, ids, valid_ids.to(torch.uint8)) > 0
+    order = (shown * 2 + ~valid).to(torch.uint8).sort(dim=1, descending=True, stable=True)
     count = torch.arange(ids.shape[1], device=keys.device) < shown.sum(dim=1, keepdim=True)
     visible = order.indices[:, : ids.shape[1]]
     return Masks(
-        visible=visible[:, None], hidden=(real & ~shown)[:, None], visible_valid=count[:, None]
+        visible=visible[:, None], hidden=(valid & ~shown)[:, None], visible_valid=count[:, None]
     )
 
 
 def window_offsets(window: tuple[int, int], like: Tensor) -> Tensor:
-    """From every patch of a window to every other, sign * log(1 + distance): (S, S, 2)."""
+    """Return sign * log(1 + distance) from every patch of a window to every other: (S, S, 2)."""
     sides = [torch.arange(size, device=like.device, dtype=torch.float32) for size in window]
-    places = torch.cartesian_prod(*sides)  # (S, 2), in order of time
-    apart = places[:, None] - places[None]
-    return apart.sign() * apart.abs().log1p()
+    positions = torch.cartesian_prod(*sides)  # (S, 2), in order of time
+    offsets = positions[:, None] - positions[None]
+    return offsets.sign() * offsets.abs().log1p()
 
 
 class AudioMAERun(AudioMAEMethod, PretrainRun):
-    """All that decides an Audio-MAE pre-training run."""
+    """Settings of an Audio-MAE pre-training run."""
 
     objective: ClassVar[type[Pretraining]] = AudioMAEPretraining
     mask_description: ClassVar[str] = (
-        "The student hears some patches of a clip and has to guess the values of all the others."
+        "The student encodes some patches of a clip; the decoder predicts the values of all others."
     )
 
     method: Literal["audiomae"] = "audiomae"
     positions: Literal["released", "correct"] = "released"
-    """Where patches are told to be: in their column and row (correct), or where the released code
-    believes them by mistake."""
+    """Positions of patches: their column and row (correct), or those that the released code gives
+    them by mistake."""
 
     def config(self) -> PreTrainedConfig:
-        """The Hugging Face configuration of the encoder."""
+        """Return the Hugging Face configuration of the encoder."""
         config = self.encoder.build_config(self.method)
         config.pos_layout = self.positions
         return config

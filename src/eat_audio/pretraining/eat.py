@@ -1,4 +1,4 @@
-"""Student and teacher -> loss: the EAT objective, the part that dies with pre-training.
+"""EAT pre-training objective: student, EMA teacher, decoder and the utterance-frame loss.
 
     y           = norm( mean over layers l of norm( teacher_l(x) ) )
     L_frame     = || decoder(student(visible x)) - y ||^2        over the hidden patches
@@ -27,19 +27,19 @@ from torch import Tensor, nn
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, inverse_block_masks
-from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 from eat_audio.pretraining.ema import EMASchedule, update_ema
 from eat_audio.pretraining.masked_patches import (
     feature_std,
+    gather_tokens,
     hidden_patches,
     mean_over_hidden,
-    real_patches,
-    select,
+    scatter_tokens,
+    visible_patches,
 )
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
-from eat_audio.rng import clip_keys
 
 
 class DecoderSettings(Settings):
@@ -59,28 +59,28 @@ class DecoderSettings(Settings):
 
 
 class EATMethod(Settings):
-    """All that makes the objective what it is; the defaults are those of the released base run."""
+    """Settings of the objective; the defaults are those of the released base run."""
 
     decoder: DecoderSettings = DecoderSettings()
     masks: PositiveInt = 16
-    """Masks (clones) per clip; each is seen by the student, the teacher sees the clip once."""
+    """Masks (clones) per clip; the student encodes the clip under each, the teacher once."""
     hidden_ratio: float = Field(0.8, gt=0, lt=1)
     """Share of patches the student must predict."""
     block: tuple[PositiveInt, PositiveInt] = (5, 5)
     """Size of a visible block, in patches (time, frequency)."""
     adjust: float = Field(0.07, ge=0)
-    """Share of extra block area drawn because blocks overlap."""
+    """Share of extra block area sampled because blocks overlap."""
     mask_noise: float = Field(0.01, ge=0)
-    """Standard deviation of the noise that stands in the decoder for hidden patches."""
+    """Standard deviation of the noise that replaces hidden patches in the decoder's input."""
     utterance_weight: float = Field(192.0, ge=0)
     """Weight w of the utterance loss. The released "cls_loss: 1" is a sum over its 12 clips x 16
-    masks, hence 192; short or small runs collapse with it and want about 1."""
+    masks, hence 192; short or small runs collapse with it and need about 1."""
     average_layers: PositiveInt | None = None
     """How many of the teacher's last layers make the target; all if not set."""
     tau: EMASchedule = EMASchedule()
 
     def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """What the student sees of clips, by their keys (B, K); `columns` (B,) of each are real."""
+        """Sample inverse-block masks by the clips' keys (B, K)."""
         return inverse_block_masks(
             keys,
             grid,
@@ -92,163 +92,147 @@ class EATMethod(Settings):
 
 
 class Decoder(nn.Module):
-    """Visible tokens among noise, on the grid -> a guess for every patch.
+    """Convolutional decoder: the grid of visible tokens and noise -> predictions.
 
     Every layer: grouped convolution, norm over channels, GELU, residual sum. Channels stay
     last in memory throughout. A decoder of another width than its tokens has no residual sum in
-    its first layer, which changes it, and its last map changes it back.
+    its first layer, which changes the width, and its last map changes it back.
     Source: paper section 3.1, released `models/base.py` Decoder2d.
     """
 
     def __init__(self, width: int, settings: DecoderSettings) -> None:
         super().__init__()
-        inside = settings.width or width
+        inner = settings.width or width
         self.blocks = nn.ModuleList(
             nn.Conv2d(
-                inside if index else width,
-                inside,
+                inner if index else width,
+                inner,
                 settings.kernel,
                 padding=settings.kernel // 2,
                 groups=settings.groups,
             )
             for index in range(settings.layers)
         )
-        self.proj = nn.Linear(inside, width)
+        self.proj = nn.Linear(inner, width)
 
     def forward(
-        self, x: Tensor, grid: tuple[int, int], wanted: Tensor, real: Tensor | None = None
+        self, x: Tensor, grid: tuple[int, int], hidden_ids: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """Grid tokens (R, N, D) -> guesses (R, H, D) for the patches `wanted` (R, H).
+        """Map grid tokens (R, N, D) to predictions (R, H, D) of the patches `hidden_ids` (R, H).
 
-        Where a clip has ended (`real` (R, N) is False) convolutions meet zeros, as at an edge.
+        Where `valid` (R, N) is False, convolutions read zeros, as beyond an edge.
         """
         rows, patches, width = x.shape
         x = x.view(rows, *grid, width)
         for block in self.blocks:
-            if real is not None:
-                x = x * real.view(rows, *grid, 1)
+            if valid is not None:
+                x = x * valid.view(rows, *grid, 1)
             mixed = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             update = F.gelu(F.layer_norm(mixed, mixed.shape[-1:]))
             x = x + update if x.shape == update.shape else update
-        return self.proj(select(x.reshape(rows, patches, -1), wanted))
+        return self.proj(gather_tokens(x.reshape(rows, patches, -1), hidden_ids))
 
 
 class EATPretraining(Pretraining):
-    """Teaches `student` to predict, from a fifth of the patches, what its average self heard."""
+    """EAT objective: predict the teacher's features of the hidden patches from the visible ones."""
+
+    frozen = ("teacher",)
+    student: EATModel
+    method: EATMethod
 
     def __init__(
         self,
         config: EATConfig,
         method: EATMethod,
-        features: EATFeatureExtractor,
+        features: AudioFeatureExtractor,
         *,
         frames: int,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(config, method, features, frames=frames, seed=seed)
         self.student = EATModel(config)
         self.decoder = Decoder(config.embed_dim, method.decoder)
         self.teacher = copy.deepcopy(self.student.model).requires_grad_(False).eval()
-        self.method = method
-        self.features = features
-        self.frames = frames
-        self.seed = seed
 
-    def train(self, mode: bool = True) -> Self:
-        """The student trains; the teacher never does."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step's losses for a batch of clips; "loss" is the one to differentiate."""
-        with torch.no_grad():
-            spectrograms = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
-            values, columns = spectrograms.values, spectrograms.columns
-            keys = clip_keys(self.seed, batch.epochs, batch.clips, self.method.masks)
-            masks = self.method.sample_masks(keys, self.student.grid(values), columns)
-        return self.losses(values, masks, columns=columns, generator=generator)
+    def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the losses of a batch; the generator gives the decoder's noise."""
+        log_mel, masks, valid = self.masked_batch(batch, self.method.masks)
+        return self.losses(log_mel.values, masks, valid=valid, generator=generator)
 
     def losses(
         self,
         spectrogram: Tensor,
         masks: Masks,
         *,
-        columns: Tensor | None = None,
+        valid: Tensor | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The equations above, for spectrograms (B, T, F).
+        """Return the losses above.
 
         Args:
-            spectrogram: Normalized log-mel.
-            masks: What the student sees of each clip, K times.
-            columns: (B,) columns of patches that are real in each clip; None if all are.
-            generator: Where the decoder's noise comes from.
+            spectrogram: Normalized log-mel (B, T, F).
+            masks: K per clip.
+            valid: Patches that are not padding (B, N); None if all are valid.
+            generator: Source of the decoder's noise.
             noise: The noise itself (R, N, D), instead.
         """
         grid = self.student.grid(spectrogram)
-        real = real_patches(columns, grid)
-        wanted, weights = hidden_patches(masks)  # (R, H), (R, H)
+        hidden_ids, weights = hidden_patches(masks)  # (R, H), (R, H)
         clip = torch.arange(len(spectrogram), device=spectrogram.device)
         clip = clip.repeat_interleave(masks.per_clip)  # (R,)
 
-        y = self.targets(spectrogram, real)  # (B, N, D)
-        cls, seen = self.encode_visible(spectrogram, masks)  # (R, D), (R, V, D)
-        decoder_input = self.decoder_input(seen, masks, generator, noise)  # (R, N, D)
-        here = None if real is None else real[clip]
-        prediction = self.decoder(decoder_input, grid, wanted, here).float()  # (R, H, D)
+        y = self.targets(spectrogram, valid)  # (B, N, D)
+        cls, visible = self.encode_visible(spectrogram, masks)  # (R, D), (R, V, D)
+        x = self.decoder_input(visible, masks, generator, noise)  # (R, N, D)
+        valid_rows = None if valid is None else valid[clip]
+        prediction = self.decoder(x, grid, hidden_ids, valid_rows).float()  # (R, H, D)
 
         scale = y.shape[-1] ** -0.5
-        hidden_y = y.flatten(0, 1)[(wanted + clip[:, None] * y.shape[1]).flatten()]
+        hidden_y = y.flatten(0, 1)[(hidden_ids + clip[:, None] * y.shape[1]).flatten()]
         error = (prediction - hidden_y.view_as(prediction)).square().sum(dim=2) * scale
         frame = mean_over_hidden(error, weights)
-        whole_y = masked_mean(y, real)[clip]
-        utterance = ((cls.float() - whole_y).square().sum(dim=1) * scale).mean()
+        mean_y = masked_mean(y, valid)[clip]
+        utterance = ((cls.float() - mean_y).square().sum(dim=1) * scale).mean()
         return {
             "loss": frame + self.method.utterance_weight * utterance,
             "frame": frame,
             "utterance": utterance,
-            "target_spread": feature_std(hidden_y, weights),
-            "guess_spread": feature_std(prediction, weights),
+            "target_std": feature_std(hidden_y, weights),
+            "prediction_std": feature_std(prediction, weights),
         }
 
     @torch.no_grad()
-    def targets(self, spectrogram: Tensor, real: Tensor | None = None) -> Tensor:
-        """What the teacher makes of whole clips, averaged over its layers: (B, N, D) float32."""
-        _, _, _, updates = self.teacher(self.teacher.embed(spectrogram), real)
+    def targets(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the teacher's features of whole clips, averaged over layers: (B, N, D) float32."""
+        _, _, _, updates = self.teacher(self.teacher.embed(spectrogram), valid)
         layers = updates[-(self.method.average_layers or len(updates)) :]
-        total = sum(instance_norm(update[:, 1:].float(), real) for update in layers)
+        total = sum(instance_norm(update[:, 1:].float(), valid) for update in layers)
         assert isinstance(total, Tensor)
         return F.layer_norm(total / len(layers), total.shape[-1:])
 
     def encode_visible(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """The student's CLS (R, D) and tokens (R, V, D) from the visible patches alone."""
+        """Return the student's CLS (R, D) and tokens (R, V, D) of the visible patches alone."""
         student = self.student.model
         patches = student.embed(spectrogram)  # (B, N, D)
-        visible = select(patches, masks.visible.flatten(1)).view(-1, *self._seen_shape(masks))
-        cls, seen, _, _ = student(
-            visible, None if masks.visible_valid is None else masks.visible_valid.flatten(0, 1)
-        )
-        return cls, seen
-
-    def _seen_shape(self, masks: Masks) -> tuple[int, int]:
-        return masks.visible.shape[2], self.student.config.embed_dim
+        visible = gather_tokens(patches, masks.visible.flatten(1))  # (B, K * V, D)
+        visible = visible.view(-1, masks.visible.shape[2], patches.shape[2])
+        cls, tokens, _, _ = student(visible, visible_patches(masks)[1])
+        return cls, tokens
 
     def decoder_input(
         self,
-        seen: Tensor,
+        visible: Tensor,
         masks: Masks,
         generator: torch.Generator | None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """The decoder's input (R, N, D): seen tokens in their places, noise in all others."""
+        """Return the grid (R, N, D) of visible tokens (R, V, D), with noise for all others."""
         if noise is None:
-            shape = (len(seen), masks.n_patches, seen.shape[2])
-            noise = torch.empty(shape, device=seen.device, dtype=seen.dtype)
+            shape = (len(visible), masks.n_patches, visible.shape[2])
+            noise = torch.empty(shape, device=visible.device, dtype=visible.dtype)
             noise.normal_(0.0, self.method.mask_noise, generator=generator)
-        places = masks.visible.flatten(0, 1)[..., None].expand_as(seen)
-        return noise.scatter(1, places, seen.to(noise.dtype))
+        return scatter_tokens(visible.to(noise.dtype), masks.visible.flatten(0, 1), noise)
 
     def after_step(self, step: int) -> None:
         """Move the teacher towards the student; `step` optimizer steps are done."""
@@ -256,38 +240,38 @@ class EATPretraining(Pretraining):
         update_ema(self.teacher.parameters(), student, self.method.tau.decay(step))
 
     def step_metrics(self, step: int) -> dict[str, float]:
-        """The teacher's pace."""
+        """Return the teacher's decay."""
         return {"tau": self.method.tau.decay(step)}
 
     def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Targets that are all alike, or a loss that is about whole clips alone."""
-        if collapsed := collapse_warning("targets", metrics["target_spread"]):
-            return collapsed
+        """Warn of collapsed targets, and of a loss that is mostly the utterance loss."""
+        if collapse := collapse_warning("targets", metrics["target_std"]):
+            return collapse
         weight = self.method.utterance_weight
         share = weight * metrics["utterance"] / metrics["loss"]
         if share <= 0.9:
             return {}
-        sentence = (
+        message = (
             f"the utterance loss is {share:.0%} of the loss; in short or small runs "
             f"utterance_weight={weight:g} makes encoders collapse, about 1 does not"
         )
-        return {"utterance": sentence}
+        return {"utterance": message}
 
 
-def instance_norm(tokens: Tensor, real: Tensor | None, eps: float = 1e-5) -> Tensor:
-    """Every channel of every clip to mean 0 and variance 1 over its real patches: (B, N, D)."""
-    centred = tokens - masked_mean(tokens, real)[:, None]
-    variance = masked_mean(centred.square(), real)[:, None]
-    return centred * torch.rsqrt(variance + eps)
+def instance_norm(tokens: Tensor, valid: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """Normalize every channel of every clip over its valid patches: (B, N, D)."""
+    centered = tokens - masked_mean(tokens, valid)[:, None]
+    variance = masked_mean(centered.square(), valid)[:, None]
+    return centered * torch.rsqrt(variance + eps)
 
 
 class EATRun(EATMethod, PretrainRun):
-    """All that decides an EAT pre-training run."""
+    """Settings of an EAT pre-training run."""
 
     objective: ClassVar[type[Pretraining]] = EATPretraining
     mask_description: ClassVar[str] = (
-        "The teacher hears the whole clip. The student hears a few blocks of it and has to "
-        "predict what the teacher makes of all the rest."
+        "The teacher encodes the whole clip. The student encodes a few blocks of it and predicts "
+        "the features that the teacher has of all other patches."
     )
 
     method: Literal["eat"] = "eat"

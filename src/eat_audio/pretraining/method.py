@@ -19,8 +19,9 @@ from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
 from eat_audio.masking import Masks
 from eat_audio.models import METHODS
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.rng import clip_keys
 from eat_audio.training.optim import LayeredObjective
 from eat_audio.training.run import TrainSettings
 
@@ -37,11 +38,11 @@ class EncoderSettings(Settings):
     num_heads: PositiveInt | None = None
     mlp_ratio: PositiveFloat = 4.0
     pooling: Literal["cls", "mean", "linear_softmax"] | None = None
-    """What stands for a whole clip when the encoder is used; by default what usually does in its
-    method: CLS in EAT, the mean of patches in the others."""
+    """How a clip's vector is computed from its tokens; by default as the method does: CLS in EAT,
+    the mean of patches in the others."""
 
     def build_config(self, method: str) -> PreTrainedConfig:
-        """The Hugging Face configuration of such an encoder of a method.
+        """Return the Hugging Face configuration of such an encoder of a method.
 
         Raises:
             ValueError: The method has no such size, or the numbers do not go together.
@@ -63,7 +64,7 @@ class EncoderSettings(Settings):
 
 
 class PretrainRun(TrainSettings):
-    """All that decides a pre-training run, whatever its method."""
+    """Settings of a pre-training run that all methods share."""
 
     objective: ClassVar[type["Pretraining"]]
     mask_description: ClassVar[str]
@@ -73,57 +74,95 @@ class PretrainRun(TrainSettings):
 
     method: str
     data: str | None = None
-    """A manifest (.tsv, .csv), or a folder in one of the known layouts."""
+    """A manifest (.tsv, .csv), or a folder in one of the supported layouts."""
     splits: tuple[str, ...] = ()
-    """Which splits or folds of the data to hear; all if empty."""
+    """Splits or folds of the data to train on; all if empty."""
     encoder: EncoderSettings = EncoderSettings()
     clips: ClipSettings = ClipSettings()
     monitor: MonitorSettings = MonitorSettings()
 
     def config(self) -> PreTrainedConfig:
-        """The Hugging Face configuration of the encoder."""
+        """Return the Hugging Face configuration of the encoder."""
         return self.encoder.build_config(self.method)
 
     def build_objective(
-        self, features: AudioFeatureExtractor, *, frames: int | None = None
+        self, features: AudioFeatureExtractor, *, frames: int | None = None, **inputs: Any
     ) -> "Pretraining":
-        """Return the objective with fresh weights; `frames` is the longest clip's length in frames,
-        by default that of `clips.seconds`.
+        """Return the objective with fresh weights.
+
+        Args:
+            features: The front end.
+            frames: Length of the longest clips; by default that of `clips.seconds`.
+            inputs: Replacements of what the objective would load from disk.
         """
-        longest = frames or whole_patches(self.clips.seconds)
-        return self.objective(self.config(), self, features, frames=longest, seed=self.seed)
+        frames = frames or whole_patches(self.clips.seconds)
+        return self.objective(
+            self.config(), self, features, frames=frames, seed=self.seed, **inputs
+        )
+
+    def untrained_inputs(
+        self, features: AudioFeatureExtractor, producer: "PretrainRun | None" = None
+    ) -> dict[str, Any]:
+        """Return `inputs` of `build_objective` with random weights, to count operations with.
+
+        Args:
+            features: The front end.
+            producer: Settings of the run that `input_setting` would name; by default one whose
+                encoder is like this run's.
+        """
+        return {}
 
     def next_command(self, out: str) -> str:
         """Return the command that may follow a run whose folder is `out`."""
         return f"eat finetune {self.method}_tiny_finetune --from {out} data=... --out ..."
 
     def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """What a student sees of clips, by their keys (B, K); `columns` (B,) of each are real."""
+        """Sample masks of clips by their keys (B, K); of each, `columns` (B,) are valid."""
         raise NotImplementedError
 
     @model_validator(mode="after")
     def _encoder_can_be_built(self) -> Self:
-        self.config()  # says which numbers do not go together
+        self.config()  # raises if the numbers do not go together
         return self
 
 
 class Pretraining(LayeredObjective):
-    """Base class of objectives: the student, its front end, and the loss of a batch.
+    """Base class of objectives: a student, its front end, and the loss of a batch.
 
-    Constructed from (config, settings, features, frames=, seed=). Random numbers depend on the
-    seed, the clip and the epoch, or on the generator.
+    Random numbers depend on (seed, epoch, clip), or on the generator.
+
+    Args:
+        config: Configuration of the student.
+        method: Settings of the objective.
+        features: The front end.
+        frames: Length of the longest clips.
+        seed: Of masks and of whatever else is sampled by clip.
+        inputs: Trained modules that a method needs, in place of those it would load.
     """
 
     trained = "student"
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Modules that never train."""
     student: AudioEncoder
     """The encoder that is saved."""
-    features: AudioFeatureExtractor
-    """Its front end."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: Any,
+        method: Any,
+        features: AudioFeatureExtractor,
+        *,
+        frames: int,
+        seed: int = 0,
+        **inputs: Any,
+    ) -> None:
         super().__init__()
+        self.method = method
+        self.features = features
+        self.frames = frames
+        self.seed = seed
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return the losses of a batch: "loss" first, then its parts and other metrics."""
         raise NotImplementedError
 
@@ -144,6 +183,31 @@ class Pretraining(LayeredObjective):
     def input_contents(self) -> str:
         """Return a fingerprint of files that training reads beside the clips, or nothing."""
         return ""
+
+    # ---- what subclasses share ----
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_children():
+            if name in self.frozen:
+                module.eval()
+        return self
+
+    def log_mel(self, batch: Batch) -> LogMelBatch:
+        """Return the spectrograms of a batch, `frames` long."""
+        return self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
+
+    @torch.no_grad()
+    def masked_batch(
+        self, batch: Batch, num_masks: int = 1
+    ) -> tuple[LogMelBatch, Masks, Tensor | None]:
+        """Return the spectrograms of a batch, masks of each, and its valid patches (B, N)."""
+        log_mel = self.log_mel(batch)
+        grid = self.student.grid(log_mel.values)
+        keys = clip_keys(self.seed, batch.epochs, batch.clips, num_masks)
+        masks = self.method.sample_masks(keys, grid, log_mel.columns)
+        return log_mel, masks, log_mel.patch_mask(grid[1])
 
 
 def collapse_warning(

@@ -149,7 +149,7 @@ def make_monitor(
         if monitor.due(step):
             metrics = monitor(step, in_full(objective.student))
             log.add(step, metrics)
-            log.message(monitor.sentence(step, metrics))
+            log.message(monitor.summary(step, metrics))
 
     return on_step
 

@@ -1,9 +1,6 @@
-"""Tokens on the whole grid -> a guess for each: what both halves of BEATs' pre-training throw away.
+"""Transformer over the whole grid: label predictor of BEATs and estimator of its tokenizer.
 
-As label predictor it guesses the labels of patches that the encoder has not seen; as estimator of
-the tokenizer, what a teacher hears in them.
-
-Letters: B clips, N patches, M of them, D width.
+Both are discarded after training. Letters: B clips, N patches, M of them, D width.
 
 Chen et al., "BEATs" (2212.09058), sections 3.2 and 3.3. The paper says a Transformer of 3 layers;
 that its blocks are those of the encoder, without convolved positions, is how OpenBEATs reads it.
@@ -15,7 +12,7 @@ from eat_audio.models.beats.modeling import BEATsConfig, BEATsPreTrainedModel, B
 
 
 class _Blocks(nn.Module):
-    """The estimator proper; its parts carry the names by which the encoder's are initialized."""
+    """The layers, under the names by which those of the encoder are initialized."""
 
     def __init__(self, config: BEATsConfig, inputs: int | None, outputs: int | None) -> None:
         super().__init__()
@@ -32,9 +29,9 @@ class LabelPredictor(BEATsPreTrainedModel):
 
     Args:
         config: That of the encoder.
-        layers: Number of blocks, which DeepNorm's factors follow.
-        inputs: Width of what comes in, if it is not the encoder's.
-        outputs: Width of what goes out, if it is not the encoder's.
+        layers: Number of blocks; DeepNorm's factors depend on it.
+        inputs: Width of the input, if it is not the encoder's.
+        outputs: Width of the output, if it is not the encoder's.
     """
 
     def __init__(
@@ -50,24 +47,21 @@ class LabelPredictor(BEATsPreTrainedModel):
         self.model = _Blocks(self.config, inputs, outputs)
         self.post_init()
 
-    def listen(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, ...) -> what the blocks make of them, (B, N, D).
-
-        Nobody listens to tokens that are not `real` (B, N).
-        """
-        inside = self.model
-        if isinstance(inside.proj, nn.Linear):  # codes are in float32, its weights perhaps not
-            x = inside.proj(x.to(inside.proj.weight.dtype))
-        bias = inside.relative_bias(x.shape[1])
-        mask = None if real is None else real[:, None, None]
-        for block in inside.blocks:
+    def hidden_states(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Pass tokens (B, N, ...) through the blocks, (B, N, D); only `valid` (B, N) are keys."""
+        layers = self.model
+        if isinstance(layers.proj, nn.Linear):  # codes are float32, its weights perhaps not
+            x = layers.proj(x.to(layers.proj.weight.dtype))
+        bias = layers.relative_bias(x.shape[1])
+        mask = None if valid is None else valid[:, None, None]
+        for block in layers.blocks:
             x = block(x, mask, bias)
         return x
 
-    def prediction(self, x: Tensor) -> Tensor:
-        """What is guessed of tokens (B, M, D) that have listened: (B, M, outputs)."""
+    def predict(self, x: Tensor) -> Tensor:
+        """Map encoded tokens (B, M, D) to predictions (B, M, outputs)."""
         return self.model.head(self.model.norm(x))
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, ...) -> guesses (B, N, outputs)."""
-        return self.prediction(self.listen(x, real))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, ...) to predictions (B, N, outputs)."""
+        return self.predict(self.hidden_states(x, valid))

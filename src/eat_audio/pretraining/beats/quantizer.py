@@ -1,19 +1,20 @@
-"""Vectors -> the numbers of the nearest codes, and codes that follow what is given to them.
+"""Vector quantizer whose codes follow moving averages of the vectors assigned to them.
 
     z       = x / |x|
     label   = argmin over k of |z - w_k|^2
     w_k    <- norm( m w_k + (1 - m) norm(mean of the z of label k) )       after every step
 
-Nothing here is learnt by gradients: the codes are buffers, which follow the sums of a whole step,
-over micro-batches and processes. A code that nobody chose stays where it is, as released.
+Codes are buffers, without gradients; they follow the sums of a whole step, over micro-batches and
+processes. A code without vectors stays where it is, as released.
 
-Letters: B clips, N patches, W width, K codes, R rows of any kind.
+Letters: B clips, N patches, W width, K codes, R rows.
 
 Chen et al., "BEATs" (2212.09058), section 3.2; its released `quantizer.py`, as observed (the
 recorded sets `quantizer*`).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,26 +23,25 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROUNDS = 10
-"""Of k-means, before the first step."""
+KMEANS_ITERATIONS = 10
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a codebook makes of vectors."""
+    """Output of a codebook."""
 
     vectors: Tensor
-    """(B, N, W): the codes, through which gradients pass as if they were the vectors."""
+    """The codes (B, N, W), with the gradients of the vectors (straight-through)."""
     labels: Tensor
-    """(B, N), int64: the numbers of the codes."""
+    """Numbers of the codes (B, N), int64."""
     error: Tensor
-    """(B, N): squared distance from each vector, at length 1, to its code, which stands still."""
+    """Squared distance from each vector, at length 1, to its code (B, N); codes are constants."""
 
 
 class Float32Buffers(nn.Module):
     """A module whose buffers stay in float32 when a model is cast to another precision.
 
-    Codes move by less than bfloat16 can hold, and labels depend on small differences.
+    Codes move by less than bfloat16 can represent, and labels depend on small differences.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -55,16 +55,17 @@ class Float32Buffers(nn.Module):
 
 
 class Codebook(Float32Buffers):
-    """K codes of length 1, moved towards what they stand for."""
+    """K codes of length 1."""
 
     codes: Tensor
     usage: Tensor
+    """Moving average of how many vectors each code has per step (K,)."""
     started: Tensor
-    """1 as soon as there are codes, else 0."""
+    """1 once the codes are initialized, else 0."""
 
-    def __init__(self, count: int, width: int, *, memory: float = 0.99) -> None:
+    def __init__(self, count: int, width: int, *, decay: float = 0.99) -> None:
         super().__init__()
-        self.memory = memory
+        self.decay = decay
         self.register_buffer("codes", torch.zeros(count, width))
         self.register_buffer("usage", torch.zeros(count))
         self.register_buffer("started", torch.zeros(()))
@@ -72,46 +73,51 @@ class Codebook(Float32Buffers):
         self._sums: Tensor | None = None
 
     def forward(
-        self, x: Tensor, real: Tensor | None = None, generator: torch.Generator | None = None
+        self, x: Tensor, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Quantized:
-        """Quantize vectors (B, N, W); those that are not `real` (B, N) count for nothing.
+        """Quantize vectors (B, N, W); those that are not `valid` (B, N) move no code.
 
-        In training the first call of all makes the codes, by k-means, and every call is remembered
-        until `follow`. In evaluation nothing changes, while the released code goes on counting.
+        In training the first call initializes the codes by k-means, and every call adds to the
+        sums that `update` uses. In evaluation nothing changes; the released code goes on counting.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             z = F.normalize(x.float(), dim=-1)
-            counts = torch.ones_like(z[..., 0], dtype=torch.bool) if real is None else real
-            if self.training:
-                counts = counts & z.isfinite().all(dim=-1)  # if not, the loop leaves the step out
+            learning = self.training and not x.is_meta  # on meta tensors only shapes are followed
+            counts = torch.ones_like(z[..., 0], dtype=torch.bool) if valid is None else valid
+            if learning:
+                counts = counts & z.isfinite().all(dim=-1)  # if not, the loop skips the step
                 if not self.started:
-                    self.start(z.detach()[counts], generator)
+                    self.initialize(z.detach()[counts], generator)
             labels = distances(z.detach(), self.codes).argmin(dim=-1)
-            if self.training:
-                self._remember(z.detach()[counts], labels[counts])
+            if learning:
+                self._accumulate(z.detach()[counts], labels[counts])
             chosen = F.embedding(labels, self.codes)
             error = (chosen - z).square().sum(dim=-1)
             return Quantized(z + (chosen - z).detach(), labels, error)
 
     @torch.no_grad()
-    def start(self, given: Tensor, generator: torch.Generator | None = None) -> None:
-        """Make the codes from vectors (R, W) of length 1; of several processes the first does."""
+    def initialize(self, vectors: Tensor, generator: torch.Generator | None = None) -> None:
+        """Set the codes from vectors (R, W) of length 1; the first process does so for all."""
         if not (dist.is_initialized() and dist.get_rank() > 0):
-            first = first_means(len(given), len(self.codes), generator, given.device)
-            self.codes.copy_(kmeans(given, first)[0])
+            rows, count, device = len(vectors), len(self.codes), vectors.device
+            if rows >= count:
+                first = torch.randperm(rows, generator=generator, device=device)[:count]
+            else:
+                first = torch.randint(0, rows, (count,), generator=generator, device=device)
+            self.codes.copy_(kmeans(vectors, first)[0])
         if dist.is_initialized():
             dist.broadcast(self.codes, 0)
         self.started.fill_(1)
 
     @torch.no_grad()
-    def _remember(self, given: Tensor, labels: Tensor) -> None:
-        hits, sums = gathered(given, labels, len(self.codes))
+    def _accumulate(self, vectors: Tensor, labels: Tensor) -> None:
+        hits, sums = cluster_sums(vectors, labels, len(self.codes))
         self._hits = hits if self._hits is None else self._hits + hits
         self._sums = sums if self._sums is None else self._sums + sums
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move the codes towards all that was given to them since the last time, by everybody."""
+    def update(self) -> None:
+        """Move the codes towards the vectors of all processes since the last update."""
         if self._hits is None or self._sums is None:
             return
         hits, sums = self._hits, self._sums
@@ -119,51 +125,49 @@ class Codebook(Float32Buffers):
         if dist.is_initialized():
             dist.all_reduce(hits)
             dist.all_reduce(sums)
-        self.usage.lerp_(hits, 1 - self.memory)
+        self.usage.lerp_(hits, 1 - self.decay)
         means = F.normalize(sums / hits.clamp(min=1)[:, None], dim=1)
         means = torch.where(hits[:, None] > 0, means, self.codes)
-        self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.memory), dim=1))
+        self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.decay), dim=1))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Return a context without autocast; meta tensors, on which shapes are followed, have none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def distances(z: Tensor, codes: Tensor) -> Tensor:
-    """Squared distances (..., K) from vectors (..., W) to codes (K, W)."""
+    """Return the squared distances (..., K) from vectors (..., W) to codes (K, W)."""
     lengths = z.square().sum(dim=-1, keepdim=True) + codes.square().sum(dim=1)
     return lengths - 2 * (z @ codes.t())
 
 
-def gathered(rows: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """How many rows (R, W) have each of `count` labels (R,), and the sums of those: (K,), (K, W).
+def cluster_sums(rows: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return how many rows (R, W) have each of `count` labels (R,), and their sums: (K,), (K, W).
 
-    By a matrix product, whose order of sums is the same every time, on a GPU, too.
+    By a matrix product, which adds in the same order every time, on a GPU, too.
     """
     chosen = F.one_hot(labels, count).to(rows.dtype)  # (R, K)
     return chosen.sum(dim=0), chosen.t() @ rows
 
 
-def first_means(
-    rows: int, count: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """The numbers of the rows that k-means begins with: (count,), all different if they suffice."""
-    if rows >= count:
-        return torch.randperm(rows, generator=generator, device=device)[:count]
-    return torch.randint(0, rows, (count,), generator=generator, device=device)
-
-
-def kmeans(rows: Tensor, first: Tensor, *, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
-    """Means of length 1, by angle, of rows (R, W) of length 1.
+def kmeans(
+    rows: Tensor, first: Tensor, *, iterations: int = KMEANS_ITERATIONS
+) -> tuple[Tensor, Tensor]:
+    """Cluster rows (R, W) of length 1 by angle; a mean without rows stays where it is.
 
     Args:
-        rows: What they are the means of.
-        first: The numbers of the rows to begin with (K,).
-        rounds: How often rows choose means and means follow them; one that is not chosen stays.
+        rows: Vectors of length 1 (R, W).
+        first: Numbers of the rows that are the first means (K,).
+        iterations: How often rows are assigned and means follow.
 
     Returns:
-        The means (K, W), and how many rows chose each in the last round (K,).
+        The means (K, W), and how many rows each had in the last iteration (K,).
     """
     means = rows[first]
     hits = means.new_zeros(len(means))
-    for _ in range(rounds):
-        hits, sums = gathered(rows, (rows @ means.t()).argmax(dim=1), len(means))
+    for _ in range(iterations):
+        hits, sums = cluster_sums(rows, (rows @ means.t()).argmax(dim=1), len(means))
         moved = F.normalize(sums / hits.clamp(min=1)[:, None], dim=1)
         means = torch.where(hits[:, None] > 0, moved, means)
     return means, hits
@@ -171,11 +175,10 @@ def kmeans(rows: Tensor, first: Tensor, *, rounds: int = ROUNDS) -> tuple[Tensor
 
 @torch.no_grad()
 def code_usage(labels: Tensor, weights: Tensor, count: int) -> dict[str, Tensor]:
-    """How evenly labels (...) with weights (...) of 1, or 0 for padding, use `count` codes.
+    """Measure how evenly labels (...), of weights (...) 1 or 0 for padding, use `count` codes.
 
     Returns:
-        `used`, how many codes occur; `perplexity`, how many evenly used ones would be as
-        surprising; `majority`, the share of the most frequent one.
+        `used`, how many codes occur; `perplexity`; `majority`, the share of the most frequent one.
     """
     hits = torch.zeros(count, device=labels.device)
     hits.index_add_(0, labels.flatten().clamp(min=0), weights.flatten().float())
@@ -188,5 +191,5 @@ def code_usage(labels: Tensor, weights: Tensor, count: int) -> dict[str, Tensor]
 
 
 def perplexity(share: Tensor) -> Tensor:
-    """How many evenly used codes would be as surprising as codes with these shares (K,)."""
+    """Return the number of evenly used codes that have the entropy of these shares (K,)."""
     return torch.special.entr(share).sum().exp()

@@ -1,12 +1,12 @@
-"""A corpus and a tokenizer -> the labels of its clips on disk, and back by clip.
+"""Store the labels of a corpus on disk, and look them up by clip.
 
     out/
-      labels.json              which tokenizer has made them, and from how many seconds of clips
+      labels.json              which tokenizer, and of how many seconds of clips
       part-00000.npy           int16, the labels of many clips, in order of time then frequency
       part-00000.json          those clips' ids and their numbers of columns; written last
 
-A clip's labels are those of its beginning, as much of it as a run with `crop: start` hears, so that
-they are the ones the tokenizer would give while training. A job that was killed goes on after its
+A clip's labels are those of its beginning, as much of it as a run with `crop: start` reads, so that
+they are the ones the tokenizer would give while training. A job that was killed continues after its
 last complete part; clips that cannot be read have no labels, and are tried again. Clips of other
 corpora may be added.
 """
@@ -32,36 +32,36 @@ from eat_audio.rng import hash_id
 from eat_audio.training.checkpoint import fingerprint, read_json
 from eat_audio.writing import write_json, written_aside
 
-_PART = re.compile(r"part-\d{1,18}\.json")
+_PART = re.compile(r"part-(\d{1,18})\.json")
 PART = 1_024
-"""Clips whose labels lie in one file; work that a killed job may lose."""
+"""Clips per part, whose labels a killed job may lose."""
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What became of the clips of a corpus."""
+    """Counts of the clips of a corpus."""
 
     done: int
     skipped: int
-    """They were there already."""
+    """Clips that had labels already."""
     failed: list[str]
     """One sentence for each that cannot be read."""
 
 
 @dataclass(frozen=True)
-class Usage:
-    """How the labels in a folder are spread over the codes that there are."""
+class LabelUsage:
+    """How evenly the labels in a folder use the codes."""
 
     codes: int
     used: int
     perplexity: float
-    """As many equally common codes would be as hard to guess."""
+    """Number of evenly used codes with the same entropy."""
     majority: float
-    """Share of the commonest one."""
+    """Share of the most frequent code."""
 
 
-def usage(folder: str | Path) -> Usage:
-    """Count the labels in a folder that `tokenize` has written.
+def label_usage(folder: str | Path) -> LabelUsage:
+    """Count the labels in a folder written by `tokenize`.
 
     Raises:
         DataError: It holds none.
@@ -71,8 +71,8 @@ def usage(folder: str | Path) -> Usage:
     for labels in stored.parts:
         counts += np.bincount(labels.clip(0, stored.count - 1), minlength=stored.count)
     share = counts[counts > 0] / max(counts.sum(), 1)
-    even = float(np.exp(-(share * np.log(share)).sum()))
-    return Usage(stored.count, share.size, even, float(share.max(initial=0.0)))
+    perplexity = float(np.exp(-(share * np.log(share)).sum()))
+    return LabelUsage(stored.count, share.size, perplexity, float(share.max(initial=0.0)))
 
 
 def tokenize(
@@ -85,16 +85,16 @@ def tokenize(
     device: torch.device | str = "cpu",
     part: int = PART,
 ) -> Tokenized:
-    """Write the labels of all clips of a corpus, or go on with it.
+    """Write the labels of all clips of a corpus, or continue to.
 
     Args:
-        corpus: Whose clips.
-        tokenizer: What calls their patches.
-        out: A folder; a new one, or one to go on with.
+        corpus: The clips.
+        tokenizer: Gives their patches labels.
+        out: A new folder, or one to continue.
         seconds: How much of each clip, from its beginning.
-        batch: Clips heard at once.
-        device: Where to work.
-        part: Clips whose labels lie in one file.
+        batch: Clips per batch.
+        device: Device of the tokenizer.
+        part: Clips per part.
 
     Raises:
         DataError: The folder holds other labels.
@@ -104,26 +104,26 @@ def tokenize(
     tokenizer = tokenizer.to(device).frozen()
     failed: list[str] = []
     try:
-        number, known = _begin(out, tokenizer, seconds)
-        todo = replace(corpus, clips=[clip for clip in corpus.clips if clip.id not in known])
-        waiting: list[tuple[str, NDArray[np.int16]]] = []
+        number, finished = _resume(out, tokenizer, seconds)
+        todo = replace(corpus, clips=[clip for clip in corpus.clips if clip.id not in finished])
+        pending: list[tuple[str, NDArray[np.int16]]] = []
         batches = ordered_batches(todo, ClipSettings(seconds=seconds), batch=batch)
-        for some in track(batches, "tokenize", -(-len(todo) // batch)):
-            failed += some.unreadable
-            waiting += _labels(some.to(device), tokenizer, seconds)
-            if len(waiting) >= part:
-                _write(out, number, waiting)
-                number, waiting = number + 1, []
-        if waiting:
-            _write(out, number, waiting)
+        for clips in track(batches, "tokenize", -(-len(todo) // batch)):
+            failed += clips.unreadable
+            pending += _labels(clips.to(device), tokenizer, seconds)
+            if len(pending) >= part:
+                _write(out, number, pending)
+                number, pending = number + 1, []
+        if pending:
+            _write(out, number, pending)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     return Tokenized(len(todo) - len(failed), len(corpus) - len(todo), failed)
 
 
-def _begin(out: Path, tokenizer: Tokenizer, seconds: float) -> tuple[int, set[str]]:
-    """The number of the next part, and the ids of the clips that have labels already."""
-    told: dict[str, Any] = {
+def _resume(out: Path, tokenizer: Tokenizer, seconds: float) -> tuple[int, set[str]]:
+    """Return the number of the next part, and the ids of the clips that have labels."""
+    record: dict[str, Any] = {
         "tokenizer": fingerprint(tokenizer.state_dict()),
         "statistics": [tokenizer.features.mean, tokenizer.features.std],
         "codes": tokenizer.count,
@@ -131,54 +131,49 @@ def _begin(out: Path, tokenizer: Tokenizer, seconds: float) -> tuple[int, set[st
         "seconds": seconds,
     }
     out.mkdir(parents=True, exist_ok=True)
-    record = out / "labels.json"
-    if record.exists() or any(out.iterdir()):
-        found = read_json(record) if record.exists() else {}
-        if found != told:
-            other = [name for name in told if name in found and found[name] != told[name]]
-            what = f"labels with another {', '.join(other)}" if other else "something else"
-            raise DataError(f"{out}: holds {what}; expected nothing, or labels to go on with")
-    write_json(record, told)
-    there = _parts(out)
-    known: set[str] = set()
-    for index in there:
+    path = out / "labels.json"
+    if path.exists() or any(out.iterdir()):
+        previous = read_json(path) if path.exists() else {}
+        if previous != record:
+            differing = [key for key in record if key in previous and previous[key] != record[key]]
+            what = f"labels with another {', '.join(differing)}" if differing else "something else"
+            raise DataError(f"{out}: holds {what}; expected nothing, or labels to continue")
+    write_json(path, record)
+    indices = _indices(out)
+    finished: set[str] = set()
+    for index in indices.values():
         ids = read_json(index).get("ids")
         if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
             raise DataError(f"{index}: describes no labels; remove it to have them made again")
-        known.update(ids)
-    return 1 + max((_number(index) for index in there), default=-1), known
+        finished.update(ids)
+    return 1 + max(indices, default=-1), finished
 
 
-def _parts(folder: Path) -> list[Path]:
-    """The indices of the complete parts."""
-    found = (index for index in folder.glob("part-*.json") if _PART.fullmatch(index.name))
-    return sorted(found, key=_number)
-
-
-def _number(index: Path) -> int:
-    return int(index.stem.removeprefix("part-"))
+def _indices(folder: Path) -> dict[int, Path]:
+    """Return the index files of the complete parts by number, in order."""
+    matches = ((_PART.fullmatch(path.name), path) for path in folder.glob("part-*.json"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def _labels(
     batch: Batch, tokenizer: Tokenizer, seconds: float
 ) -> list[tuple[str, NDArray[np.int16]]]:
-    """The ids of a batch's clips and the labels of each, (its columns, F')."""
+    """Return the ids of a batch's clips and the labels of each, (its columns, F')."""
     if not batch.ids:
         return []
-    spectrograms = batch_log_mel(tokenizer.features, batch, whole_patches(seconds))
-    rows = tokenizer.encoder.grid(spectrograms.values)[1]
-    found = tokenizer.labels(spectrograms.values, spectrograms.patch_mask(rows))
-    found = found.to(torch.int16).cpu()
-    whole = [found.shape[1]] * len(found)
-    columns = whole if spectrograms.columns is None else spectrograms.columns.tolist()
+    log_mel = batch_log_mel(tokenizer.features, batch, whole_patches(seconds))
+    valid = log_mel.patch_mask(tokenizer.encoder.grid(log_mel.values)[1])
+    labels = tokenizer(log_mel.values, valid).to(torch.int16).cpu()
+    columns = log_mel.columns
+    counts = [labels.shape[1]] * len(labels) if columns is None else columns.tolist()
     return [
-        (name, labels[:count].numpy())
-        for name, labels, count in zip(batch.ids, found, columns, strict=True)
+        (name, rows[:count].numpy())
+        for name, rows, count in zip(batch.ids, labels, counts, strict=True)
     ]
 
 
 def _write(out: Path, number: int, labels: list[tuple[str, NDArray[np.int16]]]) -> None:
-    """Write a part that is there completely, or not at all."""
+    """Write a part; its index last."""
     path = out / f"part-{number:05d}.npy"
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, np.concatenate([rows.ravel() for _, rows in labels]))
@@ -187,74 +182,71 @@ def _write(out: Path, number: int, labels: list[tuple[str, NDArray[np.int16]]]) 
 
 
 class StoredLabels:
-    """The labels that `tokenize` has written, found by the numbers of clips.
-
-    Args:
-        folder: Where to.
+    """Labels written by `tokenize`, by the numbers of clips.
 
     Raises:
-        DataError: It holds no labels, or damaged ones.
+        DataError: The folder holds no labels, or damaged ones.
         CheckpointError: A file of it is no JSON.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "labels.json").is_file():
+        path = self.folder / "labels.json"
+        if not path.is_file():
             raise DataError(f"{folder}: holds no labels; expected a folder of `eat tokenize`")
-        told = read_json(self.folder / "labels.json")
+        record = read_json(path)
         try:
-            self.count, self.rows = int(told["codes"]), int(told["rows"])
-            self.seconds = float(told["seconds"])
+            self.count, self.rows = int(record["codes"]), int(record["rows"])
+            self.seconds = float(record["seconds"])
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{folder}/labels.json: does not say which labels these are") from None
         self.parts: list[NDArray[np.int16]] = []
-        places = [self._open(number, index) for number, index in enumerate(_parts(self.folder))]
-        clips, part, first, columns = (
-            np.concatenate([place[kind] for place in places] or [np.empty(0, np.int64)])
-            for kind in range(4)
-        )
-        order = clips.argsort(kind="stable")
-        self.clips, self.part = clips[order], part[order]
-        self.first, self.columns = first[order], columns[order]
+        indices = _indices(self.folder).values()
+        tables = [self._open(part, index) for part, index in enumerate(indices)]
+        table = np.concatenate([np.empty((4, 0), np.int64), *tables], axis=1)
+        table = table[:, table[0].argsort(kind="stable")]
+        self.clips, self.part, self.first, self.columns = table
 
-    def _open(self, number: int, index: Path) -> tuple[NDArray[np.int64], ...]:
-        """A part's clips: their numbers, the part's, where their labels begin, their columns."""
-        told = read_json(index)
+    def _open(self, part: int, index: Path) -> NDArray[np.int64]:
+        """Return rows of a part's clips: number, part, offset of its labels, columns."""
+        record = read_json(index)
         try:
-            clips = np.array([hash_id(name) for name in told["ids"]], np.int64)
-            columns = np.array(told["columns"], np.int64)
+            clips = np.array([hash_id(name) for name in record["ids"]], np.int64)
+            columns = np.array(record["columns"], np.int64)
             labels = np.load(index.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
             sizes = columns * self.rows
-            whole = labels.dtype == np.int16 and labels.shape == (sizes.sum(),)
-            if len(clips) != len(columns) or columns.min(initial=1) < 1 or not whole:
+            complete = labels.dtype == np.int16 and labels.shape == (sizes.sum(),)
+            if len(clips) != len(columns) or columns.min(initial=1) < 1 or not complete:
                 raise ValueError("it is not as long as its index says")
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{index}: describes no labels ({error})") from error
         self.parts.append(labels)
-        return clips, np.full(len(clips), number), sizes.cumsum() - sizes, columns
+        return np.stack([clips, np.full(len(clips), part), sizes.cumsum() - sizes, columns])
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def contents(self) -> str:
-        """A fingerprint of the labels, cheap enough for those of millions of clips."""
+        """Return a fingerprint of the labels, cheap for those of millions of clips."""
         digest = hashlib.sha256((self.folder / "labels.json").read_bytes())
-        add_files(digest, [str(index.with_suffix(".npy")) for index in _parts(self.folder)])
+        files = [str(index.with_suffix(".npy")) for index in _indices(self.folder).values()]
+        add_files(digest, files)
         return digest.hexdigest()[:16]
 
-    def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """The labels of a batch's clips on its grid, (B, T', F') int64, -1 behind a clip's end.
+    def lookup(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        """Return the labels of a batch's clips (B, T', F') int64, -1 behind a clip's end.
 
         Raises:
             DataError: A clip has none.
         """
-        found = torch.full((len(batch.ids), *grid), -1)
-        places = np.searchsorted(self.clips, numbers := batch.clips.cpu().numpy())
-        for row, (place, number) in enumerate(zip(places, numbers, strict=True)):
-            if place == len(self.clips) or self.clips[place] != number:
+        labels = torch.full((len(batch.ids), *grid), -1)
+        numbers = batch.clips.cpu().numpy()
+        positions = np.searchsorted(self.clips, numbers)
+        for row, (position, number) in enumerate(zip(positions, numbers, strict=True)):
+            if position == len(self.clips) or self.clips[position] != number:
                 raise DataError(f"{self.folder}: has no labels of {batch.ids[row]}")
-            first, columns = self.first[place], self.columns[place]
-            there = self.parts[self.part[place]][first : first + columns * self.rows]
-            kept = torch.from_numpy(there.astype(np.int64)).view(-1, self.rows)[: grid[0]]
-            found[row, : len(kept)] = kept
-        return found
+            first, columns = self.first[position], self.columns[position]
+            stored = self.parts[self.part[position]][first : first + columns * self.rows]
+            kept = torch.from_numpy(stored.astype(np.int64)).view(-1, self.rows)[: grid[0]]
+            labels[row, : len(kept)] = kept
+        return labels

@@ -1,30 +1,29 @@
-"""What a teacher hears -> a tokenizer: BEATs' self-distilled one, from the second iteration on.
+"""BEATs tokenizer objective: self-distillation of a teacher through a codebook.
 
-    z      = tanh(student(x) A) B                  x a whole clip, z per patch
-    code   = nearest code to z / |z|               gradients pass it as if it were not there
-    guess  = estimator(code)
-    L      = 1 - cos(guess, teacher(x))  +  beta |code - z / |z||^2         per patch
+    z          = tanh(student(x) A) B                  x a whole clip, z per patch
+    code       = nearest code to z / |z|               with straight-through gradients
+    prediction = estimator(code)
+    L          = 1 - cos(prediction, teacher(x))  +  beta |code - z / |z||^2       per patch
 
 L is a mean over a clip's patches, then over clips; padding counts nowhere. The paper's L has the
 squared length as it is (`commit_reduction: sum`) and a term that draws codes to z; in the released
 quantizer the former is a mean over the elements of z and the codes follow by moving averages, and
-so it is here. A supervised teacher is listened to for its logits of the whole clip, with the mean
-of the estimator's guesses beside them; how the paper pools them, it does not say.
+so it is here. Of a supervised teacher the logits of the whole clip are the target, of the mean of
+the estimator's predictions; the paper does not say how it pools them.
 
-Letters: B clips, N patches, T' x F' the grid.
+Letters: B clips, N patches, D width, T' x F' the grid.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058), section 3.2.
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from eat_audio.audio.fbank import n_frames
 from eat_audio.checkpoints.convert import read_pickled
@@ -35,36 +34,37 @@ from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.masking import Masks, random_masks
 from eat_audio.models.beats import checkpoint as beats
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
-from eat_audio.models.common.feature_extraction import (
-    AudioFeatureExtractor,
-    BEATsFeatureExtractor,
-    LogMelBatch,
-)
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.layers import masked_mean
-from eat_audio.models.common.modeling import AudioModel, EncoderOutput
+from eat_audio.models.common.modeling import AudioModel
 from eat_audio.pretraining.beats.predictor import LabelPredictor
-from eat_audio.pretraining.beats.quantizer import Codebook, code_usage, distances, perplexity
+from eat_audio.pretraining.beats.quantizer import (
+    Codebook,
+    code_usage,
+    distances,
+    no_autocast,
+    perplexity,
+)
 from eat_audio.pretraining.masked_patches import feature_std
 from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
 from eat_audio.training.checkpoint import checkpoints
 
-PARTS = ("projection.", "codebook.")
-"""What a tokenizer has beside its encoder."""
+Target = Literal["patches", "logits"]
 
 
 class TokenizerMethod(Settings):
-    """All that makes the objective what it is; the defaults are those of the released quantizer."""
+    """Settings of the objective; the defaults are those of the released quantizer."""
 
     teacher: str | None = None
     """A BEATs model to learn from: that of the iteration before, or a fine-tuned one."""
-    target: Literal["patches", "logits"] = "patches"
-    """What the estimator guesses: the teacher's last layer in every patch, or, of a fine-tuned
+    target: Target = "patches"
+    """What the estimator predicts: the teacher's last layer in every patch, or, of a fine-tuned
     teacher, its logits of the clip."""
     codes: int = Field(1024, ge=2, le=32_767)
     """Entries of the codebook; labels are stored in 16 bits."""
     code_width: PositiveInt = 256
     codebook_memory: float = Field(0.99, ge=0, lt=1)
-    """How much of a code stays per step."""
+    """Share of a code that is kept per step."""
     commit_beta: NonNegativeFloat = 1.0
     """Weight of the distance between vectors and their codes."""
     commit_reduction: Literal["mean", "sum"] = "mean"
@@ -72,55 +72,62 @@ class TokenizerMethod(Settings):
     estimator_layers: PositiveInt = 3
 
     def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """All of every clip, by their keys (B, 1): nothing is hidden from a tokenizer."""
+        """Return masks that hide nothing."""
         return random_masks(keys, grid, hidden_ratio=0.0, valid_columns=columns)
 
 
 class BEATsPretrainRun(PretrainRun):
-    """What the two kinds of BEATs pre-training share."""
+    """Settings that the two kinds of BEATs pre-training share."""
 
     dropout: float = Field(0.1, ge=0, lt=1)
     """Of tokens, attention weights and embedded patches, as in the released models."""
     layerdrop: float = Field(0.05, ge=0, lt=1)
-    """Share of clips that a block is left out for."""
+    """Share of clips that a block is skipped for."""
 
-    def config(self) -> PreTrainedConfig:
-        """The Hugging Face configuration of the encoder."""
-        config = self.encoder.build_config("beats")
+    def config(self) -> BEATsConfig:
+        """Return the Hugging Face configuration of the encoder."""
+        config: Any = self.encoder.build_config("beats")
         for name in ("dropout", "attention_dropout", "dropout_input"):
             setattr(config, name, self.dropout)
         config.encoder_layerdrop = self.layerdrop
         return config
 
     @model_validator(mode="after")
-    def _padding_is_not_heard(self) -> Self:
+    def _padding_is_masked(self) -> Self:
         if self.clips.released_padding:
             raise ValueError(
-                "clips.released_padding=true: BEATs' pre-training was not released, and hears none"
+                "clips.released_padding=true: BEATs' pre-training was not released, and masks "
+                "padding"
             )
         return self
 
 
+class BEATsObjective(Pretraining):
+    """What the two BEATs objectives share: batches as long as their longest clip."""
+
+    student: BEATsModel
+
+    def log_mel(self, batch: Batch) -> LogMelBatch:
+        """Return the spectrograms of a batch, at most `frames` long."""
+        return batch_log_mel(self.features, batch, self.frames)
+
+    def log_mel_of(
+        self, features: AudioFeatureExtractor, batch: Batch, log_mel: LogMelBatch
+    ) -> LogMelBatch:
+        """Return the spectrograms of another front end; `log_mel` if its statistics are equal."""
+        if (features.mean, features.std) == (self.features.mean, self.features.std):
+            return log_mel
+        return batch_log_mel(features, batch, log_mel.values.shape[1])
+
+
 def batch_log_mel(features: AudioFeatureExtractor, batch: Batch, longest: int) -> LogMelBatch:
-    """Log-mel spectrograms of a batch, as long as its longest clip or `longest` frames."""
+    """Return the spectrograms of a batch, as long as its longest clip or `longest` frames."""
     frames = min(n_frames(int(batch.lengths.max())), longest)
     return features.log_mel(batch.waveforms, batch.lengths, frames=frames)
 
 
-def log_mel_again(
-    features: AudioFeatureExtractor,
-    before: AudioFeatureExtractor,
-    batch: Batch,
-    spectrograms: LogMelBatch,
-) -> LogMelBatch:
-    """Those of a second front end; `spectrograms`, of `before`, if its statistics are the same."""
-    if (features.mean, features.std) == (before.mean, before.std):
-        return spectrograms
-    return batch_log_mel(features, batch, spectrograms.values.shape[1])
-
-
 class Tokenizer(nn.Module):
-    """An encoder, a projection and a codebook, none of which learns: clips -> labels."""
+    """A frozen encoder, projection and codebook: spectrograms -> labels of patches."""
 
     def __init__(
         self,
@@ -135,262 +142,252 @@ class Tokenizer(nn.Module):
         self.codebook = codebook
         self.features = features
 
+    @classmethod
+    def untrained(
+        cls, config: BEATsConfig, codes: int, width: int, features: AudioFeatureExtractor
+    ) -> Self:
+        """Return a tokenizer with random weights."""
+        book = Codebook(codes, width)
+        return cls(BEATsModel(config), projection(config, width), book, features).frozen()
+
     @property
     def count(self) -> int:
-        """How many labels there are."""
+        """Number of labels."""
         return len(self.codebook.codes)
 
     def frozen(self) -> Self:
-        """The same, where nothing learns any more."""
+        """Return self, in evaluation mode and without gradients."""
         return self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def labels(self, spectrogram: Tensor, real: Tensor | None = None) -> Tensor:
-        """The labels of the patches of spectrograms (B, T, F): (B, T', F'), -1 for padding.
+    def forward(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the labels (B, T', F') of spectrograms (B, T, F), -1 for padding.
 
-        `real` (B, N) says which patches are not; no others are listened to.
+        Patches that are not `valid` (B, N) are padding, and not attended to.
         """
-        inside = self.encoder.model
-        patches, _ = inside(inside.embed(spectrogram), real)
+        encoder = self.encoder.model
+        patches, _ = encoder(encoder.embed(spectrogram), valid)
         x = self.projection(patches)
-        with torch.autocast(x.device.type, enabled=False):
-            found = distances(F.normalize(x.float(), dim=-1), self.codebook.codes).argmin(dim=-1)
-        return on_grid(found, real, self.encoder.grid(spectrogram))
+        with no_autocast(x):
+            labels = distances(F.normalize(x.float(), dim=-1), self.codebook.codes).argmin(dim=-1)
+        return on_grid(labels, valid, self.encoder.grid(spectrogram))
 
 
-def on_grid(labels: Tensor, real: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    """Labels (B, N) -> (B, T', F'), -1 where they are of padding."""
-    if real is not None:
-        labels = labels.masked_fill(~real, -1)
+def on_grid(labels: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """Return labels (B, N) as (B, T', F'), -1 for padding."""
+    if valid is not None:
+        labels = labels.masked_fill(~valid, -1)
     return labels.unflatten(1, grid)
 
 
 def projection(config: BEATsConfig, code_width: int) -> nn.Sequential:
-    """From the width of the encoder to that of the codes."""
+    """Return the map from the width of the encoder to that of the codes."""
     width = config.encoder_embed_dim
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, code_width))
 
 
 class Teacher(nn.Module):
-    """A model that is listened to and does not learn."""
+    """A frozen model and its front end; for the target "logits", a classifier."""
 
-    def __init__(self, model: AudioModel, features: AudioFeatureExtractor) -> None:
+    def __init__(
+        self, model: AudioModel, features: AudioFeatureExtractor, target: Target = "patches"
+    ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
         self.features = features
+        self.target = target
 
     @property
     def width(self) -> int:
-        """Of what it says of a patch, or of a clip."""
+        """Width of a target."""
         config = self.model.config
-        classifies = isinstance(self.model, BEATsForAudioClassification)
-        return config.num_classes if classifies else config.hidden_size
+        return config.num_classes if self.target == "logits" else config.hidden_size
 
     @torch.no_grad()
-    def forward(self, spectrograms: LogMelBatch) -> Tensor:
-        """Its last layer (B, N, D), or, of a classifier, the logits of clips (B, C); float32."""
-        encoded: EncoderOutput = self.model.encode(spectrograms.values, spectrograms.frame_mask)
-        if isinstance(self.model, BEATsForAudioClassification):
-            return self.model.logits(encoded).float()
-        return encoded.patches.float()
+    def forward(self, log_mel: LogMelBatch) -> Tensor:
+        """Return the last layer (B, N, D), or the logits of clips (B, C); float32."""
+        encoded = self.model.encode(log_mel.values, log_mel.frame_mask)
+        target = self.model.logits(encoded) if self.target == "logits" else encoded.patches
+        return target.float()
 
 
-class TokenizerPretraining(Pretraining):
-    """Teaches `student` to say, in one code per patch, what its teacher hears."""
+class TokenizerPretraining(BEATsObjective):
+    """BEATs tokenizer objective: predict the teacher's features from one code per patch."""
 
-    student: BEATsModel
+    frozen = ("teacher",)
+    method: TokenizerMethod
 
     def __init__(
         self,
         config: BEATsConfig,
         method: TokenizerMethod,
-        features: BEATsFeatureExtractor,
+        features: AudioFeatureExtractor,
         *,
         frames: int,
         seed: int = 0,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__()
-        self.method = method
-        self.features = features
-        self.frames = frames
+        super().__init__(config, method, features, frames=frames, seed=seed)
         self.teacher = teacher or load_teacher(method)
         self.student = BEATsModel(config)
         self.projection = projection(config, method.code_width)
-        self.codebook = Codebook(method.codes, method.code_width, memory=method.codebook_memory)
-        wanted = self.teacher.width
+        self.codebook = Codebook(method.codes, method.code_width, decay=method.codebook_memory)
+        width = self.teacher.width
         self.estimator = LabelPredictor(
             config,
             layers=method.estimator_layers,
             inputs=method.code_width,
-            outputs=None if wanted == config.encoder_embed_dim else wanted,
+            outputs=None if width == config.encoder_embed_dim else width,
         )
 
-    def train(self, mode: bool = True) -> Self:
-        """The student learns; the teacher never does."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step's losses for a batch of clips; "loss" is the one to differentiate.
-
-        `generator` draws what k-means begins with, before the first step.
-        """
+    def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the losses of a batch; the generator initializes k-means before the first step."""
         with torch.no_grad():
-            spectrograms = batch_log_mel(self.features, batch, self.frames)
-            other = log_mel_again(self.teacher.features, self.features, batch, spectrograms)
-            target = self.teacher(other)
-        return self.losses(spectrograms, target, generator)
+            log_mel = self.log_mel(batch)
+            target = self.teacher(self.log_mel_of(self.teacher.features, batch, log_mel))
+        return self.losses(log_mel, target, generator)
 
     def losses(
-        self,
-        spectrograms: LogMelBatch,
-        target: Tensor,
-        generator: torch.Generator | None = None,
+        self, log_mel: LogMelBatch, target: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """The equations above, for what the teacher says: (B, N, D), or (B, C) of whole clips."""
-        method, inside = self.method, self.student.model
-        real = spectrograms.patch_mask(self.student.grid(spectrograms.values)[1])
-        patches, _ = inside(inside.embed(spectrograms.values), real)
-        found = self.codebook(self.projection(patches), real, generator)
-        prediction = self.estimator(found.vectors, real).float()
+        """Return the losses above for the teacher's features (B, N, D), or logits (B, C)."""
+        method, student = self.method, self.student.model
+        valid = log_mel.patch_mask(self.student.grid(log_mel.values)[1])
+        patches, _ = student(student.embed(log_mel.values), valid)
+        code = self.codebook(self.projection(patches), valid, generator)
+        prediction = self.estimator(code.vectors, valid).float()
         if target.ndim == 2:
-            prediction = masked_mean(prediction, real)
-        apart = 1 - F.cosine_similarity(prediction, target, dim=-1)  # (B, N), or (B,)
-        distance = (apart if target.ndim == 2 else _per_clip(apart, real)).mean()
+            prediction = masked_mean(prediction, valid)
+        error = 1 - F.cosine_similarity(prediction, target, dim=-1)  # (B, N), or (B,)
+        distance = (error if target.ndim == 2 else _clip_mean(error, valid)).mean()
         elements = method.code_width if method.commit_reduction == "mean" else 1
-        commitment = _per_clip(found.error, real).mean() / elements
-        weights = torch.ones_like(found.error) if real is None else real.float()
-        counts = weights if target.ndim == 3 else torch.ones_like(apart)
+        commitment = _clip_mean(code.error, valid).mean() / elements
+        weights = torch.ones_like(code.error) if valid is None else valid.float()
+        target_weights = weights if target.ndim == 3 else torch.ones_like(error)
+        with torch.no_grad():
+            usage = self.codebook.usage
+            codebook_perplexity = perplexity(usage / usage.sum().clamp(min=1e-12))
         return {
             "loss": distance + method.commit_beta * commitment,
             "distance": distance,
             "commitment": commitment,
-            **code_usage(found.labels, weights, method.codes),
-            "codebook_perplexity": self._evenness(),
-            "target_spread": feature_std(target, counts),
-            "guess_spread": feature_std(prediction.detach(), counts),
+            **code_usage(code.labels, weights, method.codes),
+            "codebook_perplexity": codebook_perplexity,
+            "target_std": feature_std(target, target_weights),
+            "prediction_std": feature_std(prediction.detach(), target_weights),
         }
 
-    @torch.no_grad()
-    def _evenness(self) -> Tensor:
-        """The perplexity of codes over the last steps, of which `usage` is the moving average."""
-        usage = self.codebook.usage
-        return perplexity(usage / usage.sum().clamp(min=1e-12))
-
     def after_step(self, step: int) -> None:
-        """Move the codes towards what was given to them in this step."""
-        self.codebook.follow()
+        """Move the codes towards the vectors of this step."""
+        self.codebook.update()
 
     def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Codes that are all alike, or guesses."""
+        """Warn of codes or predictions that are nearly all the same."""
         return collapse_warning(
             "codes", metrics["perplexity"], below=1.5, measure="perplexity"
-        ) or collapse_warning("predictions", metrics["guess_spread"])
+        ) or collapse_warning("predictions", metrics["prediction_std"])
 
     def tokenizer(self) -> Tokenizer:
-        """What this has learnt so far; its parts are those that go on learning."""
+        """Return the tokenizer learned so far; it shares the modules that go on training."""
         return Tokenizer(self.student, self.projection, self.codebook, self.features)
 
 
-def _per_clip(values: Tensor, real: Tensor | None) -> Tensor:
-    """Values of patches (B, N) -> their means over the real ones: (B,)."""
-    return masked_mean(values[..., None], real)[:, 0]
+def _clip_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the means (B,) of values (B, N) over the valid patches."""
+    return masked_mean(values[..., None], valid)[:, 0]
 
 
 def load_teacher(method: TokenizerMethod) -> Teacher:
-    """The teacher that a recipe names.
+    """Load the teacher that a recipe names.
 
     Raises:
-        RecipeError: None is named.
-        CheckpointError: It is no BEATs model, or no fine-tuned one if its logits are asked for.
+        SettingError: None is named.
+        CheckpointError: It is no BEATs model, or for its logits no fine-tuned one.
     """
     if method.teacher is None:
         raise SettingError("teacher is not set; expected teacher=RUN of the iteration before")
     kind = BEATsModel if method.target == "patches" else BEATsForAudioClassification
-    return Teacher(*load_model_and_features(method.teacher, kind))
+    model, features = load_model_and_features(method.teacher, kind)
+    return Teacher(model, features, method.target)
 
 
-def load_tokenizer(place: str | Path) -> Tokenizer:
-    """The frozen tokenizer of a run, as of its newest checkpoint, or of a released file.
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load the frozen tokenizer of a run, of its newest checkpoint, or of a released file.
 
     Raises:
         CheckpointError: There is none, or it cannot be read safely.
     """
-    here = Path(place)
-    if here.is_file():
-        content = read_pickled(here)
+    folder = Path(path)
+    if folder.is_file():
+        content = read_pickled(folder)
         if not beats.is_released(content):
-            raise CheckpointError(f"{place}: holds no tokenizer; expected a released BEATs one")
+            raise CheckpointError(f"{path}: holds no tokenizer; expected a released BEATs one")
         try:
-            parts = beats.tokenizer(content)
+            tensors = beats.tokenizer(content)
         except CheckpointError as error:
-            raise CheckpointError(f"{place}: {error}") from None
+            raise CheckpointError(f"{path}: {error}") from None
     else:
-        newest = checkpoints(here)[-1:]
-        here = newest[0] if newest else here
-        parts = _saved_parts(here, place)
-    encoder, features = load_model_and_features(here, BEATsModel)
+        folder = checkpoints(folder)[-1] if checkpoints(folder) else folder
+        tensors = _saved_tensors(folder, path)
+    encoder, features = load_model_and_features(folder, BEATsModel)
     assert isinstance(encoder, BEATsModel)
-    return _assembled(encoder, parts, features, place)
+    codes = tensors.get("codebook.codes")
+    if codes is None or codes.ndim != 2:
+        raise CheckpointError(f"{path}: holds no codebook; expected codes x width")
+    with torch.device("meta"):  # no random numbers
+        codebook, between = Codebook(*codes.shape), projection(encoder.config, codes.shape[1])
+    tokenizer = Tokenizer(encoder, between, codebook, features)
+    state = {f"encoder.{name}": x for name, x in encoder.state_dict().items()} | tensors
+    try:
+        tokenizer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: holds no such tokenizer ({reason})") from error
+    if not tokenizer.codebook.started:
+        raise CheckpointError(f"{path}: its codebook is empty; it has not been trained")
+    return tokenizer.frozen()
 
 
-def _saved_parts(folder: Path, place: str | Path) -> dict[str, Tensor]:
-    """What a checkpoint of a run holds of a tokenizer beside its encoder."""
+def _saved_tensors(folder: Path, path: str | Path) -> dict[str, Tensor]:
+    """Return what a run's checkpoint holds of a tokenizer beside its encoder."""
     file = folder / "objective.safetensors"
-    parts: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if file.is_file():
         try:
             with safe_open(file, "pt") as opened:
-                names = [name for name in opened.keys() if name.startswith(PARTS)]  # noqa: SIM118
-                parts = {name: opened.get_tensor(name) for name in names}
+                for name in opened.keys():  # noqa: SIM118
+                    if name.startswith(("projection.", "codebook.")):
+                        tensors[name] = opened.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    if not parts:
+    if not tensors:
         raise CheckpointError(
-            f"{place}: holds no tokenizer; expected the folder of a run with "
+            f"{path}: holds no tokenizer; expected the folder of a run with "
             "method=beats_tokenizer, or a released file"
         )
-    return parts
-
-
-def _assembled(
-    encoder: BEATsModel,
-    parts: dict[str, Tensor],
-    features: AudioFeatureExtractor,
-    place: str | Path,
-) -> Tokenizer:
-    codes = parts.get("codebook.codes")
-    if codes is None or codes.ndim != 2:
-        raise CheckpointError(f"{place}: holds no codebook; expected codes x width")
-    with torch.device("meta"):  # nothing is drawn
-        book, between = Codebook(*codes.shape), projection(encoder.config, codes.shape[1])
-    found = Tokenizer(encoder, between, book, features)
-    state = {f"encoder.{name}": x for name, x in encoder.state_dict().items()} | parts
-    try:
-        found.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{place}: holds no such tokenizer ({reason})") from error
-    if not found.codebook.started:
-        raise CheckpointError(f"{place}: its codebook is empty; it has not been trained")
-    return found.frozen()
+    return tensors
 
 
 class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
-    """All that decides the training of a tokenizer."""
+    """Settings of the training of a tokenizer."""
 
     objective: ClassVar[type[Pretraining]] = TokenizerPretraining
     mask_description: ClassVar[str] = (
-        "A tokenizer hears whole clips: nothing is hidden, every patch gets a code."
+        "A tokenizer encodes whole clips: nothing is hidden, every patch gets a code."
     )
     input_setting: ClassVar[str | None] = "teacher"
 
     method: Literal["beats_tokenizer"] = "beats_tokenizer"
 
+    def untrained_inputs(
+        self, features: AudioFeatureExtractor, producer: PretrainRun | None = None
+    ) -> dict[str, Any]:
+        """Return a teacher with random weights."""
+        kind: Any = BEATsModel if self.target == "patches" else BEATsForAudioClassification
+        return {"teacher": Teacher(kind((producer or self).config()), features, self.target)}
+
     def next_command(self, out: str) -> str:
-        """The next iteration, which guesses this tokenizer's labels."""
+        """Return the command of the next iteration, which predicts this tokenizer's labels."""
         return f"eat pretrain beats_tiny_iter2 tokenizer={out} data=... --out ..."
 
 
