@@ -374,7 +374,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="its codebook is empty"):
         load_tokenizer(saved(objective(), tmp_path / "untrained"))
-    torch.save(beats.theirs(BEATsModel(SMALL), FEATURES), tmp_path / "encoder.pt")
+    torch.save(beats.to_released(BEATsModel(SMALL), FEATURES), tmp_path / "encoder.pt")
     with pytest.raises(CheckpointError, match=r"encoder\.pt: holds no tokenizer"):
         load_tokenizer(tmp_path / "encoder.pt")
     torch.save({"model": {"extra_tokens": torch.zeros(1)}}, tmp_path / "other.pt")
