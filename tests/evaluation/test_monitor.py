@@ -1,4 +1,4 @@
-"""A probe at an encoder tells what it is worth, and leaves the run as it was."""
+"""A monitor scores an encoder in training, and leaves the run as it was."""
 
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ def trained(listing: Path, probe: Monitor | None) -> tuple[dict[str, torch.Tenso
     steps = ClipBatches(open_corpus(listing), CLIPS, batch=4, seed=0)
     logged: list[Any] = []
 
-    def tick(done: int) -> None:
-        if probe is not None and probe.due(done):
-            assert probe(done, objective.student)
+    def on_step(step: int) -> None:
+        if probe is not None and probe.due(step):
+            assert probe(step, objective.student)
 
     def log(step: int, numbers: dict[str, float]) -> None:
         logged.append({n: x for n, x in numbers.items() if n != "seconds"})
@@ -77,15 +77,15 @@ def trained(listing: Path, probe: Monitor | None) -> tuple[dict[str, torch.Tenso
     if probe is not None:
         probe(0, objective.student)
     batches = training_batches(steps, start=0, stop=SETTINGS.steps)
-    fit(objective, batches, optimizer, SETTINGS, SETTINGS.optim, log=log, tick=tick)
+    fit(objective, batches, optimizer, SETTINGS, SETTINGS.optim, log=log, on_step=on_step)
     return objective.state_dict(), logged
 
 
-def test_a_run_that_is_looked_at_is_the_run_that_is_not(listing: Path) -> None:
-    alone, told = trained(listing, None)
-    batches_with_log, told_watched = trained(listing, monitor(listing, every=2, clips=30))
-    assert told == told_watched and len(told) == 6
-    assert all(torch.equal(alone[name], tensor) for name, tensor in batches_with_log.items())
+def test_a_run_with_a_monitor_is_the_run_without_it(listing: Path) -> None:
+    weights, log = trained(listing, None)
+    monitored_weights, monitored_log = trained(listing, monitor(listing, every=2, clips=30))
+    assert log == monitored_log and len(log) == 6
+    assert all(torch.equal(weights[name], x) for name, x in monitored_weights.items())
 
 
 def test_modes_gradients_and_random_numbers_are_left_alone(listing: Path) -> None:
@@ -98,10 +98,10 @@ def test_modes_gradients_and_random_numbers_are_left_alone(listing: Path) -> Non
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    model(torch.randn(1, 112, 128)).pooler_output.sum().backward()  # what it remembers is usable
+    model(torch.randn(1, 112, 128)).pooler_output.sum().backward()  # cached positions are usable
 
 
-def test_all_views_are_told_and_are_shares(listing: Path) -> None:
+def test_all_views_are_scored_and_scores_are_shares(listing: Path) -> None:
     numbers = monitor(listing)(5, encoder())
     names = {f"{kind}_accuracy_{view}" for kind in ("linear", "knn") for view in VIEWS}
     more = {f"{kind}_{view}" for kind in ("effective_rank", "variance") for view in VIEWS[:2]}
@@ -110,7 +110,7 @@ def test_all_views_are_told_and_are_shares(listing: Path) -> None:
     assert all(1 <= numbers[f"effective_rank_{view}"] <= 32 for view in VIEWS[:2])
 
 
-def test_an_encoder_without_a_cls_token_is_looked_at_by_the_mean_of_its_patches(
+def test_an_encoder_without_a_cls_token_is_scored_by_the_mean_of_its_patches(
     listing: Path,
 ) -> None:
     config = BEATsConfig.named("tiny", encoder_layers=1, encoder_embed_dim=48, conv_pos=16)
@@ -128,15 +128,15 @@ def test_an_encoder_without_a_cls_token_is_looked_at_by_the_mean_of_its_patches(
         assert "(mean)" in probe.summary(step, numbers)
 
 
-def test_step_0_is_a_random_encoder_whatever_has_been_learnt(listing: Path) -> None:
+def test_step_0_is_a_random_encoder_whatever_has_been_learned(listing: Path) -> None:
     probe = monitor(listing, clips=30)
 
     def numbers(step: int, model: EATModel) -> dict[str, float]:
         return {n: x for n, x in probe(step, model).items() if n != "monitor_seconds"}
 
-    learnt = encoder(seed=5)
-    assert numbers(0, learnt) == numbers(0, encoder(seed=6)) == numbers(3, encoder(seed=0))
-    assert numbers(0, learnt) != numbers(3, learnt)
+    trained_encoder = encoder(seed=5)
+    assert numbers(0, trained_encoder) == numbers(0, encoder(seed=6)) == numbers(3, encoder(seed=0))
+    assert numbers(0, trained_encoder) != numbers(3, trained_encoder)
 
 
 def test_a_collapsed_encoder_shows(listing: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_collapsed_encoder_shows(listing: Path) -> None:
     for block in model.model.blocks:
         block.requires_grad_(False)
     healthy = monitor(listing)(1, model)
-    with torch.no_grad():  # all patches alike
+    with torch.no_grad():  # all patches are the same
         model.model.local_encoder.proj.weight.mul_(1e-4)
         model.model.local_encoder.proj.weight[1:] = 0
     collapsed = monitor(listing)(1, model)
