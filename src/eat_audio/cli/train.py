@@ -120,7 +120,7 @@ def tokenize(
         device=Training(device=device).on(),
     )
     print_lines(f"{out}: labels of {done.done} clips, {done.skipped} were there already")
-    usage = stored_labels.usage(out)
+    usage = stored_labels.label_usage(out)
     print_lines(
         f"{usage.used} of {usage.codes} codes are used ({usage.used / usage.codes:.0%}), the "
         f"commonest by {usage.majority:.1%} of patches; perplexity {usage.perplexity:.1f}"
