@@ -133,13 +133,6 @@ def detect(
 ) -> Detection:
     """Return the events in one recording of any length.
 
-    Args:
-        audio: A file, a waveform, or a sample of `datasets`.
-        predictor: A classifier, from `load`.
-        rules: Settings that decide where events begin and end.
-        batch: Windows per batch.
-        sampling_rate: Rate in Hz of a waveform; 16 kHz if None.
-
     Raises:
         AudioError: It cannot be read.
         CheckpointError: The model is an encoder without a classifier.
@@ -198,9 +191,6 @@ def detect_files(
         if plot:
             write_text(out / f"{stem}.svg", plot(detection, name))
         yield FileDetection(name, detection)
-
-
-# ---- probabilities -> events
 
 
 def smoothed(blocks: Iterable[Array], width: int) -> Iterator[Array]:
@@ -270,9 +260,6 @@ def _spans(
             yield int(number), int(since[number]), step, float(highest[number])
 
 
-# ---- the stream
-
-
 class _Meter:
     """Measures a stream on its way to the model: length, loudness, and an overview spectrogram.
 
@@ -330,9 +317,6 @@ def _dbfs(samples: Tensor) -> float:
 def _loudest(frames: Array, count: int) -> Array:
     """Return the highest value in each mel bin of every `count` consecutive frames."""
     return frames.reshape(-1, count, frames.shape[1]).max(axis=1)
-
-
-# ---- events -> files
 
 
 def as_csv(detection: Detection) -> str:

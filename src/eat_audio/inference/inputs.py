@@ -30,8 +30,7 @@ MAX_NESTING = 4
 class Decoder(Protocol):
     """torchcodec's AudioDecoder, and that of `datasets`."""
 
-    def get_all_samples(self) -> Any:
-        """Return an object with `data` (channels, samples) and `sample_rate`."""
+    def get_all_samples(self) -> Any: ...
 
 
 AudioInput = (
@@ -54,10 +53,6 @@ def audio_source(
     audio: AudioInput, sampling_rate: int | None = None
 ) -> str | Path | AudioBytes | Tensor:
     """Return the file, the bytes of a file, or the waveform at 16 kHz that an input stands for.
-
-    Args:
-        audio: See `AudioInput`.
-        sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
 
     Raises:
         AudioError: It is none of these, holds no usable samples, or has another rate than

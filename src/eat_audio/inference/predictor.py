@@ -147,10 +147,10 @@ class Predictor:
         """Return the vectors of one recording (an hour's patches take 0.5 GB with a base model).
 
         Args:
-            audio: A file, a waveform, or a sample of `datasets`.
+            audio: See `AudioInput`.
             hop_ms: Milliseconds from one frame to the next: 160, or 80 or 40 by two or four
                 passes, which take as many times as long. The vector of the clip stays the same.
-            sampling_rate: Rate in Hz of a waveform; 16 kHz if None.
+            sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
 
         Raises:
             AudioError: It cannot be read.
@@ -176,11 +176,6 @@ class Predictor:
         Scores are probabilities: of all classes together (softmax) if the model was trained to
         give one label per clip, of each class by itself (sigmoid) if several.
 
-        Args:
-            audio: A file, a waveform, or a sample of `datasets`.
-            top_k: How many labels; all if there are fewer.
-            sampling_rate: Rate in Hz of a waveform; 16 kHz if None.
-
         Raises:
             AudioError: It cannot be read.
             CheckpointError: The model is an encoder without a classifier.
@@ -199,18 +194,17 @@ class Predictor:
         """Yield the vectors of many recordings, in order, or what is wrong with one.
 
         Args:
-            inputs: Files, waveforms or samples of `datasets`, in any mixture; read as they are
-                needed, four times `batch` windows ahead.
+            inputs: In any mixture; read as they are needed, four times `batch` windows ahead.
             level: clip (D,), frame (T', D) or patch (T', F', D).
             batch: Windows per batch.
             hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
-            sampling_rate: Rate in Hz of waveforms that come without one; 16 kHz if None.
+            sampling_rate: See `embed`.
         """
         check_level(level, hop_ms)
         passes = passes_for(hop_ms)
         results = self._run(
             inputs,
-            _features("clip" if level == "clip" else "frames" if level == "frame" else "patches"),
+            _features({"clip": "clip", "frame": "frames", "patch": "patches"}[level]),
             lambda: (Mean() if level == "clip" else Grid(passes),),
             batch=batch,
             passes=passes,
@@ -227,14 +221,7 @@ class Predictor:
         batch: int = 8,
         sampling_rate: int | None = None,
     ) -> Iterator[list[Prediction] | AudioError]:
-        """Yield the likeliest labels of many recordings, in order, or what is wrong with one.
-
-        Args:
-            inputs: See `embed_many`.
-            top_k: How many labels of each; all if there are fewer.
-            batch: Windows per batch.
-            sampling_rate: See `embed_many`.
-        """
+        """Yield the likeliest labels of many recordings, in order, or what is wrong with one."""
         require_classifier(self.model)
         _check_positive("top_k", top_k)
         names = self.labels
@@ -264,11 +251,11 @@ class Predictor:
         recording the window is shorter. Memory does not grow with the length.
 
         Args:
-            audio: A file, a waveform, or an iterator of the consecutive parts of a waveform.
+            audio: See `AudioInput`; or an iterator of the consecutive parts of a waveform.
             window: Seconds around one step: a multiple of 0.16.
             hop: Seconds from one step to the next, not more than `window`.
             batch: Windows per batch.
-            sampling_rate: Rate in Hz of a waveform; 16 kHz if None.
+            sampling_rate: See `embed`.
 
         Raises:
             AudioError: It cannot be read, when the steps get there.
@@ -305,28 +292,20 @@ class Predictor:
         merged = mergers()
         windows = windows_of(inputs, self.samples, self.hop, passes, sampling_rate)
         for group in grouped(windows, READ_AHEAD * batch):
-            results = iter(self._run_by_length(group, outputs, batch))
-            for item in group:
+            parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
+            order = sorted(parts, key=lambda n: len(parts[n].waveform))  # to pad little
+            results: dict[int, WindowOutput] = {}
+            for first in range(0, len(order), batch):
+                numbers = order[first : first + batch]
+                values = self._run_batch([parts[n] for n in numbers], outputs)
+                results.update(zip(numbers, values, strict=True))
+            for n, item in enumerate(group):
                 if isinstance(item, Window):
-                    result = next(results)
-                    for merger, values in zip(merged, result.values, strict=True):
-                        merger.add(result, values)
+                    for merger, level in zip(merged, results[n].values, strict=True):
+                        merger.add(results[n], level)
                 else:
                     yield item or tuple(merger.result() for merger in merged)
                     merged = mergers()
-
-    def _run_by_length(
-        self, items: list[Window | AudioError | None], outputs: Outputs, batch: int
-    ) -> list[WindowOutput]:
-        """Return every window's outputs; `batch` of similar length are run at once."""
-        windows = [item for item in items if isinstance(item, Window)]
-        order = sorted(range(len(windows)), key=lambda number: len(windows[number].waveform))
-        results: dict[int, WindowOutput] = {}
-        for first in range(0, len(order), batch):
-            numbers = order[first : first + batch]
-            group = self._run_batch([windows[number] for number in numbers], outputs)
-            results.update(zip(numbers, group, strict=True))
-        return [results[number] for number in range(len(windows))]
 
     @torch.inference_mode()
     def _run_batch(self, windows: list[Window], outputs: Outputs) -> list[WindowOutput]:
@@ -355,12 +334,6 @@ def predict_files(
     places: Iterable[str | Path], predictor: Predictor, *, top_k: int = 12, batch: int = 8
 ) -> Iterator[FilePrediction]:
     """Yield the likeliest labels of files, and of all recordings in folders, in sorted order.
-
-    Args:
-        places: Files and folders.
-        predictor: A classifier, from `load`.
-        top_k: How many labels of each.
-        batch: Windows of 10.24 s per batch.
 
     Raises:
         EatError: A place does not exist, or the model is no classifier. What is wrong with a

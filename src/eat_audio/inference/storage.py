@@ -81,9 +81,6 @@ class Store:
         made_by: The settings that decide what the vectors of a recording are.
     """
 
-    folder: Path
-    """That is locked."""
-
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
         self.out, self.made_by = out, made_by
         self.start = storable(os.getcwd())  # relative paths count from it
@@ -129,35 +126,16 @@ class Store:
                 self.drop(key)
                 missing.append(origin)
         if unversioned:
-            message = f"{self.out}: does not say of which versions of {unversioned} files its "
-            message += (
-                "vectors are, because an older version of this program made it; they are kept"
+            message = (
+                f"{self.out}: does not say of which versions of {unversioned} files its vectors "
+                "are, because an older version of this program made it; they are kept"
             )
             warnings.warn(printable(message), EatWarning, stacklevel=3)
         return missing
 
-    def open(self) -> None:
-        """Register what is stored already."""
-        raise NotImplementedError
-
     def drop(self, key: str) -> None:
         """Remove the vectors of a recording."""
         raise NotImplementedError
-
-    def add(self, origin: Origin, vectors: Array) -> None:
-        """Store the vectors of a recording: (D,), (T', D) or (T', F', D)."""
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Write what is still in memory."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Bring `out` into its final form."""
-        self.flush()
-
-    def clean_up(self) -> None:
-        """Remove temporary files that hold nothing."""
 
 
 def is_table(out: Path) -> bool:
@@ -166,7 +144,7 @@ def is_table(out: Path) -> bool:
 
 
 @contextmanager
-def open_store(out: Path, made_by: dict[str, Any]) -> Iterator[Store]:
+def open_store(out: Path, made_by: dict[str, Any]) -> "Iterator[Table | Folder]":
     """Open a Parquet file or a folder to go on with; no other job may write to it meanwhile.
 
     Raises:
@@ -183,7 +161,7 @@ def open_store(out: Path, made_by: dict[str, Any]) -> Iterator[Store]:
         except CheckpointError as error:
             reason = str(error.args[0]).removeprefix(f"{store.folder}: ")
             raise OutputError(f"{out}: {reason}") from error
-        stack.callback(store.clean_up)
+        stack.callback(store.close)
         for leftover in store.folder.glob(f".*{ASIDE}"):
             leftover.unlink(missing_ok=True)
         store.open()
@@ -210,11 +188,10 @@ class Folder(Store):
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
         super().__init__(out, made_by)
         self.folder = out
-        self.index = out / "index.csv"
+        self.index, self.record = out / "index.csv", out / "embedding.json"
         self.hop_ms: int | None = None if made_by["level"] == "clip" else made_by["hop_ms"]
         self.rows: dict[str, list[str]] = {}  # of the index, by key
         self.file: IO[str] | None = None
-        self.record = out / "embedding.json"
         if self.record.exists() or self.index.exists():
             try:
                 record: object = json.loads(self.record.read_text(encoding="utf-8"))
@@ -223,7 +200,6 @@ class Folder(Store):
             self.check_made_by(record)
 
     def open(self) -> None:
-        """Register the recordings of the index whose files exist."""
         write_json(self.record, self.made_by | {START: self.start})
         for row in _read_index(self.index):
             file = self.out / row[1]
@@ -244,7 +220,6 @@ class Folder(Store):
         return missing
 
     def drop(self, key: str) -> None:
-        """Remove the files of a recording."""
         file = self.out / self.rows.pop(key)[1]
         with _writing(self.out):
             file.unlink(missing_ok=True)
@@ -264,10 +239,15 @@ class Folder(Store):
             self.file.flush()
 
     def flush(self) -> None:
-        """Close the index."""
         if self.file:
             with _writing(self.index):
                 self.file.close()
+
+    def finish(self) -> None:
+        self.flush()
+
+    def close(self) -> None:
+        pass
 
 
 def _save(path: Path, array: Array) -> None:
@@ -332,7 +312,6 @@ class Table(Store):
         self.since = time.monotonic()
 
     def open(self) -> None:
-        """Register the recordings of the file and of the parts of killed jobs."""
         with _writing(self.out):
             remove_leftovers(self.out)
         for piece in [self.out, *sorted(self.folder.glob("*.parquet"))]:
@@ -347,8 +326,8 @@ class Table(Store):
         record = json.dumps(self.made_by | {START: self.start})
         self.schema = pa.schema(columns, metadata={MADE_BY: record.encode()})
 
-    def clean_up(self) -> None:
-        """Remove the folder of parts, if there is none."""
+    def close(self) -> None:
+        """Remove the folder of parts, if there are none."""
         if not any(self.folder.glob("*.parquet")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -370,7 +349,6 @@ class Table(Store):
             self.holder[key] = piece, path
 
     def drop(self, key: str) -> None:
-        """Leave out the rows of a recording when the pieces are joined."""
         if key in self.holder:
             piece, path = self.holder.pop(key)
             self.pieces[piece].add(path)
@@ -385,7 +363,6 @@ class Table(Store):
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows in memory as another part."""
         self.since = time.monotonic()
         if self.waiting:
             last = max((int(piece.stem) for piece in self.folder.glob("*.parquet")), default=0)

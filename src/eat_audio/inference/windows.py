@@ -37,11 +37,9 @@ HOPS_MS = (160, 80, 40)
 class Window:
     """A part of a recording that the model takes at once."""
 
-    column: int
-    """Where it begins, in columns."""
+    column: int  # where it begins
     waveform: Tensor
-    shift: int = 0
-    """The number of the pass that it belongs to."""
+    shift: int = 0  # the number of its pass
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ class WindowOutput:
 
     column: int
     shift: int
-    columns: int
-    """Valid ones."""
+    columns: int  # valid ones
     values: tuple[Array, ...]
 
 
@@ -63,14 +60,12 @@ class Mean:
         self.columns = 0
 
     def add(self, output: WindowOutput, row: Array) -> None:
-        """Add the next window's row to the sum."""
         if output.shift == 0:
             weighted = row.astype(np.float64) * output.columns
             self.total = self.total + weighted if self.columns else weighted
             self.columns += output.columns
 
     def result(self) -> Array:
-        """Return the mean."""
         return (self.total / self.columns).astype(np.float32)
 
 
@@ -85,7 +80,6 @@ class Grid:
         self.counts: Array = np.zeros(0, np.float32)
 
     def add(self, output: WindowOutput, columns: Array) -> None:
-        """Add the valid columns of the next window."""
         columns = columns[: output.columns]
         first = output.column * self.passes + output.shift
         end = first + (len(columns) - 1) * self.passes + 1
@@ -103,7 +97,6 @@ class Grid:
         self.total, self.counts = total, counts
 
     def result(self) -> Array:
-        """Return the averaged columns."""
         total = self.total[: self.length]
         return total / self.counts[: self.length].reshape(-1, *[1] * (total.ndim - 1))
 
@@ -115,17 +108,10 @@ def windows_of(
     passes: int,
     sampling_rate: int | None = None,
 ) -> Iterator[Window | AudioError | None]:
-    """Yield the windows of every input, read as they are needed, and after those of each its end.
+    """Yield the windows of every input, of `samples` every `hop`, read as they are needed.
 
-    Args:
-        inputs: Files, waveforms or samples of `datasets`.
-        samples: Of a window.
-        hop: Samples from one window to the next.
-        passes: How often an input is read, each time a fraction of a column later.
-        sampling_rate: See `audio_source`.
-
-    Yields:
-        Windows; then None, or what is wrong with the input.
+    There are several `passes` over an input, each a fraction of a column later. After its windows
+    comes None, or what is wrong with it.
     """
     offset = COLUMN_SAMPLES // passes
     size, overlap = samples + (passes - 1) * offset, samples - hop
