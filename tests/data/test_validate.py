@@ -23,7 +23,7 @@ from eat_audio.data.loader import ClipSettings
 from eat_audio.data.manifest import read_descriptors
 from eat_audio.data.scan import Files
 from eat_audio.data.validate import Report, prepare
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, EatWarning
 from eat_audio.pretraining.run import make_features
 
 DOG, CAT, SPEECH = "/m/0bt9lr", "/m/01yrx", "/m/09x0r"
@@ -561,6 +561,21 @@ def test_what_an_earlier_run_wrote_is_replaced(tmp_path):
     corpus = open_corpus(tmp_path / "out")
     assert (corpus.splits, corpus.statistics) == (("eval",), "audioset")
     assert not (tmp_path / "out" / "clips.csv").exists()
+
+
+def test_a_table_of_an_earlier_version_keeps_its_ids_and_says_so(tmp_path):
+    root = wavs(tmp_path / "in", "dog/a.wav", "cat/b.wav")
+    prepare("folder", root, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["version"] == 2
+    for name, old, new in (
+        ("prepare.json", '"version": 2', '"made": 1'),
+        ("clips.csv", '"dog/a"', '"a"'),
+    ):
+        text = (tmp_path / "out" / name).read_text()
+        (tmp_path / "out" / name).write_text(text.replace(old, new))
+    with pytest.warns(EatWarning, match="prepared by an earlier version and keeps its ids"):
+        corpus = open_corpus(tmp_path / "out")
+    assert "a" in heard(corpus)
 
 
 def test_a_manifest_may_lie_beside_the_recordings_and_move_with_them(tmp_path):

@@ -279,7 +279,9 @@ class Run:
         for name, subject in (("data", "data"), ("contents", "recordings of the same names")):
             old, new = earlier.get(name), now[name]
             if old != new and (name == "data" or (old and new)):
-                yield f"on other {subject} ({old}, now {new})"
+                same_count = name == "data" and str(old).split(",")[0] == str(new).split(",")[0]
+                hint = "; or an earlier version, with other ids of clips, began it: finish it there"
+                yield f"on other {subject} ({old}, now {new}{hint if same_count else ''})"
 
 
 def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
