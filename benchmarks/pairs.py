@@ -24,7 +24,6 @@ from eat_audio import config as recipe
 from eat_audio.data.datasets import open_corpus
 from eat_audio.finetune import FinetuneRun
 from eat_audio.pretraining.eat import EATRun
-from eat_audio.training.checkpoint import MAY_CHANGE
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("pretrained", "scratch")
@@ -93,7 +92,8 @@ def finished(folder: Path, marker: str, settings: recipe.Settings) -> bool:
         return False
     made = _flat(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
     now = _flat(settings.model_dump(mode="json"))
-    for name in sorted((made.keys() & now.keys()) - MAY_CHANGE - {"data"}):
+    resumable = recipe.resumable_names(type(settings))
+    for name in sorted((made.keys() & now.keys()) - resumable - {"data"}):
         if made[name] != now[name]:
             raise SystemExit(
                 f"{folder}: was made with {name}={made[name]}, the recipe now says {now[name]}; "

@@ -9,8 +9,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from eat_audio import config as recipe
 from eat_audio import pipeline as chain
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable, resumable_names
 from eat_audio.errors import RecipeError
+from eat_audio.pretraining.eat import EATRun
 
 
 class Optim(Settings):
@@ -418,6 +419,24 @@ def test_options_list_every_setting_with_its_default_and_meaning():
         ("compile", "false", ""),
         ("folds", "[]", ""),
     ]
+
+
+def test_settings_say_which_of_them_may_change_when_a_run_is_resumed():
+    class Log(Settings):
+        file: str = "log"
+
+    class Resumed(Run):
+        log: Log = resumable(Log())
+        every: int = resumable(5, ge=1)
+
+    assert resumable_names(Run) == set()
+    assert resumable_names(Resumed) == {"log", "every"}
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Resumed(every=0)
+    assert resumable_names(EATRun) == {
+        *("accumulate", "clips.memory_mb", "clips.workers", "device", "keep", "log"),
+        *("log_every", "monitor", "parallel", "patience", "save_every"),
+    }
 
 
 def test_names_come_with_the_first_line_of_the_file(shipped):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable
 from eat_audio.errors import CheckpointError, EatWarning
 from eat_audio.training.checkpoint import (
     Run,
@@ -32,7 +32,7 @@ from eat_audio.training.optim import Optim, adamw, parameter_groups
 class Recipe(Settings):
     steps: int = 10
     lr: float = 0.1
-    log_every: int = 5
+    log_every: int = resumable(5)
 
 
 def a_run(

@@ -26,7 +26,7 @@ from eat_audio.audio import (
     open_int16,
 )
 from eat_audio.audio.fbank import PATCH_FRAMES
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.sampler import balanced_order, epoch_order, label_weights
 from eat_audio.data.storage import sound_of
@@ -57,9 +57,9 @@ class ClipSettings(Settings):
     default those of the corpus if it is known, else AudioSet's."""
     released_padding: bool = False
     """Pad before normalizing and attend to the padding, as the released code does."""
-    workers: NonNegativeInt = 0
+    workers: NonNegativeInt = resumable(0)
     """Processes that decode ahead of training."""
-    memory_mb: NonNegativeInt = 1024
+    memory_mb: NonNegativeInt = resumable(1024)
     """Decoded audio kept in memory per process, in MB; small corpora are decoded once."""
     epoch_clips: PositiveInt | None = None
     """Clips per epoch, drawn anew for each, none of them twice; all clips if not set."""

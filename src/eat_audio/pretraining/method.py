@@ -13,7 +13,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable
 from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
@@ -79,7 +79,7 @@ class PretrainRun(TrainSettings):
     """Splits or folds of the data to train on; all if empty."""
     encoder: EncoderSettings = EncoderSettings()
     clips: ClipSettings = ClipSettings()
-    monitor: MonitorSettings = MonitorSettings()
+    monitor: MonitorSettings = resumable(MonitorSettings())
 
     def config(self) -> PreTrainedConfig:
         """Return the Hugging Face configuration of the encoder."""

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable_names
 from eat_audio.errors import CheckpointError, EatWarning, OutputError
 from eat_audio.text import printable, shortened
 from eat_audio.training.distributed import (
@@ -43,7 +43,6 @@ from eat_audio.training.distributed import (
     full_tensor,
 )
 from eat_audio.training.lock import lock_run_dir as lock_run_dir
-from eat_audio.training.records import MAY_CHANGE as MAY_CHANGE
 from eat_audio.training.records import (
     RECORD,
     STATE,
@@ -265,8 +264,9 @@ class Run:
 
     def _conflicts(self, earlier: dict[str, Any]) -> Iterator[str]:
         now = json.loads(json.dumps(self._record(), default=str))
+        resumable = resumable_names(type(self.settings))
         for name, old, new in differences(earlier["recipe"], now["recipe"]):
-            if not MAY_CHANGE & {name, name.partition(".")[0]}:
+            if not resumable & {name, name.partition(".")[0]}:
                 yield f"with {name}={old}, not {name}={new}; a resumed run keeps its recipe"
         if micro_batches(earlier) != micro_batches(now):
             yield (

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from eat_audio.config import Settings
+from eat_audio.config import Settings, resumable
 from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.text import printable
 from eat_audio.training.distributed import (
@@ -42,22 +42,22 @@ class Training(Settings):
     steps: PositiveInt = 400_000
     batch: PositiveInt = 12
     """Clips per micro-batch."""
-    accumulate: PositiveInt = 1
+    accumulate: PositiveInt = resumable(1)
     """Micro-batches per optimizer step; the loss keeps its meaning."""
     seed: int = Field(0, ge=0, le=2**40)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
-    device: str = "auto"
+    device: str = resumable("auto")
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one, each process of a machine its own."""
-    parallel: Parallel = "ddp"
+    parallel: Parallel = resumable("ddp")
     """How processes share the work: ddp, each holds the whole model; fsdp, each a slice of it."""
-    patience: PositiveInt = 10
+    patience: PositiveInt = resumable(10)
     """Steps in a row whose gradient is not finite, and which are left out, before giving up."""
-    log_every: PositiveInt = 50
-    save_every: PositiveInt = 5_000
-    keep: int = Field(2, ge=1)
+    log_every: PositiveInt = resumable(50)
+    save_every: PositiveInt = resumable(5_000)
+    keep: int = resumable(2, ge=1)
     """Checkpoints kept on disk."""
-    log: LogSettings = LogSettings()
+    log: LogSettings = resumable(LogSettings())
 
     def on(self) -> torch.device:
         """Return the device to train on.

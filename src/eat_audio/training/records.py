@@ -23,29 +23,6 @@ STATE = ("objective.safetensors", "optimiser.safetensors")
 MAX_JSON_BYTES = 8_000_000
 MAX_JSON_DEPTH = 64
 STEP_FOLDER = re.compile(r"step-(\d{1,18})")
-MAY_CHANGE = {
-    "accumulate",
-    "clips.memory_mb",
-    "clips.workers",
-    "device",
-    "keep",
-    "log",
-    "log_every",
-    "monitor",
-    "parallel",
-    "patience",
-    "save_every",
-}
-"""Settings that a resumed run may change: none of them affects a number, as long as
-accumulate x processes stays the same."""
-RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
-    "recipe": dict,
-    "accumulate": int,  # of the recipe
-    "origin": (dict, type(None)),
-    "processes": int,
-    "data": (str, type(None)),
-    "contents": (str, type(None)),
-}
 
 
 def read_json(path: Path) -> dict[str, Any]:
