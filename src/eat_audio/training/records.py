@@ -23,6 +23,14 @@ STATE = ("objective.safetensors", "optimiser.safetensors")
 MAX_JSON_BYTES = 8_000_000
 MAX_JSON_DEPTH = 64
 STEP_FOLDER = re.compile(r"step-(\d{1,18})")
+RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "recipe": dict,
+    "accumulate": int,  # of the recipe
+    "origin": (dict, type(None)),
+    "processes": int,
+    "data": (str, type(None)),
+    "contents": (str, type(None)),
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
