@@ -1,1 +1,1 @@
-"""Every claim about speed, as a command: `eat bench`."""
+"""Measure every claim about speed against a plain implementation: `python -m benchmarks.speed`."""

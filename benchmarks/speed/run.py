@@ -82,7 +82,7 @@ def measure(
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _commit(),
-        "command": f"eat bench {' '.join(names)} --size {size} --device {device} "
+        "command": f"python -m benchmarks.speed {' '.join(names)} --size {size} --device {device} "
         f"--repeats {repeats}",
         "host": host(device),
         "ceilings": most,

@@ -10,7 +10,7 @@ from eat_audio.pretraining import flops
 from eat_audio.pretraining.eat import EATRun
 
 RUN = {
-    "command": "eat bench masks",
+    "command": "python -m benchmarks.speed masks",
     "time": "2026-01-02T03:04:05+00:00",
     "host": {
         "cpu": "Some CPU",

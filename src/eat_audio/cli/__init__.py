@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from eat_audio.cli import analysis, data, hub, inference, train
+from eat_audio.cli import analysis, bench, data, hub, inference, train
 from eat_audio.cli.console import Command
 from eat_audio.config import alias_of
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
@@ -45,7 +45,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    parts = (train.app, inference.app, analysis.app, hub.app)
+    parts = (train.app, inference.app, analysis.app, bench.app, hub.app)
     commands: dict[str, Any] = {}
     for command in (command for part in parts for command in part.registered_commands):
         assert command.callback is not None
