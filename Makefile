@@ -1,4 +1,4 @@
-# Everything needs Python 3.11 or newer and make, nothing else; `make PYTHON=python3.12 demo` picks another one.
+# Requires Python 3.11 or newer and make; `make PYTHON=python3.12 demo` picks another Python.
 PYTHON ?= python3
 WORKERS ?= 2
 
@@ -13,7 +13,7 @@ BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
 
-demo: $(VENV)/eat.stamp  ## the whole way on synthetic sound, on the CPU: pre-train, fine-tune, evaluate, predict
+demo: $(VENV)/eat.stamp  ## pre-train, probe, fine-tune and predict on synthetic audio, on the CPU
 	@$(VENV)/bin/eat demo --out runs/demo
 
 test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
@@ -36,14 +36,14 @@ cost: $(VENV)/eat.stamp  ## count what pre-training on AudioSet-2M takes, method
 	@$(VENV)/bin/python -m benchmarks.cost
 	@$(VENV)/bin/python -m benchmarks.methods
 
-bench: $(VENV)/dev.stamp  ## how fast everything is beside the plain way to do it; about half an hour of one core
+bench: $(VENV)/dev.stamp  ## speed beside a plain implementation; about half an hour of one core
 	@for what in $(BENCH); do \
 	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed $$(echo $$what | tr , ' ') --json benchmarks/results/bench_cpu_$${what%%,*}.json || exit; done
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed scaling --size small --json benchmarks/results/bench_cpu_scaling.json
 	@$(VENV)/bin/python -m benchmarks.tables
 
-compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs with the same CPU time, on ESC-10
-	@$(VENV)/bin/python -m benchmarks.compare_methods.agreed $(ARGS)
+compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs at the same CPU time, on ESC-10
+	@$(VENV)/bin/python -m benchmarks.compare_methods.presets $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy only
 	@echo "ruff check, ruff format --check, mypy"

@@ -23,7 +23,7 @@ def part(fold: str) -> Part:
 
 ESC10 = Benchmark(
     name="esc10",
-    title="ESC-10, 400 clips, each tested by a model that has not heard its fold",
+    title="ESC-10, 400 clips, each tested by a model that was not trained on its fold",
     corpus="esc10",
     pretraining="eat_esc10",
     finetuning="eat_esc10_finetune",

@@ -4,8 +4,8 @@
 
 For every seed: pre-train `eat_fsdd` on the 1600 unlabeled training takes, fine-tune on them in the
 form of Speech Commands, test on the 200 takes of the test list; and the same fine-tuning from
-random weights. Settings were chosen on the validation list (benchmarks/lab_notes.md). Test speakers are
-also training speakers, so this split is easy.
+random weights. Settings were chosen on the validation list (benchmarks/lab_notes.md). Test speakers
+are also training speakers, so this split is easy.
 """
 
 from benchmarks.pairs import Benchmark, main

@@ -1,9 +1,9 @@
-"""What `eat bench` measured -> the tables of `docs/performance.md` and `README.md`, and a figure.
+"""Write the measured tables of `docs/performance.md` and `docs/results.md`, and draw a figure.
 
-    eat bench masks logmel loader --json benchmarks/results/bench_cpu_data.json
-    python -m benchmarks.tables          (`make bench` does both, for all there is)
+    python -m benchmarks.speed masks logmel --json benchmarks/results/bench_cpu_data.json
+    python -m benchmarks.tables          (`make bench` does both, for everything)
 
-Every `benchmarks/results/bench_*.json` is a run of `eat bench`; nothing is measured here.
+Every `benchmarks/results/bench_*.json` is a run of `benchmarks.speed`; this file only formats.
 """
 
 import json
@@ -172,7 +172,7 @@ def draw(points: list[dict[str, Any]], place: Path) -> None:
     pyplot.close(figure)
 
 
-PAGES = {ROOT / "docs" / "performance.md": full, ROOT / "README.md": brief}
+PAGES = {ROOT / "docs" / "performance.md": full, ROOT / "docs" / "results.md": brief}
 """Where the tables are shown, and what is shown there."""
 
 

@@ -1,6 +1,6 @@
 """What the README shows is run as it stands, in its order, on small recordings.
 
-Only the length of training is cut, so that the page is tested and not somebody's patience.
+Only the length of training is cut.
 """
 
 import json
@@ -17,6 +17,7 @@ from eat_audio import cli
 from eat_audio.data.synthetic import write_corpus
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"
 EXTRA = {"pretrain": f"{SHORT} masks=2 block=[3,3]", "finetune": SHORT, "embed": "", "predict": ""}
 
@@ -48,10 +49,10 @@ def test_the_pages_commands_run_in_the_order_of_the_work(
     """Pre-training first, then what uses its result; on the page the use comes first."""
     monkeypatch.chdir(place)
     order = ["data", "recipes", "pretrain", "embed", "finetune", "evaluate", "predict", "detect"]
-    there = commands()
-    assert {words[1] for words in there} <= set(order)
+    lines = commands()
+    assert {words[1] for words in lines} <= set(order)
     for kind in order:
-        for words in there:
+        for words in lines:
             if words[1] == kind:
                 monkeypatch.setattr(sys, "argv", [*words, *shlex.split(EXTRA.get(kind, ""))])
                 with pytest.raises(SystemExit) as ended:
@@ -76,21 +77,35 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for page, folder in ((README, ROOT), (RESULTS, ROOT / "docs")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page):
+            assert target.startswith("https://") or (folder / target).exists(), target
 
 
-def test_every_committed_table_of_results_is_on_the_page_or_a_link_away() -> None:
+def test_every_committed_table_of_results_is_on_the_results_page_or_a_link_away() -> None:
+    assert "(docs/results.md)" in README
     for table in (ROOT / "benchmarks" / "results").glob("*.md"):
-        here = table.read_text(encoding="utf-8").strip() in README
-        assert here or f"({table.relative_to(ROOT)})" in README, table.name
+        shown = table.read_text(encoding="utf-8").strip() in RESULTS
+        assert shown or f"(../{table.relative_to(ROOT).as_posix()})" in RESULTS, table.name
 
 
-def test_the_verdict_of_the_comparison_is_told_as_it_was_found() -> None:
+def test_the_results_of_the_first_page_are_those_of_the_results_page() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| EAT-tiny")]
+    assert len(rows) == 2 and all(row in RESULTS.splitlines() for row in rows)
+
+
+def test_the_verdict_of_the_comparison_is_quoted_in_full() -> None:
     record = json.loads(
         (ROOT / "benchmarks" / "results" / "compare.json").read_text(encoding="utf-8")
     )
-    told = [s for s in record["verdict"] if s.startswith("Best") or "scratch" in s]
-    assert len(told) >= 2
-    for sentence in told:
-        assert sentence in README
+    verdict = [s for s in record["verdict"] if s.startswith("Best") or "scratch" in s]
+    assert len(verdict) >= 2
+    for sentence in verdict:
+        assert sentence in RESULTS
+
+
+def test_lines_of_the_first_page_are_short_and_free_of_private_words() -> None:
+    words = r"\b(told|heard|hears?|listens?|asks|knows|tells)\b"
+    assert not [line for line in README.splitlines() if re.search(words, line)]
+    prose = (line for line in README.splitlines() if not line.startswith("|"))
+    assert max(map(len, prose)) <= 120

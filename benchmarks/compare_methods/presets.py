@@ -1,13 +1,12 @@
-"""EAT, Audio-MAE and BEATs with the same CPU time: which is worth more?
+"""Compare EAT, Audio-MAE and BEATs at the same CPU time, with fixed corpora and budgets.
 
-    python -m benchmarks.compare_methods.agreed          (`make compare`) ESC-10, three seeds
-    python -m benchmarks.compare_methods.agreed fsdd     spoken digits, one seed, probe only
-    python -m benchmarks.compare_methods.agreed longer   BEATs, twice the time, one seed, probe only
+    python -m benchmarks.compare_methods.presets          (`make compare`) ESC-10, three seeds
+    python -m benchmarks.compare_methods.presets fsdd     spoken digits, one seed, probe only
+    python -m benchmarks.compare_methods.presets longer   BEATs, twice the time, one seed
 
-`eat compare` with the words that were agreed on; what it has finished is kept in --out. Copies the
-table, the figure and all numbers to `benchmarks/results/compare.{md,png,json}`, or
-`compare_fsdd...`, and adds how the codes of BEATs' tokenizers are used over the whole corpus. The
-encoders are 128-d with 4 layers, and fine-tuned by one and the same recipe.
+Finished runs in --out are reused. The table, the figure and all numbers go to
+`benchmarks/results/compare.{md,png,json}`, or `compare_fsdd...`, with the code usage of BEATs'
+tokenizers over the corpus. The encoders are 128-d with 4 layers, fine-tuned by the same recipe.
 """
 
 import argparse
@@ -30,11 +29,11 @@ RECIPES = {
     "longer": ("beats_esc10",),
 }
 REFERENCE = "beats_esc10"
-"""Whose score the others have to reach, as in the paper."""
+"""The method whose score the others have to reach, as in the paper."""
 METHODS = ("eat", "audiomae", "beats")
 FINETUNING = "eat_esc10_finetune"
-"""Of all three: the encoder is the only difference."""
-TOLD = {
+"""For all three: the encoder is the only difference."""
+OPTIONS = {
     "esc10": [
         *("--minutes", "4.5", "--seeds", "3", "--folds", "1", "--finetune-steps", "250"),
         *(f"--finetune={method}={FINETUNING}" for method in METHODS),
@@ -42,36 +41,37 @@ TOLD = {
     "fsdd": ["clips.seconds=1.28", "--minutes", "3", "--seeds", "1", "--no-finetune"],
     "longer": ["--minutes", "9", "--seeds", "1", "--folds", "1", "--no-finetune"],
 }
-"""What `eat compare` is told of a corpus beside the recipes; digits take less than a second."""
+"""Arguments beside the recipes; digits take less than a second."""
 SECONDS = 5.0
-"""Of every clip that is tokenized."""
+"""Length of every clip that is tokenized."""
 NAMES = {"esc10": "compare", "fsdd": "compare_fsdd", "longer": "compare_longer"}
-"""Of the files with the results."""
+"""Names of the result files."""
 DATA = {"longer": "esc10"}
-"""The folder of the corpus, where it is not called like the comparison."""
+"""Folders of corpora that are not named like the preset."""
 
 
-def words(corpus: str, data: Path, out: Path, *, workers: int) -> list[str]:
-    """What `eat` is told."""
-    told = [f"data={data}", *TOLD[corpus], "--reference", REFERENCE]
-    return [*RECIPES[corpus], *told, "--out", str(out), "--workers", str(workers)]
+def arguments(preset: str, data: Path, out: Path, *, workers: int) -> list[str]:
+    """Return the arguments of `python -m benchmarks.compare_methods`."""
+    words = [*RECIPES[preset], f"data={data}", *OPTIONS[preset], "--reference", REFERENCE]
+    return [*words, "--out", str(out), "--workers", str(workers)]
 
 
 def main() -> None:
-    """Run what is missing, then copy what came of it."""
+    """Run what is missing, then copy the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("corpus", nargs="?", choices=tuple(TOLD), default="esc10", help="which (%(default)s)")
+    add("preset", nargs="?", choices=tuple(OPTIONS), default="esc10", help="which (%(default)s)")
     add("--data", type=Path, help="the corpus ($EAT_DATA/NAME)")
     add("--out", type=Path, help="keeps all runs (runs/NAME)")
     add("--workers", type=int, default=os.cpu_count(), help="runs at a time (%(default)s)")
-    told = parser.parse_args()
-    name = NAMES[told.corpus]
-    folder = DATA.get(told.corpus, told.corpus)
-    data = told.data or Path(os.environ.get("EAT_DATA", "../shared/data")) / folder
-    out = told.out or Path("runs") / name
-    asked = words(told.corpus, data, out, workers=told.workers)
-    done = subprocess.run([sys.executable, "-m", "benchmarks.compare_methods", *asked], check=False)
+    options = parser.parse_args()
+    preset, name = options.preset, NAMES[options.preset]
+    corpora = Path(os.environ.get("EAT_DATA", "../shared/data"))
+    data = options.data or corpora / DATA.get(preset, preset)
+    out = options.out or Path("runs") / name
+    command = [sys.executable, "-m", "benchmarks.compare_methods"]
+    command += arguments(preset, data, out, workers=options.workers)
+    done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     RESULTS.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:
-    """How the codes of every tokenizer are used over all clips of the corpus."""
+    """Return the code usage of every tokenizer over all clips of the corpus."""
     used = {}
     for place in sorted(out.glob("beats_esc10/*/*/2-beats_esc10_tokenizer")):
         run = f"{place.parent.parent.name}/{place.parent.name}"
