@@ -26,8 +26,7 @@ from eat_audio.data import storage as containers
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings, training_batches
-from eat_audio.data.shard_index import FIELDS
-from eat_audio.data.shards import open_packed, pack
+from eat_audio.data.shards import FIELDS, open_packed, pack
 from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
 from eat_audio.writing import aside_name

@@ -161,7 +161,7 @@ def test_patches_of_time_and_frequency_tell_much_more(heard):
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(DataError, match="'purr': no such sound; there are chirp_up"):
+    with pytest.raises(DataError, match="'purr': does not exist; expected chirp_up"):
         clip("purr")
 
 

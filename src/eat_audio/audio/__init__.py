@@ -28,12 +28,19 @@ from eat_audio.audio.io import (
     stream_audio,
     to_int16,
 )
-from eat_audio.audio.recording import SAMPLE_RATE, AudioBytes, Source, collected_warnings
+from eat_audio.audio.recording import (
+    SAMPLE_RATE,
+    AudioArray,
+    AudioBytes,
+    Source,
+    collected_warnings,
+)
 
 __all__ = [
     "AUDIO_SUFFIXES",
     "SAMPLE_RATE",
     "AudioFacts",
+    "AudioArray",
     "AudioBytes",
     "Opened",
     "Source",

@@ -12,6 +12,8 @@ from eat_audio.audio.libsndfile import by_libsndfile
 from eat_audio.audio.links import links_of
 from eat_audio.audio.mpeg import mpeg_of
 from eat_audio.audio.recording import (
+    BLOCK,
+    AudioArray,
     Blocks,
     File,
     Recording,
@@ -20,6 +22,7 @@ from eat_audio.audio.recording import (
     at_one_rate,
     bytes_of,
     file_head,
+    mono,
     remembered,
     sliced,
     warn,
@@ -49,6 +52,9 @@ def opened(source: Source) -> Iterator[Recording]:
     Raises:
         AudioError: It cannot be opened or read, is not sound, or has a rate below `LEAST_RATE`.
     """
+    if isinstance(source, AudioArray):
+        yield _of_array(source)
+        return
     with bytes_of(source) as file, ExitStack() as stack:
         try:
             head = file_head(file)
@@ -62,6 +68,18 @@ def opened(source: Source) -> Iterator[Recording]:
                 f"{source}: has a rate of {recording.rate} Hz; at least {LEAST_RATE} is expected"
             )
         yield _checked(source, recording)
+
+
+def _of_array(source: AudioArray) -> Recording:
+    samples = source.samples
+
+    def blocks(first: int) -> Blocks:
+        for start in range(first, len(samples), BLOCK):
+            yield mono(
+                samples[None, start : start + BLOCK], 2**15 if samples.dtype.kind == "i" else 1
+            )
+
+    return Recording(source.rate, 1, len(samples) / source.rate, blocks)
 
 
 def _decoded(stack: ExitStack, source: Source, file: File, head: bytes) -> Recording:

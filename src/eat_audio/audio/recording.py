@@ -48,7 +48,20 @@ class AudioBytes:
         return self.name
 
 
-Source = str | Path | AudioBytes
+@dataclass(frozen=True, eq=False)
+class AudioArray:
+    """Decoded mono samples, int16 or float32: (samples,), and what to call them in a message."""
+
+    name: str
+    samples: NDArray[Any]
+    rate: int
+    """Hz"""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | AudioBytes | AudioArray
 """What holds a recording."""
 
 
@@ -125,7 +138,7 @@ class File(Protocol):
         """Return its descriptor, if it is a file of the system."""
 
 
-def bytes_of(source: Source) -> io.BytesIO | io.FileIO:
+def bytes_of(source: str | Path | AudioBytes) -> io.BytesIO | io.FileIO:
     """Open a source; pipes, devices and folders are refused without being opened.
 
     Raises:

@@ -5,39 +5,31 @@ order is as good as any other, and a damaged member of a container spoils no oth
 index or a manifest are checked against the container before memory is taken.
 """
 
-import io
 import os
 import stat
 import threading
 import time
 import urllib.request
 import zlib
-from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
-import soundfile
+from numpy.typing import NDArray
 
-from eat_audio.audio import AudioBytes, Source
+from eat_audio.audio import AudioArray, AudioBytes, Source
 from eat_audio.data.corpus import Clip, Span, is_url
 from eat_audio.errors import AudioError, DataError, EatError
 
-WAIT = 30.0
-"""Seconds until a web server that sends nothing is given up."""
-SLOWEST = 1_000.0
-"""Bytes a second; for every so many more that came, a server has a second more."""
-LARGEST = 2**32
-"""Bytes that are read at once by default."""
-HDF5_RATE = 32_000
-"""Hz; HDF5 files do not hold it, and this is the assumption of the released code."""
+WAIT = 30.0  # seconds until a web server that sends nothing is given up
+SLOWEST = 1_000.0  # bytes a second: for so many more that came, a server has a second more
+LARGEST = 2**32  # bytes that are read at once by default
+HDF5_RATE = 32_000  # Hz, as in the released code; HDF5 files do not hold it
 SAMPLES = (np.int16, np.float16, np.float32, np.float64)
-LARGEST_WAV = 2**31
-"""Bytes; also 9 hours at that rate."""
-HDF5_PACKING = 4_000
-"""A compressed dataset may be so many times larger than what is stored of it: silence is."""
+LARGEST_DATASET = 2**31  # bytes; also 9 hours at that rate
+HDF5_PACKING = 4_000  # times that compressed silence may be larger than what is stored of it
 
 
 def sound_of(clip: Clip) -> Source:
@@ -51,7 +43,7 @@ def sound_of(clip: Clip) -> Source:
         return clip.path
     name = f"{clip.path}: {clip.id!r}"
     if isinstance(clip.inside, str):
-        return AudioBytes(name, _read_dataset(Path(clip.path), clip.inside, name))
+        return AudioArray(name, _read_dataset(Path(clip.path), clip.inside, name), HDF5_RATE)
     try:
         data = read_bytes(clip.path, clip.inside)
     except DataError as error:
@@ -61,24 +53,17 @@ def sound_of(clip: Clip) -> Source:
     return AudioBytes(name, data)
 
 
-def read_bytes(place: str | Path, span: Span | None = None, *, most: int = LARGEST) -> bytes:
-    """Return all bytes of a file or URL, or those of a span.
-
-    Args:
-        place: The file, or the URL.
-        span: The bytes to read; all if None.
-        most: The largest number of bytes.
+def read_bytes(location: str | Path, span: Span | None = None, *, most: int = LARGEST) -> bytes:
+    """Return all bytes of a file or URL, or those of a span, but at most `most`.
 
     Raises:
-        DataError: It cannot be read, is no file, is too large, ends before the span does, or comes
-            too slowly.
+        DataError: It cannot be read, is not a file, is too large, ends before the span does, or
+            comes too slowly.
     """
-    if not is_url(place):
-        return _from_file(place, span, most)
-    url = str(place)
-    if url.lower().startswith(("http://", "https://")):
-        return _from_web(url, span, most)
-    return _from_store(url, span, most)
+    if not is_url(location):
+        return _from_file(location, span, most)
+    is_web = str(location).lower().startswith(("http://", "https://"))
+    return (_from_web if is_web else _from_store)(str(location), span, most)
 
 
 def _from_file(path: str | Path, span: Span | None, most: int) -> bytes:
@@ -103,77 +88,53 @@ def _refuse_special(path: str | Path) -> None:
         raise _unreadable(path, "it is not a file")
 
 
-def _unreadable(place: str | Path, reason: object) -> DataError:
-    return DataError(f"{place}: cannot be read ({reason})")
-
-
-class _Download:
-    """A download by a thread of its own, with a deadline that moves on with the bytes received.
-
-    A server may send its headers, or anything else, a byte at a time; no socket timeout ends that.
-    """
-
-    def __init__(self, request: urllib.request.Request, offset: int | None, most: int) -> None:
-        self.request, self.offset, self.most = request, offset, most
-        self.data = bytearray()
-        self.error: Exception | None = None
-        self.stopped = False
-
-    def read(self) -> bytes:
-        """Return all bytes.
-
-        Raises:
-            DataError: There are too many, or they come too slowly, or not as the requested part.
-        """
-        work = threading.Thread(target=self._run, daemon=True)
-        work.start()
-        begin = time.monotonic()
-        while work.is_alive():
-            left = begin + WAIT + len(self.data) / SLOWEST - time.monotonic()
-            if left <= 0:
-                self.stopped = True
-                spent = f"{len(self.data)} bytes came in {time.monotonic() - begin:.0f} seconds"
-                raise _unreadable(self.request.full_url, spent)
-            work.join(left)
-        if self.error is not None:
-            raise self.error
-        return bytes(self.data)
-
-    def _run(self) -> None:
-        try:
-            with urllib.request.urlopen(self.request, timeout=WAIT) as response:
-                self._receive(response)
-        except Exception as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            self.error = error
-
-    def _receive(self, response: Any) -> None:
-        url = self.request.full_url
-        if self.offset is not None:
-            part = response.headers.get("Content-Range", "")
-            if response.status != 206 or not part.startswith(f"bytes {self.offset}-"):
-                raise DataError(f"{url}: the server does not send parts of files")
-        while not self.stopped and (data := response.read1(2**16)):
-            self.data += data
-            if len(self.data) > self.most and self.offset is None:
-                raise _too_large(url, self.most)
-            if len(self.data) > self.most:  # more than was requested
-                del self.data[self.most :]
-                return
+def _unreadable(location: str | Path, reason: object) -> DataError:
+    return DataError(f"{location}: cannot be read ({reason})")
 
 
 def _from_web(url: str, span: Span | None, most: int) -> bytes:
-    try:
-        request = urllib.request.Request(url)
-        if span is None:
-            return _Download(request, None, most).read()
+    """Download by a thread of its own, with a deadline that moves on with the bytes received.
+
+    A server may send headers, or anything else, a byte at a time; no socket timeout ends that.
+    """
+    headers, offset, size = {}, 0, most
+    if span is not None:
         offset, size = _range(url, span, None, most)
-        request.add_header("Range", f"bytes={offset}-{offset + size - 1}")
-        data = _Download(request, offset, size).read()
-    except (OSError, ValueError, HTTPException) as error:
-        raise _unreadable(url, getattr(error, "reason", error)) from error
-    return _complete(url, data, size)
+        headers["Range"] = f"bytes={offset}-{offset + size - 1}"
+    data, errors, stop = bytearray(), list[Exception](), threading.Event()
+
+    def download() -> None:
+        try:
+            request = urllib.request.Request(url, headers=headers)
+            with urllib.request.urlopen(request, timeout=WAIT) as response:
+                part = response.headers.get("Content-Range", "")
+                if headers and not (response.status == 206 and part.startswith(f"bytes {offset}-")):
+                    raise DataError(f"{url}: the server does not send parts of files")
+                while not stop.is_set() and len(data) <= size and (block := response.read1(2**16)):
+                    data.extend(block)
+        except Exception as error:
+            if isinstance(error, HTTPError):
+                error.close()
+            errors.append(error)
+
+    thread, start = threading.Thread(target=download, daemon=True), time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        spent = time.monotonic() - start
+        left = WAIT + len(data) / SLOWEST - spent
+        if left <= 0:
+            stop.set()
+            raise _unreadable(url, f"{len(data)} bytes came in {spent:.0f} seconds")
+        thread.join(left)
+    for error in errors:
+        if isinstance(error, OSError | ValueError | HTTPException):
+            raise _unreadable(url, getattr(error, "reason", error)) from error
+        raise error
+    if span is not None:
+        return _complete(url, bytes(data[:size]), size)
+    if len(data) > most:
+        raise _too_large(url, most)
+    return bytes(data)
 
 
 def _from_store(url: str, span: Span | None, most: int) -> bytes:
@@ -183,10 +144,9 @@ def _from_store(url: str, span: Span | None, most: int) -> bytes:
         raise EatError(f"{url}: needs fsspec; install it (pip install 'eat-audio[data]')") from None
     try:
         store, path = fsspec.core.url_to_fs(url)
-        if span is None:
-            _range(url, None, store.size(path) or 0, most)
-            return store.cat_file(path)
-        offset, size = _range(url, span, _length(url), most)
+        if (length := _lengths.get(url)) is None or span is None:
+            length = _lengths[url] = store.size(path)
+        offset, size = _range(url, span, length, most)
         data = store.cat_file(path, start=offset, end=offset + size)
     except DataError:
         raise
@@ -195,38 +155,35 @@ def _from_store(url: str, span: Span | None, most: int) -> bytes:
     return _complete(url, data, size)
 
 
-@lru_cache(maxsize=100_000)
-def _length(url: str) -> int:
-    """Return the bytes of a file in a store, requested once."""
-    import fsspec
-
-    store, path = fsspec.core.url_to_fs(url)
-    return store.size(path)
+_lengths: dict[str, int] = {}
+"""Bytes of files in stores, by URL: requested once per shard."""
 
 
-def _range(place: str | Path, span: Span | None, length: int | None, most: int) -> tuple[int, int]:
+def _range(
+    location: str | Path, span: Span | None, length: int | None, most: int
+) -> tuple[int, int]:
     """Return offset and size of a span, in a file of `length` bytes if that is known."""
     offset, size = (0, length or 0) if span is None else span[:2]
     if offset < 0 or size < 0 or (length is not None and offset + size > length):
         held = "" if length is None else f", which has {length}"
-        raise DataError(f"{place}: no bytes {offset} to {offset + size}{held}")
+        raise DataError(f"{location}: no bytes {offset} to {offset + size}{held}")
     if size > most:
-        raise _too_large(place, most)
+        raise _too_large(location, most)
     return offset, size
 
 
-def _too_large(place: str | Path, most: int) -> DataError:
-    return DataError(f"{place}: is larger than the {most} bytes that are expected at most")
+def _too_large(location: str | Path, most: int) -> DataError:
+    return DataError(f"{location}: is larger than the {most} bytes that are expected at most")
 
 
-def _complete(place: str | Path, data: bytes, size: int) -> bytes:
+def _complete(location: str | Path, data: bytes, size: int) -> bytes:
     if len(data) != size:
-        raise DataError(f"{place}: {len(data)} bytes came, {size} were expected")
+        raise DataError(f"{location}: {len(data)} bytes came, {size} were expected")
     return data
 
 
-def _read_dataset(file: Path, name: str, where: str) -> bytes:
-    """Return a dataset of an HDF5 file as the bytes of a WAV file.
+def _read_dataset(file: Path, name: str, where: str) -> NDArray[Any]:
+    """Return a dataset of an HDF5 file: (samples,), int16 or float32.
 
     Links to other files, and data kept in other files, are not followed.
     """
@@ -248,15 +205,11 @@ def _read_dataset(file: Path, name: str, where: str) -> bytes:
             if len(node.shape or ()) != 1 or node.dtype not in SAMPLES:
                 shape = f"{node.dtype} {node.shape}"
                 raise AudioError(f"{where}: is {shape}; expected (samples,) of int16 or float")
-            if not node.nbytes <= min(HDF5_PACKING * node.id.get_storage_size(), LARGEST_WAV):
+            if not node.nbytes <= min(HDF5_PACKING * node.id.get_storage_size(), LARGEST_DATASET):
                 raise AudioError(f"{where}: claims {node.size} samples, and does not hold them")
             samples = node[()]
     except DataError as error:
         raise AudioError(f"{where}: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:
         raise AudioError(f"{where}: cannot be read as HDF5 ({error})") from error
-    wav = io.BytesIO()
-    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
-    samples = samples if samples.dtype == np.int16 else samples.astype(np.float32)
-    soundfile.write(wav, samples, HDF5_RATE, format="WAV", subtype=subtype)
-    return wav.getvalue()
+    return samples if samples.dtype == np.int16 else samples.astype(np.float32)

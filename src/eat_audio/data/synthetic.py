@@ -1,13 +1,11 @@
-"""A seed -> a corpus of labeled sounds, so that a first run needs no download.
+"""Synthesize a corpus of labeled clips, so that a first run needs no download.
 
-Ten families of sound events in five pairs of twins. Twins share pitches, spectra, loudness and
-number of events, and differ in what happens when: a chirp rises or falls, ticks keep time or do
-not, noise dies away or swells. Averages over a clip hardly tell twins apart; patches of a
-spectrogram, which see some time and some frequencies at once, can.
+Ten families of events in five pairs of twins. Twins share pitches, spectra, loudness and number
+of events, and differ in their order in time: a chirp rises or falls, ticks are even or uneven,
+noise decays or swells. Averages over a clip hardly separate twins; patches of a spectrogram can.
 
-Every clip is a function of (seed, family, index) alone, whatever else is written with it.
-
-In this file a signal is a float64 array (samples,) at 16 kHz; only `synthesize` rounds it.
+Every clip is a function of (seed, family, index) alone. A signal is a float64 array (samples,)
+at 16 kHz; only `synthesize` periods it.
 """
 
 import csv
@@ -27,32 +25,23 @@ from eat_audio.errors import DataError
 
 Signal: TypeAlias = NDArray[np.float64]
 
-SHORTEST = 1.0
-"""Seconds: below this a clip has no room for a melody."""
-TEST_EVERY = 3
-"""Clips 2, 5, 8, ... of every family are the test split, the others the training split."""
-SNR = (10.0, 30.0)
-"""Decibels by which the loudest 20 ms of the events stand above the background noise."""
-PEAK = (-16.0, -1.0)
-"""Decibels of full scale that a clip's largest sample reaches."""
+SHORTEST = 1.0  # seconds, enough for a melody
+TEST_EVERY = 3  # clips 2, 5, 8, ... of every family are the test split
+SNR = (10.0, 30.0)  # dB of the loudest 20 ms of the events above the background noise
+PEAK = (-16.0, -1.0)  # dB of full scale of a clip's largest sample
 
 
 def synthesize(family: str, *, seconds: float, generator: Generator) -> NDArray[np.float32]:
-    """Draw one clip: events of one family over colored noise, at a random level.
-
-    Args:
-        family: A key of `FAMILIES`.
-        seconds: Length of the clip, at least 1 s.
-        generator: Where every random choice comes from.
+    """Return one clip: events of one of `FAMILIES` over colored noise, at a random level.
 
     Returns:
         Waveform (samples,): float32, mono, 16 kHz, within [-1, 1].
 
     Raises:
-        DataError: There is no such family, or the clip would be too short.
+        DataError: There is no such family, or the clip would be shorter than 1 s.
     """
     if family not in FAMILIES:
-        raise DataError(f"family {family!r}: no such sound; there are {', '.join(FAMILIES)}")
+        raise DataError(f"family {family!r}: does not exist; expected {', '.join(FAMILIES)}")
     if seconds < SHORTEST:
         raise DataError(f"seconds={seconds:g}: a clip needs at least {SHORTEST:g} s")
     samples = round(seconds * SAMPLE_RATE)
@@ -67,19 +56,13 @@ def synthesize(family: str, *, seconds: float, generator: Generator) -> NDArray[
 def write_corpus(
     folder: Path, *, clips_per_family: int, seconds: float = 4.0, seed: int = 0
 ) -> Path:
-    """Write `folder/{family}/{index}.flac` (16 kHz, 16 bit) and the list of them.
+    """Write `folder/{family}/{index}.flac` (16 kHz, 16 bit) and a manifest of them.
 
-    Files of an earlier corpus in the same folder are overwritten or left, never removed; the list
-    holds only what this call has written.
-
-    Args:
-        folder: Where to; made if it is missing.
-        clips_per_family: At least 3; a third of them, rounded down, are for testing.
-        seconds: Length of every clip.
-        seed: Another seed, another corpus.
+    A third of the clips of a family, rounded down, are the test split. Other files in the folder
+    are left, and are not in the manifest.
 
     Returns:
-        The list, `folder/clips.csv`, with the columns path (relative to `folder`), label, split.
+        The manifest, `folder/clips.csv`: path (relative to `folder`), label, split.
 
     Raises:
         DataError: Too few clips to have both splits, or too short ones.
@@ -97,14 +80,14 @@ def write_corpus(
             path = f"{family}/{index:04d}.flac"
             soundfile.write(folder / path, clip, SAMPLE_RATE, subtype="PCM_16")
             rows.append((path, family, "train" if (index + 1) % TEST_EVERY else "test"))
-    listing = folder / "clips.csv"
-    with listing.open("w", newline="", encoding="utf-8") as file:
+    manifest = folder / "clips.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-    return listing
+    return manifest
 
 
 def _chirps(samples: int, generator: Generator) -> Signal:
-    """Whistles that rise by 0.5 to 1.5 octaves, like a bird's."""
+    """Return whistles that rise by 0.5 to 1.5 octaves, like a bird's."""
     low = _log_uniform(generator, 700, 2_000)  # Hz
     octaves = generator.uniform(0.5, 1.5)
     timbre = _timbre(generator)
@@ -117,7 +100,7 @@ def _chirps(samples: int, generator: Generator) -> Signal:
 
 
 def _melodies(samples: int, generator: Generator, *, order: int) -> Signal:
-    """Plucked strings: phrases of 3 to 5 notes, upwards (order 1) or downwards (order -1)."""
+    """Return phrases of 3 to 5 plucked notes, upwards (order 1) or downwards (order -1)."""
     steps = generator.integers(2, 6, size=generator.integers(3, 6))  # semitones
     pitches = _log_uniform(generator, 120, 300) * 2 ** ((steps.cumsum() - steps[0]) / 12)  # Hz
     softness = int(generator.integers(1, 9))
@@ -132,7 +115,7 @@ def _melodies(samples: int, generator: Generator, *, order: int) -> Signal:
 
 
 def _ticks(samples: int, generator: Generator, *, unevenness: float) -> Signal:
-    """Drops on a hard floor, 4 to 9 a second; intervals vary by up to `unevenness` of a beat."""
+    """Return 4 to 9 drops a second; intervals vary by up to `unevenness` of a beat."""
     beats = max(4, round(generator.uniform(4, 9) * samples / SAMPLE_RATE))
     intervals = 1 + generator.uniform(-unevenness, unevenness, size=beats)
     starts = intervals.cumsum() - generator.uniform(0, 1) * intervals[0]
@@ -146,7 +129,7 @@ def _ticks(samples: int, generator: Generator, *, unevenness: float) -> Signal:
 
 
 def _knocks(samples: int, generator: Generator) -> Signal:
-    """Bursts of noise around one pitch that begin at once and die away."""
+    """Return bursts of noise around one pitch that start suddenly and decay."""
     centre, width = _log_uniform(generator, 300, 1_500), generator.uniform(0.2, 1)  # Hz, octaves
     steepness = generator.uniform(3, 7)
 
@@ -160,19 +143,11 @@ def _knocks(samples: int, generator: Generator) -> Signal:
 
 
 def _two_tones(samples: int, generator: Generator, *, shape: Callable[[Signal], Signal]) -> Signal:
-    """A tone between two pitches: jumping like an alarm or gliding like a siren."""
+    """Return a tone between two pitches; `shape` maps its phase in [0, 1) to the pitch's."""
     low = _log_uniform(generator, 300, 900)  # Hz
     octaves = generator.uniform(0.3, 1)
     turns = generator.uniform(1, 3.5) * np.arange(samples) / SAMPLE_RATE + generator.uniform(0, 1)
     return _tone(low * 2 ** (octaves * shape(turns % 1)), _timbre(generator))
-
-
-def _jump(turn: Signal) -> Signal:
-    return (turn < 0.5).astype(np.float64)
-
-
-def _glide(turn: Signal) -> Signal:
-    return np.abs(2 * turn - 1)
 
 
 def _backwards(
@@ -190,10 +165,10 @@ FAMILIES: dict[str, Callable[[int, Generator], Signal]] = {
     "ticks_uneven": partial(_ticks, unevenness=0.8),
     "knock": _knocks,
     "swell": partial(_backwards, _knocks),
-    "alarm": partial(_two_tones, shape=_jump),
-    "siren": partial(_two_tones, shape=_glide),
+    "alarm": partial(_two_tones, shape=lambda turn: (turn < 0.5).astype(np.float64)),
+    "siren": partial(_two_tones, shape=lambda turn: np.abs(2 * turn - 1)),
 }
-"""Name of a family -> its events without background: (samples, generator) -> signal."""
+"""By name: functions of (samples, generator) that return a signal of events alone."""
 
 
 def _repeat(
@@ -203,25 +178,25 @@ def _repeat(
     *,
     every: tuple[float, float],
 ) -> Signal:
-    """One event somewhere in each of the equal slots, about `every` seconds long, of a clip."""
+    """Return one event at a random time in each of the equal slots of about `every` seconds."""
     slots = max(1, round(samples / SAMPLE_RATE / generator.uniform(*every)))
     slot = samples // slots
     length = round(slot * generator.uniform(0.5, 0.95))
     signal = np.zeros(samples)
     for begin in range(0, slots * slot, slot):
         start = begin + int(generator.integers(slot - length + 1))
-        sound = event(length)
-        signal[start : start + len(sound)] = sound * generator.uniform(0.6, 1)
+        burst = event(length)
+        signal[start : start + len(burst)] = burst * generator.uniform(0.6, 1)
     return signal
 
 
 def _timbre(generator: Generator) -> Signal:
-    """Loudness of the first four harmonics."""
+    """Return the loudness of the first four harmonics."""
     return np.arange(1.0, 5.0) ** -generator.uniform(1, 4)
 
 
 def _tone(pitch: Signal, timbre: Signal) -> Signal:
-    """Harmonics over a moving pitch in Hz; those above half the sample rate are left out."""
+    """Return harmonics over a moving pitch in Hz, without those above half the sample rate."""
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
     tone = np.zeros(len(pitch))
     for harmonic, loudness in enumerate(timbre, start=1):
@@ -230,7 +205,7 @@ def _tone(pitch: Signal, timbre: Signal) -> Signal:
 
 
 def _pluck(pitch: float, samples: int, softness: int, generator: Generator) -> Signal:
-    """A string: one period of noise, smoothed a little on every round trip.
+    """Return a plucked string: one period of noise, smoothed a little in every period.
 
     Source: Karplus and Strong, "Digital synthesis of plucked-string and drum timbres" (1983).
     """
@@ -240,23 +215,23 @@ def _pluck(pitch: float, samples: int, softness: int, generator: Generator) -> S
         string = (string + np.roll(string, 1)) / 2
     string -= string.mean()
     string /= np.abs(string).max()
-    rounds = np.empty((-(-samples // period), period))
-    for row in rounds:
+    periods = np.empty((-(-samples // period), period))
+    for row in periods:
         row[:] = string
         string = 0.998 * (string + np.roll(string, 1)) / 2
     fade = np.minimum(1, np.linspace(20, 0, samples))
-    return rounds.ravel()[:samples] * fade
+    return periods.ravel()[:samples] * fade
 
 
 def _colored_noise(samples: int, generator: Generator) -> Signal:
-    """Noise whose power falls by 1.5 to 4.5 dB an octave."""
+    """Return noise whose power falls by 1.5 to 4.5 dB an octave."""
     spectrum = np.fft.rfft(generator.standard_normal(samples))
     bins = np.maximum(1.0, np.arange(len(spectrum)))
     return np.fft.irfft(spectrum * bins ** -generator.uniform(0.25, 0.75), samples)
 
 
 def _loudest(signal: Signal) -> float:
-    """Root mean square of the loudest 20 ms."""
+    """Return the root mean square of the loudest 20 ms."""
     block = round(0.02 * SAMPLE_RATE)
     power = signal[: len(signal) // block * block] ** 2
     return float(np.sqrt(power.reshape(-1, block).mean(axis=1).max()))
