@@ -36,20 +36,20 @@ PERFECT = scores_of(np.eye(4), np.eye(4))
 def test_accuracy_is_the_share_of_right_answers_and_recall_by_class() -> None:
     truth = np.eye(4)[[0, 0, 1, 2]]
     scores = np.eye(4)[[0, 1, 1, 3]]
-    found = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=False)
-    assert found.value == 0.5 and found.clips == 4 and found.without_positive == 1
-    assert [row["accuracy"] for row in found.classes] == [0.5, 1.0, 0.0, None]
-    assert found.confusion is not None and found.confusion[0] == [1, 1, 0, 0]
+    result = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=False)
+    assert result.value == 0.5 and result.clips == 4 and result.without_positive == 1
+    assert [row["accuracy"] for row in result.classes] == [0.5, 1.0, 0.0, None]
+    assert result.confusion is not None and result.confusion[0] == [1, 1, 0, 0]
 
 
 def test_map_leaves_out_classes_without_a_positive_and_counts_them() -> None:
     random = np.random.default_rng(0)
     scores, truth = random.random((50, 4)), (random.random((50, 4)) < 0.3).astype(float)
     truth[:, 3] = 0
-    found = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=True)
+    result = evaluate_scores(scores_of(scores, truth), NAMES, multi_label=True)
     parts = [average_precision_score(truth[:, n], scores[:, n]) for n in range(3)]
-    assert found.value == pytest.approx(np.mean(parts)) and found.without_positive == 1
-    assert found.classes[3]["mAP"] is None
+    assert result.value == pytest.approx(np.mean(parts)) and result.without_positive == 1
+    assert result.classes[3]["mAP"] is None
 
 
 def test_map_without_any_label_is_refused() -> None:
@@ -68,10 +68,10 @@ def test_a_label_is_no_formula_in_the_table_and_text_is_utf_8(tmp_path: Path) ->
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
-    found = evaluate_scores(PERFECT, NAMES, multi_label=False)
-    found.write(tmp_path)
-    again = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
-    assert again["value"] == 1.0 and again["metric"] == "accuracy"
+    result = evaluate_scores(PERFECT, NAMES, multi_label=False)
+    result.write(tmp_path)
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert written["value"] == 1.0 and written["metric"] == "accuracy"
     table = (tmp_path / "evaluation.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "label,clips,accuracy" and table[1] == "dog,1,1.0"
 
@@ -101,9 +101,9 @@ def test_unreadable_clips_are_left_out_and_named(corpus: Corpus, tmp_path: Path)
     rest = replace(corpus, clips=(broken, *corpus.clips[1:]))
     config = EATConfig(embed_dim=32, depth=1, num_heads=2, num_classes=len(corpus.label_names))
     model, features = EATForAudioClassification(config), EATFeatureExtractor()
-    found = predict_corpus(model, features, rest, ClipSettings(seconds=1.0))
-    assert len(found.ids) == len(corpus) - 1
-    assert len(found.unreadable) == 1 and "gone.wav" in found.unreadable[0]
+    result = predict_corpus(model, features, rest, ClipSettings(seconds=1.0))
+    assert len(result.ids) == len(corpus) - 1
+    assert len(result.unreadable) == 1 and "gone.wav" in result.unreadable[0]
     with pytest.raises(DataError, match="not one of its 1 clips can be read"):
         predict_corpus(model, features, replace(corpus, clips=(broken,)), ClipSettings(seconds=1.0))
 
@@ -114,6 +114,6 @@ def test_several_labels_per_clip_are_scored_with_sigmoids(data: Path) -> None:
     part = Corpus("part", corpus.clips[:4], corpus.label_names, multi_label=True)
     config = EATConfig(embed_dim=32, depth=1, num_heads=2, num_classes=527)
     model = EATForAudioClassification(config)
-    found = predict_corpus(model, EATFeatureExtractor(), part, ClipSettings(seconds=2.0))
-    assert found.scores.shape == (4, 527) and 0.2 < found.scores.mean() < 0.8
-    assert evaluate_scores(found, part.label_names, multi_label=True).metric == "mAP"
+    result = predict_corpus(model, EATFeatureExtractor(), part, ClipSettings(seconds=2.0))
+    assert result.scores.shape == (4, 527) and 0.2 < result.scores.mean() < 0.8
+    assert evaluate_scores(result, part.label_names, multi_label=True).metric == "mAP"

@@ -22,10 +22,12 @@ from eat_audio.evaluation.metrics import (
 )
 
 
-def clouds(seed: int, clips: int = 60, classes: int = 3, apart: float = 1.0) -> tuple[Array, Array]:
+def clouds(
+    seed: int, clips: int = 60, classes: int = 3, distance: float = 1.0
+) -> tuple[Array, Array]:
     """Vectors in one cloud per class, and their labels."""
     draw = np.random.default_rng(seed)
-    middles = np.random.default_rng(0).normal(size=(classes, 8)) * apart
+    middles = np.random.default_rng(0).normal(size=(classes, 8)) * distance
     labels = np.arange(clips) % classes
     vectors = (middles[labels] + draw.normal(size=(clips, 8))).astype(np.float32)
     return vectors, np.eye(classes, dtype=np.float32)[labels]
@@ -42,35 +44,35 @@ def test_without_a_cls_token_the_mean_is_the_only_view() -> None:
 
 
 def test_the_linear_score_is_that_of_logistic_regression() -> None:
-    (known, labels), (unknown, truth) = clouds(1), clouds(2)
-    scaler = StandardScaler().fit(known)
-    theirs = LogisticRegression(C=STRENGTH, max_iter=2_000)
-    theirs.fit(scaler.transform(known), labels.argmax(1))
-    expected = theirs.score(scaler.transform(unknown), truth.argmax(1))
-    assert linear_score(known, labels, unknown, truth, multi_label=False) == expected
+    (train, labels), (test, targets) = clouds(1), clouds(2)
+    scaler = StandardScaler().fit(train)
+    reference = LogisticRegression(C=STRENGTH, max_iter=2_000)
+    reference.fit(scaler.transform(train), labels.argmax(1))
+    expected = reference.score(scaler.transform(test), targets.argmax(1))
+    assert linear_score(train, labels, test, targets, multi_label=False) == expected
 
 
 def test_the_nearest_neighbour_is_that_of_cosine_distance() -> None:
-    (known, labels), (unknown, truth) = clouds(1), clouds(2)
-    scaler = StandardScaler().fit(known)
-    theirs = KNeighborsClassifier(1, metric="cosine")
-    theirs.fit(scaler.transform(known), labels.argmax(1))
-    expected = theirs.score(scaler.transform(unknown), truth.argmax(1))
-    assert knn_score(known, labels, unknown, truth, multi_label=False, neighbors=1) == expected
+    (train, labels), (test, targets) = clouds(1), clouds(2)
+    scaler = StandardScaler().fit(train)
+    reference = KNeighborsClassifier(1, metric="cosine")
+    reference.fit(scaler.transform(train), labels.argmax(1))
+    expected = reference.score(scaler.transform(test), targets.argmax(1))
+    assert knn_score(train, labels, test, targets, multi_label=False, neighbors=1) == expected
 
 
 def test_neighbours_vote_by_their_similarity() -> None:
-    known = np.array([[1, 0.1], [0.9, -0.1], [-1, 0.1], [-0.9, -0.1]], np.float32)
+    train = np.array([[1, 0.1], [0.9, -0.1], [-1, 0.1], [-0.9, -0.1]], np.float32)
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
-    guesses = knn_predictions(known, labels, known, neighbors=3)
-    assert np.allclose(guesses.sum(axis=1), 1)
-    assert (guesses.argmax(axis=1) == labels.argmax(axis=1)).all()
-    assert guesses.max() < 1 + 1e-6 and guesses[0, 0] > 0.99  # the third looks the other way
+    scores = knn_predictions(train, labels, train, neighbors=3)
+    assert np.allclose(scores.sum(axis=1), 1)
+    assert (scores.argmax(axis=1) == labels.argmax(axis=1)).all()
+    assert scores.max() < 1 + 1e-6 and scores[0, 0] > 0.99  # the third looks the other way
 
 
 def test_more_neighbours_than_clips_are_all_clips() -> None:
-    known, labels = clouds(1, clips=6)
-    assert knn_predictions(known, labels, known, neighbors=50).shape == (6, 3)
+    train, labels = clouds(1, clips=6)
+    assert knn_predictions(train, labels, train, neighbors=50).shape == (6, 3)
 
 
 def test_the_nearest_come_first() -> None:
@@ -79,27 +81,27 @@ def test_the_nearest_come_first() -> None:
 
 
 def test_several_labels_are_scored_by_the_mean_over_classes_of_average_precision() -> None:
-    known, labels = clouds(1)
-    unknown, truth = clouds(2)
-    labels, truth = (np.hstack([one, one[:, :1]]) for one in (labels, truth))
-    truth[:, 2] = 0  # no positive to be found: not part of the mean
+    train, labels = clouds(1)
+    test, targets = clouds(2)
+    labels, targets = (np.hstack([one, one[:, :1]]) for one in (labels, targets))
+    targets[:, 2] = 0  # no positive to be found: not part of the mean
     labels[:, 3] = 0  # nothing to learn from: neither
-    guesses = linear_predictions(known, labels, unknown, multi_label=True)
-    assert np.isnan(guesses[:, 3]).all()
-    expected = [average_precision_score(truth[:, n], guesses[:, n]) for n in (0, 1)]
-    assert mean_score(guesses, truth, multi_label=True) == pytest.approx(np.mean(expected))
+    scores = linear_predictions(train, labels, test, multi_label=True)
+    assert np.isnan(scores[:, 3]).all()
+    expected = [average_precision_score(targets[:, n], scores[:, n]) for n in (0, 1)]
+    assert mean_score(scores, targets, multi_label=True) == pytest.approx(np.mean(expected))
 
 
-def test_a_class_that_is_never_learnt_is_never_guessed() -> None:
-    known, labels = clouds(1)
+def test_a_class_without_training_clips_is_never_predicted() -> None:
+    train, labels = clouds(1)
     labels = labels[:, [0, 1, 2, 2]] * [1, 1, 0, 1]
-    assert set(linear_predictions(known, labels, known, multi_label=False).argmax(1)) == {0, 1, 3}
+    assert set(linear_predictions(train, labels, train, multi_label=False).argmax(1)) == {0, 1, 3}
 
 
-def test_one_label_alone_is_always_guessed() -> None:
-    known, _ = clouds(1)
-    only = np.tile(np.float32([0, 1]), (len(known), 1))
-    assert linear_score(known, only, known, only, multi_label=False) == 1
+def test_a_single_label_is_always_predicted() -> None:
+    train, _ = clouds(1)
+    only = np.tile(np.float32([0, 1]), (len(train), 1))
+    assert linear_score(train, only, train, only, multi_label=False) == 1
 
 
 @pytest.mark.parametrize("used", [1, 3, 8])

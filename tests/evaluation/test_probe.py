@@ -82,12 +82,14 @@ def test_the_same_encoder_gets_the_same_score_above_chance(corpus: Corpus) -> No
 def test_vectors_belong_to_their_clips_and_the_encoder_stays_as_it_was(corpus: Corpus) -> None:
     encoder = model().train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    found = clip_vectors(encoder, EATFeatureExtractor(), corpus, ClipSettings(seconds=1.0), batch=7)
-    assert found.cls.shape == found.mean.shape == (len(corpus), 32)
-    assert found.views["both"].shape == (len(corpus), 64)
-    assert found.ids == [clip.id for clip in corpus.clips]
-    assert found.labels.argmax(axis=1).tolist() == [clip.labels[0] for clip in corpus.clips]
-    assert encoder.training and np.isfinite(found.cls).all()
+    result = clip_vectors(
+        encoder, EATFeatureExtractor(), corpus, ClipSettings(seconds=1.0), batch=7
+    )
+    assert result.cls.shape == result.mean.shape == (len(corpus), 32)
+    assert result.views["both"].shape == (len(corpus), 64)
+    assert result.ids == [clip.id for clip in corpus.clips]
+    assert result.labels.argmax(axis=1).tolist() == [clip.labels[0] for clip in corpus.clips]
+    assert encoder.training and np.isfinite(result.cls).all()
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 
 
@@ -161,10 +163,10 @@ def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path)
     for number, clip in enumerate(corpus.clips[:45]):
         rows.append(f"{clip.path},{corpus.label_names[clip.labels[0]]},{number % 3 + 1}")
     (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    found = probe_encoder(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, max_clips=40)
-    assert found.split == "3 folds, each tested once" and found.std_over == "folds"
-    assert found.clips == 40 and len(found.rows) == 4
-    assert all(row.knn is None for row in found.rows)
+    result = probe_encoder(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, max_clips=40)
+    assert result.split == "3 folds, each tested once" and result.std_over == "folds"
+    assert result.clips == 40 and len(result.rows) == 4
+    assert all(row.knn is None for row in result.rows)
 
 
 def test_the_command_prints_a_table_and_json_with_the_same_numbers(
@@ -173,15 +175,15 @@ def test_the_command_prints_a_table_and_json_with_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ("probe", saved, "--data", listing, "--seconds", 1, "--seeds", 1, "--clips", 40)
-    code, shown, _ = eat(monkeypatch, capsys, *words, "--knn")
+    arguments = ("probe", saved, "--data", listing, "--seconds", 1, "--seeds", 1, "--clips", 40)
+    code, table, _ = eat(monkeypatch, capsys, *arguments, "--knn")
     assert code == 0
-    code, told, _ = eat(monkeypatch, capsys, *words, "--knn", "--json")
-    found = json.loads(told)
-    assert code == 0 and len(found["rows"]) == 7
-    for row in found["rows"]:
-        assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['std']:.1f} %" in shown
-        assert f"{row['effective_rank']:.1f}" in shown
+    code, printed, _ = eat(monkeypatch, capsys, *arguments, "--knn", "--json")
+    result = json.loads(printed)
+    assert code == 0 and len(result["rows"]) == 7
+    for row in result["rows"]:
+        assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['std']:.1f} %" in table
+        assert f"{row['effective_rank']:.1f}" in table
 
 
 def test_clips_without_labels_end_the_command_with_a_sentence(
@@ -191,8 +193,8 @@ def test_clips_without_labels_end_the_command_with_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clip = open_corpus(listing).clips[0].path
-    code, _, said = eat(monkeypatch, capsys, "probe", saved, "--data", clip)
-    assert code == 2 and "fewer than two labels" in said and said.startswith("eat: ")
+    code, _, err = eat(monkeypatch, capsys, "probe", saved, "--data", clip)
+    assert code == 2 and "fewer than two labels" in err and err.startswith("eat: ")
 
 
 @needs_data

@@ -1,4 +1,4 @@
-"""What is heard when: from probabilities to events, in files, whatever the length."""
+"""Events: from probabilities to files, whatever the length."""
 
 import csv
 import inspect
@@ -59,7 +59,7 @@ class Loudness(AudioClassifier):
         pass
 
     def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, **told: Any
+        self, input_values: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> SequenceClassifierOutput:
         loud = (input_values.mean(dim=2) > -0.9).float()  # silence is -1.3
         if attention_mask is not None:
@@ -80,7 +80,7 @@ def column(*probabilities: float) -> list[np.ndarray]:
     return [np.array([[p] for p in probabilities], np.float32)]
 
 
-def found(scores: Any, rules: Rules = PLAIN, labels: Sequence[str] = ("a",)) -> list[Any]:
+def events_in(scores: Any, rules: Rules = PLAIN, labels: Sequence[str] = ("a",)) -> list[Any]:
     return [(e.onset, e.offset, e.label) for e in find_events(scores, labels, rules)]
 
 
@@ -101,7 +101,7 @@ def scene(*places: tuple[float, float], seconds: float = 6.0) -> Tensor:
 
 def test_an_event_reaches_on_and_goes_as_far_as_off() -> None:
     scores = column(0.1, 0.35, 0.6, 0.35, 0.1, 0.4, 0.4, 0.1, 0.5)
-    assert found(scores) == [(0.1, 0.4, "a"), (0.8, 0.9, "a")]
+    assert events_in(scores) == [(0.1, 0.4, "a"), (0.8, 0.9, "a")]
     (first, _) = find_events(scores, ["a"], PLAIN)
     assert first.score == pytest.approx(0.6)
 
@@ -137,18 +137,18 @@ def test_the_median_is_taken_over_an_odd_number_of_steps(median: float, steps: i
 def test_gaps_are_closed_before_short_events_are_left_out() -> None:
     scores = column(1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1)
     rules = Rules(hop=0.1, window=0.16, gap=0.1, shortest=0.2)
-    assert found(scores, rules) == [(0.0, 0.3, "a"), (0.6, 0.8, "a")]
+    assert events_in(scores, rules) == [(0.0, 0.3, "a"), (0.6, 0.8, "a")]
 
 
 def test_only_the_surest_labels_are_kept() -> None:
     scores = [np.array([[0.6, 0.9, 0.0], [0.0, 0.0, 0.7], [0.8, 0.0, 0.0]], np.float32)]
     rules = Rules(hop=0.1, window=0.16, top=2)
-    assert [label for _, _, label in found(scores, rules, "abc")] == ["a", "b", "a"]
+    assert [label for _, _, label in events_in(scores, rules, "abc")] == ["a", "b", "a"]
 
 
 def test_labels_have_events_of_their_own() -> None:
     scores = [np.array([[0.9, 0.1], [0.9, 0.9], [0.1, 0.9]], np.float32)]
-    assert found(scores, labels="ab") == [(0.0, 0.2, "a"), (0.1, 0.3, "b")]
+    assert events_in(scores, labels="ab") == [(0.0, 0.2, "a"), (0.1, 0.3, "b")]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_labels_have_events_of_their_own() -> None:
     ],
     ids=str,
 )
-def test_rules_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_contradictory_rules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=f"{next(iter(wrong))}="):
         Rules(**wrong)
 
@@ -256,8 +256,8 @@ for minutes in map(int, sys.argv[2:]):
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux only")
 @pytest.mark.parametrize("minutes", [10, pytest.param(180, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_length(tmp_path: Path, minutes: int) -> None:
-    words = [sys.executable, "-c", GROWTH, str(tmp_path / "long.wav"), "2", str(minutes)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    arguments = [sys.executable, "-c", GROWTH, str(tmp_path / "long.wav"), "2", str(minutes)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     short, long = map(int, done.stdout.split())
     assert long - short < 15_000, f"{long - short} KiB more; the sound takes {minutes * 3_750}"
 
@@ -280,17 +280,17 @@ def recordings(tmp_path: Path) -> Path:
 def test_every_recording_has_its_files(
     predictor: Predictor, recordings: Path, tmp_path: Path
 ) -> None:
-    told = list(
+    results = list(
         detect_files([recordings], predictor, tmp_path / "out", Rules(top=1), plot=timeline)
     )
-    (broken,) = (one for one in told if one.error)
+    (broken,) = (one for one in results if one.error)
     assert "broken.wav" in broken.error and broken.detection is None  # type: ignore[operator]
     written = {
         json.loads(p.read_text(encoding="utf-8"))["path"]: p
         for p in (tmp_path / "out").glob("*.json")
     }
-    assert written.keys() == {one.path for one in told if one.detection}
-    for one in told:
+    assert written.keys() == {one.path for one in results if one.detection}
+    for one in results:
         if one.detection:
             place = written[one.path]
             assert json.loads(place.read_text(encoding="utf-8"))["seconds"] == 6.0
@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_is_refused(
 def test_a_disk_that_fills_ends_with_one_sentence(
     predictor: Predictor, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*told: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
@@ -346,16 +346,16 @@ def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
 
     usual = windows.stream_audio
 
-    def failing(path: Any, **told: Any) -> Any:
+    def failing(path: Any, **options: Any) -> Any:
         if path.name == "x.wav":
             raise OSError(5, "Input/output error")
-        return usual(path, **told)
+        return usual(path, **options)
 
     monkeypatch.setattr(windows, "stream_audio", failing)
     (recordings / "broken.wav").unlink()
-    told = list(detect_files([recordings], predictor, tmp_path / "out"))
-    assert [one.error is None for one in told].count(False) == 1
-    assert "cannot be read (Input/output error)" in (told[0].error or "")
+    results = list(detect_files([recordings], predictor, tmp_path / "out"))
+    assert [one.error is None for one in results].count(False) == 1
+    assert "cannot be read (Input/output error)" in (results[0].error or "")
 
 
 def test_an_empty_folder_is_named(predictor: Predictor, tmp_path: Path) -> None:
@@ -421,20 +421,20 @@ def test_the_command_tells_events_and_what_could_not_be_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["eat", "detect", recordings, "--model", tagger, "-o", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", [*map(str, words), "--hop", "0.48", "--on", "0.3"])
+    arguments = ["eat", "detect", recordings, "--model", tagger, "-o", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--hop", "0.48", "--on", "0.3"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and "1 of the files could not be read" in said.err
-    assert said.out.count("onset\toffset\tlabel\tscore") == 3
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and "1 of the files could not be read" in printed.err
+    assert printed.out.count("onset\toffset\tlabel\tscore") == 3
     assert len(list((tmp_path / "out").glob("*.svg"))) == 3
 
 
 def test_the_commands_defaults_are_those_of_the_rules() -> None:
-    told = inspect.signature(cli.inference.detect).parameters
+    parameters = inspect.signature(cli.inference.detect).parameters
     rules = {name: value for name, value in vars(Rules()).items()}
-    assert {name: told[name].default for name in rules} == rules
+    assert {name: parameters[name].default for name in rules} == rules
 
 
 def test_the_page_tells_the_defaults() -> None:

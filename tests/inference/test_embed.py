@@ -66,7 +66,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_all_vectors_of_all_files_are_written(
+def test_all_vectors_all_files_are_written(
     predictor: Predictor, clips: Path, out: Path, level: Any
 ) -> None:
     assert embed_files([clips], predictor, out, level=level) == Summary(5, 0, [])
@@ -80,7 +80,7 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
     predictor: Predictor, clips: Path, tmp_path: Path
 ) -> None:
     clip = clips / "c" / "long.wav"
-    whole = predictor.embed(clip)
+    complete = predictor.embed(clip)
     tables = {}
     for level in LEVELS:
         embed_files([clip], predictor, tmp_path / f"{level}.parquet", level=level)  # type: ignore[arg-type]
@@ -89,22 +89,24 @@ def test_rows_say_where_in_the_file_a_vector_is_from(
     assert tables["clip"].column_names == ["path", "embedding", *file]
     assert tables["frame"].column_names == ["path", "seconds", "embedding", *file]
     assert tables["patch"].column_names == ["path", "seconds", "row", "embedding", *file]
-    np.testing.assert_allclose(tables["frame"]["seconds"].to_numpy(), whole.seconds)
+    np.testing.assert_allclose(tables["frame"]["seconds"].to_numpy(), complete.seconds)
     for row in (tables["patch"].slice(n, 1).to_pylist()[0] for n in (0, 9, 77, 8 * 65 + 3)):
         column = round(row["seconds"] / 0.16 - 0.5)
-        np.testing.assert_allclose(row["embedding"], whole.patches[column, row["row"]], atol=1e-5)
+        np.testing.assert_allclose(
+            row["embedding"], complete.patches[column, row["row"]], atol=1e-5
+        )
 
 
 def test_finer_frames_come_with_their_times(predictor: Predictor, clips: Path, out: Path) -> None:
     clip = clips / "c" / "long.wav"
-    whole = predictor.embed(clip, hop_ms=40)
+    complete = predictor.embed(clip, hop_ms=40)
     embed_files([clip], predictor, out, level="frame", hop_ms=40)
     if out.is_dir():
         (seconds,) = map(np.load, out.glob("long-*.seconds.npy"))
     else:
         seconds = pq.read_table(out)["seconds"].to_numpy()
-    np.testing.assert_allclose(seconds, whole.seconds)
-    np.testing.assert_allclose(read(out)[str(clip)], whole.frames, atol=1e-5)
+    np.testing.assert_allclose(seconds, complete.seconds)
+    np.testing.assert_allclose(read(out)[str(clip)], complete.frames, atol=1e-5)
     with pytest.raises(DataError, match="another hop_ms"):
         embed_files([clip], predictor, out, level="frame")
 
@@ -154,7 +156,9 @@ def test_nothing_but_unreadable_files_gives_an_empty_result(
     assert read(out) == {}
 
 
-def test_what_is_there_is_not_done_again(predictor: Predictor, clips: Path, out: Path) -> None:
+def test_finished_files_are_not_embedded_again(
+    predictor: Predictor, clips: Path, out: Path
+) -> None:
     assert embed_files([clips / "a", clips / "b"], predictor, out).done == 3
     before = read(out)
     assert embed_files([clips], predictor, out) == Summary(2, 3, [])
@@ -164,7 +168,7 @@ def test_what_is_there_is_not_done_again(predictor: Predictor, clips: Path, out:
 
 
 def interrupted_after(count: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The listener is interrupted when so many files have been heard."""
+    """The predictor is interrupted after so many files."""
     embed_many = predictor.embed_many
 
     def replacement(*arguments: Any, **options: Any) -> Any:
@@ -186,9 +190,9 @@ def test_an_interrupted_job_goes_on_where_it_was(
         with pytest.raises(KeyboardInterrupt):
             embed_files([clips], predictor, out, level="frame", batch=2)
     assert embed_files([clips], predictor, out, level="frame") == Summary(2, 3, [])
-    whole = tmp_path / f"whole{out.suffix}"
-    embed_files([clips], predictor, whole, level="frame")
-    assert same(read(out), read(whole))
+    complete = tmp_path / f"whole{out.suffix}"
+    embed_files([clips], predictor, complete, level="frame")
+    assert same(read(out), read(complete))
 
 
 def test_a_job_killed_after_joining_its_parts_has_nothing_twice(
@@ -210,10 +214,10 @@ def test_an_index_that_ends_in_half_a_line_is_mended(
 ) -> None:
     out = tmp_path / "out"
     embed_files([clips], predictor, out)
-    whole, index = read(out), out / "index.csv"
+    complete, index = read(out), out / "index.csv"
     index.write_bytes(index.read_bytes()[:-cut])
     assert embed_files([clips], predictor, out) == Summary(1, 4, [])
-    assert same(read(out), whole)
+    assert same(read(out), complete)
 
 
 def test_a_file_that_was_taken_away_is_made_again(
@@ -224,7 +228,7 @@ def test_a_file_that_was_taken_away_is_made_again(
     assert embed_files([clips], predictor, tmp_path / "out") == Summary(1, 4, [])
 
 
-def test_vectors_of_two_models_or_levels_do_not_mix(
+def test_vectors_two_models_or_levels_do_not_mix(
     predictor: Predictor, clips: Path, out: Path
 ) -> None:
     embed_files([clips / "a"], predictor, out)
@@ -236,7 +240,7 @@ def test_vectors_of_two_models_or_levels_do_not_mix(
     assert len(read(out)) == 1
 
 
-def test_what_is_not_ours_is_left_alone(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
+def test_foreign_files_are_left_alone(predictor: Predictor, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("mine", encoding="utf-8")
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").write_text("mine", encoding="utf-8")
@@ -252,7 +256,7 @@ def test_what_is_not_ours_is_left_alone(predictor: Predictor, clips: Path, tmp_p
 # ---- recordings that are there already
 
 
-def test_a_recording_is_there_once_however_it_is_named(
+def test_a_recording_is_stored_once_however_it_is_named(
     predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips.parent)
@@ -282,9 +286,9 @@ def test_a_file_that_was_replaced_is_embedded_again(
     embed_files([clips], predictor, out, level="frame")
     soundfile.write(clips / "a" / "dog.wav", 0.1 * torch.randn(3 * RATE).numpy(), RATE)
     assert embed_files([clips], predictor, out, level="frame") == Summary(1, 4, [])
-    found, expected = read(out), predictor.embed(clips / "a" / "dog.wav").frames
-    np.testing.assert_allclose(found[str(clips / "a" / "dog.wav")], expected, atol=1e-5)
-    assert len(found) == 5
+    vectors, expected = read(out), predictor.embed(clips / "a" / "dog.wav").frames
+    np.testing.assert_allclose(vectors[str(clips / "a" / "dog.wav")], expected, atol=1e-5)
+    assert len(vectors) == 5
     if out.is_dir():
         with (out / "index.csv").open(newline="", encoding="utf-8") as file:
             assert len(list(csv.DictReader(file))) == 5
@@ -324,7 +328,7 @@ def as_older_versions_wrote(out: Path) -> None:
         pq.write_table(pq.read_table(out).drop_columns(["size", "modified"]), out)
 
 
-def test_vectors_of_older_versions_are_kept_with_a_word(
+def test_vectors_older_versions_are_kept_with_a_warning(
     predictor: Predictor, clips: Path, out: Path
 ) -> None:
     embed_files([clips / "b"], predictor, out)

@@ -1,7 +1,6 @@
-"""What a model says about sound: vectors and labels, of any length, whatever is beside it."""
+"""Vectors and labels of recordings of any length, whatever else is in the batch."""
 
 import csv
-import io
 import subprocess
 import sys
 import tarfile
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 
@@ -22,48 +20,14 @@ from eat_audio.audio.fbank import n_frames
 from eat_audio.errors import (
     AudioError,
     CheckpointError,
-    DataError,
     EatError,
     EatWarning,
     SettingError,
 )
-from eat_audio.evaluation.evaluate import evaluate_model
 from eat_audio.inference.predictor import Predictor, load, predict_files
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
-
-RATE = 16_000
-CLASSES = {0: "cat", 1: "dog", 2: "owl"}
-SMALL = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=CLASSES)
-
-
-def tiny(**changes: Any) -> EATConfig:
-    return EATConfig(embed_dim=48, depth=2, num_heads=3, **{"id2label": CLASSES, **changes})
-
-
-def make_predictor(config: EATConfig | None = None, **settings: Any) -> Predictor:
-    """A random classifier; its head is large, so that its answers differ."""
-    torch.manual_seed(0)
-    model = EATForAudioClassification(config or tiny())
-    model.model.head.weight.data *= 50
-    features = EATFeatureExtractor(released_padding=settings.pop("released_padding", False))
-    return Predictor(model, features, **settings)
-
-
-def sound(seconds: float, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(round(seconds * RATE), generator=generator)
-    return 0.3 * noise * torch.linspace(0, 12, len(noise)).sin()
-
-
-def write(path: Path, waveform: Tensor) -> Path:
-    soundfile.write(path, waveform.numpy(), RATE, subtype="FLOAT")
-    return path
-
-
-def close(result: Any, reference: Any, atol: float = 1e-5) -> None:
-    np.testing.assert_allclose(result, reference, rtol=0, atol=atol)
-
+from eat_audio.models.eat.modeling import EATConfig, EATModel
+from inference.predictors import CLASSES, RATE, SMALL, close, make_predictor, sound, tiny, write
 
 # ---- vectors
 
@@ -84,7 +48,7 @@ def test_any_length_gives_a_vector_for_every_160_ms(seconds: float) -> None:
 @pytest.mark.parametrize("level", ["clip", "frame", "patch"])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "linear_softmax"])
 @pytest.mark.parametrize("released_padding", [False, True])
-def test_a_clip_is_heard_alike_alone_and_beside_others(
+def test_the_vectors_of_a_clip_do_not_depend_on_its_batch(
     level: Any, pooling: str, released_padding: bool
 ) -> None:
     predictor = make_predictor(tiny(pooling=pooling), released_padding=released_padding)
@@ -96,7 +60,7 @@ def test_a_clip_is_heard_alike_alone_and_beside_others(
         close(result, reference)
 
 
-def test_sounds_of_like_length_are_heard_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_similar_length_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make_predictor()
     sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
     alone = [next(predictor.embed_many([one], "clip")) for one in sounds]
@@ -131,7 +95,7 @@ def test_the_levels_are_those_of_the_model() -> None:
         close(next(predictor.embed_many([waveform], level)), expected)  # type: ignore[arg-type]
 
 
-def test_a_long_sound_is_heard_window_by_window() -> None:
+def test_a_long_recording_is_embedded_window_by_window() -> None:
     predictor, waveform = make_predictor(), sound(25)
     complete = predictor.embed(waveform)
     hop = round(10.24 * RATE)
@@ -156,7 +120,7 @@ def test_where_windows_overlap_their_columns_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("overlap", [0.0, 2.56])
-def test_a_file_is_heard_as_its_waveform(tmp_path: Path, overlap: float) -> None:
+def test_a_file_has_the_vectors_of_its_waveform(tmp_path: Path, overlap: float) -> None:
     predictor = make_predictor(overlap=overlap)
     path = write(tmp_path / "a.wav", sound(24))
     result, reference = predictor.embed(path), predictor.embed(load_audio(path))
@@ -169,7 +133,7 @@ def test_ten_minutes_give_a_vector_for_every_160_ms() -> None:
     assert len(predictor.embed(sound(600)).frames) == 3750
 
 
-def test_arrays_of_all_kinds_are_heard_alike() -> None:
+def test_arrays_of_all_kinds_have_the_same_vectors() -> None:
     predictor = make_predictor()
     steps = (sound(1) * 32_768).round().clamp(-32_768, 32_767)
     expected = predictor.embed(steps / 32_768).clip
@@ -190,7 +154,7 @@ def test_arrays_of_all_kinds_are_heard_alike() -> None:
     ],
     ids=["stereo", "empty", "integers", "nan", "infinite"],
 )
-def test_what_is_no_waveform_is_refused(waveform: Any) -> None:
+def test_invalid_waveforms_are_refused(waveform: Any) -> None:
     with pytest.raises(AudioError):
         make_predictor().embed(waveform)
 
@@ -230,7 +194,7 @@ def most_alive(predictor: Predictor, use: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("what", ["predict", "embed", "clip", "frame", "patch"])
-def test_no_sound_of_past_windows_is_kept(
+def test_no_samples_of_past_windows_are_kept(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = make_predictor(SMALL, window=0.16)
@@ -278,165 +242,6 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     assert long - short < 40_000, f"{long - short} KiB more; the sound takes {240 * 3_750}"
 
 
-# ---- what a sound may be
-
-
-def encoded(waveform: Tensor, rate: int = RATE, kind: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform.numpy(), rate, format=kind, subtype="FLOAT")
-    return file.getvalue()
-
-
-class Decoder:
-    """An object that decodes as torchcodec's AudioDecoder does."""
-
-    class Samples:
-        def __init__(self, data: Tensor, rate: int) -> None:
-            self.data, self.sample_rate = data, rate
-
-    def __init__(self, data: Tensor, rate: int = RATE) -> None:
-        self.samples = self.Samples(data, rate)
-
-    def get_all_samples(self) -> "Decoder.Samples":
-        return self.samples
-
-
-def test_samples_of_datasets_are_taken_as_they_are(tmp_path: Path) -> None:
-    predictor, waveform = make_predictor(), sound(2)
-    path, array = write(tmp_path / "a.wav", waveform), waveform.numpy()
-    expected = predictor.predict(waveform)
-    data = encoded(waveform)
-    sounds: list[Any] = [
-        path,
-        str(path),
-        array,
-        array.tolist(),
-        {"array": array, "sampling_rate": RATE},
-        {"path": "nowhere.wav", "array": array, "sampling_rate": RATE},
-        {"raw": array, "sampling_rate": RATE},
-        {"bytes": data, "path": "nowhere.wav"},
-        {"bytes": None, "path": str(path)},
-        {"label": 3, "audio": {"bytes": data, "path": None}},
-        {"label": 3, "audio": Decoder(waveform[None])},
-        data,
-        bytearray(data),
-        memoryview(data),
-        io.BytesIO(data),
-        Decoder(torch.stack([waveform, waveform])),
-        Decoder(waveform).samples,
-    ]
-    for number, found in enumerate(predictor.predict_many(sounds, batch=3)):
-        assert not isinstance(found, AudioError), (number, found)
-        assert [row.label for row in found] == [row.label for row in expected], number
-        close([row.score for row in found], [row.score for row in expected])
-    with path.open("rb") as file:
-        close(predictor.embed(file).clip, predictor.embed(path).clip)
-    close(
-        predictor.embed({"array": array, "sampling_rate": RATE}).patches,
-        predictor.embed(path).patches,
-    )
-    steps = list(predictor.predict_frames(io.BytesIO(data)))
-    close(np.concatenate(steps), np.concatenate(list(predictor.predict_frames(waveform))))
-
-
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
-def test_arrays_of_other_rates_are_heard_as_files_of_that_rate(tmp_path: Path, rate: int) -> None:
-    predictor = make_predictor()
-    waveform = sound(rate / RATE)  # a second
-    soundfile.write(tmp_path / "a.wav", waveform.numpy(), rate, subtype="FLOAT")
-    expected = predictor.embed(tmp_path / "a.wav").clip
-    close(predictor.embed(waveform, sampling_rate=rate).clip, expected, atol=1e-4)
-    close(
-        predictor.embed({"array": waveform.numpy(), "sampling_rate": rate}).clip,
-        expected,
-        atol=1e-4,
-    )
-    close(predictor.embed(Decoder(waveform[None], rate)).clip, expected, atol=1e-4)
-    (clip,) = predictor.embed_many([waveform], "clip", sampling_rate=rate)
-    close(clip, expected, atol=1e-4)
-    settings = predictor.predict(waveform, sampling_rate=np.int64(rate))  # type: ignore[arg-type]
-    close(
-        [row.score for row in settings],
-        [row.score for row in predictor.predict(tmp_path / "a.wav")],
-        1e-3,
-    )
-
-
-@pytest.mark.parametrize("rate", [0, -1, 1, 999, 1.5, "16000", float("nan"), True, 2**40, [16_000]])
-def test_rates_that_cannot_be_are_refused(rate: Any) -> None:
-    with pytest.raises(AudioError, match="sampling_rate="):
-        make_predictor(SMALL).embed(sound(0.1), sampling_rate=rate)
-    with pytest.raises(AudioError):
-        make_predictor(SMALL).embed({"array": sound(0.1).numpy(), "sampling_rate": rate})
-
-
-class Broken:
-    def get_all_samples(self) -> Any:
-        raise RuntimeError("no more packets")
-
-    def read(self) -> Any:
-        raise OSError("gone")
-
-
-def test_one_output_is_predicted_as_the_number_that_it_is() -> None:
-    predictor = make_predictor(tiny(id2label={0: "years"}))
-    (found,) = predictor.predict(sound(1))
-    features = predictor.features(sound(1).numpy(), sampling_rate=RATE, return_tensors="pt")
-    with torch.inference_mode():
-        logit = predictor.model(**features).logits.item()
-    assert found.score == pytest.approx(logit, abs=1e-4) and abs(logit - 1) > 1e-3
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {},
-        {"array": np.zeros(1600, np.float32)},
-        {"array": None, "sampling_rate": RATE},
-        {"bytes": "text", "path": None},
-        {"bytes": b"no sound", "path": "a.wav"},
-        {"array": np.zeros((2, 1600), np.float32), "sampling_rate": RATE},
-        {"audio": {"audio": {"audio": {"audio": {"audio": {}}}}}},
-        {"text": "no sound"},
-        b"",
-        b"no sound",
-        io.BytesIO(b"no sound"),
-        io.StringIO("no sound"),
-        Broken(),
-        np.zeros(1600, np.int32),
-        np.zeros(1600, np.uint8),
-        np.zeros((800, 2)),
-        [[0.0] * 1600, [0.0] * 1600],
-        ["a.wav", "b.wav"],
-        [],
-        None,
-        3,
-        object(),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_what_is_no_sound_gets_a_sentence_and_stops_nothing(wrong: Any) -> None:
-    good = sound(0.5)
-    first, second, third = make_predictor(SMALL).embed_many([good, wrong, good], "clip")
-    assert isinstance(second, AudioError) and 5 < len(str(second)) < 500
-    close(first, third)
-
-
-def test_samples_at_the_scale_of_integers_are_warned_of() -> None:
-    predictor = make_predictor(SMALL)
-    with pytest.warns(EatWarning, match="expected floats in"):
-        predictor.predict(sound(1) * 32_768)
-    predictor.predict(sound(1) * 7)  # nothing is said of what is merely too loud
-
-
-@pytest.mark.parametrize("top_k", [0, -1, 1.5, "3", None, True])
-def test_no_number_of_labels_but_a_whole_one_is_taken(top_k: Any) -> None:
-    with pytest.raises(SettingError, match="top_k="):
-        make_predictor(SMALL).predict(sound(0.2), top_k=top_k)
-    with pytest.raises(SettingError, match="batch="):
-        next(make_predictor(SMALL).embed_many([sound(0.2)], "clip", batch=0))
-
-
 # ---- finer steps
 
 
@@ -455,7 +260,7 @@ PLACEMENTS = [{}, {"window": 1.6, "overlap": 0.8}, {"window": 0.16}]
 
 
 @pytest.mark.parametrize("settings", PLACEMENTS, ids=str)
-def test_every_pass_hears_the_sound_from_a_little_later_on(settings: Any) -> None:
+def test_every_pass_begins_a_little_later(settings: Any) -> None:
     predictor, waveform = make_predictor(**settings), sound(3.33)
     complete = predictor.embed(waveform, hop_ms=40)
     for shift in range(4):
@@ -478,7 +283,7 @@ def test_finer_frames_of_a_file_are_those_of_its_waveform(
     close(frames, predictor.embed(path, hop_ms=40).frames)
 
 
-def test_steps_that_passes_cannot_make_are_refused() -> None:
+def test_steps_of_other_lengths_are_refused() -> None:
     with pytest.raises(SettingError, match="160, 80, 40 ms"):
         make_predictor().embed(sound(1), hop_ms=50)
     with pytest.raises(SettingError, match="a clip has one vector"):
@@ -488,7 +293,7 @@ def test_steps_that_passes_cannot_make_are_refused() -> None:
 # ---- labels over time
 
 
-def test_a_step_is_what_is_said_of_the_window_around_it() -> None:
+def test_a_step_has_the_scores_of_the_window_around_it() -> None:
     predictor, waveform = make_predictor(), sound(4)
     steps = np.concatenate(list(predictor.predict_frames(waveform, window=0.96, hop=0.16, batch=3)))
     assert steps.shape == (25, 3)
@@ -640,80 +445,3 @@ def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path, filter="data")
     names = {Path(result.path).name for result in predict_files([tmp_path], make_predictor())}
     assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
-
-
-# ---- evaluation
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Three recordings of each of two classes."""
-    for seed, label in enumerate(["dog", "owl"] * 3):
-        (tmp_path / "clips" / label).mkdir(parents=True, exist_ok=True)
-        write(tmp_path / "clips" / label / f"{seed}.wav", sound(0.5 + seed, seed=seed))
-    return tmp_path / "clips"
-
-
-@pytest.fixture
-def fine_tuned(tmp_path: Path) -> Path:
-    return save(make_predictor(), tmp_path / "model")
-
-
-def save(predictor: Predictor, folder: Path) -> Path:
-    predictor.model.save_pretrained(folder)
-    predictor.features.save_pretrained(folder)
-    return folder
-
-
-def test_clips_are_scored_by_the_names_of_their_labels(corpus: Path, fine_tuned: Path) -> None:
-    result = evaluate_model(fine_tuned, corpus)
-    guesses = predict_files([corpus], load(fine_tuned), top_k=1)
-    right = [Path(one.path).parent.name == one.predictions[0].label for one in guesses]
-    assert result.metric == "accuracy" and result.clips == 6
-    assert result.value == pytest.approx(np.mean(right))
-    assert [row["label"] for row in result.classes] == ["cat", "dog", "owl"]
-
-
-def test_a_label_the_model_has_not_learnt_is_refused(corpus: Path, fine_tuned: Path) -> None:
-    (corpus / "owl").rename(corpus / "newt")
-    with pytest.raises(DataError, match="'newt'"):
-        evaluate_model(fine_tuned, corpus)
-
-
-def test_a_model_without_names_takes_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
-    unnamed = save(
-        make_predictor(tiny(id2label={0: "LABEL_0", 1: "LABEL_1"}, num_classes=2)), tmp_path
-    )
-    assert [r["label"] for r in evaluate_model(unnamed, corpus).classes] == ["dog", "owl"]
-    (corpus / "newt").mkdir()
-    write(corpus / "newt" / "a.wav", sound(1))
-    with pytest.raises(DataError, match="without names"):
-        evaluate_model(unnamed, corpus)
-
-
-def test_test_clips_are_scored_where_there_are_any(corpus: Path, fine_tuned: Path) -> None:
-    rows = [f"{path},{path.parent.name}" for path in sorted(corpus.glob("*/*.wav"))]
-    table = corpus / "table.csv"
-    splits = ["train", "test", "train", "train", "test", "fold 3"]
-    lines = [f"{row},{split}\n" for row, split in zip(rows, splits, strict=True)]
-    table.write_text("path,label,split\n" + "".join(lines), encoding="utf-8")
-    assert evaluate_model(fine_tuned, table).clips == 2
-    assert evaluate_model(fine_tuned, table, splits=["train"]).clips == 3
-    with pytest.raises(DataError, match="no split called 'valid'"):
-        evaluate_model(fine_tuned, table, splits=["valid"])
-
-
-def test_a_model_of_several_labels_is_judged_by_map(corpus: Path, tmp_path: Path) -> None:
-    several = save(make_predictor(tiny(problem_type="multi_label_classification")), tmp_path)
-    assert evaluate_model(several, corpus, seconds=0.5).metric == "mAP"
-
-
-def test_an_encoder_cannot_be_evaluated(corpus: Path, tmp_path: Path) -> None:
-    encoder = Predictor(EATModel(tiny()), EATFeatureExtractor())
-    with pytest.raises(CheckpointError):
-        evaluate_model(save(encoder, tmp_path), corpus)
-
-
-def test_clips_without_labels_cannot_be_scored(fine_tuned: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no labels"):
-        evaluate_model(fine_tuned, write(tmp_path / "a.wav", sound(1)))

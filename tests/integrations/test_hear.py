@@ -8,12 +8,12 @@ from small_models import METHODS, write_model
 
 import eat_audio as eat
 from eat_audio.errors import CheckpointError
-from eat_audio.integrations import hear
+from eat_audio.integrations import hear as benchmark
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    return hear.load_model(str(write_model(tmp_path_factory.mktemp("hear"), request.param)))
+    return benchmark.load_model(str(write_model(tmp_path_factory.mktemp("model"), request.param)))
 
 
 def noise(clips: int, samples: int) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_the_model_says_what_the_validator_reads(model):
 
 @pytest.mark.parametrize(("clips", "samples"), [(16, 32_000), (1, 59_840), (3, 31_999), (2, 333)])
 def test_timestamps_are_regular_and_close(model, clips, samples):
-    vectors, times = hear.get_timestamp_embeddings(noise(clips, samples), model)
+    vectors, times = benchmark.get_timestamp_embeddings(noise(clips, samples), model)
     assert vectors.dtype == times.dtype == torch.float32
     assert vectors.shape == (*times.shape, 48) and len(vectors) == clips
     steps = times.diff()
@@ -40,7 +40,7 @@ def test_timestamps_are_regular_and_close(model, clips, samples):
 
 @pytest.mark.parametrize(("clips", "samples"), [(8, 59_840), (1, 1), (2, 200_001)])
 def test_a_scene_is_one_vector(model, clips, samples):
-    vectors = hear.get_scene_embeddings(noise(clips, samples), model)
+    vectors = benchmark.get_scene_embeddings(noise(clips, samples), model)
     assert vectors.shape == (clips, 48) and vectors.dtype == torch.float32
     assert vectors.isfinite().all()
 
@@ -48,15 +48,15 @@ def test_a_scene_is_one_vector(model, clips, samples):
 def test_a_clip_has_the_same_vectors_in_any_batch(model):
     audio = noise(3, 20_000)
     for give in (
-        hear.get_scene_embeddings,
-        lambda *given: hear.get_timestamp_embeddings(*given)[0],
+        benchmark.get_scene_embeddings,
+        lambda *given: benchmark.get_timestamp_embeddings(*given)[0],
     ):
         torch.testing.assert_close(give(audio, model)[1:2], give(audio[1:2], model))
 
 
 def test_a_vector_is_that_of_the_clip_from_160_ms_around_its_timestamp_on(model):
     audio = noise(1, 40_000)
-    vectors, times = hear.get_timestamp_embeddings(audio, model)
+    vectors, times = benchmark.get_timestamp_embeddings(audio, model)
     later = torch.stack(model.embed(audio[:, 3 * 640 :], "frame"))  # a pass that begins at 120 ms
     torch.testing.assert_close(vectors[:, 3::4][:, : later.shape[1]], later)
     assert times[0, 3] == 120 + 80
@@ -65,15 +65,15 @@ def test_a_vector_is_that_of_the_clip_from_160_ms_around_its_timestamp_on(model)
 def test_without_a_path_the_environment_names_the_model(tmp_path, monkeypatch):
     monkeypatch.delenv("EAT_MODEL", raising=False)
     with pytest.raises(CheckpointError, match="EAT_MODEL"):
-        hear.load_model()
+        benchmark.load_model()
     write_model(tmp_path)
     monkeypatch.setenv("EAT_MODEL", str(tmp_path))
-    assert hear.load_model().scene_embedding_size == 48
+    assert benchmark.load_model().scene_embedding_size == 48
 
 
 def test_a_file_is_a_model_too(tmp_path: Path):
     audio = noise(1, 16_000)
     file = write_model(tmp_path) / "model.safetensors"
     expected = eat.load(tmp_path, device="cpu").embed(audio[0]).clip
-    found = hear.get_scene_embeddings(audio, hear.load_model(str(file)))[0]
+    found = benchmark.get_scene_embeddings(audio, benchmark.load_model(str(file)))[0]
     torch.testing.assert_close(found, torch.from_numpy(expected))

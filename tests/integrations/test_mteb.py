@@ -50,7 +50,7 @@ def test_every_clip_has_its_vector_in_order(wrapper, tmp_path, method):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_other_rates_and_channels_are_heard(wrapper, tmp_path):
+def test_other_rates_and_channels_are_resampled_and_mixed(wrapper, tmp_path):
     encoder = wrapper.MTEBEncoder("me/mine", place=write_model(tmp_path), device="cpu")
     (clip, *_) = clips(rate=44_100)
     both = {"array": np.stack([clip["array"]] * 2), "sampling_rate": 44_100}
@@ -65,7 +65,7 @@ def test_a_batch_without_sound_is_refused(wrapper, tmp_path):
         encoded(encoder, [{"text": ["dog"]}])
 
 
-def test_what_the_weights_tell_is_filled_in(wrapper, tmp_path):
+def test_the_description_has_the_facts_about_the_weights(wrapper, tmp_path):
     place = write_model(tmp_path)
     meta = wrapper.model_meta(place, name="me/mine")
     model = eat.load(place, device="cpu").model

@@ -47,16 +47,16 @@ def test_a_file_gives_the_labels_and_scores_of_eat_predict(tmp_path):
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
+def test_a_file_that_differs_from_its_model_is_not_written(tmp_path, monkeypatch):
     place = write_model(tmp_path / "model", blocks=1)
     monkeypatch.setattr(onnx, "_write", lambda predictor, path, *given: path.touch())
-    monkeypatch.setattr(onnx, "_opened", lambda path: lambda sound: [torch.zeros(len(sound), 3)])
+    monkeypatch.setattr(onnx, "_load", lambda path: lambda x: [torch.zeros(len(x), 3)])
     with pytest.raises(EatError, match="at most 0.001 is expected, so nothing was written"):
         onnx.export(place, tmp_path / "out" / "x.pt2", gives="classify")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
+def test_impossible_exports_are_refused(tmp_path, monkeypatch):
     place = write_model(tmp_path / "model", blocks=1)
     with pytest.raises(SettingError, match="ends in .onnx or .pt2"):
         onnx.export(place, tmp_path / "model.tflite")

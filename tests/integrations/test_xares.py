@@ -17,9 +17,9 @@ def test_the_checker_is_content(encoder):
     assert isinstance(encoder, torch.nn.Module)
     assert type(encoder).__name__.endswith("Encoder")
     assert (encoder.sampling_rate, encoder.output_dim, encoder.hop_size_in_ms) == (16_000, 48, 160)
-    heard = encoder(torch.randn(2, 50_000))
-    assert heard.shape == (2, heard.shape[1], 48)
-    assert 50_000 / 16 / heard.shape[1] == pytest.approx(encoder.hop_size_in_ms, rel=0.1)
+    vectors = encoder(torch.randn(2, 50_000))
+    assert vectors.shape == (2, vectors.shape[1], 48)
+    assert 50_000 / 16 / vectors.shape[1] == pytest.approx(encoder.hop_size_in_ms, rel=0.1)
 
 
 def test_a_single_clip_may_come_without_a_batch(encoder):
@@ -31,7 +31,7 @@ def test_the_file_has_one_name_that_ends_with_encoder():
     assert [name for name in dir(xares) if name.endswith("Encoder")] == ["EATAudioEncoder"]
 
 
-def test_ten_minutes_are_heard(tmp_path):
+def test_ten_minutes_are_embedded(tmp_path):
     encoder = xares.EATAudioEncoder(write_model(tmp_path, width=16, blocks=1))
     assert encoder(torch.zeros(600 * 16_000)).shape == (1, 3_750, 16)
 

@@ -1,1 +1,1 @@
-"""Trained models in the shapes that others ask for: benchmarks, ONNX, int8."""
+"""Trained models behind the interfaces of benchmarks and of ONNX."""

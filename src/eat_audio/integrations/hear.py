@@ -1,8 +1,9 @@
-"""The functions that HEAR 2021 asks of a model: clips -> one vector each, or one every 40 ms.
+"""The functions of the HEAR 2021 benchmark: one vector per clip, or one every 40 ms.
 
-    heareval ... eat_audio.integrations.hear --model runs/mine
+    heareval MODULE --model runs/mine
 
-Where the evaluation gives no model, the environment variable EAT_MODEL names it.
+MODULE is the import path of this file. Where the evaluation passes no model, the environment
+variable EAT_MODEL names it.
 
 Turian et al., "HEAR: Holistic Evaluation of Audio Representations" (2203.03022); the rules are
 those of its validator (hearvalidator 2021.0.2).
@@ -15,7 +16,7 @@ from eat_audio.inference.windows import COLUMN_SECONDS
 from eat_audio.integrations.encoder import EmbeddingModule
 
 HOP_MS = 40
-"""From one vector to the next; HEAR wants at most 50, a patch is 160."""
+"""From one vector to the next; HEAR allows at most 50, a patch is 160."""
 
 
 class HearModel(EmbeddingModule):
@@ -24,12 +25,11 @@ class HearModel(EmbeddingModule):
     def __init__(self, place: str = "") -> None:
         super().__init__(place)
         self.sample_rate = self.rate
-        self.scene_embedding_size = self.width
-        self.timestamp_embedding_size = self.width
+        self.scene_embedding_size = self.timestamp_embedding_size = self.width
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """The model at a path or of a Hub id; if that is empty, the one that EAT_MODEL names.
+    """Load the model at a path or of a Hub id; if that is empty, the one that EAT_MODEL names.
 
     Raises:
         CheckpointError: There is none.
@@ -38,20 +38,15 @@ def load_model(model_file_path: str = "") -> HearModel:
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One vector for every clip: (clips, samples) in [-1, 1] at 16 kHz -> (clips, D), float32."""
+    """Return one vector per clip: (clips, samples) in [-1, 1] at 16 kHz -> (clips, D), float32."""
     return torch.stack(model.embed(audio, "clip"))
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Vectors every 40 ms, each of the 160 ms around its time.
-
-    Args:
-        audio: Clips (clips, samples) in [-1, 1] at 16 kHz.
-        model: What `load_model` gave.
+    """Return vectors every 40 ms, each of the 160 ms around its time.
 
     Returns:
-        Vectors (clips, T', D) and the middles of what they hear in milliseconds (clips, T'), from
-        80 ms on, both float32.
+        Vectors (clips, T', D) and their times in milliseconds (clips, T'), from 80 on, float32.
     """
     vectors = torch.stack(model.embed(audio, "frame", hop_ms=HOP_MS))
     first = COLUMN_SECONDS * 1_000 / 2

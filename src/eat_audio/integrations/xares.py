@@ -1,9 +1,8 @@
-"""The encoder that X-ARES asks for: clips -> a vector every 160 ms.
+"""The encoder of the X-ARES benchmark: a vector every 160 ms.
 
     EAT_MODEL=runs/mine python -m xares.run eat_audio/integrations/xares.py tasks/esc50_task.py
 
-X-ARES takes the one class of a file whose name ends with "Encoder", and makes one without
-arguments.
+X-ARES instantiates, without arguments, the one class of a file whose name ends with "Encoder".
 
 Zhang et al., "X-ARES: A Comprehensive Framework for Assessing Audio Encoder Performance"
 (2505.16369); the rules are those of its `check_audio_encoder` (xares 0.1.3).
@@ -19,7 +18,7 @@ from eat_audio.integrations.encoder import EmbeddingModule
 
 
 class EATAudioEncoder(EmbeddingModule):
-    """Any model of this package; its folder is `place`, or what EAT_MODEL says."""
+    """Any model of this package, at `place` or at the value of EAT_MODEL."""
 
     def __init__(self, place: str | Path = "") -> None:
         super().__init__(place)
@@ -28,5 +27,5 @@ class EATAudioEncoder(EmbeddingModule):
         self.hop_size_in_ms = round(COLUMN_SECONDS * 1_000)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Clips (B, S), or one (S,), at 16 kHz -> (B, T', D); long ones window by window."""
+        """Embed clips (B, S), or one (S,), at 16 kHz: (B, T', D)."""
         return torch.stack(self.embed(audio if audio.ndim == 2 else audio[None], "frame"))
