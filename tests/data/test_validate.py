@@ -20,8 +20,10 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.datasets.audioset import clip_in_name
 from eat_audio.data.labels import CLASSES
 from eat_audio.data.loader import ClipSettings
-from eat_audio.data.manifest import read_descriptors
 from eat_audio.data.scan import Files
+from eat_audio.data.tables import (
+    read_descriptors,
+)
 from eat_audio.data.validate import Report, prepare
 from eat_audio.errors import DataError, EatWarning
 from eat_audio.pretraining.run import make_features

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eat_audio.data.columns import PATHS, TRUE, Columns, Row, assign_columns, key_of
+from eat_audio.data.columns import TRUE, Columns, Row, assign_columns
 from eat_audio.data.corpus import (
     CHUNK,
     Clip,
@@ -35,11 +35,20 @@ from eat_audio.data.corpus import (
 )
 from eat_audio.data.labels import is_empty, label_cell, labels_of, nearly_equal, sorted_labels
 from eat_audio.data.splits import SPLITS, canonical_split
-from eat_audio.errors import DataError, EatWarning, OutputError
+from eat_audio.data.tables import (
+    DESCRIPTORS,
+    _bytes,
+    delimiter_of,
+    first_line,
+    iter_lines,
+    read_descriptors,
+    table_rows,
+    write_descriptors,
+    write_text,
+)
+from eat_audio.errors import DataError, EatWarning
 from eat_audio.text import csv_cell, sentence
-from eat_audio.writing import write_text as write_aside
 
-DESCRIPTORS = "label_descriptors.csv"
 _UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
 """Paths that are not below their root, or not in their shortest form."""
 _IN_HDF5 = re.compile(r"(?s)(.+?\.(?:h5|hdf5))/(.+)")
@@ -275,48 +284,36 @@ def _tsv_rows(
         inside = below(root, row)
         if inside is None:
             raise DataError(f"{path} line {line}: {row!r} is not below the root folder")
-        place: Place = (inside, None)
-        if ".h5/" in inside or ".hdf5/" in inside or ".zip:" in inside:
-            place = _place_in_container(root, inside)
+        place = _place_of(root, inside)
         if label_ids is not None:
             number, text = next(label_lines)
             written, tab, cell = text.partition("\t")
-            if not tab:
-                where = f"{label_path} line {number}"
-                raise DataError(f"{where}: {text!r} is not a clip's id, a tab and labels")
-            if not isinstance(place[1], Span):
-                _check_name(written, inside, f"{label_path} line {number}")
+            stem = os.path.splitext(inside)[0]
             try:
-                labels = tuple(dict.fromkeys([numbers[label] for label in cell.split(",")]))
-            except KeyError:
-                labels = _parse_labels(cell, numbers, f"{label_path} line {number}")
+                labels = tuple(
+                    dict.fromkeys(
+                        numbers[label] for word in cell.split(",") if (label := word.strip())
+                    )
+                )
+                problem = "" if tab else f"{text!r} is not a clip's id, a tab and labels"
+            except KeyError as error:
+                problem = f"{error.args[0]!r} is not in {DESCRIPTORS}"
+            name = stem.rpartition("/")[2]
+            if tab and not (written in (name, stem) or isinstance(place[1], Span)):
+                problem = f"found {written!r}, expected {name!r}"
+            if problem:
+                raise DataError(f"{label_path} line {number}: {problem}")
         yield inside, place, labels
 
 
-def _place_in_container(root: Path, inside: str) -> Place:
+def _place_of(root: Path, inside: str) -> Place:
     """Return the place of a row; a folder that is called x.h5 is a folder."""
-    if match := _IN_HDF5.fullmatch(inside):
-        return (inside, None) if os.path.isdir(root / match[1]) else (match[1], match[2])
-    if match := _IN_ZIP.fullmatch(inside):
+    if ".zip:" in inside and (match := _IN_ZIP.fullmatch(inside)):
         return match[1], Span(int(match[2]), int(match[3]))
+    if (".h5/" in inside or ".hdf5/" in inside) and (match := _IN_HDF5.fullmatch(inside)):
+        if not os.path.isdir(root / match[1]):
+            return match[1], match[2]
     return inside, None
-
-
-def _check_name(written: str, inside: str, where: str) -> None:
-    """Refuse a line of a .lbl that does not name the clip by its stem or path without suffix."""
-    if inside.rpartition("/")[2].rpartition(".")[0] == written != "":  # nearly always
-        return
-    clip_id = os.path.splitext(inside)[0]
-    if written not in (clip_id, stem := os.path.basename(clip_id)):
-        raise DataError(f"{where}: found {written!r}, expected {stem!r}")
-
-
-def _parse_labels(cell: str, numbers: dict[str, int], where: str) -> tuple[int, ...]:
-    labels = [label.strip() for label in cell.split(",") if label.strip()]
-    for label in labels:
-        if label not in numbers:
-            raise DataError(f"{where}: {label!r} is not in {DESCRIPTORS}")
-    return tuple(dict.fromkeys(numbers[label] for label in labels))
 
 
 def _count(path: Path) -> int:
@@ -325,12 +322,11 @@ def _count(path: Path) -> int:
 
 def _each_line_once(clips: Clips, path: Path, names: Sequence[str]) -> Clips:
     """Return the clips of a .tsv without repetitions, which must not contradict each other."""
-    repeated = repeated_in(clips.column("id"))
-    if not repeated.any():
+    repeated = np.flatnonzero(repeated_in(clips.column("id")))
+    if not len(repeated):
         return clips
     lines = [line for line, _ in iter_lines(path)][1:]
-    again = [(lines[n], clips[int(n)]) for n in np.flatnonzero(repeated)]
-    _without_repetitions(again, path, names)
+    _without_repetitions([(lines[n], clips[int(n)]) for n in repeated], path, names)
     codes = clips.column("id").dictionary_encode().indices.to_numpy()
     return clips.take(np.sort(np.unique(codes, return_index=True)[1]))
 
@@ -377,30 +373,7 @@ def write_tsv(corpus: Corpus, path: str | Path, *, samples: Sequence[int]) -> No
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_descriptors(path: Path) -> dict[str, str]:
-    """Return label id -> name in the order of their numbers, from lines of `number,id,"name"`."""
-    names: dict[str, str] = {}
-    for line, fields in _csv_rows(path):
-        if line == 1 and fields[0] == "index":
-            continue
-        if len(fields) != 3 or fields[0].strip() != str(len(names)) or fields[1] in names:
-            raise DataError(
-                f"{path} line {line}: found {','.join(fields)!r}, expected number {len(names)}, "
-                "a label id that is new, and its name"
-            )
-        names[fields[1]] = fields[2]
-    return names
-
-
-def write_descriptors(path: Path, names: dict[str, str]) -> None:
-    """Write the file that `read_descriptors` reads."""
-    lines = (
-        f'{n},{i},"{s.replace(chr(34), chr(34) * 2)}"\n' for n, (i, s) in enumerate(names.items())
-    )
-    write_text(path, "".join(lines))
-
-
-# ---- shared by all manifests
+# ---- both kinds
 
 
 def split_in_name(path: Path) -> str:
@@ -424,87 +397,6 @@ def below(root: Path, row: str) -> str | None:
     if not row or "\0" in row or inside == os.curdir or inside.split(os.sep, 1)[0] == os.pardir:
         return None
     return inside
-
-
-def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file that are not empty, each with its number from 1."""
-    file = io.TextIOWrapper(io.BytesIO(_bytes(path)), "utf-8", newline="\n")
-    try:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                yield number, line.removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        _text(path)  # raises with the position in the file
-
-
-def first_line(path: Path) -> str:
-    """Return the first line of a text file that is not empty; "" if there is none."""
-    return next((line for _, line in iter_lines(path)), "")
-
-
-def delimiter_of(header: str) -> str:
-    """Return the mark that separates the cells of a table with this header."""
-    tab, comma, semicolon = (header.count(mark) for mark in "\t,;")
-    if tab and tab >= comma:
-        return "\t"
-    return ";" if semicolon > comma else ","
-
-
-def has_paths(header: str) -> bool:
-    """Return whether the header of a table has a column of files."""
-    return any(key_of(name.strip(' "')) in PATHS for name in header.split(delimiter_of(header)))
-
-
-def table_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """Return the cells of every line that is not empty, the header's first.
-
-    Raises:
-        DataError: It cannot be read, or a line has more cells than the header, or fewer.
-    """
-    rows = _csv_rows(path, delimiter)
-    for line, cells in rows[1:]:
-        if len(cells) != len(rows[0][1]):
-            count = len(rows[0][1])
-            raise DataError(f"{path} line {line}: {len(cells)} cells under {count} columns")
-    return rows
-
-
-def read_table(path: Path, *, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a CSV file by the names in its header (lower case), each with its line.
-
-    Raises:
-        DataError: As `table_rows`; or it lists no clips, or lacks a column.
-    """
-    rows = table_rows(path)
-    columns = [field.strip().lower() for field in rows[0][1]] if rows else []
-    if lacking := [name for name in required if name not in columns]:
-        found = ", ".join(columns) or "nothing"
-        raise DataError(f"{path} line 1: found {found}; expected a column {', '.join(lacking)}")
-    if len(rows) < 2:
-        raise DataError(f"{path}: lists no clips")
-    return [(line, dict(zip(columns, cells, strict=True))) for line, cells in rows[1:]]
-
-
-def _csv_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True, delimiter=delimiter)
-    try:
-        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: malformed CSV ({error})") from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return _bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
 def _refuse_containers(corpus: Corpus, path: Path) -> None:
@@ -536,19 +428,3 @@ def _without_repetitions(
 def warn(text: str) -> None:
     """Warn of something in a corpus that may be meant in another way than it is used."""
     warnings.warn(sentence(text), EatWarning, stacklevel=3)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a manifest, aside first.
-
-    Raises:
-        DataError: It cannot be written, or holds a name that is not text.
-    """
-    try:
-        text.encode("utf-8")
-        write_aside(path, text)
-    except OutputError as error:
-        raise DataError(str(error)) from error
-    except UnicodeEncodeError as error:
-        name = text[: error.end].rpartition("\n")[2]
-        raise DataError(f"{path}: the name {name!r} is not UTF-8 text") from error

@@ -18,16 +18,15 @@ from eat_audio.data.corpus import Clips, Corpus
 from eat_audio.data.datasets import REPORT, STATISTICS_FILE, TABLE, VERSION, adapter_named
 from eat_audio.data.datasets.audioset import BALANCED, UNBALANCED
 from eat_audio.data.datasets.base import Index
-from eat_audio.data.manifest import (
-    DESCRIPTORS,
-    write_csv,
-    write_descriptors,
-    write_text,
-    write_tsv,
-)
+from eat_audio.data.manifest import write_csv, write_tsv
 from eat_audio.data.scan import Files
 from eat_audio.data.splits import SPLITS, role_of
 from eat_audio.data.statistics import measure
+from eat_audio.data.tables import (
+    DESCRIPTORS,
+    write_descriptors,
+    write_text,
+)
 from eat_audio.errors import DataError
 
 SHORTEST = 0.025

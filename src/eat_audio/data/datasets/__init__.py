@@ -13,15 +13,14 @@ from eat_audio.data.corpus import Clip, Corpus, first_missing
 from eat_audio.data.datasets.audioset import read_manifests, recognize
 from eat_audio.data.datasets.base import Adapter, NoRecordings, folder_name, suffixes
 from eat_audio.data.datasets.folder import is_label_file, read_label_file
-from eat_audio.data.manifest import (
+from eat_audio.data.manifest import read_csv, warn
+from eat_audio.data.shards import is_packed, open_packed
+from eat_audio.data.tables import (
     DESCRIPTORS,
     first_line,
     has_paths,
-    read_csv,
     read_descriptors,
-    warn,
 )
-from eat_audio.data.shards import is_packed, open_packed
 from eat_audio.errors import DataError
 
 REPORT = "prepare.json"

@@ -15,23 +15,22 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, NamedTuple
 
 from eat_audio.data.corpus import Clip, Corpus, with_unique_ids
 from eat_audio.data.datasets.base import Adapter, Index, audio_below
 from eat_audio.data.labels import CLASSES
-from eat_audio.data.manifest import (
+from eat_audio.data.manifest import read_tsv, split_in_name
+from eat_audio.data.splits import SPLITS
+from eat_audio.data.tables import (
     DESCRIPTORS,
     iter_lines,
     read_descriptors,
-    read_tsv,
-    split_in_name,
+    read_text,
 )
-from eat_audio.data.splits import SPLITS
 from eat_audio.errors import DataError
 
 CLASS_COUNT = 527
@@ -69,35 +68,9 @@ def recognize(corpus: Corpus) -> Corpus:
 # ---- lists
 
 
-class Row(NamedTuple):
-    """A line of a list."""
-
-    name: str
-    """A YouTube id, or a path on somebody's machine."""
-    split: str
-    labels: tuple[int, ...] = ()
-    segment: tuple[float, float] | None = None
-    """Start and end of the clip in the video, in seconds, if the list holds them."""
-
-
-@dataclass
-class Labels:
-    """The numbers of label ids, and the ids without one."""
-
-    numbers: dict[str, int]
-    unknown: Counter[str] = field(default_factory=Counter)
-    left_out: list[str] = field(default_factory=list)
-    """Clips of which no label is known."""
-
-    def of(self, clip: str, cell: str) -> tuple[int, ...] | None:
-        """Return the numbers of labels in a cell; None if there are labels, but none known."""
-        ids = dict.fromkeys(label.strip() for label in cell.split(",") if label.strip())
-        known = tuple(self.numbers[label] for label in ids if label in self.numbers)
-        self.unknown.update(label for label in ids if label not in self.numbers)
-        if ids and not known:
-            self.left_out.append(clip)
-            return None
-        return known
+Row = tuple[str, str, tuple[float, float] | None]
+"""A line of a list: a YouTube id or a path on somebody's machine, labels separated by commas, and
+the start and end of the clip in the video, in seconds, if the list holds them."""
 
 
 def index(root: Path, lists: Sequence[Path] = ()) -> Index:
@@ -122,20 +95,33 @@ def index(root: Path, lists: Sequence[Path] = ()) -> Index:
         if len(bare) < len(paths):
             raise DataError(f"{bare[0]}: no {bare[0].stem}.lbl beside it, but others have labels")
     classes = _classes(paths)
-    labels = Labels({label: number for number, label in enumerate(classes)})
-    matches = Matches(names)
-    rows = (row for path in paths for row in _rows(path, labels))
-    clips = with_unique_ids(matches.clips(root, rows))
-    labeled = any(clip.labels for clip in clips)
+    numbers = {label: number for number, label in enumerate(classes)}
+    matches, unknown, left_out = Matches(names), Counter[str](), list[str]()
+
+    def clips() -> Iterator[Clip]:
+        for path in paths:
+            split = _split_of_list(path)
+            for name, cell, segment in _rows(path):
+                ids = dict.fromkeys(label.strip() for label in cell.split(",") if label.strip())
+                known = tuple(numbers[label] for label in ids if label in numbers)
+                unknown.update(label for label in ids if label not in numbers)
+                if ids and not known:
+                    left_out.append(name)
+                elif match := matches.find(name, split, segment):
+                    file, start, seconds = match
+                    yield Clip(file, str(root / file), known, split, start, seconds)
+
+    table = with_unique_ids(clips())
+    labeled = len(table.labels()[0]) > 0
     return Index(
-        Corpus("audioset", clips, tuple(classes.values()) if labeled else (), multi_label=labeled),
+        Corpus("audioset", table, tuple(classes.values()) if labeled else (), multi_label=labeled),
         label_ids=classes if labeled else {},
         lists=[str(path) for path in paths],
         missing=matches.missing,
-        unlisted=matches.unlisted,
+        unlisted=[name for name, used in zip(names, matches.used, strict=True) if not used],
         repeated=matches.repeated,
-        unknown_labels=labels.unknown,
-        without_label=labels.left_out,
+        unknown_labels=unknown,
+        without_label=left_out,
     )
 
 
@@ -213,48 +199,40 @@ def _has_labels(path: Path) -> bool:
     return os.path.isfile(path.with_suffix(".lbl"))
 
 
-def _rows(path: Path, labels: Labels) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Row]:
     readers = {".csv": _segments, ".json": _entries, ".tsv": _lines}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: not a list of AudioSet (.csv of segments, .json, .tsv)")
-    split = _split_of_list(path)
-    for name, cell, segment in readers[path.suffix.lower()](path):
-        numbers = labels.of(name, cell)
-        if numbers is not None:
-            yield Row(name, split, numbers, segment)
+    return readers[path.suffix.lower()](path)
 
 
-Fields = tuple[str, str, tuple[float, float] | None]
-"""Name, labels separated by commas, and segment of a clip."""
-
-
-def _segments(path: Path) -> Iterator[Fields]:
+def _segments(path: Path) -> Iterator[Row]:
     """Read lines of `YTID, start_seconds, end_seconds, "label,label"`, comments before them."""
-    with _text(path) as file:
-        reader = csv.reader(file, skipinitialspace=True, strict=True)
-        for fields in reader:
-            if not fields or fields[0].startswith("#") or fields[0] == "YTID":
-                continue
-            try:
-                name, start, end = fields[0].strip(), float(fields[1]), float(fields[2])
-                right = bool(name) and len(fields) > 3 and 0 <= start < end
-            except (ValueError, IndexError):
-                right = False
-            if not right:
-                raise DataError(
-                    f"{path} line {reader.line_num}: found {', '.join(fields)!r}, expected an id, "
-                    "where the segment starts and ends in seconds, and its labels"
-                )
-            yield name, ",".join(fields[3:]), (start, end)
-
-
-def _entries(path: Path) -> Iterator[Fields]:
-    """Read `{"data": [{"wav": PATH, "labels": "label,label"}, ...]}`."""
-    with _text(path) as file:
+    for line, text in iter_lines(path):
+        if text.startswith(("#", "YTID")):
+            continue
         try:
-            content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not JSON ({error})") from error
+            (fields,) = csv.reader([text], skipinitialspace=True, strict=True)
+            name, start, end = fields[0].strip(), float(fields[1]), float(fields[2])
+            right = bool(name) and len(fields) > 3 and 0 <= start < end
+        except csv.Error as error:
+            raise DataError(f"{path} line {line}: malformed CSV ({error})") from error
+        except (ValueError, IndexError):
+            right = False
+        if not right:
+            raise DataError(
+                f"{path} line {line}: found {text!r}, expected an id, where the segment starts and "
+                "ends in seconds, and its labels"
+            )
+        yield name, ",".join(fields[3:]), (start, end)
+
+
+def _entries(path: Path) -> Iterator[Row]:
+    """Read `{"data": [{"wav": PATH, "labels": "label,label"}, ...]}`."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected {{"data": [...]}}')
@@ -266,7 +244,7 @@ def _entries(path: Path) -> Iterator[Fields]:
         yield name, cell, None
 
 
-def _lines(path: Path) -> Iterator[Fields]:
+def _lines(path: Path) -> Iterator[Row]:
     """Read a `.tsv`, whose root folder may be anywhere, and the labels beside it."""
     names = [text.split("\t")[0] for _, text in iter_lines(path)][1:]
     if not _has_labels(path):
@@ -283,19 +261,6 @@ def _lines(path: Path) -> Iterator[Fields]:
         yield name, cell, None
 
 
-@contextmanager
-def _text(path: Path) -> Iterator[IO[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: malformed CSV ({error})") from error
-
-
 # ---- lists and files
 
 
@@ -306,22 +271,21 @@ def clip_in_name(path: str) -> tuple[str, tuple[float, ...]]:
     """
     stem = os.path.splitext(os.path.basename(path))[0]
     match = CLIP_NAME.fullmatch(stem) or CLIP_NAME.fullmatch(os.path.basename(path))
-    if match is None:
-        return stem, ()
-    start = match["start"]
-    if start is None:
-        return match["id"], ()
-    return match["id"], (float(start),) if "." in start else (float(start), float(start) / 1000)
+    if match is None or match["start"] is None:
+        return match["id"] if match else stem, ()
+    start = float(match["start"])
+    return match["id"], (start,) if "." in match["start"] else (start, start / 1000)
 
 
 class Matches:
-    """Files of a corpus that rows of its lists are matched with, each file once."""
+    """Files of a corpus that lines of its lists are matched with, each file once."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.missing: list[str] = []
         self.repeated: list[str] = []
         self.used = bytearray(len(names))
+        self.listed: set[str] = set()
         self.first: dict[str, int] = {}
         self.more: dict[str, list[int]] = defaultdict(list)  # rare; 2,000,000 lists are large
         for number, name in enumerate(names):
@@ -329,44 +293,31 @@ class Matches:
             if self.first.setdefault(clip, number) != number:
                 self.more[clip].append(number)
 
-    @property
-    def unlisted(self) -> list[str]:
-        """Files that no row has been matched with."""
-        return [name for name, used in zip(self.names, self.used, strict=True) if not used]
-
-    def clips(self, root: Path, rows: Iterable[Row]) -> Iterator[Clip]:
-        """Yield the clips of the rows that have a file; ids are the paths below the root.
+    def find(
+        self, row: str, split: str, segment: tuple[float, float] | None
+    ) -> tuple[str, float, float | None] | None:
+        """Return the unused file that fits a line best, and the start and length of the clip.
 
         A segment without times in its file's name may turn out to be a stretch of a longer video.
         """
-        listed: set[str] = set()
-        for row in rows:
-            clip, starts = clip_in_name(row.name)
-            if row.segment:
-                starts = row.segment[:1]
-            segment = f"{clip} {starts[0]:g}" if starts else clip
-            if segment in listed:
-                self.repeated.append(f"{row.name} ({row.split})")
-                continue
-            listed.add(segment)
-            name = self._take(row.name, clip, starts)
-            if name is None:
-                self.missing.append(row.name)
-                continue
-            start, seconds = 0.0, None
-            if row.segment and not clip_in_name(name)[1]:
-                start, seconds = row.segment[0], row.segment[1] - row.segment[0]
-            yield Clip(name, str(root / name), row.labels, row.split, start, seconds)
-
-    def _take(self, row: str, clip: str, starts: tuple[float, ...]) -> str | None:
-        """Return the unused file that fits a row best."""
+        clip, starts = clip_in_name(row)
+        starts = segment[:1] if segment else starts
+        key = f"{clip} {starts[0]:g}" if starts else clip
+        if key in self.listed:
+            self.repeated.append(f"{row} ({split})")
+            return None
+        self.listed.add(key)
         numbers = [self.first[clip], *self.more.get(clip, [])] if clip in self.first else []
         fitting = [n for n in numbers if not self.used[n] and _may_be(self.names[n], starts)]
         if not fitting:
+            self.missing.append(row)
             return None
         best = min(fitting, key=lambda n: _distance(row, self.names[n]))
         self.used[best] = True
-        return self.names[best]
+        name = self.names[best]
+        if segment and not clip_in_name(name)[1]:
+            return name, segment[0], segment[1] - segment[0]
+        return name, 0.0, None
 
 
 def _may_be(name: str, starts: tuple[float, ...]) -> bool:
@@ -379,14 +330,9 @@ def _may_be(name: str, starts: tuple[float, ...]) -> bool:
 
 def _distance(row: str, name: str) -> tuple[int, int, str]:
     """Return less for files whose path ends like the row's; then for shorter paths."""
-    parts = (reversed(os.path.splitext(path)[0].split("/")) for path in (row, name))
-    pairs = zip(*parts, strict=False)
-    same = 0
-    for one, other in pairs:
-        if one != other:
-            break
-        same += 1
-    return -same, len(name), name
+    reverse = (reversed(os.path.splitext(path)[0].split("/")) for path in (row, name))
+    pairs = zip(*reverse, strict=False)
+    return -sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), len(name), name
 
 
 ADAPTER = Adapter(

@@ -7,7 +7,10 @@ from pathlib import Path, PurePath
 
 from eat_audio.data.corpus import Clip, Corpus, with_unique_ids
 from eat_audio.data.datasets.base import Adapter, Index
-from eat_audio.data.manifest import below, read_table
+from eat_audio.data.manifest import below
+from eat_audio.data.tables import (
+    read_table,
+)
 from eat_audio.errors import DataError
 
 TABLE = PurePath("meta", "esc50.csv")

@@ -17,18 +17,16 @@ from eat_audio.audio import AUDIO_SUFFIXES
 from eat_audio.data.corpus import Clip, Corpus, with_unique_ids
 from eat_audio.data.datasets.base import Adapter, Index, audio_below, folder_name
 from eat_audio.data.labels import nearly_equal, sorted_labels
-from eat_audio.data.manifest import (
+from eat_audio.data.manifest import corpus_of_rows, read_csv, warn
+from eat_audio.data.splits import SPLITS, canonical_split, role_of, split_in_folder_name
+from eat_audio.data.tables import (
     DESCRIPTORS,
-    corpus_of_rows,
     delimiter_of,
     first_line,
     has_paths,
     iter_lines,
-    read_csv,
     table_rows,
-    warn,
 )
-from eat_audio.data.splits import SPLITS, canonical_split, role_of, split_in_folder_name
 from eat_audio.errors import DataError, EatWarning
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".parquet")

@@ -9,7 +9,10 @@ from pathlib import Path, PurePath
 
 from eat_audio.data.datasets.base import Adapter, Index, audio_below, suffixes, without_suffix
 from eat_audio.data.datasets.folder import labeled_by_folder
-from eat_audio.data.manifest import below, iter_lines
+from eat_audio.data.manifest import below
+from eat_audio.data.tables import (
+    iter_lines,
+)
 from eat_audio.errors import DataError
 
 LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}

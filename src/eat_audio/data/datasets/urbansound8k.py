@@ -20,8 +20,11 @@ from eat_audio.data.datasets.base import (
     folder_name,
     without_suffix,
 )
-from eat_audio.data.manifest import below, read_table
+from eat_audio.data.manifest import below
 from eat_audio.data.splits import fold_number, split_in_folder_name
+from eat_audio.data.tables import (
+    read_table,
+)
 from eat_audio.errors import DataError
 
 TABLE = PurePath("metadata", "UrbanSound8K.csv")
