@@ -108,7 +108,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[P
 def encoder(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained encoder."""
     out = tmp_path_factory.mktemp("runs") / "encoder"
-    return pipeline.run(pipeline.stages_of(str(recipe)), out=out)
+    return pipeline.run(pipeline.stages_of(str(recipe)), out=out)[-1]
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_the_levels_are_those_of_the_model() -> None:
     inputs = predictor.features(waveform)
     with torch.no_grad():
         reference = predictor.model.features(inputs["input_values"], inputs["attention_mask"])
-    result, real = predictor.embed(waveform), int(reference.real.sum())
+    result, real = predictor.embed(waveform), int(reference.valid.sum())
     close(result.clip, reference.clip[0])
     close(result.frames, reference.frames[0, :real])
     close(result.patches, reference.patches[0, :real])

@@ -18,7 +18,7 @@ from eat_audio.models.beats.modeling import (
     BEATsForAudioClassification,
     BEATsModel,
     buckets,
-    patches_heard,
+    patches_valid,
 )
 from eat_audio.models.common.feature_extraction import BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
@@ -92,7 +92,7 @@ def test_every_layer_gives_the_released_numbers(path: Path, case: str, attention
     model.set_attn_implementation(attention)
     inside: BEATsEncoder = model.model
     mask = heard(recorded, case)[1]
-    real = patches_heard(mask, 16, 8)
+    real = patches_valid(mask, 16, 8)
     if real is not None:
         assert torch.equal(~real, recorded["mask.outmask"].bool())
 
@@ -252,9 +252,9 @@ def test_released_padding_lets_the_released_patches_through(path: Path) -> None:
             assert released.all(), case
         else:
             assert torch.equal(valid[1], released), case
-            assert torch.equal(valid, patches_heard(batch.frame_mask, 16, 8)), case
+            assert torch.equal(valid, patches_valid(batch.frame_mask, 16, 8)), case
     hole = ~recorded["maskhole_frames"][:, :96].bool()
-    assert torch.equal(patches_heard(hole, 16, 8), ~recorded["maskhole_patches"].bool())
+    assert torch.equal(patches_valid(hole, 16, 8), ~recorded["maskhole_patches"].bool())
 
 
 def test_a_window_and_a_scale_are_all_that_sets_it_apart_from_eats() -> None:
@@ -319,7 +319,7 @@ def test_a_clip_sounds_the_same_alone_and_beside_longer_ones(pooling: str, atten
     for row, seconds in enumerate(lengths):
         alone = hear(model, seconds)
         columns = alone.frames.shape[1]
-        assert together.real[row].sum() == columns
+        assert together.valid[row].sum() == columns
         torch.testing.assert_close(together.clip[row], alone.clip[0], rtol=0, atol=1e-5)
         frames = together.frames[row, :columns]
         torch.testing.assert_close(frames, alone.frames[0], rtol=0, atol=1e-5)

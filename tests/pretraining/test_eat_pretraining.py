@@ -1,5 +1,6 @@
 """EAT's objective gives the released numbers: activations, targets, losses, gradients, steps."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import golden_sets, needs, sidecar, tensors
 from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.checkpoint import decoder_names, encoder_names
+from eat_audio.models.eat.checkpoint import DECODER, encoder_names
 from eat_audio.models.eat.modeling import EATConfig
 from eat_audio.pretraining.eat import (
     Decoder,
@@ -30,6 +31,15 @@ IO = golden_sets("pretrain_tiny_*_io.json")
 STEPS = golden_sets("pretrain_tiny_*_train.json")
 NOISE = golden_sets("pretrain_tiny_*_noise.json")
 by_name = {"ids": lambda path: path.stem}
+
+
+def decoder_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The decoder of a released state under our names."""
+    return {
+        re.sub(r"^blocks\.(\d+)\.0\.", r"blocks.\1.", name.removeprefix(DECODER)): tensor
+        for name, tensor in state.items()
+        if name.startswith(DECODER)
+    }
 
 
 def model_config(path: Path) -> dict[str, Any]:

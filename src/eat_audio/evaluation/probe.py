@@ -209,7 +209,7 @@ def cls_and_mean(
     """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
     encoded = model.encode(spectrogram, mask)
     cls = None if encoded.cls is None else encoded.cls.float()
-    return cls, masked_mean(encoded.patches, encoded.real).float()
+    return cls, masked_mean(encoded.patches, encoded.valid).float()
 
 
 def concatenated(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array | None, Array]:

@@ -7,7 +7,7 @@ every command's function works with it:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -22,20 +22,18 @@ if TYPE_CHECKING:
     from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
     from eat_audio.models.common.modeling import AudioClassifier, AudioConfig, AudioEncoder
 
-FRONT_ENDS = "eat_audio.models.common.feature_extraction"
+PARTS = ("Config", "Model", "ForAudioClassification", "FeatureExtractor")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A method: its names, and where its code is, which is imported when it is asked for.
+    """A method: its names, and the modules of its code, which are imported on use.
 
-    The classes of its encoder have names that begin alike: PREFIX + "Config", "Model",
-    "ForAudioClassification" and "FeatureExtractor".
+    The classes of its encoder are called `prefix` + one of `PARTS`.
     """
 
     name: str
-    """What a recipe calls it (`method: NAME`); methods with an encoder of their own are called as
-    the `model_type` of its configuration."""
+    """The `method` of recipes; for a method with its own encoder the `model_type` of its config."""
     title: str
     arxiv: str
     """The number of its paper."""
@@ -45,81 +43,61 @@ class ModelSpec:
     pretraining: str
     """Module of the objective: it defines `RUN`, a `pretraining.method.PretrainRun`."""
     released: str | None = None
-    """Module with `is_released`, `from_released` and `to_released`, if its authors released
-    checkpoints (see `models.common.released`)."""
-    front_end: str = FRONT_ENDS
+    """Module that converts released checkpoints, if there are any; see `common.released`."""
+    front_end: str = "eat_audio.models.common.feature_extraction"
     """Module of the feature extractor."""
 
     @property
     def config(self) -> "type[AudioConfig]":
         """The class of its configuration."""
-        return imported(f"{self.modeling}:{self.prefix}Config")
+        return imported(self.modeling, f"{self.prefix}Config")
 
     @property
     def encoder(self) -> "type[AudioEncoder]":
         """The class of its encoder."""
-        return imported(f"{self.modeling}:{self.prefix}Model")
+        return imported(self.modeling, f"{self.prefix}Model")
 
     @property
     def classifier(self) -> "type[AudioClassifier]":
         """The class of its encoder with a classifier."""
-        return imported(f"{self.modeling}:{self.prefix}ForAudioClassification")
+        return imported(self.modeling, f"{self.prefix}ForAudioClassification")
 
     @property
     def feature_extractor(self) -> "type[AudioFeatureExtractor]":
         """The class of its front end."""
-        return imported(f"{self.front_end}:{self.prefix}FeatureExtractor")
+        return imported(self.front_end, f"{self.prefix}FeatureExtractor")
 
     @property
     def public_names(self) -> dict[str, str]:
         """The modules of its four classes, by class name."""
-        names = [f"{self.prefix}{part}" for part in ("Config", "Model", "ForAudioClassification")]
-        return dict.fromkeys(names, self.modeling) | {
-            f"{self.prefix}FeatureExtractor": self.front_end
-        }
+        modules = (self.modeling, self.modeling, self.modeling, self.front_end)
+        return {f"{self.prefix}{part}": module for part, module in zip(PARTS, modules, strict=True)}
 
     def converter(self, function: str) -> Callable[..., Any] | None:
         """Return a function of the module `released`; None if there is no such function."""
         return getattr(import_module(self.released), function, None) if self.released else None
 
 
+def _spec(name: str, title: str, arxiv: str, prefix: str, pretraining: str) -> ModelSpec:
+    return ModelSpec(
+        name,
+        title,
+        arxiv,
+        modeling=f"eat_audio.models.{name}.modeling",
+        prefix=prefix,
+        pretraining=f"eat_audio.pretraining.{pretraining}",
+        released=f"eat_audio.models.{name}.checkpoint",
+    )
+
+
+BEATS = _spec("beats", "BEATs", "2212.09058", "BEATs", "beats.objective")
 METHODS = {
-    "audiomae": ModelSpec(
-        name="audiomae",
-        title="Audio-MAE",
-        arxiv="2207.06405",
-        modeling="eat_audio.models.audiomae.modeling",
-        prefix="AudioMAE",
-        pretraining="eat_audio.pretraining.audiomae",
-        released="eat_audio.models.audiomae.checkpoint",
+    "audiomae": _spec("audiomae", "Audio-MAE", "2207.06405", "AudioMAE", "audiomae"),
+    "beats": BEATS,
+    "beats_tokenizer": replace(
+        BEATS, name="beats_tokenizer", pretraining="eat_audio.pretraining.beats.tokenizer"
     ),
-    "beats": ModelSpec(
-        name="beats",
-        title="BEATs",
-        arxiv="2212.09058",
-        modeling="eat_audio.models.beats.modeling",
-        prefix="BEATs",
-        pretraining="eat_audio.pretraining.beats.objective",
-        released="eat_audio.models.beats.checkpoint",
-    ),
-    "beats_tokenizer": ModelSpec(
-        name="beats_tokenizer",
-        title="BEATs tokenizer",
-        arxiv="2212.09058",
-        modeling="eat_audio.models.beats.modeling",
-        prefix="BEATs",
-        pretraining="eat_audio.pretraining.beats.tokenizer",
-        released="eat_audio.models.beats.checkpoint",
-    ),
-    "eat": ModelSpec(
-        name="eat",
-        title="EAT",
-        arxiv="2401.03497",
-        modeling="eat_audio.models.eat.modeling",
-        prefix="EAT",
-        pretraining="eat_audio.pretraining.eat",
-        released="eat_audio.models.eat.checkpoint",
-    ),
+    "eat": _spec("eat", "EAT", "2401.03497", "EAT", "eat"),
 }
 """Methods by the name that a recipe calls them."""
 
@@ -136,14 +114,13 @@ def model_types() -> dict[str, ModelSpec]:
     return types
 
 
-def imported(path: str) -> Any:
-    """Return what "module:attribute" names.
+def imported(module: str, attribute: str) -> Any:
+    """Return an attribute of a module.
 
     Raises:
         EatError: transformers, or a package that it needs, does not work on this system.
     """
     _check_transformers()
-    module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 
 

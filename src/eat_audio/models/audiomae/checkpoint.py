@@ -1,7 +1,7 @@
-"""Released Audio-MAE checkpoints <-> our models.
+"""Convert released Audio-MAE checkpoints to our models and back.
 
-Names are ours without "model.". Positions are computed here; the table of a file says in which of
-two layouts, and is written anew on the way back.
+Names are ours without "model.". Positions are computed here; the table of a file determines the
+layout, and is computed for a released file.
 
 Shapes: N positions, D width.
 """
@@ -18,11 +18,11 @@ from eat_audio.models.common.feature_extraction import (
     AudioMAEFeatureExtractor,
 )
 from eat_audio.models.common.modeling import AudioModel
-from eat_audio.models.common.released import ConvertedCheckpoint
+from eat_audio.models.common.released import ConvertedCheckpoint, check_tensors, model_state
 from eat_audio.text import shortened
 
 NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-"""What tells the shape of an encoder."""
+"""Tensors that determine the shape of an encoder."""
 BINS = 128
 """Mel bins of a released encoder."""
 SLACK = 1e-5
@@ -30,28 +30,27 @@ SLACK = 1e-5
 
 
 def is_released(content: dict[str, Any]) -> bool:
-    """Whether this is (or was meant to be) the content of a released Audio-MAE file."""
-    state = _state(content)
+    """Return whether this is (or was meant to be) the content of a released Audio-MAE file."""
+    state = model_state(content)
     return "cls_token" in state and "patch_embed.proj.weight" in state
 
 
 def from_released(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
-    """A pre-trained or fine-tuned Audio-MAE file in our terms.
+    """Convert a pre-trained or fine-tuned Audio-MAE file.
 
     Args:
         content: "model" (tensors by released name), or those tensors themselves. All released
             files are of AudioSet, whose statistics the front end gets.
-        num_heads: Attention heads, of which released files say nothing; by default what a file
-            written here says, else one for every 64 channels.
+        num_heads: Attention heads, which released files do not have; by default those of `args`,
+            else one for every 64 channels.
 
     Raises:
-        CheckpointError: It does not tell the shape of an encoder, or has other positions.
+        CheckpointError: It does not determine the shape of an encoder, or has other positions.
     """
-    state = _state(content)
+    state = model_state(content)
     if missing := [name for name in NEEDED if name not in state]:
         raise CheckpointError(f"has no {missing[0]}; expected an Audio-MAE encoder")
-    if odd := [name for name, x in state.items() if not isinstance(x, Tensor)]:
-        raise CheckpointError(f"holds something under {odd[0]} that is no tensor")
+    check_tensors(state)
     decoder = [name for name in state if name.startswith("decoder_") or name == "mask_token"]
     ignored = dict.fromkeys(decoder, "decoder of pre-training")
     ignored["pos_embed"] = "positions, which are computed"
@@ -62,9 +61,9 @@ def from_released(content: dict[str, Any], *, num_heads: int | None = None) -> C
 
 
 def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
-    """A model in the layout of the released files: {"model": tensors, "args": settings}.
+    """Return the content of a released file: {"model": tensors, "args": settings}.
 
-    There is no place in it for names of labels, nor for the statistics of a corpus.
+    It cannot hold names of labels, nor the statistics of a corpus.
     """
     config = cast(AudioMAEConfig, model.config)
     rows = config.mel_bins // config.patch_size
@@ -76,20 +75,15 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
     return {"model": state, "args": {"num_heads": config.num_heads}}
 
 
-def _state(content: dict[str, Any]) -> dict[str, Any]:
-    """The tensors by released name; a file may hold nothing else."""
-    state = content.get("model", content)
-    return state if isinstance(state, dict) else {}
-
-
 def _config(
     state: dict[str, Tensor], content: dict[str, Any], num_heads: int | None
 ) -> AudioMAEConfig:
-    """The shape of an encoder from its tensors, and what they cannot tell from its settings."""
+    """The shape of an encoder from its tensors, and the rest from its settings."""
     width, side = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
-    told = content.get("args")
-    if num_heads is None and isinstance(told, dict) and isinstance(told.get("num_heads"), int):
-        num_heads = told["num_heads"]
+    settings = content.get("args")
+    if num_heads is None and isinstance(settings, dict):
+        value = settings.get("num_heads")
+        num_heads = value if isinstance(value, int) else None
     if num_heads is not None and not 0 < num_heads <= width:
         raise CheckpointError(f"says num_heads={shortened(num_heads)} of a width of {width}")
     if num_heads is None and width % 64:
@@ -110,7 +104,7 @@ def _config(
 
 
 def _layout(table: Tensor, *, width: int, rows: int) -> tuple[str, int]:
-    """Which of the two layouts a table of positions (1, 1 + N, D) has, and for how many columns."""
+    """The layout and the number of columns of a table of positions (1, 1 + N, D)."""
     shape = tuple(table.shape)
     columns = table.numel() // (rows * width)
     if shape != (1, 1 + columns * rows, width) or not columns:

@@ -1,9 +1,9 @@
-"""Spectrogram -> tokens: the Audio-MAE encoder, with and without a classifier, in Hugging Face.
+"""The Audio-MAE encoder and classifier as Hugging Face models.
 
     tokens = norm(blocks([CLS, patches(x) + positions]))         pre-trained
     logits = head(fc_norm(mean of the patches of blocks(...)))   fine-tuned: no norm after blocks
 
-What survives pre-training: a plain pre-norm vision transformer over 16 x 16 patches of log-mel.
+A pre-norm vision transformer over 16 x 16 patches of log-mel.
 Parameters carry the names of the released checkpoints behind `model.` (`model.cls_token`,
 `model.patch_embed.proj`, `model.blocks.N.norm1`, `model.norm`, `model.fc_norm`, `model.head`).
 
@@ -12,7 +12,7 @@ Letters: B clips, R rows (a clip or some of its patches), N = T' x F' patches (t
 Huang et al., "Masked Autoencoders that Listen" (2207.06405).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from eat_audio.models.common.layers import (
     MLP,
     Attention,
     PatchEmbedding,
-    begin_patches,
+    check_spectrogram,
     drop_path,
-    fitting,
+    init_patch_embedding,
     masked_mean,
     patch_mask,
 )
@@ -60,17 +60,16 @@ class AudioMAEConfig(AudioConfig):
         norm_eps: Epsilon of every norm.
         final_norm: Whether a norm follows the last block: in pre-trained encoders one does, in
             fine-tuned classifiers, where `fc_norm` follows the pooling, none.
-        pos_layout: Where positions believe a patch to be. "correct": in its column and row.
-            "released": in column n mod `pos_length` and row n div `pos_length`, n being its place
-            in the time-major sequence; a mistake that the released weights have learnt to live
-            with.
+        pos_layout: "correct": a patch has the position of its column and row. "released": of
+            column n mod `pos_length` and row n div `pos_length`, n being its number in the
+            time-major sequence; a mistake that the released weights were trained with.
         pos_length: Columns of the position table of the released checkpoints (one column is
-            16 frames, 160 ms). Longer clips get a longer table.
-        pooling: What stands for the whole clip: "mean" of the patches, or "cls".
+            16 frames, 160 ms); longer clips get a longer table.
+        pooling: The vector of a clip: "mean" of the patches, or "cls".
         start_drop_path_rate: Stochastic depth of the first block.
         end_drop_path_rate: Stochastic depth of the last block.
-        mask_t_prob: Share of columns that a classifier does not hear of a clip while it trains.
-        mask_f_prob: Share of rows that it does not hear.
+        mask_t_prob: Share of columns of patches that are left out in training of a classifier.
+        mask_f_prob: Share of rows.
     """
 
     sizes = SIZES
@@ -108,45 +107,18 @@ class AudioMAEConfig(AudioConfig):
         mask_f_prob: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.patch_size = patch_size
-        self.mel_bins = mel_bins
-        self.mlp_ratio = mlp_ratio
-        self.norm_eps = norm_eps
-        self.final_norm = final_norm
-        self.pos_layout = pos_layout
-        self.pos_length = pos_length
-        self.pooling = pooling
-        self.attn_drop_rate = attn_drop_rate
-        self.start_drop_path_rate = start_drop_path_rate
-        self.end_drop_path_rate = end_drop_path_rate
-        self.mask_t_prob = mask_t_prob
-        self.mask_f_prob = mask_f_prob
-        super().__init__(num_classes, **kwargs)
+        super().__init__(locals(), **kwargs)
 
-    def _refuse_what_cannot_be(self) -> None:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
-            )
-        if self.embed_dim % 4:
-            raise ValueError(
-                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
-            )
-        if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
+    def _validate(self) -> None:
+        self._validate_width()
         if self.mel_bins < self.patch_size or self.mel_bins % self.patch_size:
             raise ValueError(
                 f"mel_bins={self.mel_bins} is not a multiple of patch_size={self.patch_size}"
             )
         if self.pos_length < 1:
             raise ValueError(f"pos_length={self.pos_length}: 1 or more is expected")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
-        if self.pos_layout not in LAYOUTS:
-            raise ValueError(f"pos_layout={self.pos_layout}: expected one of {', '.join(LAYOUTS)}")
+        self._validate_choice("pooling", POOLINGS)
+        self._validate_choice("pos_layout", LAYOUTS)
         for name in ("mask_t_prob", "mask_f_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")
@@ -166,10 +138,7 @@ def positions(tokens: int, width: int, *, period: int) -> Tensor:
 
 
 class Positions:
-    """The positions of a configuration's patches, in a table that grows and follows its user.
-
-    Neither a parameter nor a buffer: it is computed where it is needed and saved nowhere.
-    """
+    """Positions of patches, in a table that grows as needed and is never saved."""
 
     def __init__(self, config: AudioMAEConfig, width: int) -> None:
         rows = config.mel_bins // config.patch_size
@@ -179,7 +148,7 @@ class Positions:
         self.table = torch.empty(0, width, device="cpu")
 
     def __call__(self, tokens: int, like: Tensor) -> Tensor:
-        """Positions (tokens, width) of the first patches of a clip, on the device of `like`."""
+        """Return positions (tokens, width) of the first patches, on the device of `like`."""
         if len(self.table) < tokens or self.table.device != like.device:
             table = positions(max(tokens, self.shortest), self.width, period=self.period)
             self.table = table.to(like.device)
@@ -202,13 +171,13 @@ class Block(GradientCheckpointingLayer):
         self.drop_path = first + (last - first) * index / max(config.depth - 1, 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (R, N, D) -> tokens; `mask` (R, 1, 1, N) is True where a key is real."""
+        """Tokens (R, N, D) -> tokens; `mask` (R, 1, 1, N) is True where a key is valid."""
         x = x + drop_path(self.attn(self.norm1(x), mask), self.drop_path, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 class AudioMAEEncoder(nn.Module):
-    """The encoder proper; a plain module, so that pre-training can see every layer."""
+    """The encoder as a plain module with every layer's output."""
 
     def __init__(self, config: AudioMAEConfig) -> None:
         super().__init__()
@@ -222,19 +191,21 @@ class AudioMAEEncoder(nn.Module):
 
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
-        spectrogram = fitting(spectrogram, patch=self.config.patch_size, bins=self.config.mel_bins)
+        spectrogram = check_spectrogram(
+            spectrogram, patch=self.config.patch_size, bins=self.config.mel_bins
+        )
         dtype = self.cls_token.dtype  # of the weights: models can be loaded in half precision
         patches = self.patch_embed(spectrogram.to(dtype))
         return patches + self.positions(patches.shape[1], patches).to(dtype)
 
     def forward(
-        self, patches: Tensor, real: Tensor | None = None
+        self, patches: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Embedded patches (R, N, D), all of a clip or some in any order, through the blocks.
+        """Encode embedded patches (R, N, D), all of a clip or some in any order.
 
         Args:
-            patches: What `embed` gave, or a selection of it.
-            real: (R, N), False for patches that nobody may listen to; None if all are real.
+            patches: From `embed`, or a selection.
+            valid: (R, N), False for patches that are not attended to; None if all are valid.
 
         Returns:
             CLS (R, D); patches (R, N, D); the tokens before every block and after the last (and
@@ -242,7 +213,7 @@ class AudioMAEEncoder(nn.Module):
         """
         cls = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
         x = torch.cat([cls, patches], dim=1)
-        mask = None if real is None else F.pad(real, (1, 0), value=True)[:, None, None]
+        mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None]
         states = [x]
         for block in self.blocks:
             x = block(x, mask)
@@ -250,9 +221,9 @@ class AudioMAEEncoder(nn.Module):
         x = states[-1] = self.norm(x)
         return x[:, 0], x[:, 1:], states
 
-    def pool(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
-        """One vector per clip, as the configuration says: (B, D)."""
-        return cls if self.config.pooling == "cls" else masked_mean(patches, real)
+    def pool(self, cls: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+        """Return one vector per clip, as the configuration says: (B, D)."""
+        return cls if self.config.pooling == "cls" else masked_mean(patches, valid)
 
 
 class AudioMAEClassifier(AudioMAEEncoder):
@@ -265,18 +236,18 @@ class AudioMAEClassifier(AudioMAEEncoder):
 
 
 def some_of_a_grid(
-    noise: tuple[Tensor, Tensor], hidden: tuple[float, float], real: Tensor | None = None
+    noise: tuple[Tensor, Tensor], hidden: tuple[float, float], valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The patches in the columns and rows of the least noise.
+    """Return the patches in the columns and rows of the least noise.
 
     Args:
         noise: One number per column (R, T') and per row (R, F').
         hidden: Shares of columns and of rows to leave out; what stays is rounded down, but one.
-        real: (R, T'), False for columns of padding, which are never kept; None if all are real.
+        valid: (R, T'), False for columns of padding, which are never kept; None if there are none.
 
     Returns:
-        Patch numbers (R, M), by column and row of rising noise, and which of them count (R, M):
-        a row with fewer real columns keeps fewer; None if all do.
+        Patch numbers (R, M), by column and row of rising noise, and which of them are valid
+        (R, M): a row with fewer valid columns keeps fewer; None if all are.
     """
     per_column, per_row = noise
     columns, rows = per_column.shape[1], per_row.shape[1]
@@ -284,32 +255,33 @@ def some_of_a_grid(
         max(int(count * (1 - share)), 1)
         for count, share in zip((columns, rows), hidden, strict=True)
     )
-    seen = None
-    if real is not None:
-        per_column = per_column.masked_fill(~real, torch.inf)
-        kept = (real.sum(dim=1).double() * (1 - hidden[0])).long().clamp(min=1)
-        seen = torch.arange(kept_columns, device=real.device) < kept[:, None]
-        seen = seen.repeat_interleave(kept_rows, dim=1)
-    which = per_column.argsort(dim=1)[:, :kept_columns, None] * rows
-    return (which + per_row.argsort(dim=1)[:, None, :kept_rows]).flatten(1), seen
+    kept_valid = None
+    if valid is not None:
+        per_column = per_column.masked_fill(~valid, torch.inf)
+        kept = (valid.sum(dim=1).double() * (1 - hidden[0])).long().clamp(min=1)
+        kept_valid = torch.arange(kept_columns, device=valid.device) < kept[:, None]
+        kept_valid = kept_valid.repeat_interleave(kept_rows, dim=1)
+    first = per_column.argsort(dim=1)[:, :kept_columns, None] * rows
+    return (first + per_row.argsort(dim=1)[:, None, :kept_rows]).flatten(1), kept_valid
 
 
 class AudioMAEPreTrainedModel(AudioModel):
-    """What all Audio-MAE models share: how to initialize and how to encode."""
+    """Initialization and encoding of all Audio-MAE models."""
 
     config_class = AudioMAEConfig
     config: AudioMAEConfig
+    model: AudioMAEEncoder
     _no_split_modules = ["Block"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As released: Xavier for every map, 0.02 for the CLS token, next to nothing for a head."""
+        """Initialize as released: maps by Xavier's law, the head with nearly nothing."""
         if isinstance(module, AudioMAEEncoder):
             init.normal_(module.cls_token, std=0.02)
             if isinstance(module, AudioMAEClassifier):
                 init.trunc_normal_(module.head.weight, std=2e-5)
         elif isinstance(module, nn.Conv2d):
-            begin_patches(module)
+            init_patch_embedding(module)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
@@ -318,14 +290,13 @@ class AudioMAEPreTrainedModel(AudioModel):
             init.zeros_(module.bias)
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
-        real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
-        return self._run(self.model.embed(input_values), real)
+        """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
+        valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
+        return self._run(self.model.embed(input_values), valid)
 
-    def _run(self, patches: Tensor, real: Tensor | None) -> EncoderOutput:
-        encoder = cast(AudioMAEEncoder, self.model)
-        cls, patches, states = encoder(patches, real)
-        return EncoderOutput(encoder.pool(cls, patches, real), cls, patches, states, real)
+    def _run(self, patches: Tensor, valid: Tensor | None) -> EncoderOutput:
+        cls, patches, states = self.model(patches, valid)
+        return EncoderOutput(self.model.pool(cls, patches, valid), cls, patches, states, valid)
 
 
 class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):
@@ -333,10 +304,7 @@ class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):
 
     _keys_to_ignore_on_load_unexpected = [r"model\.(head|fc_norm)\."]
 
-    def __init__(self, config: AudioMAEConfig) -> None:
-        super().__init__(config)
-        self.model = AudioMAEEncoder(config)
-        self.post_init()
+    network = AudioMAEEncoder
 
 
 class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
@@ -346,23 +314,17 @@ class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
     generator, is left out (`mask_t_prob`, `mask_f_prob`): paper section 3.3.
     """
 
-    def __init__(self, config: AudioMAEConfig) -> None:
-        super().__init__(config)
-        self.model = AudioMAEClassifier(config)
-        self.post_init()
+    model: AudioMAEClassifier
+    network = AudioMAEClassifier
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """Spectrograms (B, T, 128) through the encoder: what is left of them, while training."""
+        """Encode spectrograms (B, T, 128); in training, what is left of them."""
         hidden = (self.config.mask_t_prob, self.config.mask_f_prob)
         if not (self.training and any(hidden)):
             return super().encode(input_values, attention_mask)
         patches = self.model.embed(input_values)
         clips, (columns, rows) = len(patches), self.grid(input_values)
         noise = [torch.rand(clips, count, device=patches.device) for count in (columns, rows)]
-        real = patch_mask(attention_mask, self.config.patch_size, 1)
-        ids, seen = some_of_a_grid((noise[0], noise[1]), hidden, real)
-        return self._run(patches.take_along_dim(ids[..., None], dim=1), seen)
-
-    def logits(self, encoded: EncoderOutput) -> Tensor:
-        """What the head says of encoded clips: (B, classes)."""
-        return self.model.head(self.model.fc_norm(encoded.clip))
+        valid = patch_mask(attention_mask, self.config.patch_size, 1)
+        ids, kept_valid = some_of_a_grid((noise[0], noise[1]), hidden, valid)
+        return self._run(patches.take_along_dim(ids[..., None], dim=1), kept_valid)

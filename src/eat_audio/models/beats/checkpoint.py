@@ -1,4 +1,4 @@
-"""Released BEATs checkpoints <-> our models.
+"""Convert released BEATs checkpoints to our models and back.
 
     patch_embedding.weight, layer_norm.*                        local_encoder.proj, patch_norm
     post_extract_proj.*, encoder.pos_conv.0.*                   patch_proj, positions
@@ -6,13 +6,12 @@
     encoder.layers.N.self_attn.relative_attention_bias.weight   relative_bias.table, one for all
     predictor.*                                                 head
 
-The two spellings that torch has for normalized weights (of the convolution) are both read; the
-older one, of the released files, is written. Files of tokenizers give their encoder, and, to who
-asks for it, what else they have:
+Both names that torch has for normalized weights (of the convolution) are read; the older one, of
+the released files, is written. Files of tokenizers hold an encoder, and for `tokenizer`:
 
     quantize_layer.{0,2}.*          projection.{0,2}
     quantize.embedding.weight       codebook.codes
-    quantize.cluster_size           codebook.usage, how often each has been chosen of late
+    quantize.cluster_size           codebook.usage, a running mean of how often each is chosen
     quantize.embedding.initted      codebook.started
 """
 
@@ -26,7 +25,7 @@ from eat_audio.errors import CheckpointError
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
-from eat_audio.models.common.released import ConvertedCheckpoint
+from eat_audio.models.common.released import LARGEST, ConvertedCheckpoint, check_tensors
 from eat_audio.text import shortened
 
 DEFAULTS: dict[str, bool | int | float | str] = {
@@ -54,11 +53,9 @@ DEFAULTS: dict[str, bool | int | float | str] = {
     "layer_wise_gradient_decay_ratio": 1.0,
     "predictor_dropout": 0.1,
 }
-"""What the released code takes where a file's settings say nothing: not what its models have."""
-LARGEST = 100_000
-"""No number that describes a model is larger."""
+"""Defaults of the released code; its models have other values."""
 SEVERAL = "multi_label_classification"
-"""What released classifiers do."""
+"""The problem of released classifiers."""
 PROBLEMS = (None, "regression", "single_label_classification", SEVERAL)
 
 OUTSIDE = {
@@ -88,7 +85,7 @@ PROJECTION = [f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias
 
 
 def is_released(content: dict[str, Any]) -> bool:
-    """Whether this is (or was meant to be) the content of a released BEATs file."""
+    """Return whether this is (or was meant to be) the content of a released BEATs file."""
     state = content.get("model")
     return isinstance(state, dict) and (
         "patch_embedding.weight" in state
@@ -97,7 +94,7 @@ def is_released(content: dict[str, Any]) -> bool:
 
 
 def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
-    """A pre-trained or fine-tuned BEATs file in our terms; of a tokenizer's, the encoder.
+    """Convert a pre-trained or fine-tuned BEATs file; of a tokenizer's, the encoder.
 
     Args:
         content: "cfg" (settings), "model" (tensors by released name) and, in fine-tuned files,
@@ -107,8 +104,7 @@ def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
         CheckpointError: Its settings describe no encoder, or its tensors are not those of one.
     """
     state = {NORMALISED.get(name, name): x for name, x in content["model"].items()}
-    if odd := [name for name, x in state.items() if not isinstance(x, Tensor)]:
-        raise CheckpointError(f"holds something under {odd[0]} that is no tensor")
+    check_tensors(state)
     ignored = {n: "codebook of a tokenizer" for n in state if n.startswith(TOKENIZER)}
     state = {name: x for name, x in state.items() if name not in ignored}
     classifies = "predictor.weight" in state
@@ -116,38 +112,38 @@ def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
     kind = BEATsForAudioClassification if classifies else BEATsModel
     with torch.device("meta"):
         expected = kind(config).state_dict()
-    _refuse_others(state, expected, config)
+    _check_exact(state, expected, config)
     tensors = {name: _gather(name, state, config) for name in expected}
     return ConvertedCheckpoint(config, tensors, classifies, BEATsFeatureExtractor(), ignored)
 
 
 def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
-    """A model in the layout of the released files: {"cfg": ..., "model": ..., "label_dict": ...}.
+    """Return the content of a released file: {"cfg": ..., "model": ..., "label_dict": ...}.
 
-    There is no place in it for the statistics of a corpus.
+    It cannot hold the statistics of a corpus.
 
     Raises:
-        CheckpointError: The released code pools otherwise than this model.
+        CheckpointError: The released code pools in another way than this model.
     """
     config = cast(BEATsConfig, model.config)
     classifies = isinstance(model, AudioClassifier)
     if classifies and config.pooling != "mean":
-        raise CheckpointError(f"pools by {config.pooling}; the released code knows the mean only")
+        raise CheckpointError(f"pools by {config.pooling}; the released code has the mean only")
     cfg = {name: getattr(config, name) for name in DEFAULTS} | {"finetuned_model": classifies}
-    told: dict[str, Any] = {"cfg": cfg, "model": scattered(model.state_dict(), config)}
+    content: dict[str, Any] = {"cfg": cfg, "model": scattered(model.state_dict(), config)}
     if classifies:
         cfg["predictor_class"] = config.num_classes
         if config.problem_type not in (None, SEVERAL):
-            cfg["problem_type"] = config.problem_type  # the released code does not look at it
-        told["label_dict"] = dict(config.id2label or {})
-    return told
+            cfg["problem_type"] = config.problem_type  # ignored by the released code
+        content["label_dict"] = dict(config.id2label or {})
+    return content
 
 
 def tokenizer(content: dict[str, Any]) -> dict[str, Tensor]:
-    """What the file of a tokenizer has beside its encoder, by our names.
+    """Return what the file of a tokenizer has beside its encoder, by our names.
 
     Raises:
-        CheckpointError: It is the file of something else.
+        CheckpointError: It is no tokenizer.
     """
     state = content["model"]
     names = {f"projection.{name}": f"quantize_layer.{name}" for name in PROJECTION}
@@ -160,7 +156,7 @@ def tokenizer(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def scattered(tensors: dict[str, Tensor], config: BEATsConfig) -> dict[str, Tensor]:
-    """Tensors by our names -> copies by the released ones, that of the biases under every layer."""
+    """Return copies of tensors by their released names, the biases under every layer."""
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         names = _released(name, config)
@@ -171,7 +167,7 @@ def scattered(tensors: dict[str, Tensor], config: BEATsConfig) -> dict[str, Tens
 
 
 def _gather(name: str, state: dict[str, Tensor], config: BEATsConfig) -> Tensor:
-    """The tensor of one of our names, from those of a released file."""
+    """The tensor with one of our names, from those of a released file."""
     names = _released(name, config)
     parts = [state[part] for part in names]
     if ".qkv." in name:
@@ -182,7 +178,7 @@ def _gather(name: str, state: dict[str, Tensor], config: BEATsConfig) -> Tensor:
 
 
 def _released(name: str, config: BEATsConfig) -> list[str]:
-    """Where released files have what we call so."""
+    """The released names of one of our tensors."""
     name = name.removeprefix("model.")
     layers = [f"encoder.layers.{n}." for n in range(config.encoder_layers)]
     if name == "relative_bias.table.weight":
@@ -200,7 +196,7 @@ def _released(name: str, config: BEATsConfig) -> list[str]:
     return [f"{layer}{IN_BLOCK[part]}.{kind}"]
 
 
-def _refuse_others(
+def _check_exact(
     state: dict[str, Tensor], expected: dict[str, Tensor], config: BEATsConfig
 ) -> None:
     """Raise if the tensors of a file are not those of a model, by the file's own names."""
@@ -224,29 +220,29 @@ def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
     cfg = content.get("cfg")
     if not isinstance(cfg, dict):
         raise CheckpointError("has no 'cfg'; expected the settings of a BEATs encoder")
-    told: dict[str, Any] = {
-        name: _checked(name, cfg.get(name, usual)) for name, usual in DEFAULTS.items()
+    fields: dict[str, Any] = {
+        name: _checked(name, cfg.get(name, default)) for name, default in DEFAULTS.items()
     }
-    if told["encoder_layers"] > len(state):
-        raise CheckpointError(f"says {told['encoder_layers']} layers of {len(state)} tensors")
+    if fields["encoder_layers"] > len(state):
+        raise CheckpointError(f"says {fields['encoder_layers']} layers of {len(state)} tensors")
     if "predictor.weight" in state:
         classes = len(state["predictor.weight"])
         names: Any = content.get("label_dict")
         named = isinstance(names, dict) and set(names) == set(range(classes))
-        told |= {"num_classes": classes, "problem_type": cfg.get("problem_type", SEVERAL)}
+        fields |= {"num_classes": classes, "problem_type": cfg.get("problem_type", SEVERAL)}
         if named and all(isinstance(name, str | int) for name in names.values()):
             id2label = {number: str(names[number]) for number in range(classes)}
-            told |= {"id2label": id2label, "label2id": {x: n for n, x in id2label.items()}}
-    if told.get("problem_type", SEVERAL) not in PROBLEMS:
-        raise CheckpointError(f"says problem_type={shortened(told['problem_type'])}")
+            fields |= {"id2label": id2label, "label2id": {x: n for n, x in id2label.items()}}
+    if fields.get("problem_type", SEVERAL) not in PROBLEMS:
+        raise CheckpointError(f"says problem_type={shortened(fields['problem_type'])}")
     try:
-        return BEATsConfig(**told)
+        return BEATsConfig(**fields)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"its settings describe no BEATs encoder ({error})") from error
 
 
 def _checked(name: str, value: Any) -> bool | int | float | str:
-    """A setting of a file, if it is of the kind that the released code takes."""
+    """Return a setting of a file if it has the type and size of its default."""
     kind = type(DEFAULTS[name])
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (kind in (int, float) and not 0 <= value <= LARGEST):

@@ -1,16 +1,15 @@
-"""Spectrogram -> tokens: the BEATs encoder, with and without a classifier, in Hugging Face.
+"""The BEATs encoder and classifier as Hugging Face models.
 
     tokens = proj(norm(patches(x)));  tokens = norm(tokens + gelu(conv(tokens))) -> blocks
     x      = norm1(a x + attn(x));    x      = norm2(a x + mlp(x)),        a = (2 depth)^(1/4)
     scores = q k^T / sqrt(d) + gate(q) * bias(key - query)
 
-What survives pre-training. Nothing in it knows where on the grid a patch is: a convolution over
-the time-major sequence and a bias by distance in it are all there is of position, so that any
-length can be heard. In its released code patches of padding are 0 before that convolution and
-nobody listens to them; since zeros also lie beyond a sequence's ends, a clip sounds the same alone.
+A convolution over the time-major sequence and a bias by distance in it are the only positions, so
+clips may have any length. As released, patches of padding are 0 before that convolution and are not
+attended to; since a sequence is padded with zeros, too, a clip's result does not depend on padding.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers" (2212.09058); DeepNorm from
-"DeepNet" (2203.00555), which the factor a is of, the gated bias from WavLM (2110.13900).
+"DeepNet" (2203.00555), which has the factor a; the gated bias from WavLM (2110.13900).
 """
 
 import math
@@ -27,8 +26,8 @@ from eat_audio.models.common.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    check_spectrogram,
     convolve,
-    fitting,
     linear_softmax,
     masked_mean,
 )
@@ -60,32 +59,20 @@ class BEATsConfig(AudioConfig):
     """The shape of a BEATs encoder; field names are those of the released `cfg`.
 
     Args:
-        input_patch_size: Frames and mel bins of a patch.
         embed_dim: Width of an embedded patch, before it is projected to that of a token.
-        conv_bias: Whether the patch embedding has a bias.
-        encoder_layers: Number of blocks.
-        encoder_embed_dim: Width D of a token.
-        encoder_ffn_embed_dim: Width inside the MLP of a block.
-        encoder_attention_heads: Attention heads per block.
-        activation_fn: "gelu" or "relu", inside the MLP.
         layer_norm_first: Norms come before attention and MLP; not together with `deep_norm`.
         deep_norm: Residual streams grow by (2 layers)^(1/4) before every sum.
         dropout: Of tokens, and of what attention and MLP add to them.
-        attention_dropout: Of attention weights.
-        activation_dropout: Inside the MLP.
-        dropout_input: Of embedded patches.
-        encoder_layerdrop: Share of clips that a block is left out for while it trains.
+        encoder_layerdrop: Share of clips for which a block is skipped in training.
         conv_pos: Taps of the convolution that gives tokens their positions.
-        conv_pos_groups: Its groups.
         relative_position_embedding: Whether scores are biased by distance.
-        num_buckets: Distances that are told apart, of both directions together.
-        max_distance: Where the last of them begins.
+        num_buckets: Number of biases, for the ranges of distances in both directions.
+        max_distance: Where the last range begins.
         gru_rel_pos: Whether every query gates its biases.
-        layer_wise_gradient_decay_ratio: The gradient becomes so much of itself at the input of
-            every block.
+        layer_wise_gradient_decay_ratio: Factor of the gradient at the input of every block.
         predictor_dropout: Of patches, before the classifier.
-        pooling: What stands for the whole clip: "mean" of the patches (and of their logits, as
-            released), or "linear_softmax" over them.
+        pooling: The vector of a clip: "mean" of the patches (and of their logits, as released), or
+            "linear_softmax" over them.
     """
 
     sizes = SIZES
@@ -139,34 +126,9 @@ class BEATsConfig(AudioConfig):
         num_classes: int = 527,
         **kwargs: Any,
     ) -> None:
-        self.input_patch_size = input_patch_size
-        self.embed_dim = embed_dim
-        self.conv_bias = conv_bias
-        self.encoder_layers = encoder_layers
-        self.encoder_embed_dim = encoder_embed_dim
-        self.encoder_ffn_embed_dim = encoder_ffn_embed_dim
-        self.encoder_attention_heads = encoder_attention_heads
-        self.activation_fn = activation_fn
-        self.layer_norm_first = layer_norm_first
-        self.deep_norm = deep_norm
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
-        self.activation_dropout = activation_dropout
-        self.dropout_input = dropout_input
-        self.encoder_layerdrop = encoder_layerdrop
-        self.conv_pos = conv_pos
-        self.conv_pos_groups = conv_pos_groups
-        self.relative_position_embedding = relative_position_embedding
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
-        self.gru_rel_pos = gru_rel_pos
-        self.layer_wise_gradient_decay_ratio = layer_wise_gradient_decay_ratio
-        self.predictor_dropout = predictor_dropout
-        self.pooling = pooling
-        self.mel_bins = mel_bins
-        super().__init__(num_classes, **kwargs)
+        super().__init__(locals(), **kwargs)
 
-    def _refuse_what_cannot_be(self) -> None:
+    def _validate(self) -> None:
         width, side = self.encoder_embed_dim, self.input_patch_size
         for part in ("encoder_attention_heads", "conv_pos_groups"):
             if width % getattr(self, part):
@@ -178,11 +140,8 @@ class BEATsConfig(AudioConfig):
                 f"input_patch_size={side} does not fit {self.mel_bins} mel bins; expected so many "
                 "patches of them that their number divides its frames (8 patches of 16 in 128)"
             )
-        if self.activation_fn not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation_fn={self.activation_fn}: expected one of {known}")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        self._validate_choice("activation_fn", tuple(ACTIVATIONS))
+        self._validate_choice("pooling", POOLINGS)
         if self.deep_norm and self.layer_norm_first:
             raise ValueError("deep_norm and layer_norm_first exclude each other")
         if self.gru_rel_pos and not self.relative_position_embedding:
@@ -207,12 +166,12 @@ class BEATsConfig(AudioConfig):
 
     @property
     def residual_scale(self) -> float:
-        """What a residual stream is multiplied by before something is added: DeepNorm's alpha."""
+        """DeepNorm's alpha, the factor of a residual stream before something is added."""
         return (2 * self.encoder_layers) ** 0.25 if self.deep_norm else 1.0
 
     @property
     def branch_scale(self) -> float:
-        """Gain of the first weights of what is added to a residual stream: DeepNorm's beta."""
+        """DeepNorm's beta, the gain of initial weights of what is added to a residual stream."""
         return (8 * self.encoder_layers) ** -0.25
 
 
@@ -220,16 +179,13 @@ class BEATsConfig(AudioConfig):
 
 
 class ConvolvedPositions(nn.Module):
-    """What tokens (R, N, D) learn from their neighbours in the sequence: gelu(conv(x)).
-
-    The weight of every tap is a direction v and a length g: weight = g * v / |v|.
-    """
+    """Positions of tokens (R, N, D) from their neighbors: gelu(conv(x)), weight = g * v / |v|."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
         width, self.groups = config.encoder_embed_dim, config.conv_pos_groups
         self.taps = config.conv_pos
-        # transformers 5.2 renames what is called weight_g and weight_v, as files have it
+        # transformers 5.2 would rename weight_g and weight_v, the names in released files
         self.length = nn.Parameter(torch.empty(1, 1, self.taps))
         self.direction = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
         self.bias = nn.Parameter(torch.empty(width))
@@ -244,10 +200,10 @@ class ConvolvedPositions(nn.Module):
 
 
 def buckets(distances: Tensor, *, count: int, longest: int) -> Tensor:
-    """Which of `count` numbers stand for distances in the sequence (key - query), int64.
+    """Return the bucket (of `count`) of each distance in the sequence (key - query), int64.
 
-    Half of them for keys that follow. Of each half, the first half stands for one distance each,
-    the others for ranges that grow with their logarithm; the last of them has no end.
+    Half of the buckets are for keys that follow. In each half, the first half is of one distance
+    each, the others of ranges that grow logarithmically; the last has no end.
     """
     half = count // 2
     near = half // 2
@@ -259,7 +215,7 @@ def buckets(distances: Tensor, *, count: int, longest: int) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """A learnt bias for every head and distance; one table for all blocks."""
+    """A learned bias for every head and distance; one table for all blocks."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
@@ -268,24 +224,23 @@ class RelativeBias(nn.Module):
         self._buckets: Tensor | None = None
 
     def forward(self, tokens: int) -> Tensor:
-        """Biases (1, H, N, N) of sequences of N tokens: row by query, column by key."""
-        reach = self._of_distances(tokens)
-        biases = self.table(reach).t()  # (H, 2N - 1)
-        place = torch.arange(tokens, device=biases.device)
-        return biases[:, place - place[:, None] + tokens - 1][None]
+        """Return biases (1, H, N, N) of sequences of N tokens: row by query, column by key."""
+        biases = self.table(self._distance_buckets(tokens)).t()  # (H, 2N - 1)
+        ids = torch.arange(tokens, device=biases.device)
+        return biases[:, ids - ids[:, None] + tokens - 1][None]
 
-    def _of_distances(self, tokens: int) -> Tensor:
+    def _distance_buckets(self, tokens: int) -> Tensor:
         """The buckets of distances from 1 - tokens to tokens - 1."""
-        known, device = self._buckets, self.table.weight.device
-        if known is None or len(known) < 2 * tokens - 1 or known.device != device:
-            with torch.inference_mode(False):  # what is remembered serves training, too
-                # by a CPU, whose logarithm decides at the edges of ranges
+        table, device = self._buckets, self.table.weight.device
+        if table is None or len(table) < 2 * tokens - 1 or table.device != device:
+            with torch.inference_mode(False):  # the table is used in training, too
+                # on the CPU, whose logarithm decides at the edges of ranges
                 distances = torch.arange(1 - tokens, tokens, device="cpu")
                 count = self.table.num_embeddings
-                known = buckets(distances, count=count, longest=self.longest).to(device)
-            self._buckets = known
-        middle = len(known) // 2
-        return known[middle - tokens + 1 : middle + tokens]
+                table = buckets(distances, count=count, longest=self.longest).to(device)
+            self._buckets = table
+        middle = len(table) // 2
+        return table[middle - tokens + 1 : middle + tokens]
 
 
 # ---- blocks ----
@@ -303,12 +258,12 @@ class GatedAttention(Attention):
             self.gate_scale = nn.Parameter(torch.empty(1, heads, 1, 1))
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
-        """Tokens (R, N, D); which keys are real (R, 1, 1, N); biases (1, H, N, N) of scores."""
+        """Mix tokens (R, N, D) under a mask of valid keys (R, 1, 1, N) and biases (1, H, N, N)."""
         q, k, v = self.split(x)
         return self.mix(q, k, v, mask if bias is None else self._biases(q, bias, mask))
 
     def _biases(self, q: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        """What is added to the scores of queries (R, H, N, d): (R or 1, H, N, N)."""
+        """Biases of the scores of queries (R, H, N, d): (R or 1, H, N, N)."""
         if self.gated:
             update, reset = self.gate(q).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)
             bias = bias * (update * (reset * self.gate_scale - 1) + 2)
@@ -336,7 +291,7 @@ class Block(GradientCheckpointingLayer):
         self.scale = config.residual_scale
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Tokens (R, N, D) -> tokens; `mask` and `bias` as attention wants them."""
+        """Tokens (R, N, D) -> tokens; `mask` and `bias` as in `GatedAttention`."""
         if self.norm_first:
             x = x + self._dropped(self.attn(self.norm1(x), mask, bias))
             return x + self._dropped(self.mlp(self.norm2(x)))
@@ -347,8 +302,8 @@ class Block(GradientCheckpointingLayer):
         return F.dropout(x, self.dropout, self.training)
 
 
-class _Damped(torch.autograd.Function):
-    """Leaves values alone and makes gradients smaller."""
+class _ScaledGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
@@ -364,7 +319,7 @@ class _Damped(torch.autograd.Function):
 
 
 class BEATsEncoder(nn.Module):
-    """The encoder proper; a plain module, so that pre-training can give it some of the patches."""
+    """The encoder as a plain module that takes all patches or some."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
@@ -381,59 +336,57 @@ class BEATsEncoder(nn.Module):
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches (B, N, D), without positions."""
         side = self.config.input_patch_size
-        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        spectrogram = check_spectrogram(spectrogram, patch=side, bins=self.config.mel_bins)
         # in the precision of the weights: models can be loaded in half precision
         spectrogram = spectrogram.to(self.local_encoder.proj.weight.dtype)
         patches = self.patch_proj(self.patch_norm(self.local_encoder(spectrogram)))
         return F.dropout(patches, self.config.dropout_input, self.training)
 
-    def forward(self, patches: Tensor, real: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Embedded patches (R, N, D), all of a clip or some, through the blocks.
-
-        Positions are those in the sequence that is given, whatever was taken out of it.
+    def forward(self, patches: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Encode embedded patches (R, N, D), all of a clip or some, positioned as given.
 
         Args:
-            patches: What `embed` gave, or a selection of it, in order.
-            real: (R, N), False for patches that nobody may listen to; None if all are real.
+            patches: From `embed`, or a selection in order.
+            valid: (R, N), False for patches that are not attended to; None if all are valid.
 
         Returns:
             Patches (R, N, D); the tokens before every block and after the last (those are the
             patches), each (R, N, D).
         """
         settings = self.config
-        x = patches if real is None else patches.masked_fill(~real[..., None], 0)
+        x = patches if valid is None else patches.masked_fill(~valid[..., None], 0)
         x = x + self.positions(x)
         if not settings.layer_norm_first:
             x = self.norm(x)
         x = F.dropout(x, settings.dropout, self.training)
         bias = None if self.relative_bias is None else self.relative_bias(x.shape[1])
-        mask = None if real is None else real[:, None, None]
+        mask = None if valid is None else valid[:, None, None]
         states = [x]
         for block in self.blocks:
             if settings.layer_wise_gradient_decay_ratio != 1:
-                x = _Damped.apply(x, settings.layer_wise_gradient_decay_ratio)
-            x = self._now_and_then(x, block(x, mask, bias))
+                x = _ScaledGradient.apply(x, settings.layer_wise_gradient_decay_ratio)
+            x = self._layer_drop(x, block(x, mask, bias))
             states.append(x)
         if settings.layer_norm_first:
             x = states[-1] = self.norm(x)
         return x, states
 
-    def _now_and_then(self, x: Tensor, deeper: Tensor) -> Tensor:
-        """What a block made of its input, or, for some clips in training, its input.
+    def _layer_drop(self, x: Tensor, output: Tensor) -> Tensor:
+        """Replace a block's output by its input, for some clips in training.
 
-        The released code decides for whole batches and leaves the work out; this way a clip's
-        luck is its own, and processes that learn together always use the same parameters.
+        The released code decides for whole batches; by clip, results do not depend on the batch and
+        all processes use the same parameters.
         """
         share = self.config.encoder_layerdrop
         if share == 0 or not self.training:
-            return deeper
+            return output
         keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= share
-        return torch.where(keep, deeper, x.to(deeper.dtype))
+        return torch.where(keep, output, x.to(output.dtype))
 
-    def pool(self, patches: Tensor, real: Tensor | None) -> Tensor:
-        """One vector per clip, as the configuration says: (B, D)."""
+    def pool(self, patches: Tensor, valid: Tensor | None) -> Tensor:
+        """Return one vector per clip, as the configuration says: (B, D)."""
         pool = linear_softmax if self.config.pooling == "linear_softmax" else masked_mean
-        return pool(patches, real)
+        return pool(patches, valid)
 
 
 class BEATsClassifier(BEATsEncoder):
@@ -444,12 +397,12 @@ class BEATsClassifier(BEATsEncoder):
         self.head = nn.Linear(config.encoder_embed_dim, config.num_classes)
 
 
-def patches_heard(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
-    """Which frames are real (B, T) -> which patches are (B, N), by the released rule.
+def patches_valid(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
+    """Turn a mask of valid frames (B, T) into one of patches (B, N), by the released rule.
 
-    The n-th patch is real if any of the n-th T / N frames is (two for patches of 16 x 16 in 128
-    bins), not of its own: a column in whose middle a clip ends is real in its first rows. Where
-    clips end with a column, as `BEATsFeatureExtractor` lets them, that makes no difference.
+    The n-th patch is valid if any of the n-th T / N frames is (two for patches of 16 x 16 in 128
+    bins), not of its own: a column in whose middle a clip ends is valid in its first rows. The
+    clips of `BEATsFeatureExtractor` end with a column, where that makes no difference.
     """
     if attention_mask is None:
         return None
@@ -457,7 +410,7 @@ def patches_heard(attention_mask: Tensor | None, patch: int, rows: int) -> Tenso
 
 
 class BEATsPreTrainedModel(AudioModel):
-    """What all BEATs models share: how to initialize and how to encode."""
+    """Initialization and encoding of all BEATs models."""
 
     config_class = BEATsConfig
     config: BEATsConfig
@@ -465,11 +418,11 @@ class BEATsPreTrainedModel(AudioModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As released (`base_init_stats` in the tests)."""
+        """Initialize as released (`base_init_stats` in the tests)."""
         if isinstance(module, nn.Linear):
             self._init_linear(module)
         elif isinstance(module, nn.Conv2d):
-            _as_torch_does(module)
+            _init_uniform(module)
         elif isinstance(module, ConvolvedPositions):
             width, _, taps = module.direction.shape
             init.normal_(module.direction, std=2 / (taps * width) ** 0.5)
@@ -485,32 +438,32 @@ class BEATsPreTrainedModel(AudioModel):
             init.zeros_(module.bias)
 
     def _init_linear(self, layer: nn.Linear) -> None:
-        """By its place; one by one, as transformers asks for those alone that a file lacks."""
-        place = next(name for name, module in self.named_modules() if module is layer)
-        if ".blocks." not in place:
-            return _as_torch_does(layer)
-        part = place.rpartition(".")[2]
+        """Initialize a layer by its name: transformers passes those alone that a file lacks."""
+        name = next(name for name, module in self.named_modules() if module is layer)
+        if ".blocks." not in name:
+            return _init_uniform(layer)
+        part = name.rpartition(".")[2]
         if part == "gate" or not self.config.deep_norm:
             init.normal_(layer.weight, std=0.02)
         elif part == "qkv":  # Xavier's law for each of the three, for values with less gain
-            spread = torch.tensor([1.0, 1.0, self.config.branch_scale]).to(layer.weight)
-            spread = spread.repeat_interleave(layer.in_features)[:, None] * layer.in_features**-0.5
-            init.copy_(layer.weight, torch.randn_like(layer.weight) * spread)
+            std = torch.tensor([1.0, 1.0, self.config.branch_scale]).to(layer.weight)
+            std = std.repeat_interleave(layer.in_features)[:, None] * layer.in_features**-0.5
+            init.copy_(layer.weight, torch.randn_like(layer.weight) * std)
         else:
             init.xavier_normal_(layer.weight, gain=self.config.branch_scale)
         init.zeros_(layer.bias)
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
+        """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         encoder = cast(BEATsEncoder, self.model)
         side, rows = self.config.input_patch_size, self.grid(input_values)[1]
-        real = patches_heard(attention_mask, side, rows)
-        patches, states = encoder(encoder.embed(input_values), real)
-        return EncoderOutput(encoder.pool(patches, real), None, patches, states, real)
+        valid = patches_valid(attention_mask, side, rows)
+        patches, states = encoder(encoder.embed(input_values), valid)
+        return EncoderOutput(encoder.pool(patches, valid), None, patches, states, valid)
 
 
-def _as_torch_does(layer: nn.Linear | nn.Conv2d) -> None:
-    """Uniform up to 1 / sqrt(inputs): what linear maps and convolutions of torch begin with."""
+def _init_uniform(layer: nn.Linear | nn.Conv2d) -> None:
+    """Initialize as torch does: uniform up to 1 / sqrt(inputs)."""
     bound = layer.weight[0].numel() ** -0.5
     init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
@@ -522,24 +475,20 @@ class BEATsModel(BEATsPreTrainedModel, AudioEncoder):
 
     _keys_to_ignore_on_load_unexpected = [r"model\.head\."]
 
-    def __init__(self, config: BEATsConfig) -> None:
-        super().__init__(config)
-        self.model = BEATsEncoder(config)
-        self.post_init()
+    model: BEATsEncoder
+    network = BEATsEncoder
 
 
 class BEATsForAudioClassification(BEATsPreTrainedModel, AudioClassifier):
     """Encoder and classifier: normalized log-mel in, logits out."""
 
-    def __init__(self, config: BEATsConfig) -> None:
-        super().__init__(config)
-        self.model = BEATsClassifier(config)
-        self.post_init()
+    model: BEATsClassifier
+    network = BEATsClassifier
 
     def logits(self, encoded: EncoderOutput) -> Tensor:
-        """What the head says of encoded clips, of every patch first if the mean counts: (B, C)."""
+        """Return logits (B, classes): with mean pooling, the mean of the logits of patches."""
         dropout = self.config.predictor_dropout
         if self.config.pooling == "linear_softmax":
             return self.model.head(F.dropout(encoded.clip, dropout, self.training))
         patches = F.dropout(encoded.patches, dropout, self.training)
-        return masked_mean(self.model.head(patches), encoded.real)
+        return masked_mean(self.model.head(patches), encoded.valid)

@@ -1,4 +1,4 @@
-"""The parts of an audio transformer: patches, positions, attention, pooling.
+"""Layers of audio transformers: patches, positions, attention, pooling.
 
 Letters in comments: B clips, R rows (a clip or one masked view of it), N tokens, D width,
 H heads, T frames of 10 ms, F mel bins, T' x F' the grid of 16 x 16 patches (time-major:
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 SHORT = 128
-"""Below so many tokens, a plain matrix product beats fused attention on a CPU in bfloat16."""
+"""Below so many tokens, plain matrix products beat fused attention on a CPU in bfloat16."""
 
 
 class PatchEmbedding(nn.Module):
@@ -39,10 +39,8 @@ class PatchEmbedding(nn.Module):
 
 
 @torch.no_grad()
-def begin_patches(proj: nn.Conv2d) -> None:
-    """First values of a patch embedding: Xavier's on its (width, patch^2) view, torch's for its
-    bias, as EAT and Audio-MAE were released.
-    """
+def init_patch_embedding(proj: nn.Conv2d) -> None:
+    """Initialize as EAT and Audio-MAE: Xavier's law on the (width, patch^2) view, torch's bias."""
     inside = proj.weight[0].numel()
     bound = (6 / (inside + proj.out_channels)) ** 0.5
     init.uniform_(proj.weight, -bound, bound)
@@ -51,11 +49,10 @@ def begin_patches(proj: nn.Conv2d) -> None:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int, groups: int) -> Tensor:
-    """Grouped convolution over a sequence (R, D, N), with its result in the precision of `x`.
+    """Convolve a sequence (R, D, N) in groups; the result has the precision of `x`.
 
-    On a CPU it is computed in float32, whether weights or autocast are in half precision: where
-    there is AMX, oneDNN (of torch 2.13) gives noise for bfloat16 with an even kernel and few
-    channels in a group.
+    On a CPU it is computed in float32: with AMX, oneDNN (of torch 2.13) gives noise for bfloat16
+    with an even kernel and few channels in a group.
     """
     half = x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
     if x.device.type != "cpu" or not half:
@@ -65,25 +62,25 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int, groups: i
     return exact.to(x.dtype)
 
 
-def fitting(spectrogram: Tensor, *, patch: int, bins: int) -> Tensor:
-    """Log-mel (B, T, F), or (B, 1, T, F), as (B, T, F).
+def check_spectrogram(spectrogram: Tensor, *, patch: int, bins: int) -> Tensor:
+    """Return log-mel (B, T, F), or (B, 1, T, F), as (B, T, F).
 
     Raises:
         ValueError: It cannot be cut into patches, or has another number of bins.
     """
     if spectrogram.ndim == 4:
         spectrogram = spectrogram.squeeze(1)
-    frames, found = spectrogram.shape[1:]
-    if frames % patch or found != bins or not frames:
+    frames, rows = spectrogram.shape[1:]
+    if frames % patch or rows != bins or not frames:
         raise ValueError(
-            f"a spectrogram of {frames} frames x {found} bins does not fit; "
+            f"a spectrogram of {frames} frames x {rows} bins does not fit; "
             f"expected a multiple of {patch} frames x {bins} bins"
         )
     return spectrogram
 
 
 def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
-    """Fixed positions (columns * rows, width) of a time-major grid.
+    """Return fixed positions (columns * rows, width) of a time-major grid.
 
     The first half of the channels encodes frequency, the second time; each half is
     [sin, cos] of index * 10000^(-k / (width / 4)), computed in float32 as released.
@@ -101,9 +98,8 @@ def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Exact attention over (R, H, N, d).
-
-    `mask` (R, 1, 1, N) is True where a key is real; or it is a bias (R, H, N, N) of scores.
+    """Return attention over (R, H, N, d); `mask` (R, 1, 1, N) is True for valid keys, or it is a
+    bias (R, H, N, N) of scores.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] < SHORT:
         return plain_attention(q, k, v, mask, dropout)
@@ -113,7 +109,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, written out; the softmax is in float32."""
+    """Compute softmax(q k^T / sqrt(d)) v by matrix products, with the softmax in float32."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None and mask.is_floating_point():
         scores = scores + mask
@@ -132,7 +128,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.config = config  # says which attention Hugging Face was asked for
+        self.config = config  # for `_attn_implementation`
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
@@ -140,14 +136,14 @@ class Attention(nn.Module):
         return self.mix(*self.split(x), mask)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (R, N, D) -> queries, keys and values, each (R, H, N, d)."""
+        """Return queries, keys and values, each (R, H, N, d), of tokens (R, N, D)."""
         rows, tokens, width = x.shape
         qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.unbind(2)  # cut before it is turned: one copy less on the way back
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """What every query takes from the values, projected: (R, N, D)."""
+        """Return the projected mix of values of every query: (R, N, D)."""
         dropout = self.dropout if self.training else 0.0
         eager = self.config._attn_implementation == "eager"
         mixed = (plain_attention if eager else attend)(q, k, v, mask, dropout).transpose(1, 2)
@@ -155,7 +151,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact (erf) GELU, or something else, between them."""
+    """Two linear maps with an activation, an exact (erf) GELU, between them."""
 
     def __init__(
         self,
@@ -175,7 +171,7 @@ class MLP(nn.Module):
 
 
 def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
-    """Stochastic depth: whole rows of a branch become zero, the others grow to keep the mean."""
+    """Set whole rows of a branch to zero (stochastic depth); the others grow to keep the mean."""
     if share == 0.0 or not training:
         return x
     keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= share
@@ -183,30 +179,30 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
 
 
 def patch_mask(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
-    """Which frames are real (B, T) -> which patches are (B, N): those that begin before the end."""
+    """Turn a mask of valid frames (B, T) into one of patches (B, N), by their first frame."""
     if attention_mask is None:
         return None
-    real = attention_mask.bool()[:, ::patch]
-    return real.repeat_interleave(rows, dim=1)
+    valid = attention_mask.bool()[:, ::patch]
+    return valid.repeat_interleave(rows, dim=1)
 
 
-def masked_mean(tokens: Tensor, real: Tensor | None) -> Tensor:
-    """Mean over the tokens (R, N, D) that are real (R, N), or over all: (R, D)."""
-    if real is None:
+def masked_mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean over the valid tokens (R, N, D), or over all: (R, D)."""
+    if valid is None:
         return tokens.mean(dim=1)
-    weights = real.to(tokens.dtype)[..., None]
+    weights = valid.to(tokens.dtype)[..., None]
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def linear_softmax(tokens: Tensor, real: Tensor | None) -> Tensor:
-    """Linear-softmax pooling of (R, N, D) in the released log form: (R, D).
+def linear_softmax(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Pool (R, N, D) by linear softmax in the released log form: (R, D).
 
-    With p = sigmoid(x), the mean of p weighted by p itself, given back as a logit.
+    With p = sigmoid(x), the mean of p weighted by p itself, as a logit.
     Source: released `models/EAT_audio_classification.py`, prediction mode LIN_SOFTMAX.
     """
     log_p = F.logsigmoid(tokens.float())
-    if real is not None:
-        log_p = log_p.masked_fill(~real[..., None], -torch.inf)
+    if valid is not None:
+        log_p = log_p.masked_fill(~valid[..., None], -torch.inf)
     pooled = torch.logsumexp(2 * log_p, dim=1) - torch.logsumexp(log_p + 1e-6, dim=1)
     pooled = pooled.clamp(max=0.0)
     logit = pooled - torch.log(-torch.expm1(pooled))

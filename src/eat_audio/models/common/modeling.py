@@ -1,7 +1,7 @@
-"""What all encoders share: levels of features, the outputs of transformers, the loss of labels.
+"""Base classes of all configurations and models, and what is computed from logits.
 
-A method's own file says how its encoder turns a batch into patches (`AudioModel.encode`) and its
-classifier those into logits (`AudioClassifier.logits`); the rest follows from that.
+A method's own file defines how its encoder turns a batch into patches (`AudioModel.encode`) and
+how its classifier turns those into logits (`AudioClassifier.logits`).
 
 Shapes: B clips, T frames of 10 ms, N = T' x F' patches (time-major), D width.
 """
@@ -9,11 +9,11 @@ Shapes: B clips, T frames of 10 ms, N = T' x F' patches (time-major), D width.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
@@ -31,24 +31,57 @@ class AudioConfig(PreTrainedConfig):
     sizes: ClassVar[dict[str, dict[str, int]]]
     """The usual ones by name."""
     finetune_fields: ClassVar[dict[str, str]] = {}
-    """Settings of fine-tuning that this encoder has, and which fields they set."""
+    """The settings of fine-tuning that this encoder has, and the fields they set."""
     finetune_constants: ClassVar[dict[str, Any]] = {}
     """Fields that are different in every classifier."""
 
-    def __init__(self, num_classes: int = 527, **kwargs: Any) -> None:
-        """Called last, when a method's own settings are set."""
-        self._refuse_what_cannot_be()
+    def __init__(self, fields: Mapping[str, Any], **kwargs: Any) -> None:
+        """Take the `locals()` of a method's own `__init__` as fields."""
+        num_classes = fields["num_classes"]
+        for name in fields.keys() - {"self", "kwargs", "num_classes", "__class__"}:
+            setattr(self, name, fields[name])
+        self._validate()
         if "num_labels" not in kwargs and "id2label" not in kwargs:
             kwargs["num_labels"] = num_classes
         super().__init__(**kwargs)
         # transformers does not save two labels without names, so the number is kept here, too
         self.num_classes = self.num_labels or num_classes
 
-    def _refuse_what_cannot_be(self) -> None:
-        """Raise ValueError where settings do not go together."""
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def _validate(self) -> None:
+        """Raise ValueError where fields contradict each other."""
+
+    def _validate_width(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
+            )
+        if self.embed_dim % 4:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
+            )
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
+
+    def _validate_choice(self, name: str, choices: Sequence[str]) -> None:
+        if getattr(self, name) not in choices:
+            expected = ", ".join(choices)
+            raise ValueError(f"{name}={getattr(self, name)}: expected one of {expected}")
+
+    @classmethod
+    def named(cls, size: str, **changes: Any) -> Self:
+        """Return one of the usual sizes, with changes by transformers' names or our own.
+
+        `mlp_ratio`, the width inside an MLP as a multiple of a token's, is of any method.
+        """
+        changes = {cls.attribute_map.get(name, name): x for name, x in changes.items()}
+        return cls(**cls.sizes[size] | changes)
 
     def finetune_overrides(self, settings: Mapping[str, float]) -> dict[str, Any]:
-        """Return the fields that settings of fine-tuning change, by the names of `NEUTRAL`.
+        """Return the fields that settings of fine-tuning change; `settings` has names of `NEUTRAL`.
 
         Raises:
             ValueError: A setting that this kind of encoder does not have is not neutral.
@@ -75,45 +108,35 @@ class AudioConfig(PreTrainedConfig):
             pooling: What stands for a whole clip.
             **settings: Of fine-tuning; see `finetune_overrides`.
         """
-        kind = "multi_label" if several else "single_label"
         head = {
             "id2label": dict(enumerate(names)),
             "label2id": {name: number for number, name in enumerate(names)},
             "num_classes": len(names),
             "pooling": pooling,
-            "problem_type": f"{kind}_classification",
+            "problem_type": f"{'multi' if several else 'single'}_label_classification",
         }
         return type(self)(**{**self.to_dict(), **self.finetune_overrides(settings), **head})
-
-    @classmethod
-    def named(cls, size: str, **changes: Any) -> Self:
-        """Return one of the usual sizes, with changes by transformers' names or our own.
-
-        `mlp_ratio`, the width inside an MLP as a multiple of a token's, is of any method.
-        """
-        fields = cls.sizes[size] | {cls.attribute_map.get(n, n): x for n, x in changes.items()}
-        return cls(**fields)
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder makes of a batch."""
+    """The output of an encoder for a batch."""
 
     clip: Tensor
-    """(B, D): the vector that stands for a clip, pooled as the configuration says."""
+    """(B, D): the vector of a clip, pooled as the configuration says."""
     cls: Tensor | None
     """(B, D): the CLS token, where the method has one."""
     patches: Tensor
     """(B, N, D)"""
     states: Sequence[Tensor]
     """The tokens before every block and after the last, a CLS token first: (B, N or 1 + N, D)."""
-    real: Tensor | None
-    """(B, N): False for patches of padding; None if all are real."""
+    valid: Tensor | None
+    """(B, N): False for patches of padding; None if there are none."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder hears in a batch of clips, by level."""
+    """The features of a batch of clips, by level."""
 
     clip: Tensor
     """(B, D): one vector per clip."""
@@ -121,8 +144,8 @@ class Features:
     """(B, T', D): one vector per 160 ms, the mean over frequency."""
     patches: Tensor
     """(B, T', F', D): one vector per 160 ms and 16 mel bins."""
-    real: Tensor
-    """(B, T'): False where a clip has ended and its batch goes on."""
+    valid: Tensor
+    """(B, T'): False for columns of padding."""
     seconds: Tensor
     """(T',): the middle of every column, from the start of the clip."""
 
@@ -135,9 +158,17 @@ class AudioModel(PreTrainedModel):
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    network: ClassVar[type[nn.Module] | None] = None
+    """The class of the attribute `model`, made from the configuration."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        if self.network is not None:
+            self.model = self.network(config)
+            self.post_init()
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
+        """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         raise NotImplementedError
 
     @property
@@ -166,33 +197,32 @@ class AudioModel(PreTrainedModel):
         return {}
 
     def grid(self, input_values: Tensor) -> tuple[int, int]:
-        """How many columns (time) and rows (frequency) of patches an input has."""
+        """Return the columns (time) and rows (frequency) of patches of an input."""
         side: int = self.config.patch_size
         return input_values.shape[-2] // side, input_values.shape[-1] // side
 
     def features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
-        """A batch by level: clip, frames (with their times) and patches."""
+        """Return the features of a batch by level: clip, frames (with their times), patches."""
         encoded = self.encode(input_values, attention_mask)
         columns, rows = self.grid(input_values)
         grid = encoded.patches.unflatten(1, (columns, rows))
-        if encoded.real is None:
-            here, frames = grid.new_ones(len(grid), columns, dtype=torch.bool), grid.mean(dim=2)
+        if encoded.valid is None:
+            valid, frames = grid.new_ones(len(grid), columns, dtype=torch.bool), grid.mean(dim=2)
         else:
-            real = encoded.real.view(-1, columns, rows)
-            here, frames = real.any(dim=2), _mean_of_rows(grid, real)
+            patches = encoded.valid.view(-1, columns, rows)
+            valid, frames = patches.any(dim=2), _mean_of_rows(grid, patches)
         seconds = (torch.arange(columns, device=grid.device) + 0.5) * self.config.patch_size * 0.01
-        return Features(encoded.clip, frames, grid, here, seconds)
+        return Features(encoded.clip, frames, grid, valid, seconds)
 
-    def _asked(self, states: Sequence[Tensor], wanted: bool | None) -> tuple[Tensor, ...] | None:
-        """The states, if the caller or the configuration asks for them."""
-        if wanted is None:
-            wanted = self.config.output_hidden_states
-        return tuple(states) if wanted else None
+    def _states(self, encoded: EncoderOutput, requested: bool | None) -> tuple[Tensor, ...] | None:
+        if requested is None:
+            requested = self.config.output_hidden_states
+        return tuple(encoded.states) if requested else None
 
 
-def _mean_of_rows(grid: Tensor, real: Tensor) -> Tensor:
-    """Mean over the real rows of every column, over all where none is: (B, T', D)."""
-    counted = real | ~real.any(dim=2, keepdim=True)
+def _mean_of_rows(grid: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid rows of every column, over all where none is: (B, T', D)."""
+    counted = valid | ~valid.any(dim=2, keepdim=True)
     return masked_mean(grid.flatten(0, 1), counted.flatten(0, 1)).view(*grid.shape[:2], -1)
 
 
@@ -224,7 +254,7 @@ class AudioEncoder(AudioModel):
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.states[-1],
             pooler_output=encoded.clip,
-            hidden_states=self._asked(encoded.states, output_hidden_states),
+            hidden_states=self._states(encoded, output_hidden_states),
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -233,8 +263,8 @@ class AudioClassifier(AudioModel):
     """An encoder with a classifier: normalized log-mel in, logits out."""
 
     def logits(self, encoded: EncoderOutput) -> Tensor:
-        """What the head says of encoded clips: (B, classes)."""
-        raise NotImplementedError
+        """Return the logits of encoded clips: (B, classes)."""
+        return self.model.head(self.model.fc_norm(encoded.clip))
 
     def forward(
         self,
@@ -245,16 +275,16 @@ class AudioClassifier(AudioModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Classify a batch.
+        """Classify a batch; see `AudioEncoder.forward` for the other arguments.
 
         Args:
             input_values: Normalized log-mel (B, T, 128), T a multiple of 16.
             attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
             labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time; for
                 `num_labels=1`, or the problem type "regression", floats (B,) or (B, classes).
-            output_hidden_states: Also return the tokens before every block and after the last.
-            return_dict: Whether to return an object (default) or a tuple.
-            **kwargs: Ignored, for callers that pass what other models need.
+            output_hidden_states: See `AudioEncoder.forward`.
+            return_dict: See `AudioEncoder.forward`.
+            **kwargs: Ignored.
 
         Returns:
             `logits` (B, classes) and, with labels, `loss`: cross-entropy of class numbers, binary
@@ -268,13 +298,12 @@ class AudioClassifier(AudioModel):
         output = SequenceClassifierOutput(
             loss=None if labels is None else _loss(logits, labels, self.config),
             logits=logits,
-            hidden_states=self._asked(encoded.states, output_hidden_states),
+            hidden_states=self._states(encoded, output_hidden_states),
         )
         return output if return_dict is not False else output.to_tuple()
 
 
 def _loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """The loss that the labels, the problem type and the number of classes decide on."""
     clips, classes = logits.shape
     given = f"labels of type {str(labels.dtype).removeprefix('torch.')}, {tuple(labels.shape)}"
     if is_regression(config):

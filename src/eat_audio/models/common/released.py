@@ -1,22 +1,43 @@
-"""What every method makes of a released file: a checkpoint in our terms."""
+"""What the converters of released checkpoints share.
+
+A method's `checkpoint.py` has `is_released(content)`, `from_released(content)` and
+`to_released(model, features)`, and perhaps `teacher_from_released` and `to_released_folder`.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from eat_audio.errors import CheckpointError
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+
+LARGEST = 100_000
+"""No number that describes a model is larger."""
 
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """A foreign checkpoint in our terms."""
+    """A checkpoint under this package's names."""
 
     config: PreTrainedConfig
     tensors: dict[str, Tensor]
-    """Under our names ("model.blocks.0..."); whether they are all of the model is not said yet."""
+    """By the names of our models ("model.blocks.0..."); not yet compared with what one needs."""
     classifier: bool
     features: AudioFeatureExtractor
     """The front end of the released code for this file."""
     ignored: dict[str, str]
     """Released name -> why it is not used, e.g. "decoder of pre-training"."""
+
+
+def model_state(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a released file, which may hold nothing else."""
+    state = content.get("model", content)
+    return state if isinstance(state, dict) else {}
+
+
+def check_tensors(state: dict[str, Any]) -> None:
+    """Raise CheckpointError unless all values are tensors."""
+    if odd := [name for name, x in state.items() if not isinstance(x, Tensor)]:
+        raise CheckpointError(f"holds something under {odd[0]} that is no tensor")

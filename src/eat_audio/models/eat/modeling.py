@@ -1,15 +1,15 @@
-"""Spectrogram -> tokens: the EAT encoder, with and without a classifier, at home in Hugging Face.
+"""The EAT encoder and classifier as Hugging Face models.
 
-    tokens = pre_norm([CLS, patches(x) + positions]) -> blocks
+    tokens = blocks(pre_norm([CLS, patches(x) + positions]))
 
-What survives pre-training. Parameters carry the names of the released checkpoints
+Parameters carry the names of the released checkpoints
 (`model.local_encoder.proj`, `model.extra_tokens`, `model.blocks.N.attn.qkv`,
 `model.pre_norm`, `model.fc_norm`, `model.head`), so released files load as they are.
 
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,9 @@ from eat_audio.models.common.layers import (
     MLP,
     Attention,
     PatchEmbedding,
-    begin_patches,
+    check_spectrogram,
     drop_path,
-    fitting,
+    init_patch_embedding,
     linear_softmax,
     masked_mean,
     patch_mask,
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, int]] = {
 """Base and large as in the paper (section 4.1); tiny and small train on a laptop."""
 
 POSITIONS = "fixed_positional_encoder.positions"
-"""The name in released files of what is computed here."""
+"""The name in released files; the values are computed here."""
 SLACK = 1e-3
 """How far released positions are from the computed ones at most: half precision rounds them, also
 those that have been made float32 since."""
@@ -65,10 +65,9 @@ class EATConfig(AudioConfig):
         embed_dim: Width D of a token.
         depth: Number of blocks.
         num_heads: Attention heads per block.
-        pos_length: Columns of the position table (one column is 16 frames, 160 ms).
-            Longer clips get a longer table.
-        pooling: What stands for the whole clip: "cls", "mean" of the patches, or
-            "linear_softmax" over them.
+        pos_length: Columns of the position table (one column is 16 frames, 160 ms); longer clips
+            get a longer table.
+        pooling: The vector of a clip: "cls", "mean" of the patches, or "linear_softmax" over them.
         head_norm_eps: Epsilon of the norm before the classifier: 1e-5 in the released Hugging
             Face models, 1e-6 in the released fine-tuning code.
     """
@@ -111,45 +110,13 @@ class EATConfig(AudioConfig):
         head_norm_eps: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.patch_size = patch_size
-        self.stride = stride
-        self.in_chans = in_chans
-        self.mel_bins = mel_bins
-        self.model_variant = model_variant
-        self.mlp_ratio = mlp_ratio
-        self.qkv_bias = qkv_bias
-        self.drop_rate = drop_rate
-        self.attn_drop_rate = attn_drop_rate
-        self.activation_dropout = activation_dropout
-        self.post_mlp_drop = post_mlp_drop
-        self.start_drop_path_rate = start_drop_path_rate
-        self.end_drop_path_rate = end_drop_path_rate
-        self.norm_eps = norm_eps
-        self.norm_affine = norm_affine
-        self.layer_norm_first = layer_norm_first
-        self.fixed_positions = fixed_positions
-        # The released files say max_length, which transformers keeps for text generation.
-        self.pos_length = kwargs.pop("max_length", pos_length)
-        self.pooling = pooling
-        self.head_norm_eps = head_norm_eps
-        super().__init__(num_classes, **kwargs)
+        # released files have max_length, which transformers keeps for text generation
+        pos_length = kwargs.pop("max_length", pos_length)
+        super().__init__(locals(), **kwargs)
 
-    def _refuse_what_cannot_be(self) -> None:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}"
-            )
-        if self.embed_dim % 4:
-            raise ValueError(
-                f"embed_dim={self.embed_dim} is not divisible by 4 (positions need it)"
-            )
-        if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+    def _validate(self) -> None:
+        self._validate_width()
+        self._validate_choice("pooling", POOLINGS)
         if self.layer_norm_first or not self.fixed_positions:
             raise ValueError("only post-norm encoders with fixed positions exist (as released)")
         if self.in_chans != 1 or self.stride != self.patch_size:
@@ -209,7 +176,7 @@ class Block(GradientCheckpointingLayer):
 
 
 class EATEncoder(nn.Module):
-    """The encoder proper; a plain module, so that pre-training can see every layer."""
+    """The encoder as a plain module with every layer's output."""
 
     def __init__(self, config: EATConfig) -> None:
         super().__init__()
@@ -222,7 +189,7 @@ class EATEncoder(nn.Module):
         self._positions: Tensor | None = None
 
     def positions(self, columns: int, rows: int, like: Tensor) -> Tensor:
-        """Positions (columns * rows, D) for a grid, of any length, on the device of `like`."""
+        """Return positions (columns * rows, D) of a grid, on the device of `like`."""
         table = self._positions
         if table is None or len(table) < columns * rows or table.device != like.device:
             longest = max(columns, self.config.pos_length)
@@ -233,20 +200,20 @@ class EATEncoder(nn.Module):
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""
         side = self.config.patch_size
-        spectrogram = fitting(spectrogram, patch=side, bins=self.config.mel_bins)
+        spectrogram = check_spectrogram(spectrogram, patch=side, bins=self.config.mel_bins)
         frames, bins = spectrogram.shape[1:]
         dtype = self.extra_tokens.dtype  # of the weights: models can be loaded in half precision
         patches = self.local_encoder(spectrogram.to(dtype))
         return patches + self.positions(frames // side, bins // side, patches).to(dtype)
 
     def forward(
-        self, patches: Tensor, real: Tensor | None = None
+        self, patches: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Embedded patches (R, N, D), all of a clip or some, through the blocks.
+        """Encode embedded patches (R, N, D), all of a clip or some.
 
         Args:
-            patches: What `embed` gave, or a selection of it.
-            real: (R, N), False for patches that nobody may listen to; None if all are real.
+            patches: From `embed`, or a selection.
+            valid: (R, N), False for patches that are not attended to; None if all are valid.
 
         Returns:
             CLS (R, D); patches (R, N, D); the tokens before every block and after the last,
@@ -254,7 +221,7 @@ class EATEncoder(nn.Module):
         """
         cls = self.extra_tokens.expand(len(patches), -1, -1).to(patches.dtype)
         x = self.pre_norm(torch.cat([cls, patches], dim=1))
-        mask = None if real is None else F.pad(real, (1, 0), value=True)[:, None, None]
+        mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None]
         states, updates = [x], []
         for block in self.blocks:
             x, update = block(x, mask)
@@ -262,12 +229,12 @@ class EATEncoder(nn.Module):
             updates.append(update)
         return x[:, 0], x[:, 1:], states, updates
 
-    def pool(self, cls: Tensor, patches: Tensor, real: Tensor | None) -> Tensor:
-        """One vector per clip, as the configuration says: (B, D)."""
+    def pool(self, cls: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+        """Return one vector per clip, as the configuration says: (B, D)."""
         if self.config.pooling == "mean":
-            return masked_mean(patches, real)
+            return masked_mean(patches, valid)
         if self.config.pooling == "linear_softmax":
-            return linear_softmax(patches, real)
+            return linear_softmax(patches, valid)
         return cls
 
 
@@ -281,21 +248,22 @@ class EATClassifier(EATEncoder):
 
 
 class EATPreTrainedModel(AudioModel):
-    """What all EAT models share: how to initialize, what to ignore, how to encode."""
+    """Initialization and encoding of all EAT models."""
 
     config_class = EATConfig
     config: EATConfig
+    model: EATEncoder
     _no_split_modules = ["Block"]
-    _keys_to_ignore_on_load_unexpected = [r"fixed_positional_encoder\.positions"]
+    _keys_to_ignore_on_load_unexpected = [POSITIONS]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As released: see section 3.6 of the released code's facts (`init_stats` in the tests)."""
+        """Initialize as released (`init_stats` in the tests)."""
         if isinstance(module, EATEncoder):
             init.normal_(module.extra_tokens)
             module._positions = None
         elif isinstance(module, nn.Conv2d):
-            begin_patches(module)
+            init_patch_embedding(module)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -319,35 +287,22 @@ class EATPreTrainedModel(AudioModel):
         return {f"model.{POSITIONS}": "positions, which are computed"}
 
     def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """Spectrograms (B, T, 128), and which frames are real (B, T), through the encoder."""
-        encoder = cast(EATEncoder, self.model)
-        real = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
-        cls, patches, states, _ = encoder(encoder.embed(input_values), real)
-        return EncoderOutput(encoder.pool(cls, patches, real), cls, patches, states, real)
+        """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
+        encoder = self.model
+        valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
+        cls, patches, states, _ = encoder(encoder.embed(input_values), valid)
+        return EncoderOutput(encoder.pool(cls, patches, valid), cls, patches, states, valid)
 
 
 class EATModel(EATPreTrainedModel, AudioEncoder):
     """The encoder: normalized log-mel in, one vector per clip and per patch out."""
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"fixed_positional_encoder\.positions",
-        r"model\.(head|fc_norm)\.",
-    ]
-
-    def __init__(self, config: EATConfig) -> None:
-        super().__init__(config)
-        self.model = EATEncoder(config)
-        self.post_init()
+    _keys_to_ignore_on_load_unexpected = [POSITIONS, r"model\.(head|fc_norm)\."]
+    network = EATEncoder
 
 
 class EATForAudioClassification(EATPreTrainedModel, AudioClassifier):
     """Encoder and classifier: normalized log-mel in, logits out."""
 
-    def __init__(self, config: EATConfig) -> None:
-        super().__init__(config)
-        self.model = EATClassifier(config)
-        self.post_init()
-
-    def logits(self, encoded: EncoderOutput) -> Tensor:
-        """What the head says of encoded clips: (B, classes)."""
-        return self.model.head(self.model.fc_norm(encoded.clip))
+    model: EATClassifier
+    network = EATClassifier
