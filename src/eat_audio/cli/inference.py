@@ -156,9 +156,8 @@ def convert(
     to: Annotated[
         str,
         Option(
-            help="eat-audio: a folder of this package; released: a .pt as the authors' own code "
-            "has it (fairseq, too, means this); released-hf: a folder as EAT's on the Hub, "
-            "without code."
+            help="eat-audio: a folder of this package; released (or fairseq): a .pt as the "
+            "authors' own code has it; released-hf: a folder as EAT's on the Hub, without code."
         ),
     ] = "eat-audio",
     teacher: Annotated[
@@ -205,7 +204,7 @@ def inspect(
 def _description(place: str) -> dict[str, Any]:
     """Return the properties of a model by name; groups are mappings, missing ones are None."""
     from eat_audio.checkpoints.hub import licence_of
-    from eat_audio.checkpoints.load import load_features, load_model, on_disk
+    from eat_audio.checkpoints.load import contents, load_features, load_model, on_disk
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
 
@@ -217,17 +216,18 @@ def _description(place: str) -> dict[str, Any]:
     if saved := checkpoints(folder):  # a finished run: its last checkpoint has the step
         record |= {"step": _run_record(saved[-1]).get("step")}
     origin = record.get("origin")
-    config = model.config
+    config: Any = model.config
+    kind: Any = type(config)
     classifies = isinstance(model, AudioClassifier)
     versions = ("eat_audio", "torch", "transformers")
     front_end = ("mean", "std", "released_padding")
-    settings = [name for name in signature(type(config)).parameters if name != "kwargs"]
+    settings = [name for name in signature(kind).parameters if name != "kwargs"]
     return {
         "kind": "classifier" if classifies else "encoder",
         "method": config.model_type,
         "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",
-        "size": _size(config),
-        **dict(zip(("embed_dim", "depth", "num_heads"), _shape(config), strict=True)),
+        "size": next((n for n in kind.sizes if _shape(kind.named(n)) == _shape(config)), None),
+        **_shape(config),
         "pooling": getattr(config, "pooling", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": config.num_labels if classifies else None,
@@ -235,7 +235,7 @@ def _description(place: str) -> dict[str, Any]:
         "front_end": features and {name: getattr(features, name) for name in front_end},
         "fingerprint": fingerprint(model.state_dict()),
         "encoder_fingerprint": fingerprint(encoder.model.state_dict()),
-        "file": _tensor_counts(place, model),
+        "file": _tensor_counts(contents(place), model.state_dict()),
         "configuration": {name: getattr(config, name) for name in settings},
         "started_from": origin.get("encoder") if isinstance(origin, dict) else None,
         "step": record.get("step"),
@@ -246,11 +246,8 @@ def _description(place: str) -> dict[str, Any]:
     }
 
 
-def _tensor_counts(place: str, model: Any) -> dict[str, Any]:
+def _tensor_counts(content: Any, needed: dict[str, Any]) -> dict[str, Any]:
     """Return how a model's tensors are stored, and how many are used and not used, and why."""
-    from eat_audio.checkpoints.load import contents
-
-    content, needed = contents(place), model.state_dict()
     unused = Counter(content.ignored.values())
     unused["positions, which are computed"] += sum(name not in needed for name in content.tensors)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in content.tensors.values()}
@@ -262,15 +259,9 @@ def _tensor_counts(place: str, model: Any) -> dict[str, Any]:
     }
 
 
-def _shape(config: Any) -> tuple[int, int, int]:
-    return config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-
-
-def _size(config: Any) -> str | None:
-    """Return the name of the usual encoder of this shape, if there is one."""
-    kind = type(config)
-    sizes = (name for name in kind.sizes if _shape(kind.named(name)) == _shape(config))
-    return next(sizes, None)
+def _shape(config: Any) -> dict[str, int]:
+    sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    return dict(zip(("embed_dim", "depth", "num_heads"), sizes, strict=True))
 
 
 def _run_record(folder: Path) -> dict[str, Any]:
