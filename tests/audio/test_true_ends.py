@@ -19,10 +19,10 @@ from eat_audio.audio import (
     audio_facts,
     audio_seconds,
     collected_warnings,
+    decoders,
     load_audio,
     open_int16,
-    recording,
-    stream_audio,
+    stream_int16,
     to_int16,
 )
 from eat_audio.errors import AudioError, EatWarning
@@ -72,8 +72,8 @@ def test_an_mp3_without_a_length_is_read_to_its_end(loud_first, tmp_path):
     assert audio_facts(path).seconds == pytest.approx(45.0, abs=0.1)
     stretch = load_audio(path, start=41.0, seconds=1.0)
     torch.testing.assert_close(stretch, whole[41 * 16_000 : 42 * 16_000], rtol=0, atol=1e-4)
-    windows = [window for _, window in stream_audio(path, seconds=10.0)]
-    assert torch.equal(torch.cat(windows), whole)
+    windows = [window for _, window in stream_int16(path, seconds=10.0)]
+    assert torch.equal(torch.cat(windows), to_int16(whole))
     with open_int16(path) as sound:
         assert torch.equal(sound.read(0.0, None), to_int16(whole))
 
@@ -113,7 +113,7 @@ def test_mp3s_that_were_stuck_together_are_read_one_after_the_other(rates, tag, 
 
 @needs_pyav
 def test_an_mp3_is_sought_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "NO_SEEK", 2**15)
+    monkeypatch.setattr(decoders, "NO_SEEK", 2**15)
     path = tmp_path / "a.mp3"
     for mode in ("CONSTANT", "VARIABLE"):
         soundfile.write(path, noise(44_100 * 20), 44_100, bitrate_mode=mode, compression_level=0.5)

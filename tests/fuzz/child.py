@@ -79,7 +79,7 @@ def checkpoint(path: Path) -> str:
 
 def recording(path: Path) -> str:
     """What all that read sound make of it; they have to agree."""
-    from eat_audio.audio import audio_claims, load_audio, open_int16, stream_audio
+    from eat_audio.audio import audio_claims, load_audio, open_int16, stream_int16
     from eat_audio.errors import AudioError
 
     def opened() -> int:
@@ -92,7 +92,7 @@ def recording(path: Path) -> str:
         "claims": lambda: audio_claims(path).seconds,
         "load": lambda: len(load_audio(path)),
         "stretch": lambda: len(load_audio(path, start=0.05, seconds=0.1)),
-        "stream": lambda: sum(len(window) for _, window in stream_audio(path, seconds=0.25)),
+        "stream": lambda: sum(len(window) for _, window in stream_int16(path, seconds=0.25)),
         "int16": opened,
     }.items():
         try:

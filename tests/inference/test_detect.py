@@ -344,14 +344,14 @@ def test_a_recording_that_fails_to_be_read_does_not_stop_the_others(
 ) -> None:
     from eat_audio.inference import windows
 
-    usual = windows.stream_audio
+    usual = windows.stream_int16
 
     def failing(path: Any, **options: Any) -> Any:
         if path.name == "x.wav":
             raise OSError(5, "Input/output error")
         return usual(path, **options)
 
-    monkeypatch.setattr(windows, "stream_audio", failing)
+    monkeypatch.setattr(windows, "stream_int16", failing)
     (recordings / "broken.wav").unlink()
     results = list(detect_files([recordings], predictor, tmp_path / "out"))
     assert [one.error is None for one in results].count(False) == 1

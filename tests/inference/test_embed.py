@@ -372,14 +372,14 @@ def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
 ) -> None:
     from eat_audio.inference import windows
 
-    usual = windows.stream_audio
+    usual = windows.stream_int16
 
     def failing(path: Any, **arguments: Any) -> Any:
         if path.name == "owl.wav":
             raise OSError(5, "Input/output error")
         return usual(path, **arguments)
 
-    monkeypatch.setattr(windows, "stream_audio", failing)
+    monkeypatch.setattr(windows, "stream_int16", failing)
     summary = embed_files([clips], predictor, out)
     assert summary.done == 4 and len(read(out)) == 4
     assert summary.failed == [f"{clips / 'b' / 'owl.wav'}: cannot be read (Input/output error)"]

@@ -1,31 +1,25 @@
-"""Audio file -> waveform.
+"""Load audio files as mono 16 kHz waveforms, and compute log-mel spectrograms of them.
 
-The first step of the pipeline (`audio -> logmel -> patches`). Everything after this room may
-assume one thing: a waveform is a mono float32 tensor of shape (samples,) at 16 kHz, on the CPU,
-finite, nominally in [-1, 1] (lossy codecs overshoot a little). Finding, decoding, down-mixing and
-resampling happen here and nowhere else.
-
-    recording: what is decoded; chunks, flac, mpeg, links, refusals: what bytes say of themselves
-    -> libsndfile, ffmpeg -> decoders: which of them -> io: any stretch at 16 kHz
-    finding: files of sound in folders
-
-The content of a file decides how it is read, not its suffix, and memory is taken block by block
-for what has been decoded, never for what a header claims. libsndfile reads WAV, FLAC, Ogg (Vorbis,
-Opus), AIFF and more; MP3, whose length it can only guess, and the rest are left to PyAV, or to the
-program ffmpeg, whichever is there. What is used although it is not what it says of itself (it was
-cut short, or never finished) is named in an `EatWarning`.
+A waveform is a tensor of shape (samples,) on the CPU, int16 or float32, finite, nominally in
+[-1, 1] (lossy codecs overshoot a little). Decoding, down-mixing and resampling happen in this room
+only. The content of a file decides how it is read, not its suffix, and memory is taken block by
+block for what has been decoded, never for what a header claims. What is used although its header
+is wrong (it was cut short, or never finished) is named in an `EatWarning`.
 """
 
-from eat_audio.audio.finding import AUDIO_SUFFIXES, find_audio
 from eat_audio.audio.io import (
+    AUDIO_SUFFIXES,
+    INT16_SCALE,
     AudioFacts,
     Opened,
     audio_claims,
     audio_facts,
     audio_seconds,
+    find_audio,
     load_audio,
+    load_int16,
     open_int16,
-    stream_audio,
+    stream_int16,
     to_int16,
 )
 from eat_audio.audio.recording import (
@@ -38,10 +32,11 @@ from eat_audio.audio.recording import (
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "INT16_SCALE",
     "SAMPLE_RATE",
-    "AudioFacts",
     "AudioArray",
     "AudioBytes",
+    "AudioFacts",
     "Opened",
     "Source",
     "audio_claims",
@@ -50,7 +45,8 @@ __all__ = [
     "collected_warnings",
     "find_audio",
     "load_audio",
+    "load_int16",
     "open_int16",
-    "stream_audio",
+    "stream_int16",
     "to_int16",
 ]

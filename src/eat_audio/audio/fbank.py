@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eat_audio.audio import SAMPLE_RATE
+from eat_audio.audio import INT16_SCALE, SAMPLE_RATE
 from eat_audio.errors import AudioError, DataError
 
 N_MELS = 128
@@ -43,7 +43,6 @@ LOG_FLOOR = math.log(ENERGY_FLOOR)
 between two frequencies of the FFT."""
 PATCH_FRAMES = 16
 """Spectrograms are padded to a multiple of this, the width of a patch."""
-INT16_SCALE = 32_768
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""A recording, or any stretch of it, as a waveform at 16 kHz."""
+"""Load recordings, or any stretch of them, as mono 16 kHz waveforms; find them in folders."""
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,23 +14,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio.decoders import opened
-from eat_audio.audio.recording import SAMPLE_RATE, Blocks, Source, resampled, sliced, warn
+from eat_audio.audio.recording import (
+    SAMPLE_RATE,
+    Blocks,
+    Recording,
+    Source,
+    resampled,
+    sliced,
+    warn,
+)
 from eat_audio.errors import AudioError, EatError
 
-CONTEXT = 256  # samples at the lower of two rates: twice what a sample of soxr HQ depends on
-LOUDEST = 1e12  # what is louder overflows a float32 power spectrum
-LONGEST = 2**60  # samples; more are all that there are
+AUDIO_SUFFIXES = frozenset(
+    ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf "
+    ".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .wma .amr .ac3 "
+    ".mp2 .wv .tta .ape .avi .flv .mpg".split()
+)
+"""Endings of recordings in folders, in lower case."""
+INT16_SCALE = 32_768
+CONTEXT = 256
+"""Samples at the lower of two rates: twice what a sample of soxr HQ depends on."""
+LOUDEST = 1e12
+"""What is louder overflows a float32 power spectrum."""
+LONGEST = 2**60
+"""Samples; more are all that there are."""
+A = TypeVar("A", bound=NDArray[Any])
 
 
 def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None) -> Tensor:
-    """Read one recording, or a stretch of it, as the models hear it.
+    """Load one recording, or a stretch of it, as mono 16 kHz float32.
 
-    Channels are averaged, other rates resampled (soxr HQ); a stretch is a slice of the whole, and
-    no more than that is decoded. Two exceptions: what PyAV or ffmpeg decode, but for MP3, is
+    Channels are averaged, other rates resampled (soxr HQ); a stretch is a slice of the full
+    signal, and no more than that is decoded. Two exceptions: what PyAV decodes, but for MP3, is
     decoded from its start, and stretches of Vorbis after `NO_SEEK` may be 35 ms off, as
     libsndfile's seek is. A file is read to its true end, whatever its header claims: one that was
-    cut short gives what is there, and recordings that were stuck together are read one after the
-    other. An `EatWarning` names what a file lacks of its claims, and what of it is not read.
+    cut short gives what it holds, and recordings that were joined are read one after the other. An
+    `EatWarning` names what a file lacks of its claims, and what of it is not read.
 
     Args:
         path: The file, or the bytes that one would hold.
@@ -43,15 +65,25 @@ def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None
             and says where they begin); the stretch cannot be.
     """
     first, length = _stretch(path, start, seconds)
-    return torch.from_numpy(np.concatenate(list(_sound(path, first, length))))
+    with opened(path) as recording:
+        return _waveform(_not_empty(_floats(recording, path, first, length), path, first))
 
 
 def to_int16(waveform: Tensor) -> Tensor:
-    """Float samples in [-1, 1] -> int16, louder ones clipped: how training stores sound.
+    """Return int16 of float samples in [-1, 1], louder ones clipped: the samples of all models.
 
-    Its rounding noise lies below the floor of the log-mel spectrogram.
+    The rounding noise lies below the floor of the log-mel spectrogram. int16 is returned as it is.
     """
-    return (waveform * 32_768).round().clamp(-32_768, 32_767).to(torch.int16)
+    if waveform.dtype == torch.int16:
+        return waveform
+    return (waveform * INT16_SCALE).round().clamp(-INT16_SCALE, INT16_SCALE - 1).to(torch.int16)
+
+
+def load_int16(path: Source, *, start: float = 0.0, seconds: float | None = None) -> Tensor:
+    """Return `to_int16` of `load_audio`; 16-bit mono files at 16 kHz are read as they are."""
+    first, length = _stretch(path, start, seconds)
+    with opened(path) as recording:
+        return _waveform(_int16(recording, path, first, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +91,31 @@ class Opened:
     """A recording that is open to be read."""
 
     seconds: float
-    """How long it is, as well as that can be known without decoding it."""
+    """Length, as far as it is known without decoding."""
     read: Callable[[float, float | None], Tensor]
-    """(start, seconds) -> `to_int16` of what `load_audio` reads there: (samples,), int16."""
+    """(start, seconds) -> `load_int16` of that stretch."""
 
 
 @contextmanager
 def open_int16(path: Source) -> Iterator[Opened]:
-    """Open a recording once, to see how long it is and then to read of it.
-
-    Sixteen bits, one channel and 16 kHz are what training stores, so they are taken as they are:
-    the same numbers in a fraction of the time.
+    """Open a recording once, for its length and for stretches of it.
 
     Raises:
         AudioError: As `load_audio`, here or in `read`.
     """
     with opened(path) as recording:
-        if recording.shortfall:  # a stretch of it may never reach its end
-            warn(path, recording.shortfall)
+        if sentence := recording.shortfall(recording.seconds):  # no stretch may reach the end
+            warn(path, sentence)
 
         def read(start: float, seconds: float | None) -> Tensor:
-            first, length = _stretch(path, start, seconds)
-            stored = recording.stored
-            if stored and (parts := [part for part in stored(first, length) if len(part)]):
-                return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
-            return to_int16(load_audio(path, start=start, seconds=seconds))
+            if recording.stored is None:  # what is decoded can be read once
+                return load_int16(path, start=start, seconds=seconds)
+            return _waveform(_int16(recording, path, *_stretch(path, start, seconds)))
 
         yield Opened(recording.seconds, read)
 
 
-def stream_audio(
+def stream_int16(
     path: Source, *, seconds: float, hop: float | None = None
 ) -> Iterator[tuple[float, Tensor]]:
     """Read one recording of any length in windows of `seconds`, in bounded memory.
@@ -97,7 +124,7 @@ def stream_audio(
     shorter; one that only repeats the end of the window before is left out.
 
     Yields:
-        (start in seconds, waveform (samples,)): slices of what `load_audio` returns.
+        (start in seconds, waveform (samples,)): slices of what `load_int16` returns.
 
     Raises:
         AudioError: As `load_audio`, when the windows get there.
@@ -106,12 +133,7 @@ def stream_audio(
     step = size if hop is None else _samples("hop", hop, at_least=1)
     if step > size:
         raise EatError(f"hop={hop:g} leaves gaps between windows of {seconds:g} s")
-    return _windows(_sound(path, 0, None), size, step)
-
-
-def audio_seconds(path: Source) -> float:
-    """How long a file says it is, in seconds: cheap, and wrong where the file lies or was cut."""
-    return audio_claims(path).seconds
+    return _windows(path, size, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +152,13 @@ class AudioFacts:
         return self.samples / self.rate
 
 
+def audio_seconds(path: Source) -> float:
+    """Return the length of a file by its header: cheap, and wrong where that is."""
+    return audio_claims(path).seconds
+
+
 def audio_claims(path: Source) -> AudioFacts:
-    """What a file says about itself: cheap, and wrong where the file lies or was cut.
+    """Return the facts of a file by its header: cheap, and wrong where that is.
 
     Raises:
         AudioError: The file cannot be opened, or is not audio.
@@ -143,25 +170,62 @@ def audio_claims(path: Source) -> AudioFacts:
 
 
 def audio_facts(path: Source) -> AudioFacts:
-    """The same, found by decoding all of it, in bounded memory.
+    """Return the facts of a file by decoding all of it, in bounded memory.
 
     Raises:
         AudioError: As `load_audio`.
     """
     with opened(path) as recording:
-        blocks = _usable(recording.blocks(0), path, 0.0, recording.rate)
-        samples = sum(len(block) for block in blocks)
-        if not samples:
-            raise AudioError(f"{path}: there is no sound in it")
-        return AudioFacts(recording.rate, recording.channels, samples)
+        blocks = _not_empty(_usable(recording.blocks(0), path, 0.0, recording.rate), path, 0)
+        return AudioFacts(recording.rate, recording.channels, sum(map(len, blocks)))
+
+
+def find_audio(paths: Iterable[str | Path]) -> list[Path]:
+    """Return all recordings among files (as given) and in folders (by `AUDIO_SUFFIXES`).
+
+    Folders are searched at any depth. Links are followed. Two names are two recordings, even if
+    both are links to the same file, as in stores that keep equal files once; a folder that links
+    lead to again is searched once.
+
+    Returns:
+        Sorted paths, each once; dangling links are left out.
+
+    Raises:
+        AudioError: A path does not exist, or a folder cannot be listed.
+    """
+    files: list[Path] = []
+    searched: set[str] = set()  # real paths of folders: links can lead in circles
+    for path in map(Path, paths):
+        if os.path.isdir(path):
+            files += _in_folder(path, searched)
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            raise AudioError(f"{path}: no such file or folder")
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in files}}
+    unique = {(folders[path.parent], path.name): path for path in sorted(files, reverse=True)}
+    return sorted(unique.values())
+
+
+def _in_folder(path: Path, searched: set[str]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise AudioError(f"{error.filename}: cannot be searched ({error.strerror})") from error
+
+    for folder, below, names in os.walk(path, followlinks=True, onerror=refuse):
+        if (target := os.path.realpath(folder)) in searched:
+            below.clear()
+            continue
+        searched.add(target)
+        below.sort()
+        files = (Path(folder, name) for name in names)
+        yield from (p for p in files if p.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(p))
+
+
+# ---- one signal at 16 kHz, block by block
 
 
 def _samples(name: str, seconds: float, *, at_least: int) -> int:
-    """Seconds as samples, of which there are at least so many.
-
-    Raises:
-        EatError: They are less, or no number.
-    """
+    """Seconds as samples; raises EatError if they are too few, or no number."""
     if math.isfinite(seconds):
         samples = round(min(seconds, LONGEST / SAMPLE_RATE) * SAMPLE_RATE)
         if samples >= at_least:
@@ -170,51 +234,63 @@ def _samples(name: str, seconds: float, *, at_least: int) -> int:
 
 
 def _stretch(path: Source, start: float, seconds: float | None) -> tuple[int, int | None]:
-    """The first sample of a stretch of a recording, and how many they are.
-
-    Raises:
-        AudioError: There is no such stretch: a row of a table is wrong, as often as not.
-    """
+    """The first sample of a stretch of a recording, and how many they are."""
     try:
         first = _samples("start", start, at_least=0)
         return first, None if seconds is None else _samples("seconds", seconds, at_least=1)
-    except EatError as error:
+    except EatError as error:  # a row of a table is wrong, as often as not
         raise AudioError(f"{path}: {error}") from None
 
 
-# ---- one signal at 16 kHz, block by block
+def _waveform(blocks: Iterator[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(list(blocks)))
 
 
-def _windows(blocks: Blocks, size: int, step: int) -> Iterator[tuple[float, Tensor]]:
-    pieces: list[NDArray[np.float32]] = []  # from sample `start` on, `held` in all,
+def _windows(path: Source, size: int, step: int) -> Iterator[tuple[float, Tensor]]:
+    pieces: list[NDArray[np.int16]] = []  # from sample `start` on, `held` in all,
     start = held = fresh = 0  # of which the last `fresh` were in no window yet
-    for block in blocks:
-        pieces.append(block)
-        held, fresh = held + len(block), fresh + len(block)
-        if held < size:
-            continue
-        signal = np.concatenate(pieces)
-        while len(signal) >= size:
-            yield start / SAMPLE_RATE, torch.from_numpy(signal[:size].copy())
-            start, signal = start + step, signal[step:]
-        pieces, held = [signal], len(signal)
-        fresh = held - (size - step)
+    with opened(path) as recording:
+        for block in _int16(recording, path, 0, None):
+            pieces.append(block)
+            held, fresh = held + len(block), fresh + len(block)
+            if held < size:
+                continue
+            signal = np.concatenate(pieces)
+            while len(signal) >= size:
+                yield start / SAMPLE_RATE, torch.from_numpy(signal[:size].copy())
+                start, signal = start + step, signal[step:]
+            pieces, held = [signal], len(signal)
+            fresh = held - (size - step)
     if fresh > 0:
         yield start / SAMPLE_RATE, torch.from_numpy(np.concatenate(pieces))
 
 
-def _sound(path: Source, start: int, length: int | None) -> Blocks:
-    """Samples `start` to `start + length` (None: the end) of the recording; refuses to be empty."""
+def _int16(
+    recording: Recording, path: Source, start: int, length: int | None
+) -> Iterator[NDArray[np.int16]]:
+    """Samples `start` to `start + length` (None: the end) at 16 kHz; refuses to be empty."""
+    if recording.stored is not None:
+        return _not_empty(sliced(recording.stored(start), 0, length), path, start)
+    floats = _not_empty(_floats(recording, path, start, length), path, start)
+    return (to_int16(torch.from_numpy(block)).numpy() for block in floats)
+
+
+def _floats(recording: Recording, path: Source, start: int, length: int | None) -> Blocks:
+    rate = recording.rate
+    context = math.ceil(CONTEXT * max(1, rate / SAMPLE_RATE))
+    step = rate // math.gcd(rate, SAMPLE_RATE)  # as long as an integer number of samples at 16 kHz
+    first = max(0, start * rate // SAMPLE_RATE - context) // step * step
+    skip = start - first * SAMPLE_RATE // rate
+    needed = None if length is None else (skip + length) * rate // SAMPLE_RATE + 1 + context
+    native = _usable(sliced(recording.blocks(first), 0, needed), path, first / rate, rate)
+    return sliced(resampled(native, rate, SAMPLE_RATE), skip, length)
+
+
+def _not_empty(blocks: Iterator[A], path: Source, start: int) -> Iterator[A]:
+    """The blocks that hold samples, or an AudioError if none does."""
     empty = True
-    with opened(path) as recording:
-        rate = recording.rate
-        context = math.ceil(CONTEXT * max(1, rate / SAMPLE_RATE))
-        step = rate // math.gcd(rate, SAMPLE_RATE)  # as long as a whole number of our samples
-        first = max(0, start * rate // SAMPLE_RATE - context) // step * step
-        skip = start - first * SAMPLE_RATE // rate
-        wanted = None if length is None else (skip + length) * rate // SAMPLE_RATE + 1 + context
-        native = _usable(sliced(recording.blocks(first), 0, wanted), path, first / rate, rate)
-        for block in sliced(resampled(native, rate, SAMPLE_RATE), skip, length):
+    for block in blocks:
+        if len(block):
             empty = False
             yield block
     if empty:
@@ -223,7 +299,7 @@ def _sound(path: Source, start: int, length: int | None) -> Blocks:
 
 
 def _usable(blocks: Blocks, path: Source, seconds: float, rate: int) -> Blocks:
-    """The blocks as they are, or an AudioError that counts the samples that no model can use."""
+    """The blocks, or an AudioError that counts the samples that no model can use."""
     unusable, since = 0, 0.0
     for block in blocks:
         wrong = np.flatnonzero(~(np.abs(block) < LOUDEST))

@@ -1,4 +1,4 @@
-"""What a recording is, wherever it lies and whatever decodes it."""
+"""Open recordings: files and bytes in memory, their warnings, and signals in blocks."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import soxr
@@ -22,24 +22,21 @@ from eat_audio.errors import AudioError, EatWarning
 from eat_audio.text import printable
 
 SAMPLE_RATE = 16_000
-
-BLOCK = 2**16  # samples, of all channels together, decoded at a time,
-BLOCK_SECONDS = 4  # and no more than this, because low rates grow when they are resampled
-STORED_BLOCK = 2**20  # samples at a time of what is read as it is stored
-NO_SEEK = 2**21  # samples (47 s at 44.1 kHz): lossy files are decoded up to there, seeked beyond
-RUN_UP = 2**14  # samples after a seek until an MP3 decoder is itself again
+BLOCK = 2**16
+"""Samples, of all channels together, decoded at a time."""
 HEAD = 1_024
-"""Bytes that are enough to see what something is."""
+"""Bytes that are enough to tell formats apart."""
 CUT = 0.1
-"""Seconds that a recording may lack of what it claims before that is reported: codecs round."""
+"""Seconds that a recording may lack of its claim without a warning: codecs round."""
 
 Blocks = Iterator[NDArray[np.float32]]
 """One mono signal, in pieces of any length."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class AudioBytes:
-    """The bytes of a recording that is no file of its own, and what to call it in a message."""
+    """The bytes of a recording that is no file of its own, and its name for messages."""
 
     name: str
     data: bytes
@@ -50,7 +47,7 @@ class AudioBytes:
 
 @dataclass(frozen=True, eq=False)
 class AudioArray:
-    """Decoded mono samples, int16 or float32: (samples,), and what to call them in a message."""
+    """Decoded mono samples, int16 or float32: (samples,), and their name for messages."""
 
     name: str
     samples: NDArray[Any]
@@ -62,7 +59,6 @@ class AudioArray:
 
 
 Source = str | Path | AudioBytes | AudioArray
-"""What holds a recording."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +69,28 @@ class Recording:
     """Hz"""
     channels: int
     seconds: float
-    """How long it is, as well as that can be known without decoding it."""
+    """Length, as far as it is known without decoding."""
     blocks: Callable[[int], Blocks]
-    """The signal from that sample on, channels averaged; can be read once."""
-    stored: Callable[[int, int | None], Iterator[NDArray[np.int16]]] | None = None
-    """The same, (first, length) -> samples, if it is stored as we would store it."""
+    """The signal from that sample on, channels averaged."""
+    stored: Callable[[int], Iterator[NDArray[np.int16]]] | None = None
+    """The same as int16, of recordings that are 16-bit mono at 16 kHz."""
     claimed: float | None = None
-    """How many seconds a header says that there are, where that is no estimate."""
+    """Seconds that a header claims, where that is no estimate."""
     complaint: str = ""
-    """What to report of it when it has been read to its end."""
+    """The warning when it has been read to its end."""
 
-    @property
-    def shortfall(self) -> str:
-        """What it lacks of its claim, as far as that is known before it is decoded."""
-        return self.lacking(self.seconds)
-
-    def lacking(self, seconds: float) -> str:
-        """What it lacks of its claim if it holds so much, as a sentence; empty if nothing."""
+    def shortfall(self, seconds: float) -> str:
+        """Return what it lacks of its claim if it holds so much, as a sentence; or nothing."""
         if self.claimed is None or self.claimed - seconds <= CUT:
             return ""
         return f"holds {round(seconds, 2):,} s of the {round(self.claimed, 2):,} s that it claims"
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
 def warn(source: Source, sentence: str) -> None:
-    """Report something about a recording that is used nevertheless."""
+    """Warn of a recording that is used nevertheless."""
     message = printable(f"{source}: {sentence}")
     collected = _collected.get()
     if collected is None:
@@ -107,7 +101,7 @@ def warn(source: Source, sentence: str) -> None:
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Gather the warnings about recordings in a list, instead of issuing them."""
+    """Collect the warnings about recordings in a list, instead of issuing them."""
     messages: list[str] = []
     token = _collected.set(messages)
     try:
@@ -116,29 +110,19 @@ def collected_warnings() -> Iterator[list[str]]:
         _collected.reset(token)
 
 
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
-
-
 # ---- bytes
 
 
 class File(Protocol):
-    """What can be read from any place."""
+    """Bytes that can be read from any position."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Read bytes."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place."""
-
-    def tell(self) -> int:
-        """Return the place."""
-
-    def fileno(self) -> int:
-        """Return its descriptor, if it is a file of the system."""
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def fileno(self) -> int: ...
 
 
-def bytes_of(source: str | Path | AudioBytes) -> io.BytesIO | io.FileIO:
+def open_bytes(source: str | Path | AudioBytes) -> io.BytesIO | io.FileIO:
     """Open a source; pipes, devices and folders are refused without being opened.
 
     Raises:
@@ -164,15 +148,15 @@ def _hint(source: str | Path) -> str:
 
 
 def file_head(file: File) -> bytes:
-    """The first bytes of a file, which is read from its beginning afterwards."""
-    file.seek(0, os.SEEK_SET)
+    """Return the first bytes of a file, and go back to its beginning."""
+    file.seek(0)
     head = file.read(HEAD)
     file.seek(0)
     return head
 
 
 def size_of(file: File) -> int:
-    """How many bytes a file holds; it is read from its beginning afterwards."""
+    """Return how many bytes a file holds, and go back to its beginning."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     return size
@@ -189,87 +173,82 @@ class Window(io.RawIOBase):
         self.changes = changes or {}
         self.position = 0
         self.failure: OSError | None = None
-        """What went wrong when it was read last."""
+        """The error of the last read that failed."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read bytes."""
         return super().read(size) or b""
 
     def readable(self) -> bool:
-        """It can be read."""
         return True
 
     def seekable(self) -> bool:
-        """It can be read from any place."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to a place; -1 if there is none, because callers from C expect no exception."""
+        """Move; -1 to where there is nothing, because callers from C expect no exception."""
         if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
             return -1
-        place = (0, self.position, self.size)[whence] + offset
-        if place < 0:
+        position = (0, self.position, self.size)[whence] + offset
+        if position < 0:
             return -1
-        self.position = place
-        return place
+        self.position = position
+        return position
 
     def tell(self) -> int:
-        """Return where it is."""
         return self.position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill a buffer as far as there are bytes; what cannot be read is like an end."""
+        """Fill a buffer as far as there are bytes; an error reads like the end."""
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(0, self.size - self.position))
+        size = min(len(view), max(0, self.size - self.position))
         data = b""
         try:  # libsndfile calls this from C, where an exception would be lost
             self.file.seek(self.start + self.position)
-            while len(data) < wanted and (part := self.file.read(wanted - len(data))):
+            while len(data) < size and (part := self.file.read(size - len(data))):
                 data += part
         except OSError as error:
             self.failure = error
-        for place, change in self.changes.items():
-            first = place - self.position
-            if first < len(data) and first + len(change) > 0:
-                patched = bytearray(data)
-                for n, value in enumerate(change, first):
-                    if 0 <= n < len(patched):
-                        patched[n] = value
-                data = bytes(patched)
         view[: len(data)] = data
+        for start, change in self.changes.items():
+            for index, value in enumerate(change, start - self.position):
+                if 0 <= index < len(data):
+                    view[index] = value
         self.position += len(data)
         return len(data)
 
 
-def remembered(what: str, file: File, compute: Callable[[], Any]) -> Any:
-    """Return what is known of a file's contents, found out once for each of its versions."""
+MAX_FACTS = 100_000
+_facts: dict[tuple[Any, ...], Any] = {}
+
+
+def remembered(name: str, file: File, compute: Callable[[], T]) -> T:
+    """Return a fact of a file's contents, computed once for each of its versions."""
     try:
         status = os.fstat(file.fileno())
     except (OSError, ValueError):  # bytes in memory
         return compute()
-    key = (what, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _facts:
-        if len(_facts) >= MOST_FACTS:
+        if len(_facts) >= MAX_FACTS:
             _facts.clear()
         _facts[key] = compute()
-    return _facts[key]
-
-
-MOST_FACTS = 100_000
-_facts: dict[tuple[Any, ...], Any] = {}
+    fact: T = _facts[key]
+    return fact
 
 
 # ---- signals
 
 
 def mono(channels: NDArray[Any], scale: int = 1) -> NDArray[np.float32]:
-    """Return the mean of (channels, samples), where `scale` stands for 1."""
-    with np.errstate(over="ignore", invalid="ignore"):  # `io` says it better
+    """Return the mean of (channels, samples), of which `scale` stands for 1."""
+    with np.errstate(over="ignore", invalid="ignore"):  # refused in `io`
         return np.ascontiguousarray(channels, np.float32).mean(axis=0) / scale
 
 
-def sliced(blocks: Blocks, start: int, length: int | None = None) -> Blocks:
-    """Samples `start` to `start + length` of a signal; nothing after them is decoded."""
+def sliced(
+    blocks: Iterator[NDArray[Any]], start: int, length: int | None = None
+) -> Iterator[NDArray[Any]]:
+    """Yield samples `start` to `start + length` of a signal; nothing after them is decoded."""
     end = sys.maxsize if length is None else start + length
     position = 0
     for block in blocks:
@@ -282,7 +261,7 @@ def sliced(blocks: Blocks, start: int, length: int | None = None) -> Blocks:
 
 
 def resampled(blocks: Blocks, rate: int, to: int) -> Blocks:
-    """The signal at another rate (soxr HQ)."""
+    """Yield a signal at another rate (soxr HQ)."""
     if rate == to:
         yield from blocks
         return
@@ -293,6 +272,6 @@ def resampled(blocks: Blocks, rate: int, to: int) -> Blocks:
 
 
 def at_one_rate(parts: Iterable[tuple[int, NDArray[np.float32]]], rate: int) -> Blocks:
-    """Pieces of (rate, signal), one after the other, all at the same rate."""
+    """Yield pieces of (rate, signal), one after the other, all at the same rate."""
     for native, run in groupby(parts, itemgetter(0)):
         yield from resampled(map(itemgetter(1), run), native, rate)

@@ -33,7 +33,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE, AudioBytes, load_audio, to_int16
+from eat_audio.audio import SAMPLE_RATE, AudioBytes, load_int16
 from eat_audio.audio.fbank import STATISTICS
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
 from eat_audio.data.storage import read_bytes, sound_of
@@ -217,17 +217,16 @@ def _write_shard(plan: _Plan) -> None:
         with open(aside, "wb") as file:
             for clip in plan.clips:
                 try:
-                    samples = load_audio(sound_of(clip), start=clip.start, seconds=clip.seconds)
+                    waveform = load_int16(sound_of(clip), start=clip.start, seconds=clip.seconds)
                 except AudioError as error:
                     unreadable.append(str(error))
                     continue
-                waveform = to_int16(samples)
                 rows.append(_add_clip(file, clip, waveform, plan))
                 digests.append(_digest(waveform))
             file.write(bytes(2 * tarfile.BLOCKSIZE))
         for row, digest in zip(rows, digests, strict=True):
             data = read_bytes(aside, Span(row["offset"], row["size"], row["crc32"]))
-            if _digest(to_int16(load_audio(AudioBytes(str(aside), data)))) != digest:
+            if _digest(load_int16(AudioBytes(str(aside), data))) != digest:
                 raise DataError(f"{plan.path}: does not hold what was written to it")
         size = os.path.getsize(aside)
     summary = {"digest": plan.digest, "size": size, "unreadable": unreadable}

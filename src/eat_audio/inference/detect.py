@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE
+from eat_audio.audio import INT16_SCALE, SAMPLE_RATE
 from eat_audio.audio.fbank import FRAME, HOP, N_MELS, log_mel
 from eat_audio.errors import AudioError, OutputError, SettingError
 from eat_audio.inference.inputs import AudioInput, find_recordings, storable
@@ -311,7 +311,8 @@ class _Meter:
 
 
 def _dbfs(samples: Tensor) -> float:
-    return 10 * math.log10(max(float(samples.square().mean()), 1e-20))
+    power = (samples.float() / INT16_SCALE).square().mean()
+    return 10 * math.log10(max(float(power), 1e-20))
 
 
 def _loudest(frames: Array, count: int) -> Array:

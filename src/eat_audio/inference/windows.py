@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE, stream_audio
+from eat_audio.audio import SAMPLE_RATE, stream_int16, to_int16
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.inference.inputs import AudioInput, audio_source
@@ -139,11 +139,11 @@ def windows_of(
 def overlapping_chunks(
     audio: AudioInput, size: int, hop: int, sampling_rate: int | None = None
 ) -> Iterator[tuple[float, Tensor]]:
-    """Yield starts in seconds and samples: `size` of a file at a time, or all of a waveform."""
+    """Yield starts in seconds and int16: `size` samples of a file, or all of a waveform."""
     source = audio_source(audio, sampling_rate)
     if isinstance(source, Tensor):
-        return iter([(0.0, source)])
-    return stream_audio(source, seconds=size / SAMPLE_RATE, hop=hop / SAMPLE_RATE)
+        return iter([(0.0, to_int16(source))])
+    return stream_int16(source, seconds=size / SAMPLE_RATE, hop=hop / SAMPLE_RATE)
 
 
 def chunks_of(
@@ -157,7 +157,8 @@ def chunks_of(
 def centered_windows(chunks: Iterable[Tensor], size: int, step: int) -> Iterator[Tensor]:
     """Yield, for every `step` samples, the `size` samples around their middle."""
     before = (size - step) // 2
-    buffer, dropped, start = torch.zeros(0), 0, 0  # dropped: samples; start: of the step
+    buffer = torch.zeros(0, dtype=torch.int16)
+    dropped = start = 0  # dropped: samples; start: of the step
     for chunk, last in with_last(chunks):
         buffer = torch.cat([buffer, chunk])
         end = dropped + len(buffer)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE
-from eat_audio.audio.fbank import INT16_SCALE
+from eat_audio.audio import INT16_SCALE, SAMPLE_RATE
 from eat_audio.errors import AudioError, EatWarning
 from eat_audio.text import printable, shortened
 
