@@ -37,7 +37,7 @@ from eat_audio.rng import clip_keys
 from eat_audio.training.checkpoint import fingerprint, lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, init_process_group
 from eat_audio.training.optim import LayeredObjective, Optim
-from eat_audio.training.run import Source, Trainer, TrainSettings, with_prefix
+from eat_audio.training.run import Trainer, TrainSettings, with_prefix
 from eat_audio.writing import write_json
 
 LORA_TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
@@ -336,8 +336,15 @@ def _finetune(
         process_group=process_group,
     )
     with lock_run_dir(out, process_group):
-        source = Source(train.fingerprint(), contents_fingerprint(train), origin)
-        trainer.train(out, title="finetune", source=source, export=export, resume=resume)
+        trainer.train(
+            out,
+            title="finetune",
+            data=train.fingerprint(),
+            contents=contents_fingerprint(train),
+            origin=origin,
+            export=export,
+            resume=resume,
+        )
         note = tested_note(corpus, settings, test)
         if test is None:
             return Finetuned(out, None, note)

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from eat_audio.errors import EatError
-from eat_audio.training.metrics_log import TrainingLog, read_log
-from eat_audio.training.trackers import LogSettings
+from eat_audio.training.metrics_log import LogSettings, TrainingLog, read_log
 
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"no {name} here")
@@ -244,7 +243,7 @@ def test_a_process_that_does_not_lead_writes_and_says_nothing(
 def test_a_package_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
-    monkeypatch.setattr("eat_audio.training.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("eat_audio.training.metrics_log.find_spec", lambda name: None)
     with pytest.raises(EatError, match=rf"log.{name}=.* pip install 'eat-audio\[{name}\]'"):
         log(tmp_path, settings=LogSettings(**{name: value}), is_main=False)
 

@@ -23,7 +23,7 @@ from eat_audio.pretraining.method import Pretraining, PretrainRun, run_settings
 from eat_audio.training.checkpoint import lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, full_tensor, init_process_group
 from eat_audio.training.metrics_log import TrainingLog
-from eat_audio.training.run import Hooks, Source, Trainer, with_prefix
+from eat_audio.training.run import Hooks, Trainer, with_prefix
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
@@ -76,11 +76,9 @@ def _pretrain(settings: PretrainRun, out: Path, resume: bool, process_group: Pro
         trainer.train(
             out,
             title=f"pretrain {settings.method}",
-            source=Source(
-                corpus.fingerprint(),
-                contents_fingerprint(corpus) + objective.input_contents(),
-                {"features": features.to_dict()},
-            ),
+            data=corpus.fingerprint(),
+            contents=contents_fingerprint(corpus) + objective.input_contents(),
+            origin={"features": features.to_dict()},
             export=export,
             resume=resume,
             hooks=hooks,

@@ -29,8 +29,8 @@ from eat_audio.training.distributed import (
     grad_sync,
     local_rank,
 )
+from eat_audio.training.metrics_log import LogSettings
 from eat_audio.training.optim import Optim, set_rates
-from eat_audio.training.trackers import LogSettings
 from eat_audio.training.workers import save_on_failure
 
 CPU = torch.device("cpu")

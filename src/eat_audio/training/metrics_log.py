@@ -5,11 +5,13 @@ A disk, a tracker or a terminal that fails is reported once and never ends a tra
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,8 +26,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from eat_audio.config import Settings
+from eat_audio.errors import EatError
 from eat_audio.text import printable
-from eat_audio.training.trackers import LogSettings, Tracker
 from eat_audio.writing import write_text
 
 T = TypeVar("T")
@@ -45,20 +48,84 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in one unit of resident memory as the system counts it."""
 
 
+class LogSettings(Settings):
+    """Trackers that get a run's metrics beside `log.jsonl`."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard's files, into `tensorboard/` of the run's folder."""
+    wandb: str | None = None
+    """Also send them to this project of Weights & Biases; with WANDB_MODE=offline they stay on
+    this machine, in `wandb/` of the run's folder."""
+
+    def check(self) -> None:
+        """Raise EatError if a package that is needed is not installed."""
+        for name, value in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
+            if value and find_spec(name) is None:
+                raise EatError(
+                    f"log.{name}={value}: the package {name} is not installed; "
+                    f"pip install 'eat-audio[{name}]' brings it"
+                )
+
+
+class TensorBoard:
+    """Event files in a run's folder; those of steps that were not saved are marked as void."""
+
+    def __init__(self, out: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = start + 1 if start else None
+        self.writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, metrics: Row) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases; a resumed run continues its own."""
+
+    def __init__(self, out: Path, start: int, project: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        file = out / "wandb.id"
+        if not (start and file.is_file()):
+            write_text(file, secrets.token_hex(8))
+        self.run: Any = wandb.init(
+            project=project,
+            name=out.resolve().name,
+            id=file.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(out),
+            config=config,
+        )
+        # Steps are a number like others: a resumed run may log one a second time.
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, metrics: Row) -> None:
+        self.run.log({"step": step, **metrics})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
 def log_key(name: str) -> str:
     """Return a metric's key in the log: `train/loss`, `optim/lr`, `perf/data_wait`, `probe/...`.
 
-    Keys of logs from versions without prefixes are mapped in the same way.
+    Names in logs without prefixes, of earlier versions, are mapped in the same way.
     """
     if "/" in name or name == "step":
         return name
     for old, new in RENAMED.items():
         name = name.replace(old, new)
-    group = (
-        *(("optim", name in OPTIM), ("perf", name in PERF)),
-        *(("probe", name.startswith(PROBE)), ("train", True)),
-    )
-    return f"{next(prefix for prefix, fits in group if fits)}/{name}"
+    if name in OPTIM:
+        return f"optim/{name}"
+    if name in PERF:
+        return f"perf/{name}"
+    return f"{'probe' if name.startswith(PROBE) else 'train'}/{name}"
 
 
 def read_log(out: Path) -> list[Row]:
@@ -98,12 +165,8 @@ def _as_line(row: dict[str, Any]) -> str:
 class MetricsWriter:
     """Append rows to `log.jsonl` and to the trackers that the settings name.
 
-    Args:
-        out: The run's folder.
-        settings: Which trackers.
-        start: Steps already done; lines of later steps, and broken ones, are removed.
-        config: The resolved recipe, for trackers that show it.
-        on_warning: Called once with a message about a file or a tracker that fails.
+    Lines of steps after `start`, and broken ones, are removed first. `on_warning` is called once
+    for a file or a tracker that fails.
     """
 
     def __init__(
@@ -118,11 +181,16 @@ class MetricsWriter:
         self.path = out / "log.jsonl"
         self.on_warning = on_warning
         self.has_step_zero = False
-        self.trackers: dict[str, Tracker] = {}
+        self.trackers: dict[str, TensorBoard | Wandb] = {}
         self._failed: set[str] = set()
         self._try("log.jsonl", lambda: self._cut_back(start))
-        for name, tracker in settings.trackers(out, start, config).items():
-            self._try(name, lambda n=name, make=tracker: self.trackers.update({n: make()}))
+        if settings.tensorboard:
+            self._open("tensorboard", lambda: TensorBoard(out, start))
+        if (project := settings.wandb) is not None:
+            self._open("wandb", lambda: Wandb(out, start, project, config))
+
+    def _open(self, name: str, tracker: Callable[[], TensorBoard | Wandb]) -> None:
+        self._try(name, lambda: self.trackers.update({name: tracker()}))
 
     def write(self, row: Row) -> None:
         """Write one row, with its "step", everywhere; a tracker that fails is dropped."""
@@ -165,10 +233,7 @@ class MetricsWriter:
 
 
 class ProgressBar:
-    """A bar on a terminal, plain lines elsewhere, and messages above it; stderr.
-
-    A terminal that is gone is ignored.
-    """
+    """A bar on a terminal, plain lines elsewhere, and messages above it, on stderr."""
 
     def __init__(self, title: str, *, steps: int, start: int, enabled: bool) -> None:
         self.title, self.steps, self.enabled = title, steps, enabled
@@ -189,40 +254,33 @@ class ProgressBar:
         )
         self.task = self.bar.add_task(title, total=steps, completed=start, speed="", losses="")
 
-    def start(self) -> None:
-        """Show the bar."""
-        self._try(self.bar.start)
-
-    def stop(self) -> None:
-        """Remove the bar."""
-        self._try(self.bar.stop)
-
     def update(self, done: int, clips_per_second: float) -> None:
         """Move the bar to `done` steps."""
         speed = f"{clips_per_second:.1f} clips/s"
-        self._try(lambda: self.bar.update(self.task, completed=done, speed=speed))
+        self.attempt(lambda: self.bar.update(self.task, completed=done, speed=speed))
 
     def show(self, step: int, metrics: Row, *, clips_per_second: float, clips_left: int) -> None:
         """Show the losses of a step."""
         losses = "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
-        self._try(lambda: self.bar.update(self.task, losses=losses))
+        self.attempt(lambda: self.bar.update(self.task, losses=losses))
         if self.enabled and not self.console.is_terminal:
             left = clips_left / max(clips_per_second, 1e-9)
             line = (
                 f"{self.title}: step {step}/{self.steps}  {losses}  "
                 f"{clips_per_second:.1f} clips/s, {left:.0f} s left"
             )
-            self._try(lambda: print(line, file=sys.stderr, flush=True))
+            self.attempt(lambda: print(line, file=sys.stderr, flush=True))
 
     def message(self, text: str) -> None:
         """Print a message above the bar."""
         if self.enabled:
             plain = "\n".join(map(printable, text.splitlines()))
-            self._try(
+            self.attempt(
                 lambda: self.console.print(plain, markup=False, highlight=False, soft_wrap=True)
             )
 
-    def _try(self, show: Callable[[], None]) -> None:
+    def attempt(self, show: Callable[[], None]) -> None:
+        """Show something, unless the terminal is gone."""
         try:
             show()
         except (OSError, ValueError):  # closed, by its owner or by Python
@@ -327,11 +385,11 @@ class TrainingLog:
         self.has_step_zero = self.writer is not None and self.writer.has_step_zero
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self.bar.attempt(self.bar.bar.start)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.bar.attempt(self.bar.bar.stop)
         if self.writer:
             self.writer.close()
         if self.skipped:

@@ -37,18 +37,6 @@ class TrainSettings(Training):
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a run began with; a resumed run must have begun with the same."""
-
-    data: str
-    """A fingerprint of the clips' names and labels."""
-    contents: str
-    """A fingerprint of the recordings themselves."""
-    origin: dict[str, Any]
-    """The rest: the encoder to start from, the front end."""
-
-
-@dataclass(frozen=True)
 class Hooks:
     """What happens besides the log when a step is logged, and when one is done."""
 
@@ -101,7 +89,9 @@ class Trainer:
         out: Path,
         *,
         title: str,
-        source: Source,
+        data: str,
+        contents: str,
+        origin: dict[str, Any],
         export: Callable[[Path, dict[str, Tensor]], None],
         resume: bool,
         hooks: Callable[[TrainingLog], Hooks] = lambda log: Hooks(log.write),
@@ -113,7 +103,9 @@ class Trainer:
         Args:
             out: Folder for checkpoints, the log and the finished model.
             title: The run's name on the terminal.
-            source: What the run began with.
+            data: A fingerprint of the clips' names and labels; a resumed run must have the same.
+            contents: The same of the recordings themselves.
+            origin: What else the run begins with: the encoder, the front end.
             export: Writes the finished model into a folder, given the objective's full state.
             resume: Whether a run in `out` may be continued.
             hooks: Makes what is called beside the log.
@@ -125,14 +117,14 @@ class Trainer:
         run = Run(
             out,
             settings,
-            source.data,
+            data,
             self.objective,
             self.optimizer,
             export,
             settings.keep,
-            source.origin,
+            origin,
             group,
-            source.contents,
+            contents,
         )
         start = run.begin(resume=resume)
         with TrainingLog(
