@@ -76,9 +76,8 @@ ALIASES = {
     for alias in aliases.split()
 }
 """Names that settings and options have in other programs."""
-DEEPEST = 20
-"""The most dots in a name."""
-MOST_EXTENDED = 20
+DEEPEST = MOST_EXTENDED = 20
+"""The most dots in a name, and the most recipes that extend each other."""
 
 Tree = dict[str, Any]
 """A mapping as YAML gives it: settings, or groups of them, by name."""
@@ -127,21 +126,16 @@ def resumable_names(schema: type[BaseModel]) -> set[str]:
 
 
 class _Layer(NamedTuple):
-    """The settings of one file or one override."""
-
-    label: str
-    """The file as it was given, or the whole override."""
+    label: str  # the file as it was given, or the whole override
     tree: Tree
-    name: str = ""
-    """The setting of an override."""
+    name: str = ""  # the setting of an override
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe whose files have been read, with overrides.
+    """The settings of a recipe's files and of overrides, later ones above earlier ones.
 
-    `layers` are the settings of its files and overrides, of which later ones win; `mistakes` are
-    messages about overrides that cannot be read.
+    `mistakes` are messages about overrides that cannot be read.
     """
 
     layers: tuple[_Layer, ...]
@@ -149,11 +143,7 @@ class Recipe:
 
     @property
     def tree(self) -> Tree:
-        """The merged settings, not validated.
-
-        Raises:
-            RecipeError: An override cannot be read.
-        """
+        """The merged settings, not validated; RecipeError if an override cannot be read."""
         if self.mistakes:
             raise RecipeError(*self.mistakes)
         return _merged(self.layers)
@@ -164,13 +154,9 @@ class Recipe:
         return Recipe((*self.layers, *layers), (*self.mistakes, *mistakes))
 
     def settings(self, schema: type[S] | Callable[[Tree], type[S]]) -> S:
-        """Return the validated settings.
+        """Return the validated settings; RecipeError with one line for every mistake.
 
-        Args:
-            schema: The settings class, or a function that chooses it by the merged tree.
-
-        Raises:
-            RecipeError: One line for every mistake, in files and overrides alike.
+        `schema` is the settings class, or a function that chooses it by the merged tree.
         """
         tree = _merged(self.layers)
         kind: type[S] = schema if isinstance(schema, type) else schema(tree)
@@ -185,7 +171,7 @@ class Recipe:
 
 
 class About(NamedTuple):
-    """The comment at the top of a recipe; `expect` is the result and where it is published."""
+    """The comment at the top of a recipe."""
 
     title: str = ""
     command: str = ""
@@ -209,15 +195,9 @@ def open_recipe(
     *,
     opened: dict[Path, Tree] | None = None,
 ) -> Recipe:
-    """Read the files of a recipe, each once.
+    """Read the files of a recipe (a name or a path), each once; RecipeError if one is wrong.
 
-    Args:
-        name_or_path: A name from `names()`, or a YAML file.
-        overrides: See `Recipe.changed`.
-        opened: Contents of files that have been read before; gains those that are read now.
-
-    Raises:
-        RecipeError: A file cannot be read.
+    `opened` holds files that have been read before, and gains those that are read now.
     """
     layers = _layers(str(name_or_path), {} if opened is None else opened)
     return Recipe(tuple(layers)).changed(overrides)
@@ -251,8 +231,7 @@ def head(name_or_path: str | Path) -> str:
 def about(name_or_path: str | Path) -> About:
     """Parse the comment at the top of a recipe; what it lacks is empty.
 
-    The first line is the title, one that begins with `eat` or `torchrun` the command. "Cost:",
-    "Expect:", "Epochs:" and "Source:" go on until the next of them.
+    The first line is the title, one that begins with `eat` or `torchrun` the command.
     """
     title, *lines = [line.lstrip("#").strip() for line in head(name_or_path).splitlines()] or [""]
     labels = "|".join(name.title() for name in About._fields[2:])
@@ -272,13 +251,15 @@ def dump(settings: Settings) -> str:
 
 def options(schema: type[Settings]) -> list[Option]:
     """Return every setting of a schema, in the order in which they are declared."""
-    rows = []
-    for name, field, default in _fields(schema):
-        if _groups(field) and default is not None:
-            continue  # a group: its members have rows of their own
-        shown = "required" if default is PydanticUndefined else _shown(default)
-        rows.append(Option(name, shown, " ".join((field.description or "").split())))
-    return rows
+    return [
+        Option(
+            name,
+            "required" if default is PydanticUndefined else _shown(default),
+            " ".join((field.description or "").split()),
+        )
+        for name, field, default in _fields(schema)
+        if default is None or not _groups(field)  # members of groups have rows of their own
+    ]
 
 
 # ---- files and overrides ----

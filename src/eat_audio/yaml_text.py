@@ -1,28 +1,23 @@
-"""YAML text -> plain values, in bounded time whatever the text is.
+"""Parse YAML into plain values, in bounded time for any text.
 
-A few hundred bytes of aliases may stand for more values than any memory holds, and deep nesting
-ends in a recursion that Python refuses. So values are counted, as if every alias were written out,
-while the text is read, and nothing is made of them before they are known to be few.
+A few hundred bytes of aliases may expand to more values than any memory holds, and deep nesting to
+a recursion that Python refuses. So values are counted, with every alias expanded, before they are
+constructed.
 """
 
 from typing import Any
 
 import yaml
 
-LONGEST = 1_000_000
-"""Bytes of a file."""
-VALUES = 10_000
-"""The most values, those of aliases written out."""
-DEPTH = 50
-"""How deep they may be nested."""
-NAME = 200
-"""Characters of a name."""
-NUMBER = 100
-"""Characters of a number: some spellings take quadratic time to read."""
+LONGEST = 1_000_000  # bytes of a file
+VALUES = 10_000  # values, with aliases expanded
+DEPTH = 50  # levels of nesting
+NAME = 200  # characters of a name
+NUMBER = 100  # characters of a number: some spellings take quadratic time to read
 
 
 def parse(text: str) -> Any:
-    """Read one document; names are text, whatever YAML takes them for (`on`, `1`).
+    """Parse one document; names are text, even `on` and `1`.
 
     Raises:
         yaml.YAMLError: It is no YAML, has a name twice, or is too large in some way.
@@ -39,16 +34,16 @@ def parse(text: str) -> Any:
 
 
 class _Bounded(yaml.SafeLoader):
-    """A safe loader that gives up where a text means more than it should."""
+    """A safe loader with limits."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.level = self.nodes = 0
         self.extents: dict[int, tuple[int, int]] = {}
-        """By the identity of a finished node: values in it, and how deep they are nested."""
+        """By the identity of a finished node: its values and its depth."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, and see how much it means."""
+        """Compose a node and check its size."""
         event = self.peek_event()
         self.level += 1
         self.nodes += 1
@@ -85,8 +80,8 @@ class _Bounded(yaml.SafeLoader):
         return values, depth
 
 
-def _check(fine: bool, problem: str, mark: yaml.Mark) -> None:
-    if not fine:
+def _check(valid: bool, problem: str, mark: yaml.Mark) -> None:
+    if not valid:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 

@@ -1,34 +1,114 @@
 """Commands about corpora: `eat data ...`."""
 
-from enum import StrEnum
+import os
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AsJSON, show_table
+from eat_audio.cli.console import AsJSON, show_skipped, show_table
 from eat_audio.data import layout_names
+from eat_audio.errors import EatError
 from eat_audio.progress import print_json, print_lines
 from eat_audio.text import sentence
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Corpus
 
+MOST_MEASURED = 5_000
+"""Clips whose headers are read to show durations; of more, a sample of so many."""
+MOST_LABELS = 30
+"""Labels that are shown with their number of clips; of more, the most frequent."""
 
-class Encoding(StrEnum):
-    """How `eat data pack` writes sound down."""
-
-    flac = "flac"
-    wav = "wav"
-
+CorpusPlace = Annotated[str, Argument(help="A manifest, or a folder in a known layout.")]
+Jobs = Annotated[int | None, Option(min=1, help="Processes; one per core by default.")]
 
 app = typer.Typer(name="data", help="Look at a corpus before training on it.", no_args_is_help=True)
 
 
+@app.command("show")
+def data_show(place: CorpusPlace) -> None:
+    """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
+    corpus, missing = _open(place, several=True)
+    splits = Counter(clip.split for clip in corpus.clips)
+    counts = Counter(label for clip in corpus.clips for label in clip.labels)
+    rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
+    rows += [(f"split {name}", str(count)) for name, count in splits.items()]
+    rows += _durations(corpus, missing)
+    several = any(len(clip.labels) > 1 for clip in corpus.clips)
+    unlabeled = sum(not clip.labels for clip in corpus.clips)
+    kind = "several per clip" if several or (unlabeled and counts) else "one per clip"
+    rows += [("labels", f"{len(corpus.label_names)} ({kind}), {len(counts)} of them with clips")]
+    if unlabeled and counts:
+        rows += [("clips without a label", str(unlabeled))]
+    shown = sorted(counts)
+    if more := max(0, len(counts) - MOST_LABELS):
+        shown = sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS]
+    rows += [(f"label {corpus.label_names[n]}", str(counts[n])) for n in shown]
+    rows += [("other labels", f"{more}, each with fewer clips")] if more else []
+    statistics = corpus.statistics or "not known: eat data stats measures them"
+    if isinstance(statistics, tuple):
+        statistics = "mean {:.4f}, standard deviation {:.4f}, measured".format(*statistics)
+    rows += [("statistics", statistics), *(("note", note) for note in corpus.notes)]
+    show_table("Corpus", ("corpus", corpus.name), rows)
+
+
+def _open(place: str, *, several: bool = False) -> "tuple[Corpus, set[str]]":
+    """Open a corpus and report its missing files; return it and their paths."""
+    from eat_audio.data.corpus import missing_files
+    from eat_audio.data.datasets import open_corpus
+
+    corpus = open_corpus(place, several=several)
+    missing = missing_files(corpus)
+    for clip in missing:
+        print_lines(sentence(f"missing: {clip.path}"), error=True)
+    return corpus, {clip.path for clip in missing}
+
+
+def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
+    """Rows about the durations of clips by their headers; of many clips, of a sample."""
+    from eat_audio.audio import audio_seconds
+    from eat_audio.data.splits import sample
+    from eat_audio.data.storage import sound_of
+
+    seconds: list[float] = []
+    unreadable = 0
+    lengths: dict[str, float] = {}
+    part = sample(corpus, MOST_MEASURED)
+    for clip in part.clips:
+        if clip.path in missing:
+            continue
+        try:
+            known = lengths.get(clip.path) if clip.inside is None else None
+            total = audio_seconds(sound_of(clip)) if known is None else known
+        except EatError:
+            unreadable += 1
+            continue
+        if clip.inside is None:
+            lengths[clip.path] = total
+        left = max(0.0, total - clip.start)
+        seconds.append(left if clip.seconds is None else min(clip.seconds, left))
+    rows = []
+    if seconds:
+        total = sum(seconds) * (len(corpus) / len(part))
+        about = "about " if len(part) < len(corpus) else ""
+        summary = f"{min(seconds):.2f}, {median(seconds):.2f}, {max(seconds):.2f} s"
+        rows += [
+            ("seconds in all", f"{about}{total:.2f} ({total / 3600:.2f} h)"),
+            ("shortest, median, longest", summary),
+        ]
+        if empty := sum(one <= 0 for one in seconds):
+            rows += [("clips that begin after the end of their file", str(empty))]
+    return rows + ([("unreadable files", str(unreadable))] if unreadable else [])
+
+
 @app.command("stats")
 def data_stats(
-    place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
+    place: CorpusPlace,
     split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -37,16 +117,15 @@ def data_stats(
     from eat_audio.data.statistics import measure
 
     corpus = open_corpus(place)
-    found = measure(corpus.select(*split) if split else corpus)
-    mean, std = round(found.statistics.mean, 4), round(found.statistics.std, 4)
+    result = measure(corpus.select(*split) if split else corpus)
+    mean, std = round(result.statistics.mean, 4), round(result.statistics.std, 4)
     if as_json:
-        print_json({"mean": mean, "std": std, "clips": found.clips})
+        print_json({"mean": mean, "std": std, "clips": result.clips})
         return
     print_lines(f"mean {mean}, standard deviation {std}")
-    print_lines(f"{found.clips} clips, {found.seconds / 60:.1f} minutes")
+    print_lines(f"{result.clips} clips, {result.seconds / 60:.1f} minutes")
     print_lines(f"use them with clips.statistics=[{mean},{std}]")
-    for reason in found.unreadable:
-        print_lines(f"skipped: {reason}", error=True)
+    show_skipped(result.unreadable)
 
 
 @app.command("prepare")
@@ -60,29 +139,19 @@ def data_prepare(
     ] = None,
     least: Annotated[float, Option(min=0, help="Leave out what is shorter (seconds).")] = 0.025,
     quick: Annotated[
-        bool, Option("--quick", help="Believe headers: decode nothing, compare no contents.")
+        bool, Option("--quick", help="Trust headers: decode nothing, compare no contents.")
     ] = False,
     stats: Annotated[
         bool, Option("--stats", help="Measure the training clips' log-mel statistics, too.")
     ] = False,
-    jobs: Annotated[
-        int | None, Option(min=1, help="Threads that read; one per core by default.")
-    ] = None,
+    jobs: Jobs = None,
     as_json: AsJSON = False,
 ) -> None:
     """Check a local copy of a corpus and write manifests of what can be used."""
     from eat_audio.data.validate import prepare
 
-    report = prepare(
-        layout,
-        root,
-        out=out,
-        lists=lists or (),
-        least=least,
-        quick=quick,
-        stats=stats,
-        jobs=jobs,
-    )
+    options = {"least": least, "quick": quick, "stats": stats, "jobs": jobs}
+    report = prepare(layout, root, out=out, lists=lists or (), **options)  # type: ignore[arg-type]
     if as_json:
         print(report.to_json())
         return
@@ -93,133 +162,35 @@ def data_prepare(
 
 @app.command("manifest")
 def data_manifest(
-    place: Annotated[str, Argument(help="A folder in a known layout, or another manifest.")],
-    out: Annotated[Path, Argument(help="The manifest to write: .csv.")],
+    place: CorpusPlace, out: Annotated[Path, Argument(help="The manifest to write: .csv.")]
 ) -> None:
-    """Write down which clips there are, with labels and splits, in one file."""
-    from eat_audio.data.corpus import missing_files
-    from eat_audio.data.datasets import open_corpus
+    """Write the clips of a corpus, with labels and splits, into one file."""
     from eat_audio.data.manifest import write_csv
 
-    corpus = open_corpus(place)
-    for clip in missing_files(corpus):
-        print_lines(sentence(f"missing: {clip.path}"), error=True)
+    corpus, _ = _open(place)
     write_csv(corpus, out)
     print_lines(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
 
 
-MOST_MEASURED = 5_000
-"""Clips whose headers are read to show how long they are; of more, so many of them."""
-MOST_LABELS = 30
-"""Labels that are shown with their number of clips; of more, the most frequent."""
-
-
-@app.command("show")
-def data_show(
-    place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
-) -> None:
-    """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
-    from collections import Counter
-
-    from eat_audio.data.corpus import missing_files
-    from eat_audio.data.datasets import open_corpus
-
-    corpus = open_corpus(place, several=True)
-    missing = missing_files(corpus)
-    for clip in missing:
-        print_lines(sentence(f"missing: {clip.path}"), error=True)
-    splits = Counter(clip.split for clip in corpus.clips)
-    times = Counter(label for clip in corpus.clips for label in clip.labels)
-    rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
-    rows += [(f"split {name}", str(count)) for name, count in splits.items()]
-    rows += _durations(corpus, {clip.path for clip in missing})
-    several = any(len(clip.labels) > 1 for clip in corpus.clips)
-    bare = sum(not clip.labels for clip in corpus.clips)
-    kind = "several per clip" if several or (bare and times) else "one per clip"
-    rows += [("labels", f"{len(corpus.label_names)} ({kind}), {len(times)} of them with clips")]
-    if bare and times:
-        rows += [("clips without a label", str(bare))]
-    shown = sorted(times) if len(times) <= MOST_LABELS else sorted(times, key=lambda n: -times[n])
-    rows += [(f"label {corpus.label_names[n]}", str(times[n])) for n in shown[:MOST_LABELS]]
-    if len(times) > MOST_LABELS:
-        rows += [("other labels", f"{len(times) - MOST_LABELS}, each with fewer clips")]
-    statistics = corpus.statistics or "not known: eat data stats measures them"
-    if isinstance(statistics, tuple):
-        mean, std = statistics
-        statistics = f"mean {mean:.4f}, standard deviation {std:.4f}, measured"
-    rows += [("statistics", statistics)]
-    rows += [("note", note) for note in corpus.notes]
-    show_table("Corpus", ("corpus", corpus.name), rows)
-
-
-def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
-    """How long the clips are, as their headers say it; of many clips, a sample of them."""
-    from statistics import median
-
-    from eat_audio.audio import audio_seconds
-    from eat_audio.data.splits import sample
-    from eat_audio.data.storage import sound_of
-    from eat_audio.errors import EatError
-
-    seconds: list[float] = []
-    unreadable = 0
-    lengths: dict[str, float] = {}
-    part = sample(corpus, MOST_MEASURED)
-    for clip in part.clips:
-        if clip.path in missing:
-            continue
-        try:
-            if clip.inside is None and clip.path in lengths:
-                total = lengths[clip.path]
-            else:
-                total = audio_seconds(sound_of(clip))
-                if clip.inside is None:
-                    lengths[clip.path] = total
-        except EatError:
-            unreadable += 1
-            continue
-        left = max(0.0, total - clip.start)
-        seconds.append(left if clip.seconds is None else min(clip.seconds, left))
-    rows = []
-    if seconds:
-        all_of_it = sum(seconds) * (len(corpus) / len(part))
-        about = "about " if len(part) < len(corpus) else ""
-        rows.append(("seconds in all", f"{about}{all_of_it:.2f} ({all_of_it / 3600:.2f} h)"))
-        spread = f"{min(seconds):.2f}, {median(seconds):.2f}, {max(seconds):.2f}"
-        rows.append(("shortest, median, longest", f"{spread} s"))
-        if empty := sum(one <= 0 for one in seconds):
-            rows.append(("clips that begin after the end of their file", str(empty)))
-    if unreadable:
-        rows.append(("unreadable files", str(unreadable)))
-    return rows
-
-
 @app.command("pack")
 def data_pack(
-    place: Annotated[str, Argument(help="A manifest, or a folder in a known layout.")],
-    out: Annotated[Path, Argument(help="Folder for the shards; run again to go on in it.")],
+    place: CorpusPlace,
+    out: Annotated[Path, Argument(help="Folder for the shards; run again to continue in it.")],
     clips_per_shard: Annotated[int, Option(min=1, help="Clips in one tar file.")] = 1_000,
     kind: Annotated[
-        Encoding, Option("--format", help="FLAC, or WAV: twice the room, quicker to decode.")
-    ] = Encoding.flac,
-    jobs: Annotated[int | None, Option(min=1, help="Processes; one per core by default.")] = None,
+        Literal["flac", "wav"],
+        Option("--format", help="FLAC, or WAV: twice the room, quicker to decode."),
+    ] = "flac",
+    jobs: Jobs = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Copy a corpus into few large tar files with an index, as training hears it."""
-    import os
-    from dataclasses import asdict
-
+    """Copy a corpus into few large tar files with an index, for training from them."""
     from eat_audio.audio import SAMPLE_RATE
     from eat_audio.data.datasets import open_corpus
     from eat_audio.data.shards import pack
 
-    packed = pack(
-        open_corpus(place),
-        out,
-        clips_per_shard=clips_per_shard,
-        kind=kind.value,
-        jobs=jobs or os.cpu_count() or 1,
-    )
+    jobs = jobs or os.cpu_count() or 1
+    packed = pack(open_corpus(place), out, clips_per_shard=clips_per_shard, kind=kind, jobs=jobs)
     if as_json:
         print_json(asdict(packed), indent=1)
         return
@@ -231,5 +202,4 @@ def data_pack(
         ("unreadable clips", str(len(packed.unreadable))),
     ]
     show_table("Shards", ("shards", str(out)), rows)
-    for reason in packed.unreadable:
-        print_lines(f"skipped: {reason}", error=True)
+    show_skipped(packed.unreadable)

@@ -1,4 +1,4 @@
-"""Commands that give a model to others: share, export."""
+"""Commands that publish a model: share, export."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ app = typer.Typer()
 @app.command()
 def share(
     model: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
-    name: Annotated[str, Argument(help="What it is to be called on the Hub: OWNER/NAME.")],
+    name: Annotated[str, Argument(help="Its name on the Hub: OWNER/NAME.")],
     *,
     licence: Annotated[
         str, Option("--licence", "--license", help="Of the weights: mit, cc-by-4.0, other, ...")
@@ -24,7 +24,7 @@ def share(
         Path | None, Option(help="Write what would be shared into this folder; upload nothing.")
     ] = None,
 ) -> None:
-    """Put a model on the Hugging Face Hub, with a card that says what it is and how good.
+    """Upload a model to the Hugging Face Hub, with a card on what it is and how good.
 
     Example: eat share runs/esc50 me/eat-esc50 --licence cc-by-4.0 --to shared/
     """
@@ -56,8 +56,8 @@ def export(
     """
     from eat_audio.integrations.onnx import export
 
-    done = export(model, out, takes=takes, gives=gives)
+    file = export(model, out, takes=takes, gives=gives)
     print_lines(
-        f"{done.path}: {done.input} -> {', '.join(done.outputs)}; differs from the model by at "
-        f"most {done.difference:.1e} ({done.batches} batches tried, {done.tolerance:g} allowed)"
+        f"{file.path}: {file.input} -> {', '.join(file.outputs)}; differs from the model by at "
+        f"most {file.difference:.1e} ({file.batches} batches tried, {file.tolerance:g} allowed)"
     )

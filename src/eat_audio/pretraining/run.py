@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from eat_audio.audio import fbank as logmel
+from eat_audio.audio import fbank
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
@@ -100,14 +100,7 @@ def make_trainer(
     *,
     clips: Corpus | None = None,
 ) -> Trainer:
-    """Return a method's objective with all that trains it.
-
-    Args:
-        settings: The resolved recipe.
-        corpus: Decides the statistics of the front end.
-        process_group: The processes that train together.
-        clips: What to train on, if not all of `corpus`.
-    """
+    """Return a method's objective with all that trains it, on `clips` if not on all of `corpus`."""
     torch.manual_seed(settings.seed)
     features = make_features(corpus, settings.clips, method=settings.method)
     objective = settings.build_objective(features)
@@ -135,9 +128,8 @@ def make_monitor(
     sliced = settings.parallel == "fsdp"  # then all processes have to take part
     if settings.monitor.data is None or not (log.is_main or sliced):
         return lambda step: None
-    monitor = Monitor(
-        settings.monitor, objective.features, clips=settings.clips, steps=settings.steps
-    )
+    features, clips = objective.features, settings.clips
+    monitor = Monitor(settings.monitor, features, clips=clips, steps=settings.steps)
     for message in monitor.unreadable:
         log.skip(message)
 
@@ -170,29 +162,18 @@ def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioF
     another log-mel has only AudioSet's by name; others must be given as two numbers.
     """
     kind = METHODS[method].feature_extractor
-    same = kind.front_end == logmel.EAT
+    same = kind.front_end == fbank.EAT
+    published = (fbank.STATISTICS if same else {}) | {"audioset": kind.statistics}
     chosen = clips.statistics or (corpus.statistics if same else None) or "audioset"
-    if chosen == "audioset":
-        return kind(released_padding=clips.released_padding)
-    if isinstance(chosen, str):
-        published = logmel.STATISTICS if same else {}
-        if chosen not in published:
-            names = ", ".join({"audioset": None, **published})
-            raise SettingError(f"clips.statistics={chosen}: expected two numbers or one of {names}")
-        statistics = published[chosen]
-    else:
-        statistics = logmel.Statistics(*chosen)
+    if isinstance(chosen, str) and chosen not in published:
+        expected = f"expected two numbers or one of {', '.join(published)}"
+        raise SettingError(f"clips.statistics={chosen}: {expected}")
+    statistics = published[chosen] if isinstance(chosen, str) else fbank.Statistics(*chosen)
     return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
 
 
 class CollapseGuard:
-    """Log the metrics of every step, and warn when a run stops learning.
-
-    Args:
-        objective: Decides which metrics are bad.
-        log: Receives metrics and warnings.
-        after: Steps of warm-up, in which there are no warnings.
-    """
+    """Log the metrics of every step, and the warnings of the objective `after` the warm-up."""
 
     def __init__(self, objective: Pretraining, log: TrainingLog, *, after: int) -> None:
         self.objective = objective
@@ -201,7 +182,7 @@ class CollapseGuard:
         self.reported: set[str] = set()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Log the metrics of a step; each kind of warning is given once."""
+        """Log the metrics of a step; each kind of warning only once."""
         self.log.write(step, metrics | self.objective.step_metrics(step))
         warnings = self.objective.warnings(metrics) if step > self.after else {}
         for name, message in warnings.items():
