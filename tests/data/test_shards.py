@@ -1,4 +1,4 @@
-"""What shards promise: the same batches as the files, and no clip that is not as it was packed."""
+"""What shards promise: the same batches as the files, and every clip as it was packed."""
 
 import json
 import os
@@ -21,8 +21,7 @@ import torch
 from conftest import needs_data
 from eat_audio.audio import load_audio
 from eat_audio.cli import app
-from eat_audio.data import shards
-from eat_audio.data import storage as containers
+from eat_audio.data import shards, storage
 from eat_audio.data.corpus import Clip, Corpus, Span, missing_files
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipReader, ClipSettings, training_batches
@@ -55,8 +54,8 @@ def facts(corpus: Corpus) -> list[tuple[object, ...]]:
     return [(clip.id, clip.labels, clip.split) for clip in corpus.clips]
 
 
-def same_batches(one: Corpus, other: Corpus, **told: object) -> bool:
-    settings = ClipSettings(crop="random", **told)  # type: ignore[arg-type]
+def same_batches(one: Corpus, other: Corpus, **options: object) -> bool:
+    settings = ClipSettings(crop="random", **options)  # type: ignore[arg-type]
     pair = [ClipBatches(corpus, settings, batch=8, seed=1) for corpus in (one, other)]
     steps = range(2 * len(one) // 8)
     return all(
@@ -65,24 +64,24 @@ def same_batches(one: Corpus, other: Corpus, **told: object) -> bool:
     )
 
 
-def damage(shard: Path, place: int) -> None:
-    """Turn one byte of a file into another one."""
+def damage(shard: Path, offset: int) -> None:
+    """Change one byte of a file."""
     with shard.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 0x55]))
 
 
 @pytest.mark.parametrize("kind", ["flac", "wav"])
 @needs_data
 def test_training_on_shards_is_training_on_the_files(data: Path, tmp_path: Path, kind: str) -> None:
-    whole = open_corpus(data / "esc10")
+    esc10 = open_corpus(data / "esc10")
     clips = [
         replace(clip, start=0.37 * (number % 7), seconds=1.3) if number % 3 else clip
-        for number, clip in enumerate(whole.clips[::20])
+        for number, clip in enumerate(esc10.clips[::20])
     ]
-    files = replace(whole, clips=clips)
+    files = replace(esc10, clips=clips)
     pack(files, tmp_path / kind, clips_per_shard=8, kind=kind)  # type: ignore[arg-type]
     packed = open_corpus(tmp_path / kind)
     assert same_batches(files, packed, seconds=1.0)
@@ -97,7 +96,7 @@ def test_ids_labels_splits_and_names_survive(corpus: Corpus, tmp_path: Path) -> 
     assert missing_files(packed) == []
 
 
-def test_a_name_that_is_no_text_survives(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_survives(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.ones(800) / 3, 16_000)
     clips = [Clip("caf\udce9", tmp_path / "a.wav"), Clip("\u72ac", tmp_path / "a.wav")]
     pack(Corpus("odd", clips), tmp_path / "out")
@@ -106,7 +105,7 @@ def test_a_name_that_is_no_text_survives(tmp_path: Path) -> None:
 
 def test_a_shard_is_a_tar_of_pairs_that_other_programs_read(corpus: Corpus, tmp_path: Path) -> None:
     pack(corpus, tmp_path / "out", clips_per_shard=4)
-    told = {}
+    members_by_id = {}
     for shard in sorted((tmp_path / "out").glob("*.tar")):
         with tarfile.open(shard) as tar:
             members = tar.getmembers()
@@ -116,11 +115,13 @@ def test_a_shard_is_a_tar_of_pairs_that_other_programs_read(corpus: Corpus, tmp_
                 facts = json.load(tar.extractfile(about))  # type: ignore[arg-type]
                 samples, rate = soundfile.read(tar.extractfile(sound), dtype="int16")
                 assert (len(samples), rate) == (facts["samples"], facts["sample_rate"])
-                told[facts["id"]] = (facts["labels"], facts["split"])
-    assert told == {clip.id: ([NAMES[n] for n in clip.labels], clip.split) for clip in corpus.clips}
+                members_by_id[facts["id"]] = (facts["labels"], facts["split"])
+    assert members_by_id == {
+        clip.id: ([NAMES[n] for n in clip.labels], clip.split) for clip in corpus.clips
+    }
 
 
-def test_the_index_says_where_a_clips_bytes_are(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_index_holds_the_position_of_every_clips_bytes(corpus: Corpus, tmp_path: Path) -> None:
     pack(corpus, tmp_path / "out", clips_per_shard=4)
     rows = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
     assert [row["id"] for row in rows] == [clip.id for clip in corpus.clips]
@@ -129,7 +130,7 @@ def test_the_index_says_where_a_clips_bytes_are(corpus: Corpus, tmp_path: Path) 
         assert data.startswith(b"fLaC")
 
 
-def test_packing_goes_on_where_it_was_stopped(
+def test_packing_continues_where_it_was_stopped(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = shards._write_shard
@@ -175,7 +176,7 @@ def test_a_shard_whose_rows_are_damaged_is_packed_again(
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_shards_of_something_else_are_not_gone_on_with(
+def test_shards_of_another_corpus_are_not_continued(
     corpus: Corpus, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -201,21 +202,21 @@ def test_clips_that_cannot_be_read_are_left_out_and_named(corpus: Corpus, tmp_pa
 
 
 def test_a_corpus_without_a_readable_clip_is_refused(tmp_path: Path) -> None:
-    gone = Corpus("gone", [Clip("a", tmp_path / "a.wav")])
-    with pytest.raises(DataError, match="gone: not one of its 1 clips can be read"):
-        pack(gone, tmp_path / "out")
+    missing = Corpus("missing", [Clip("a", tmp_path / "a.wav")])
+    with pytest.raises(DataError, match="missing: not one of its 1 clips can be read"):
+        pack(missing, tmp_path / "out")
 
 
-def test_what_is_not_kept_as_written_is_found_out(
+def test_a_shard_that_differs_from_what_was_written_is_refused(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = shards._add_clip
 
-    def forgetful(*words: object) -> dict[str, object]:
-        row = add(*words)  # type: ignore[arg-type]
+    def wrong_offset(*arguments: object) -> dict[str, object]:
+        row = add(*arguments)  # type: ignore[arg-type]
         return row | {"offset": row["offset"] + 1}
 
-    monkeypatch.setattr(shards, "_add_clip", forgetful)
+    monkeypatch.setattr(shards, "_add_clip", wrong_offset)
     with pytest.raises((DataError, AudioError)):
         pack(corpus, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -260,7 +261,7 @@ def test_a_shard_that_was_cut_short_gives_one_sentence_per_clip_it_lacks(
         ("shard", "shard\x1b.tar"),
         ("offset", -1),
         ("offset", 2**63 - 1),
-        ("offset", 1536),  # where the first one is
+        ("offset", 1536),  # of the first clip
         ("size", -1),
         ("size", 2**62),
         ("crc32", 2**40),
@@ -273,7 +274,7 @@ def test_a_shard_that_was_cut_short_gives_one_sentence_per_clip_it_lacks(
         ("split", None),
     ],
 )
-def test_an_index_that_names_what_cannot_be_is_refused(
+def test_an_index_with_impossible_values_is_refused(
     corpus: Corpus, tmp_path: Path, column: str, value: object
 ) -> None:
     pack(corpus, tmp_path / "out")
@@ -286,9 +287,7 @@ def test_an_index_that_names_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "shards.json"])
-def test_a_file_that_is_not_what_its_name_says_is_refused(
-    corpus: Corpus, tmp_path: Path, name: str
-) -> None:
+def test_a_file_of_another_kind_is_refused(corpus: Corpus, tmp_path: Path, name: str) -> None:
     pack(corpus, tmp_path / "out")
     (tmp_path / "out" / name).write_bytes(b"{}")
     with pytest.raises(DataError, match=name):
@@ -345,21 +344,19 @@ def test_an_index_of_more_rows_than_it_can_hold_takes_no_memory(
     ],
     ids=str,
 )
-def test_a_description_of_wrong_kinds_is_refused(
+def test_a_header_with_values_of_wrong_types_is_refused(
     corpus: Corpus, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     pack(corpus, tmp_path / "out")
     file = tmp_path / "out" / "shards.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes))
-    with pytest.raises(DataError, match=r"shards.json") as told:
+    with pytest.raises(DataError, match=r"shards.json") as error:
         open_packed(tmp_path / "out")
-    assert len(str(told.value)) < 480
+    assert len(str(error.value)) < 480
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
-def test_a_description_that_lacks_something_is_refused(
-    corpus: Corpus, tmp_path: Path, name: str
-) -> None:
+def test_a_header_that_lacks_a_field_is_refused(corpus: Corpus, tmp_path: Path, name: str) -> None:
     pack(corpus, tmp_path / "out")
     file = tmp_path / "out" / "shards.json"
     about = json.loads(file.read_text(encoding="utf-8"))
@@ -370,7 +367,9 @@ def test_a_description_that_lacks_something_is_refused(
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "", "\x00"])
-def test_a_description_that_is_none_is_refused(corpus: Corpus, tmp_path: Path, text: str) -> None:
+def test_a_header_that_is_not_an_object_is_refused(
+    corpus: Corpus, tmp_path: Path, text: str
+) -> None:
     pack(corpus, tmp_path / "out")
     (tmp_path / "out" / "shards.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"shards.json"):
@@ -378,7 +377,7 @@ def test_a_description_that_is_none_is_refused(corpus: Corpus, tmp_path: Path, t
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "shard-000000.tar"])
-def test_a_pipe_in_place_of_a_file_holds_up_nobody(
+def test_a_pipe_instead_of_a_file_is_refused_without_waiting(
     corpus: Corpus, tmp_path: Path, name: str
 ) -> None:
     pack(corpus, tmp_path / "out")
@@ -406,7 +405,7 @@ def test_workers_read_what_one_process_reads(corpus: Corpus, tmp_path: Path) -> 
 
 
 class Ranges(BaseHTTPRequestHandler):
-    """Sends files of a folder, and parts of them, as object stores do."""
+    """Send files of a folder, and parts of them, as object stores do."""
 
     folder: Path
     in_parts = True
@@ -416,9 +415,9 @@ class Ranges(BaseHTTPRequestHandler):
         if not file.is_file():
             self.send_error(404)
             return
-        data, told = file.read_bytes(), self.headers.get("Range")
-        if told and self.in_parts:
-            first, last = map(int, told.removeprefix("bytes=").split("-"))
+        data, requested = file.read_bytes(), self.headers.get("Range")
+        if requested and self.in_parts:
+            first, last = map(int, requested.removeprefix("bytes=").split("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
             data = data[first : last + 1]
@@ -428,7 +427,7 @@ class Ranges(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         pass
 
 
@@ -436,11 +435,11 @@ class Ranges(BaseHTTPRequestHandler):
 def server(tmp_path: Path) -> Iterator[tuple[str, type[Ranges]]]:
     """The address of a server of `tmp_path`, and how it answers."""
     handler = type("Handler", (Ranges,), {"folder": tmp_path})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as here:
-        thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{here.server_port}", handler
-        here.shutdown()
+        yield f"http://127.0.0.1:{web.server_port}", handler
+        web.shutdown()
         thread.join()
 
 
@@ -464,7 +463,7 @@ def test_a_server_that_sends_no_parts_is_named(
         sound_of(packed.clips[0])
 
 
-def test_shards_that_are_not_there_are_named(server: tuple[str, type[Ranges]]) -> None:
+def test_missing_shards_are_named(server: tuple[str, type[Ranges]]) -> None:
     with pytest.raises(DataError, match="/none/shards.json: cannot be read .*Not Found"):
         open_corpus(f"{server[0]}/none")
 
@@ -488,14 +487,14 @@ def test_a_packed_corpus_can_be_packed_again(corpus: Corpus, tmp_path: Path) -> 
     assert same_batches(corpus, open_packed(tmp_path / "two"), seconds=0.4)
 
 
-def test_bytes_of_a_container_sound_like_the_file(tmp_path: Path) -> None:
+def test_bytes_of_a_container_load_like_the_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.ogg", np.sin(np.arange(30_000) / 9) / 2, 22_050)
     data = (tmp_path / "a.ogg").read_bytes()
     (tmp_path / "box").write_bytes(b"junk" + data + b"junk")
     clip = Clip("a", tmp_path / "box", inside=Span(4, len(data)))
-    for told in ({}, {"start": 0.3, "seconds": 0.5}):
-        inside = load_audio(sound_of(clip), **told)  # type: ignore[arg-type]
-        assert torch.equal(inside, load_audio(tmp_path / "a.ogg", **told))  # type: ignore[arg-type]
+    for options in ({}, {"start": 0.3, "seconds": 0.5}):
+        inside = load_audio(sound_of(clip), **options)  # type: ignore[arg-type]
+        assert torch.equal(inside, load_audio(tmp_path / "a.ogg", **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -507,14 +506,14 @@ def test_processes_pack_what_one_packs(corpus: Corpus, tmp_path: Path) -> None:
         assert (two / file.name).read_bytes() == file.read_bytes()
 
 
-def test_the_command_packs_and_names_what_it_could_not_read(
+def test_the_command_packs_and_names_unreadable_clips(
     corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for clip in corpus.clips[1:]:
         Path(clip.path).unlink()
     Path(corpus.clips[1].path).write_bytes(b"not audio")
-    words = ["data", "pack", str(tmp_path / "files"), str(tmp_path / "out"), "--jobs", "1"]
-    app([*words, "--format", "wav"], standalone_mode=False)
+    arguments = ["data", "pack", str(tmp_path / "files"), str(tmp_path / "out"), "--jobs", "1"]
+    app([*arguments, "--format", "wav"], standalone_mode=False)
     out, err = capfd.readouterr()
     assert "clips\t1\n" in out and "unreadable clips\t1\n" in out
     assert err.startswith("skipped: ") and "1.wav" in err
@@ -522,7 +521,7 @@ def test_the_command_packs_and_names_what_it_could_not_read(
 
 
 class Dripping(Ranges):
-    """Sends a byte at a time, or without an end; of what, its `how` says."""
+    """Send one byte at a time, or without an end, as `how` says."""
 
     how = ""
 
@@ -542,22 +541,22 @@ class Dripping(Ranges):
                     self.wfile.write(b" ")
                     self.wfile.flush()
                     time.sleep(0.05)
-        except OSError:  # nobody listens any more
+        except OSError:  # the client closed the connection
             pass
 
 
 @pytest.mark.parametrize("how", ["headers", "body", "endless"])
 @pytest.mark.parametrize("file", ["shards.json", "index.parquet", "shard-000000.tar"])
-def test_a_server_without_an_end_is_given_up(
+def test_a_server_that_never_ends_its_answer_times_out(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, file: str
 ) -> None:
     pack(corpus, tmp_path / "out")
-    monkeypatch.setattr(containers, "WAIT", 0.5)
+    monkeypatch.setattr(storage, "WAIT", 0.5)
     handler = type("Handler", (Dripping,), {"folder": tmp_path, "how": f"{how} {file}"})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as here:
-        here.daemon_threads = True
-        threading.Thread(target=here.serve_forever, args=(0.01,), daemon=True).start()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        web.daemon_threads = True
+        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises((DataError, AudioError), match=r"larger|seconds|parts"):
-            sound_of(open_packed(f"http://127.0.0.1:{here.server_port}/out").clips[0])
-        here.shutdown()
-        here.block_on_close = False
+            sound_of(open_packed(f"http://127.0.0.1:{web.server_port}/out").clips[0])
+        web.shutdown()
+        web.block_on_close = False

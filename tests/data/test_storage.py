@@ -1,4 +1,4 @@
-"""Recordings inside other files are heard as they would be alone, or named with what is wrong."""
+"""Recordings inside other files load like files, or raise an error that names them."""
 
 import builtins
 import os
@@ -39,7 +39,7 @@ def hdf5(folder: Path, **datasets: Any) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
-def test_a_dataset_is_heard_as_a_file_at_32_khz_would_be(tmp_path: Path, dtype: type) -> None:
+def test_a_dataset_loads_like_a_file_at_32_khz(tmp_path: Path, dtype: type) -> None:
     integers = np.int16 == dtype
     samples = (noise() * 32_768).astype(np.int16) if integers else noise().astype(dtype)
     hdf5(tmp_path, **{"a clip.wav": samples})
@@ -52,7 +52,7 @@ def test_a_dataset_is_heard_as_a_file_at_32_khz_would_be(tmp_path: Path, dtype: 
     assert torch.equal(ClipReader().read(clip, 0.5), to_int16(alone)[:8_000])
 
 
-def test_bytes_of_an_archive_are_heard_as_the_file_that_was_stored(tmp_path: Path) -> None:
+def test_bytes_of_an_archive_load_like_the_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a b.flac", noise(), 16_000)
     with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_STORED) as archive:
         archive.write(tmp_path / "a b.flac", "a b.flac")
@@ -63,14 +63,14 @@ def test_bytes_of_an_archive_are_heard_as_the_file_that_was_stored(tmp_path: Pat
 
 
 @pytest.mark.parametrize("row", ["all.zip:90:20", "all.zip:0:0", "all.zip:5:10"])
-def test_bytes_that_are_not_there_or_no_sound_are_named(tmp_path: Path, row: str) -> None:
+def test_bytes_that_do_not_exist_or_are_not_audio_are_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "all.zip").write_bytes(b"x" * 100)
     (clip,) = open_corpus(write_tsv(tmp_path, row)).clips
     with pytest.raises(AudioError, match=rf"all.zip: '{row}'"):
         load_audio(sound_of(clip))
 
 
-def test_a_dataset_that_is_not_there_is_replaced_and_named(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_replaced_and_named(tmp_path: Path) -> None:
     hdf5(tmp_path, a=noise(), b=noise())
     corpus = open_corpus(write_tsv(tmp_path, "all.h5/a", "all.h5/gone", "all.h5/b"))
     batch = ClipBatches(corpus, ClipSettings(seconds=0.5), batch=3, seed=0)[0]
@@ -79,7 +79,7 @@ def test_a_dataset_that_is_not_there_is_replaced_and_named(tmp_path: Path) -> No
     assert sentence.endswith("all.h5: 'all.h5/gone': there is no such dataset")
 
 
-def test_a_file_that_is_no_hdf5_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_hdf5_is_named(tmp_path: Path) -> None:
     (tmp_path / "all.h5").write_bytes(b"x" * 100)
     with pytest.raises(AudioError, match="cannot be read as HDF5"):
         sound_of(Clip("a", tmp_path / "all.h5", inside="a"))
@@ -111,7 +111,7 @@ def test_a_dataset_that_claims_more_than_it_holds_takes_no_memory(tmp_path: Path
 
 
 @pytest.mark.parametrize("samples", [np.zeros((2, 800), np.int16), np.zeros(800, np.int32)])
-def test_what_is_not_mono_samples_is_named(tmp_path: Path, samples: np.ndarray) -> None:
+def test_a_dataset_of_another_kind_is_named(tmp_path: Path, samples: np.ndarray) -> None:
     hdf5(tmp_path, a=samples)
     with pytest.raises(AudioError, match=r"expected \(samples,\) of int16 or float"):
         sound_of(Clip("a", tmp_path / "all.h5", inside="a"))
@@ -124,23 +124,25 @@ def test_what_is_not_mono_samples_is_named(tmp_path: Path, samples: np.ndarray) 
         ("fsspec", Clip("a", "memory://all.tar")),
     ],
 )
-def test_a_package_that_is_missing_is_asked_for(
+def test_the_error_names_a_missing_package(
     monkeypatch: pytest.MonkeyPatch, package: str, clip: Clip
 ) -> None:
-    real = builtins.__import__
+    original = builtins.__import__
 
-    def without(name: str, *words: Any, **told: Any) -> Any:
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
         if name == package:
             raise ImportError(name)
-        return real(name, *words, **told)
+        return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(EatError, match=rf"needs {package}; install it .*eat-audio\[data\]") as told:
+    with pytest.raises(
+        EatError, match=rf"needs {package}; install it .*eat-audio\[data\]"
+    ) as error:
         sound_of(clip)
-    assert not isinstance(told.value, AudioError)  # which would be skipped, clip by clip
+    assert not isinstance(error.value, AudioError)  # which would be skipped, clip by clip
 
 
-def test_a_pipe_in_place_of_an_hdf5_file_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_an_hdf5_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.h5")
     with pytest.raises(AudioError, match="is not a file"):
         sound_of(Clip("a", tmp_path / "a.h5", inside="a"))

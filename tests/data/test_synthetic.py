@@ -35,11 +35,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def linear_accuracy(features: Tensor, labels: list[str], train: Tensor) -> float:
-    """Standardised logistic regression: share of test clips that it names."""
-    names, known = np.array(labels), train.numpy()
+    """Standardized logistic regression: its accuracy on the test clips."""
+    names, is_train = np.array(labels), train.numpy()
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1_000))
-    classifier.fit(features[train].numpy(), names[known])
-    return float(classifier.score(features[~train].numpy(), names[~known]))
+    classifier.fit(features[train].numpy(), names[is_train])
+    return float(classifier.score(features[~train].numpy(), names[~is_train]))
 
 
 def averages(spectrograms: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def averages(spectrograms: Tensor) -> Tensor:
 
 
 def random_patches(spectrograms: Tensor) -> Tensor:
-    """How well 128 random 160 ms x 16 bin patches fit, at best and on average: (clips, 256)."""
+    """Maximal and mean response to 128 random patches of 160 ms x 16 bins: (clips, 256)."""
     level = spectrograms - spectrograms.mean(dim=(1, 2), keepdim=True)
     kernels = torch.randn(128, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     kernels -= kernels.mean(dim=(2, 3), keepdim=True)
@@ -62,8 +62,8 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def heard(corpus) -> tuple[Tensor, list[str], Tensor]:
-    """Log-mel (clips, T, 128) of the corpus, labels, which clips are for training."""
+def spectrogram_split(corpus) -> tuple[Tensor, list[str], Tensor]:
+    """Log-mel (clips, T, 128) of the corpus, labels, training mask (clips,)."""
     listed = rows(corpus)
     clips = [soundfile.read(corpus.parent / row["path"], dtype="float32")[0] for row in listed]
     spectrograms = log_mel(torch.from_numpy(np.stack(clips)))
@@ -73,7 +73,7 @@ def heard(corpus) -> tuple[Tensor, list[str], Tensor]:
 
 @families
 @pytest.mark.parametrize("seed", range(3))
-def test_a_clip_is_finite_heard_and_not_clipped(family, seed):
+def test_a_clip_is_finite_audible_and_not_clipped(family, seed):
     samples = clip(family, seed)
     assert samples.dtype == np.float32
     assert samples.shape == (32_000,)
@@ -83,7 +83,7 @@ def test_a_clip_is_finite_heard_and_not_clipped(family, seed):
 
 @families
 @pytest.mark.parametrize("seconds", [1.0, 1.2345, 10.0])
-def test_a_clip_is_as_long_as_asked(family, seconds):
+def test_a_clip_has_the_requested_length(family, seconds):
     assert len(clip(family, seconds=seconds)) == round(seconds * 16_000)
 
 
@@ -147,14 +147,14 @@ def test_files_are_16_khz_mono_flac(corpus):
         assert info.frames == 32_000
 
 
-def test_averages_over_a_clip_tell_something_but_not_enough(heard):
-    spectrograms, labels, train = heard
+def test_averages_over_a_clip_separate_some_families(spectrogram_split):
+    spectrograms, labels, train = spectrogram_split
     chance = 1 / len(FAMILIES)
     assert 2.5 * chance < linear_accuracy(averages(spectrograms), labels, train) < 0.7
 
 
-def test_patches_of_time_and_frequency_tell_much_more(heard):
-    spectrograms, labels, train = heard
+def test_patches_of_time_and_frequency_separate_many_more(spectrogram_split):
+    spectrograms, labels, train = spectrogram_split
     by_averages = linear_accuracy(averages(spectrograms), labels, train)
     by_patches = linear_accuracy(random_patches(spectrograms), labels, train)
     assert by_patches > by_averages + 0.15

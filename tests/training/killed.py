@@ -1,4 +1,4 @@
-"""Trains a tiny run for test_kills.py, in a new process each time it is asked for.
+"""Train a tiny run for test_kills.py, in a new process for every line of input.
 
 Every line of standard input, FOLDER STEPS, starts a process; its number is printed.
 """
@@ -26,7 +26,7 @@ def export(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def train(out: Path, steps: int) -> None:
-    """Go on until so many steps are done, saving each; all that is drawn is drawn by the step."""
+    """Train up to a step, saving each; random numbers depend on the step alone."""
     torch.manual_seed(0)
     model, optim = nn.Linear(64, 512), Optim()
     optimizer = adamw(parameter_groups(model.named_parameters(), optim), optim)
@@ -51,4 +51,4 @@ if __name__ == "__main__":
             os._exit(0)
         print(child, flush=True)
         os.waitpid(child, 0)
-        print("gone", flush=True)
+        print("ended", flush=True)

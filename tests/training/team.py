@@ -1,4 +1,4 @@
-"""What one process of a team runs for test_distributed.py: torchrun ... team.py JOBS.json.
+"""Run the jobs of one process of a group, for test_distributed.py: torchrun ... team.py JOBS.json.
 
 A job is a dictionary: `kind` (pretrain, finetune or copy), `recipe` (name and overrides), `out`,
 `resume`, `start`; a copy takes a run's folder as it was at its first checkpoint.
@@ -20,7 +20,7 @@ from eat_audio.training.distributed import exit_process, init_process_group
 
 
 def cut_back(source: Path, out: Path) -> None:
-    """A copy of a run as if it had been killed after its first checkpoint that is still there."""
+    """Copy a run as if it had been killed after its oldest remaining checkpoint."""
     shutil.copytree(source, out)
     for later in checkpoints(out)[1:]:
         shutil.rmtree(later)

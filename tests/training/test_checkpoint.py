@@ -1,4 +1,4 @@
-"""A run's folder is either complete or not there, and belongs to one recipe and one corpus."""
+"""A run's folder is either complete or missing, and belongs to one recipe and one corpus."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def step(run: Run) -> None:
     run.optimizer.zero_grad()
 
 
-def test_a_checkpoint_gives_back_weights_and_moments_to_the_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_weights_and_moments_to_the_bit(tmp_path: Path) -> None:
     one = a_run(tmp_path)
     assert one.begin(resume=False) == 0
     step(one)
@@ -84,7 +84,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert model_folder(tmp_path) == checkpoints(tmp_path)[-1]
 
 
-def test_half_a_checkpoint_is_never_taken_for_one(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_does_not_count(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.begin(resume=False)
     step(run)
@@ -96,7 +96,7 @@ def test_half_a_checkpoint_is_never_taken_for_one(tmp_path: Path) -> None:
 
 
 def a_run_of(out: Path, *steps: int, keep: int = 9) -> dict[int, dict[str, torch.Tensor]]:
-    """A run with checkpoints of these steps; what each of them holds."""
+    """Make a run with checkpoints of these steps; return the state of each."""
     run = a_run(out, keep=keep)
     run.begin(resume=False)
     states = {}
@@ -108,10 +108,10 @@ def a_run_of(out: Path, *steps: int, keep: int = 9) -> dict[int, dict[str, torch
 
 
 def flip(file: Path, byte: int) -> None:
-    """Turn one bit of a file round."""
-    held = bytearray(file.read_bytes())
-    held[byte % len(held)] ^= 1 << byte % 8
-    file.write_bytes(held)
+    """Flip one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[byte % len(content)] ^= 1 << byte % 8
+    file.write_bytes(content)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -157,24 +157,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def change(record: Path, **told: object) -> None:
-    record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | told))
+def change(record: Path, **changes: object) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | changes))
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(
     tmp_path: Path, kind: str
 ) -> None:
     damage, reason = DAMAGES[kind]
     states = a_run_of(tmp_path, 1, 2)
     damage(tmp_path / "checkpoints" / "step-00000002")
     again = a_run(tmp_path)
-    said = re.escape(f"step-00000002: is damaged ({reason}") + ".*going on from step-00000001"
-    with pytest.warns(EatWarning, match=said) as warned:
+    message = re.escape(f"step-00000002: is damaged ({reason}") + ".*going on from step-00000001"
+    with pytest.warns(EatWarning, match=message) as warned:
         assert again.begin(resume=True) == 1
     assert len(warned) == 1
     assert all(torch.equal(x, states[1][n]) for n, x in again.objective.state_dict().items())
-    # Nothing is lost, and the step can be written again.
+    # It is kept, and the step can be written again.
     assert (tmp_path / "checkpoints" / "damaged-step-00000002").is_dir()
     step(again)
     again.save(2)
@@ -182,24 +182,26 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert a_run(tmp_path).begin(resume=True) == 2
 
 
-def test_an_empty_folder_that_is_called_like_a_checkpoint_blocks_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder_named_like_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     a_run_of(tmp_path, 1)
     (tmp_path / "checkpoints" / "step-99999999").mkdir()
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000001"]
     assert a_run(tmp_path).begin(resume=True) == 1
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_run_without_an_intact_checkpoint_does_not_resume(tmp_path: Path) -> None:
     a_run_of(tmp_path, 1, 2)
     for folder in checkpoints(tmp_path):
         (folder / "objective.safetensors").write_bytes(b"rubbish")
-    words = r"none of its checkpoints is intact \(step-00000002: objective.safetensors is not what"
-    with pytest.raises(CheckpointError, match=words):
+    message = (
+        r"none of its checkpoints is intact \(step-00000002: objective.safetensors is not what"
+    )
+    with pytest.raises(CheckpointError, match=message):
         a_run(tmp_path).begin(resume=True)
     assert len(checkpoints(tmp_path)) == 2
 
 
-def test_checkpoints_of_earlier_versions_have_no_digests_and_are_gone_on_from(
+def test_checkpoints_of_earlier_versions_without_digests_resume(
     tmp_path: Path,
 ) -> None:
     a_run_of(tmp_path, 1, 2)
@@ -219,7 +221,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
         a_run(tmp_path, width=3).begin(resume=True)
 
 
-def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: Path) -> None:
+def test_a_run_without_its_record_resumes_by_that_of_its_checkpoints(tmp_path: Path) -> None:
     a_run_of(tmp_path, 1, 2)
     (tmp_path / "run.json").unlink()
     with pytest.raises(CheckpointError, match=r"begun with lr=0.1, not lr=0.2"):
@@ -229,7 +231,7 @@ def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "cannot be read as JSON"),
         ("[]", r"holds \[\]; expected a JSON object"),
@@ -243,15 +245,15 @@ def test_a_run_without_its_record_goes_on_by_that_of_its_checkpoints(tmp_path: P
         ('"' + "x" * 9_000_000 + '"', "more than 8,000,000 bytes"),
     ],
 )
-def test_a_record_that_is_none_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_record_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     a_run_of(tmp_path, 1)
     (tmp_path / "run.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=words) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         a_run(tmp_path).begin(resume=True)
     assert "run.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_record_that_is_no_text_or_no_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_record_that_is_not_text_or_not_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
     os.mkfifo(tmp_path / "b.json")
     (tmp_path / "c.json").mkdir()
@@ -270,7 +272,7 @@ def test_other_recordings_of_the_same_names_cannot_resume(tmp_path: Path) -> Non
         replace(a_run(tmp_path), contents="2 files, sha256 ab").begin(resume=True)
 
 
-def test_another_torch_is_said(tmp_path: Path) -> None:
+def test_another_version_of_torch_is_a_warning(tmp_path: Path) -> None:
     a_run_of(tmp_path, 1)
     change(tmp_path / "run.json", torch="1.0")
     with pytest.warns(EatWarning, match=r"was begun with torch 1\.0, now it is"):
@@ -278,7 +280,7 @@ def test_another_torch_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "made anew"])
-def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path, how: str) -> None:
+def test_a_removed_folder_is_not_made_again(tmp_path: Path, how: str) -> None:
     run = a_run(tmp_path / "run")
     run.begin(resume=False)
     step(run)
@@ -288,16 +290,16 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path, how: str) -> No
         shutil.rmtree(tmp_path / "moved")
     if how == "made anew":
         a_run(tmp_path / "run", data="other clips").begin(resume=False)
-    words = "another run has been begun" if how == "made anew" else "removed or renamed"
+    message = "another run has been begun" if how == "made anew" else "removed or renamed"
     for write in (lambda: run.save(2), run.finish):
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(CheckpointError, match=message):
             write()
     assert (tmp_path / "run").exists() == (how == "made anew")
     if how == "renamed":
         assert a_run(tmp_path / "moved").begin(resume=True) == 1
 
 
-def test_a_record_that_was_removed_is_put_back(tmp_path: Path) -> None:
+def test_a_removed_record_is_restored(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.begin(resume=False)
     before = (tmp_path / "run.json").read_text(encoding="utf-8")
@@ -308,7 +310,7 @@ def test_a_record_that_was_removed_is_put_back(tmp_path: Path) -> None:
     assert (tmp_path / "run.json").read_text(encoding="utf-8") == before
 
 
-def test_what_is_saved_has_the_mode_of_the_umask(tmp_path: Path) -> None:
+def test_saved_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         a_run_of(tmp_path, 1)
@@ -330,7 +332,7 @@ def an_export(weight: float = 1.0, fail: str = "") -> Callable[[Path, dict[str, 
 
 
 @pytest.mark.parametrize("moment", ["config.json", "preprocessor_config.json", 1, 2, 3])
-def test_half_a_finished_model_never_hides_the_checkpoint(
+def test_an_incomplete_finished_model_never_hides_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str | int
 ) -> None:
     run = replace(a_run(tmp_path), export=an_export())
@@ -359,7 +361,7 @@ def test_half_a_finished_model_never_hides_the_checkpoint(
     assert model_folder(tmp_path) == tmp_path
 
 
-def test_what_a_full_disk_left_of_a_model_does_not_hide_the_checkpoint(tmp_path: Path) -> None:
+def test_a_truncated_finished_model_does_not_hide_the_checkpoint(tmp_path: Path) -> None:
     run = replace(a_run(tmp_path), export=an_export())
     run.begin(resume=False)
     step(run)
@@ -372,7 +374,7 @@ def test_what_a_full_disk_left_of_a_model_does_not_hide_the_checkpoint(tmp_path:
         assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
 
 
-def test_another_model_in_the_folder_goes_before_the_weights_of_this_one_come(
+def test_another_model_in_the_folder_is_removed_before_new_weights_are_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     an_export(2.0)(tmp_path, {})
@@ -395,7 +397,7 @@ def test_another_model_in_the_folder_goes_before_the_weights_of_this_one_come(
     assert model_folder(tmp_path) == checkpoints(tmp_path)[0]
 
 
-def test_what_a_killed_run_left_is_removed_and_a_torn_deletion_is_no_checkpoint(
+def test_leftovers_of_a_killed_run_are_removed_and_do_not_count_as_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run(tmp_path, keep=1)
@@ -416,13 +418,13 @@ def test_what_a_killed_run_left_is_removed_and_a_torn_deletion_is_no_checkpoint(
 
 
 def killed_while_deleting(folder: Path, **_: object) -> None:
-    """What a kill leaves of a folder that is being deleted."""
+    """Delete one file of a folder, as a kill would during a deletion."""
     if folder.is_dir():
         next(folder.iterdir()).unlink()
         raise KeyboardInterrupt
 
 
-def test_a_checkpoint_without_what_resuming_needs_is_a_model_still(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_state_for_resuming_is_still_a_model(tmp_path: Path) -> None:
     a_run_of(tmp_path, 1)
     keep_model_only(folder := checkpoints(tmp_path)[0])
     assert checkpoints(tmp_path) == [folder] and not (folder / "objective.safetensors").exists()
@@ -433,7 +435,7 @@ def test_a_checkpoint_without_what_resuming_needs_is_a_model_still(tmp_path: Pat
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     first = a_run(tmp_path)
     first.begin(resume=False)
-    a_run(tmp_path).begin(resume=False)  # nothing was learnt there yet
+    a_run(tmp_path).begin(resume=False)  # nothing is saved yet
     step(first)
     first.save(1)
     with pytest.raises(CheckpointError, match="holds a run already; --resume continues it"):
@@ -449,21 +451,21 @@ def test_another_recipe_or_other_data_cannot_resume(tmp_path: Path) -> None:
     assert a_run(tmp_path, Recipe(log_every=1)).begin(resume=True) == 0
 
 
-def test_a_run_goes_on_from_what_it_began_with_only(tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_encoder_that_it_began_with(tmp_path: Path) -> None:
     replace(a_run(tmp_path), origin={"encoder": "abc"}).begin(resume=False)
-    words = r"begun with another encoder \(--from\): encoder was 'abc', now it is 'def'"
-    with pytest.raises(CheckpointError, match=words):
+    message = r"begun with another encoder \(--from\): encoder was 'abc', now it is 'def'"
+    with pytest.raises(CheckpointError, match=message):
         replace(a_run(tmp_path), origin={"encoder": "def"}).begin(resume=True)
 
 
-def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+def test_an_output_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match="cannot be made"), lock_run_dir(place):
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="cannot be made"), lock_run_dir(path):
             pass
 
 
-def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no model"):
         model_folder(tmp_path)
 
@@ -491,16 +493,16 @@ with lock_run_dir(Path(sys.argv[1])):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that holds one checkpoint and a bit."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """Mount a disk that has space for one checkpoint."""
+    path = tmp_path / "disk"
+    path.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(place)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(path)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("a small disk can only be mounted by root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:

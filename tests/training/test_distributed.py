@@ -1,4 +1,4 @@
-"""Many processes train as one does: the same losses, the same folder, and none lost alone."""
+"""Many processes train as one does, with the same folder; the loss of one process ends all."""
 
 import contextlib
 import json
@@ -47,15 +47,15 @@ ALSO = ["audiomae", "beats", "beats_tokenizer"]
 FINETUNE = ["loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL]
 
 
-def torchrun(*words: str, processes: int = 2) -> list[str]:
-    """The command that starts a team on this machine."""
+def torchrun(*arguments: str, processes: int = 2) -> list[str]:
+    """Return the command that starts a group of processes on this machine."""
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
         f"--nproc-per-node={processes}",
-        *words,
+        *arguments,
     ]
 
 
@@ -64,7 +64,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of noise, 12 clips to learn from and 4 to be tested on."""
+    """Two classes of noise, 12 clips for training and 4 for testing."""
     root = tmp_path_factory.mktemp("corpus")
     noise = np.random.default_rng(0)
     for split, count in (("train", 6), ("eval", 2)):
@@ -82,7 +82,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process and of two, some of them resumed by the other kind."""
     home = tmp_path_factory.mktemp("runs")
 
-    def job(kind: str, name: str, *more: str, **told: Any) -> dict[str, Any]:
+    def job(kind: str, name: str, *more: str, **options: Any) -> dict[str, Any]:
         recipe, settings = {
             "pretrain": ("eat_tiny", [*PRETRAIN, "splits=[train]"]),
             "audiomae": ("audiomae_tiny", [*AUDIOMAE, "splits=[train]"]),
@@ -93,13 +93,13 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ),
             "finetune": ("eat_tiny_finetune", FINETUNE),
         }[kind]
-        words = [*settings, f"data={corpus}", *more]
+        arguments = [*settings, f"data={corpus}", *more]
         task = kind if kind == "finetune" else "pretrain"
-        return {"kind": task, "recipe": [recipe, words], "out": str(home / name), **told}
+        return {"kind": task, "recipe": [recipe, arguments], "out": str(home / name), **options}
 
-    def resumed(kind: str, name: str, of: str, *more: str, **told: Any) -> list[dict[str, Any]]:
+    def resumed(kind: str, name: str, of: str, *more: str, **options: Any) -> list[dict[str, Any]]:
         copy = {"kind": "copy", "of": str(home / of), "out": str(home / name)}
-        return [copy, job(kind, name, *more, resume=True, **told)]
+        return [copy, job(kind, name, *more, resume=True, **options)]
 
     def alone(*jobs: dict[str, Any]) -> None:
         for each in jobs:
@@ -161,16 +161,16 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path, *names: str) -> torch.Tensor:
-    """The logged numbers of a run, a row per step."""
+    """Return the logged numbers of a run, a row per step."""
     names = names or ("train/loss", "optim/gradient_norm")
     return torch.tensor([[line[name] for name in names] for line in read_log(run)])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Everything that learns, and the moments, after the last step."""
+    """Return the trained tensors and the moments after the last step."""
     last = run / "checkpoints" / "step-00000006"
-    learnt = load_file(last / "objective.safetensors")
-    return learnt | load_file(last / "optimiser.safetensors")
+    trained = load_file(last / "objective.safetensors")
+    return trained | load_file(last / "optimiser.safetensors")
 
 
 METHODS = ["", *(f"{method}-" for method in ALSO)]
@@ -182,29 +182,31 @@ METHODS = ["", *(f"{method}-" for method in ALSO)]
 def test_two_processes_have_the_losses_of_one_that_accumulates_two(
     runs: Path, method: str, other: str
 ) -> None:
-    ours, theirs = runs / f"{method}{other}", runs / f"{method}one"
-    torch.testing.assert_close(losses(ours), losses(theirs), rtol=2e-6, atol=0)
+    many, one = losses(runs / f"{method}{other}"), losses(runs / f"{method}one")
+    torch.testing.assert_close(many, one, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("other", ["tuned-ddp", "tuned-fsdp"])
-def test_so_does_fine_tuning_whose_batches_weigh_by_their_labels(runs: Path, other: str) -> None:
+def test_fine_tuning_with_batches_weighted_by_labels_has_the_losses_of_one_process(
+    runs: Path, other: str
+) -> None:
     torch.testing.assert_close(losses(runs / other), losses(runs / "tuned-one"), rtol=5e-6, atol=0)
-    ours, theirs = (
+    first, second = (
         json.loads((runs / name / "evaluation.json").read_text(encoding="utf-8"))
         for name in (other, "tuned-one")
     )
-    assert ours["value"] == theirs["value"]
+    assert first["value"] == second["value"]
 
 
-def test_slices_and_whole_models_learn_the_same(runs: Path) -> None:
-    ours, theirs = weights(runs / "ddp"), weights(runs / "fsdp")
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+def test_sliced_and_full_models_train_alike(runs: Path) -> None:
+    first, second = weights(runs / "ddp"), weights(runs / "fsdp")
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("resumed", "whole"),
+    ("resumed", "complete"),
     [
         ("ddp-ddp", "ddp"),
         ("fsdp-fsdp", "fsdp"),
@@ -218,36 +220,36 @@ def test_slices_and_whole_models_learn_the_same(runs: Path) -> None:
         ("beats_tokenizer-one-one", "beats_tokenizer-one-drops"),
     ],
 )
-def test_a_resumed_run_ends_at_the_same_bits(runs: Path, resumed: str, whole: str) -> None:
-    ours, theirs = weights(runs / resumed), weights(runs / whole)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert torch.equal(losses(runs / resumed), losses(runs / whole))
+def test_a_resumed_run_ends_at_the_same_bits(runs: Path, resumed: str, complete: str) -> None:
+    first, second = weights(runs / resumed), weights(runs / complete)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert torch.equal(losses(runs / resumed), losses(runs / complete))
 
 
 @pytest.mark.parametrize("resumed", ["ddp-fsdp", "fsdp-ddp", "one-ddp", "ddp-one"])
-def test_a_run_may_go_on_with_other_processes_or_another_way(runs: Path, resumed: str) -> None:
+def test_a_run_resumes_with_other_processes_or_another_sharding(runs: Path, resumed: str) -> None:
     torch.testing.assert_close(losses(runs / resumed), losses(runs / "one"), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_who_decodes_the_clips_changes_nothing(runs: Path, method: str) -> None:
+def test_the_number_of_workers_changes_nothing(runs: Path, method: str) -> None:
     assert torch.equal(losses(runs / f"{method}ddp-workers"), losses(runs / f"{method}ddp"))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_finished_model_is_whole(runs: Path, method: str) -> None:
-    ours, theirs = (
+def test_the_finished_model_has_full_tensors(runs: Path, method: str) -> None:
+    first, second = (
         load_file(runs / f"{method}{name}" / "model.safetensors") for name in ("fsdp", "one")
     )
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].shape == theirs[name].shape for name in ours)
+    assert first.keys() == second.keys()
+    assert all(first[name].shape == second[name].shape for name in first)
 
 
 def test_other_processes_need_other_accumulation(runs: Path, corpus: Path, tmp_path: Path) -> None:
     cut_back(runs / "ddp", tmp_path / "run")
-    words = [*PRETRAIN, "splits=[train]", f"data={corpus}"]
-    job = {"kind": "pretrain", "recipe": ["eat_tiny", words], "out": str(tmp_path / "run")}
+    arguments = [*PRETRAIN, "splits=[train]", f"data={corpus}"]
+    job = {"kind": "pretrain", "recipe": ["eat_tiny", arguments], "out": str(tmp_path / "run")}
     with pytest.raises(CheckpointError, match=r"begun with 2 micro-batches a step .* not 1"):
         work(job | {"resume": True})
 
@@ -256,10 +258,10 @@ def test_other_processes_need_other_accumulation(runs: Path, corpus: Path, tmp_p
 def test_fifty_kills_half_of_them_while_saving_lose_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*PRETRAIN, "splits=[train]", f"data={corpus}", "steps=300", "save_every=1"]
+    arguments = [*PRETRAIN, "splits=[train]", f"data={corpus}", "steps=300", "save_every=1"]
 
     def job(name: str) -> dict[str, Any]:
-        recipe = ["eat_tiny", words]
+        recipe = ["eat_tiny", arguments]
         return {"kind": "pretrain", "recipe": recipe, "out": str(tmp_path / name), "resume": True}
 
     processes = multiprocessing.get_context("forkserver")
@@ -282,28 +284,28 @@ def test_fifty_kills_half_of_them_while_saving_lose_nothing(
         process.kill()
         process.join()
         assert [why for folder in saves.glob("step-*") if (why := damage(folder))] == []
-        there = [int(folder.name[-8:]) for folder in checkpoints(tmp_path / "killed")]
-        assert max(there, default=0) >= reached
-        reached = max(there, default=0)
+        steps = [int(folder.name[-8:]) for folder in checkpoints(tmp_path / "killed")]
+        assert max(steps, default=0) >= reached
+        reached = max(steps, default=0)
     assert reached > 0
     work(job("killed"))
     work(job("whole"))
-    ours, theirs = (
+    first, second = (
         load_file(tmp_path / name / "checkpoints" / "step-00000300" / "objective.safetensors")
         for name in ("killed", "whole")
     )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(first[name], second[name]) for name in second)
     assert [line["step"] for line in read_log(tmp_path / "killed")] == list(range(1, 301))
 
 
 def long_run(corpus: Path, out: Path) -> list[str]:
-    """The words of a command that trains until it is stopped."""
-    words = [*PRETRAIN, "splits=[train]", f"data={corpus}", "steps=100000", "save_every=20"]
-    return ["-m", "eat_audio", "pretrain", "eat_tiny", *words, "--out", str(out)]
+    """Return the arguments of a command that trains until it is stopped."""
+    arguments = [*PRETRAIN, "splits=[train]", f"data={corpus}", "steps=100000", "save_every=20"]
+    return ["-m", "eat_audio", "pretrain", "eat_tiny", *arguments, "--out", str(out)]
 
 
 def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until a run has logged that step."""
+    """Wait until a run has logged that step."""
     patience = time.monotonic() + 120
     while not any(line["step"] >= step for line in read_log(out)):
         assert process.poll() is None, process.communicate()[1][-2_000:]
@@ -311,27 +313,27 @@ def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
+def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-@pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 130)])
 def test_a_run_that_is_preempted_or_loses_its_terminal_saves(
-    corpus: Path, tmp_path: Path, asked: signal.Signals, code: int
+    corpus: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
     process = start([sys.executable, *long_run(corpus, tmp_path)])
     wait_for(tmp_path, 5, process)
-    process.send_signal(asked)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    step = int(re.search(r"stopped after step (\d+) of", said)[1])  # type: ignore[index]
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    step = int(re.search(r"stopped after step (\d+) of", stderr)[1])  # type: ignore[index]
     assert (tmp_path / "checkpoints" / f"step-{step:08d}" / "run.json").is_file()
 
 
 def workers(parent: int) -> list[int]:
-    """The processes that torchrun has started."""
+    """Return the processes that torchrun has started."""
     listed = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True
     )
@@ -339,31 +341,31 @@ def workers(parent: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_team_that_is_preempted_stops_after_the_same_step(corpus: Path, tmp_path: Path) -> None:
+def test_preempted_processes_stop_after_the_same_step(corpus: Path, tmp_path: Path) -> None:
     process = start(torchrun(*long_run(corpus, tmp_path)))
     wait_for(tmp_path, 5, process)
     for worker in workers(process.pid):
         os.kill(worker, signal.SIGTERM)
         time.sleep(0.05)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 0, said
-    steps = set(re.findall(r"stopped after step (\d+) of", said))
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    steps = set(re.findall(r"stopped after step (\d+) of", stderr))
     assert len(steps) == 1
     assert (tmp_path / "checkpoints" / f"step-{int(steps.pop()):08d}" / "run.json").is_file()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stopped_holds_the_others_for_a_while_only(
+def test_a_stopped_process_blocks_the_others_only_until_the_timeout(
     corpus: Path, tmp_path: Path
 ) -> None:
-    words = long_run(corpus, tmp_path)
+    arguments = long_run(corpus, tmp_path)
     script = f"""
 import sys
 from datetime import timedelta
 from eat_audio.cli import main
 from eat_audio.training import distributed
 distributed.TIMEOUT = timedelta(seconds=8)
-sys.argv = {["eat", *words[2:]]!r}
+sys.argv = {["eat", *arguments[2:]]!r}
 main()
 """
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
@@ -371,12 +373,14 @@ main()
     wait_for(tmp_path, 25, process)
     os.kill(stopped := sorted(workers(process.pid))[1], signal.SIGSTOP)
     try:
-        _, said = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(stopped, signal.SIGKILL)
     assert process.returncode != 0
-    assert re.search(r"eat: process 0 of 2 has lost another one .* --resume goes on", said), said
+    assert re.search(r"eat: process 0 of 2 has lost another one .* --resume goes on", stderr), (
+        stderr
+    )
 
 
 @pytest.mark.slow
@@ -387,15 +391,17 @@ def test_the_loss_of_a_process_ends_the_job_and_leaves_a_checkpoint(
     process = start(torchrun(*long_run(corpus, tmp_path)))
     wait_for(tmp_path, 25, process)
     os.kill(sorted(workers(process.pid))[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert re.search(r"eat: process \d of 2 has lost another one .* --resume goes on", said), said
+    assert re.search(r"eat: process \d of 2 has lost another one .* --resume goes on", stderr), (
+        stderr
+    )
     last = checkpoints(tmp_path)[-1]
-    words = [*long_run(corpus, tmp_path), "accumulate=2", "--resume"]
-    again = start([sys.executable, *words])
+    arguments = [*long_run(corpus, tmp_path), "accumulate=2", "--resume"]
+    again = start([sys.executable, *arguments])
     while checkpoints(tmp_path)[-1] <= last:
         assert again.poll() is None, again.communicate()[1][-2_000:]
         time.sleep(0.1)
     again.send_signal(signal.SIGTERM)
-    _, said = again.communicate(timeout=30)
-    assert again.returncode == 0, said
+    _, stderr = again.communicate(timeout=30)
+    assert again.returncode == 0, stderr

@@ -1,4 +1,4 @@
-"""A run may be killed at any moment: what is there is whole, and nothing is learnt otherwise."""
+"""A run may be killed at any moment: its checkpoints stay intact, and its weights the same."""
 
 import os
 import random
@@ -31,17 +31,17 @@ def helper() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def begun(helper: subprocess.Popen[str], out: Path, steps: int) -> int:
-    """The number of a new process that trains into a folder."""
+def begin_training(helper: subprocess.Popen[str], out: Path, steps: int) -> int:
+    """Start a process that trains into a folder; return its number."""
     assert helper.stdin is not None and helper.stdout is not None
     helper.stdin.write(f"{out} {steps}\n")
     helper.stdin.flush()
     return int(helper.stdout.readline())
 
 
-def gone(helper: subprocess.Popen[str]) -> None:
+def wait_for_end(helper: subprocess.Popen[str]) -> None:
     """Wait for the end of the process."""
-    assert helper.stdout is not None and helper.stdout.readline() == "gone\n"
+    assert helper.stdout is not None and helper.stdout.readline() == "ended\n"
 
 
 def newest(out: Path) -> int:
@@ -52,12 +52,12 @@ def newest(out: Path) -> int:
 def test_kills_at_random_and_while_saving_leave_no_torn_checkpoint_and_the_same_bits(
     helper: subprocess.Popen[str], tmp_path: Path, kills: int
 ) -> None:
-    out, whole = tmp_path / "killed", tmp_path / "whole"
+    out, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     saves = out / "checkpoints"
     moments = random.Random(0)
     reached = 0
     for number in range(kills):
-        process = begun(helper, out, 10**6)
+        process = begin_training(helper, out, 10**6)
         while newest(out) <= reached:  # it goes on before it is killed
             time.sleep(0.001)
         if number % 2:
@@ -67,31 +67,33 @@ def test_kills_at_random_and_while_saving_leave_no_torn_checkpoint_and_the_same_
         else:
             time.sleep(moments.uniform(0, 0.05))
         os.kill(process, signal.SIGKILL)
-        gone(helper)
-        there = sorted(saves.glob("step-*"))
-        assert there and [why for folder in there if (why := damage(folder))] == []
+        wait_for_end(helper)
+        saved = sorted(saves.glob("step-*"))
+        assert saved and [why for folder in saved if (why := damage(folder))] == []
         assert newest(out) > reached
         reached = newest(out)
-    for place in (out, whole):
-        begun(helper, place, reached + 3)
-        gone(helper)
+    for folder in (out, uninterrupted):
+        begin_training(helper, folder, reached + 3)
+        wait_for_end(helper)
     last = f"checkpoints/step-{reached + 3:08d}"
-    ours, theirs = digests(out / last), digests(whole / last)
-    assert ours.pop("run.json") and theirs.pop("run.json")
-    assert ours == theirs and len(ours) == 4
-    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    left = {path.name for path in saves.iterdir()} | {path.name for path in out.iterdir()}
-    assert not [name for name in left if "incomplete" in name or "old" in name]
+    killed_digests, other_digests = digests(out / last), digests(uninterrupted / last)
+    assert killed_digests.pop("run.json") and other_digests.pop("run.json")
+    assert killed_digests == other_digests and len(killed_digests) == 4
+    assert (out / "model.safetensors").read_bytes() == (
+        uninterrupted / "model.safetensors"
+    ).read_bytes()
+    names = {path.name for path in saves.iterdir()} | {path.name for path in out.iterdir()}
+    assert not [name for name in names if "incomplete" in name or "old" in name]
 
 
 @pytest.mark.parametrize("damages", DAMAGES)
 def test_every_flipped_bit_of_the_newest_checkpoint_is_found(tmp_path: Path, damages: int) -> None:
-    draws = random.Random(0)
+    generator = random.Random(0)
     a_run_of(tmp_path, 1, 2)
     for number in range(3, 3 + damages):
         folder = checkpoints(tmp_path)[-1]
-        file = draws.choice(sorted(folder.glob("*.safetensors")))
-        flip(file, byte := draws.randrange(file.stat().st_size))
+        file = generator.choice(sorted(folder.glob("*.safetensors")))
+        flip(file, byte := generator.randrange(file.stat().st_size))
         again = a_run(tmp_path)
         with pytest.warns(EatWarning, match=f"{file.name} is not what was written"):
             assert again.begin(resume=True) == int(folder.name[-8:]) - 1, byte

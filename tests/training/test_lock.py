@@ -15,7 +15,7 @@ from eat_audio.training.lock import HOLDER, LOCK, lock_run_dir
 
 @pytest.fixture(params=["flock", "nothing", "a disk without locks", "msvcrt"])
 def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the system has for locking."""
+    """The kind of locks of the system."""
     if request.param != "flock":
         monkeypatch.setitem(sys.modules, "fcntl", None)
     if request.param == "a disk without locks":
@@ -31,55 +31,55 @@ def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def locking() -> object:
-    """Windows' lock of some bytes of an open file, as far as one process can have it."""
-    held: dict[int, int] = {}
+    """Imitate the lock of bytes on Windows within one process."""
+    locked: dict[int, int] = {}
 
     def lock(descriptor: int, how: int, count: int) -> None:
-        assert os.lseek(descriptor, 0, os.SEEK_CUR) > 1_000  # what is locked cannot be read
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) > 1_000  # locked bytes cannot be read
         inode = os.fstat(descriptor).st_ino
-        if inode in held:
+        if inode in locked:
             try:
-                os.fstat(held[inode])
+                os.fstat(locked[inode])
                 raise PermissionError(errno.EACCES, "Permission denied")
             except OSError as error:
                 if error.errno == errno.EACCES:
                     raise
-        held[inode] = descriptor
+        locked[inode] = descriptor
 
     return lock
 
 
-def test_a_folder_is_claimed_once_and_free_again_afterwards(tmp_path: Path, locks: str) -> None:
+def test_a_folder_is_locked_once_and_free_afterwards(tmp_path: Path, locks: str) -> None:
     out = tmp_path / "run"
     for _ in range(2):
         with lock_run_dir(out):
             with pytest.raises(CheckpointError, match=rf"in use by another run \(.*{os.getpid()}"):
                 with lock_run_dir(out):
-                    raise AssertionError("claimed twice")
+                    raise AssertionError("locked twice")
         if locks == "msvcrt":
-            break  # that one cannot see that the file was closed
+            break  # the imitation does not notice that the file was closed
     assert not (out / HOLDER).exists()
 
 
-def test_what_a_dead_process_claimed_is_free(
+def test_the_lock_of_a_dead_process_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    words = ["import os, socket", "print(f'process {os.getpid()} on {socket.gethostname()}')"]
+    script = ["import os, socket", "print(f'process {os.getpid()} on {socket.gethostname()}')"]
     ended = subprocess.run(
-        [sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True
     )
     (tmp_path / HOLDER).write_text(ended.stdout, encoding="utf-8")
     with lock_run_dir(tmp_path):
         assert str(os.getpid()) in (tmp_path / HOLDER).read_text(encoding="utf-8")
-    for other in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
-        (tmp_path / HOLDER).write_text(other, encoding="utf-8")
+    for holder in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
+        (tmp_path / HOLDER).write_text(holder, encoding="utf-8")
         with pytest.raises(CheckpointError, match=f"if it is not, remove .*{HOLDER}"):
             with lock_run_dir(tmp_path):
-                raise AssertionError("claimed")
+                raise AssertionError("locked")
 
 
-def test_a_claim_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 

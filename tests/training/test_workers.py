@@ -1,4 +1,4 @@
-"""A process that decodes clips dies, or memory runs out: what is finished is saved, and said."""
+"""When a process that decodes clips dies, or memory runs out, the finished step is saved."""
 
 import errno
 import multiprocessing
@@ -20,7 +20,7 @@ from eat_audio.training.workers import failure_reason
 
 
 class Decoded(Dataset[Numbers]):
-    """Batches that worker processes make; that of step `fails` raises an error."""
+    """Batches of worker processes; that of step `fails` raises an error."""
 
     def __init__(self, error: Exception | None = None, fails: int = 5) -> None:
         self.error = error
@@ -37,12 +37,12 @@ def loader(decoded: Decoded, workers: int = 2) -> Iterator[Numbers]:
 
 
 def trained(
-    batches: Iterator[Any], saved: list[int], line: Line | None = None, **told: Any
+    batches: Iterator[Any], saved: list[int], line: Line | None = None, **options: Any
 ) -> None:
     line = line or Line()
     optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
-    told = {"save": saved.append} | told
-    fit(line, batches, optimizer, Training(steps=10_000, log_every=10_000), OPTIM, **told)
+    options = {"save": saved.append} | options
+    fit(line, batches, optimizer, Training(steps=10_000, log_every=10_000), OPTIM, **options)
 
 
 def kill_a_worker(how: signal.Signals = signal.SIGKILL) -> None:
@@ -51,23 +51,23 @@ def kill_a_worker(how: signal.Signals = signal.SIGKILL) -> None:
     os.kill(worker, how)
 
 
-def test_a_worker_that_is_killed_ends_training_in_a_sentence_with_its_steps_saved() -> None:
-    done: list[int] = []
+def test_a_killed_worker_ends_training_with_one_sentence_and_the_steps_saved() -> None:
+    steps: list[int] = []
     saved: list[int] = []
 
     def on_step(step: int) -> None:
-        done.append(step)
+        steps.append(step)
         if step == 7:
             kill_a_worker()
 
     with pytest.raises(EatError, match=r"DataLoader worker .*; step \d+ is saved, .* clips.wor"):
         trained(loader(Decoded()), saved, on_step=on_step)
-    assert saved == [done[-1]] and done[-1] >= 7
+    assert saved == [steps[-1]] and steps[-1] >= 7
     quiet = signal.getsignal(signal.SIGCHLD)
     assert callable(quiet) and quiet(signal.SIGCHLD, None) is None
 
 
-def test_a_worker_that_dies_in_the_middle_of_an_update_leaves_the_update_whole() -> None:
+def test_a_worker_that_dies_during_an_update_does_not_interrupt_it() -> None:
     class Slow(Line):
         def after_step(self, step: int) -> None:
             if step == 3:
@@ -81,15 +81,15 @@ def test_a_worker_that_dies_in_the_middle_of_an_update_leaves_the_update_whole()
     assert saved == [line.steps[-1]]
 
 
-@pytest.mark.parametrize(("asked", "kind"), [("SIGTERM", Preempted), ("SIGHUP", Interrupted)])
-def test_who_signals_the_whole_group_finds_the_finished_step_saved(
-    asked: str, kind: type[Interrupted]
+@pytest.mark.parametrize(("name", "kind"), [("SIGTERM", Preempted), ("SIGHUP", Interrupted)])
+def test_a_signal_to_the_process_group_saves_the_finished_step(
+    name: str, kind: type[Interrupted]
 ) -> None:
     saved: list[int] = []
 
     def on_step(step: int) -> None:
         if step == 4:
-            os.kill(os.getpid(), getattr(signal, asked))
+            os.kill(os.getpid(), getattr(signal, name))
             kill_a_worker()
 
     with pytest.raises(kind, match=r"stopped after step [45] of 10000") as error:
@@ -98,21 +98,21 @@ def test_who_signals_the_whole_group_finds_the_finished_step_saved(
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (MemoryError("cannot hold it"), r"out of memory: MemoryError: cannot hold it"),
         (RuntimeError("unable to mmap 9 bytes from file </torch_1>"), "unable to mmap"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
     ],
 )
-def test_what_a_worker_lacks_is_said(error: Exception, words: str) -> None:
+def test_the_error_names_the_resource_that_a_worker_lacks(error: Exception, message: str) -> None:
     saved: list[int] = []
-    with pytest.raises(EatError, match=words + r".*; step 5 is saved"):
+    with pytest.raises(EatError, match=message + r".*; step 5 is saved"):
         trained(loader(Decoded(error), workers=1), saved)
     assert saved == [5]
 
 
-def test_what_the_user_can_mend_comes_out_of_a_worker_as_it_was_said() -> None:
+def test_errors_for_the_user_keep_their_message_in_workers() -> None:
     wrong = DataError("clips: not one of its clips can be read")
     with pytest.raises(DataError) as error:
         trained(loader(Decoded(wrong), workers=1), [])
@@ -135,7 +135,7 @@ def failing(error: Exception) -> Callable[..., Any]:
     "error",
     [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "none")],
 )
-def test_memory_that_runs_out_in_training_is_said(error: Exception) -> None:
+def test_running_out_of_memory_in_training_is_one_sentence(error: Exception) -> None:
     line, saved = Line(), list[int]()
 
     def on_step(step: int) -> None:
@@ -148,7 +148,7 @@ def test_memory_that_runs_out_in_training_is_said(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])
-def test_a_worker_that_dies_while_it_hands_a_batch_over_is_said(error: Exception) -> None:
+def test_a_worker_that_dies_while_sending_a_batch_is_one_sentence(error: Exception) -> None:
     def cut_off() -> Iterator[Numbers]:
         yield Numbers(torch.ones(2))
         raise error
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_said(error: Exception
     assert saved == [1]
 
 
-def test_half_an_update_is_never_saved() -> None:
+def test_an_incomplete_update_is_never_saved() -> None:
     class Broken(Line):
         def after_step(self, step: int) -> None:
             raise MemoryError
@@ -170,16 +170,16 @@ def test_half_an_update_is_never_saved() -> None:
     assert saved == []
 
 
-def test_that_the_finished_step_could_not_be_saved_is_said_too() -> None:
+def test_the_error_adds_that_the_finished_step_could_not_be_saved() -> None:
     def save(step: int) -> None:
         raise CheckpointError("disk full")
 
-    def one() -> Iterator[Numbers]:
+    def batches() -> Iterator[Numbers]:
         yield Numbers(torch.ones(2))
         raise MemoryError
 
     with pytest.raises(EatError, match=r"step 1 could not be saved \(disk full\)"):
-        trained(one(), [], save=save)
+        trained(batches(), [], save=save)
 
 
 @pytest.mark.parametrize(
