@@ -85,8 +85,10 @@ class Clips(Sequence[Clip]):
         if isinstance(clips, Clips):
             return clips
         iterator = iter(clips)
-        parts = [cls._convert(rows) for rows in iter(lambda: list(islice(iterator, CHUNK)), [])]
-        return joined(parts) if parts else cls._convert([])
+        parts: list[Clips] = []
+        while (rows := list(islice(iterator, CHUNK))) or not parts:
+            parts.append(cls._convert(rows))
+        return joined(parts)
 
     @classmethod
     def _convert(cls, rows: Sequence[Clip]) -> "Clips":
@@ -111,19 +113,15 @@ class Clips(Sequence[Clip]):
         Missing columns have defaults: no labels, the split "train", whole files.
         """
         count = len(columns["id"])
+        columns.setdefault("split", same_for_all("train", count))
+        columns.setdefault("start", np.zeros(count))
         if "labels" not in columns:
             columns["labels"] = lists(np.zeros(0, np.int32), np.zeros(count + 1, np.int32))
-        if "split" not in columns:
-            columns["split"] = same_for_all("train", count)
-        columns.setdefault("start", np.zeros(count))
         arrays = []
         for entry in COLUMNS:
             column = columns.get(entry.name)
-            if column is None:
-                column = pa.nulls(count, entry.type)
-            elif not isinstance(column, pa.Array):
-                column = pa.array(column, entry.type)
-            arrays.append(column)
+            column = [None] * count if column is None else column
+            arrays.append(column if isinstance(column, pa.Array) else pa.array(column, entry.type))
         return cls(pa.RecordBatch.from_arrays(arrays, schema=COLUMNS))
 
     def __len__(self) -> int:
@@ -272,26 +270,14 @@ def missing_files(corpus: Corpus) -> list[Clip]:
     """Return the clips whose file does not exist; remote files are not checked."""
     column = corpus.table.column("path")
     absent = np.zeros(len(column.dictionary), bool)
-    for code, path in _paths(corpus):
-        absent[code] = not (is_url(path) or os.path.isfile(path))
+    for code in column.indices.unique().to_pylist():
+        absent[code] = not exists(_text(column.dictionary[code]))
     return [corpus.clips[int(n)] for n in np.flatnonzero(absent[column.indices.to_numpy()])]
 
 
-def first_missing(corpus: Corpus) -> str | None:
-    """Return the first path if not one file of a corpus exists."""
-    first = None
-    for _, path in _paths(corpus):
-        if is_url(path) or os.path.isfile(path):
-            return None
-        first = first or path
-    return first
-
-
-def _paths(corpus: Corpus) -> Iterator[tuple[int, str]]:
-    """Yield the files of a corpus, each once and with its code in the column."""
-    column = corpus.table.column("path")
-    for code in column.indices.unique().to_pylist():
-        yield code, _text(column.dictionary[code])
+def exists(path: str) -> bool:
+    """Return whether a file exists; remote ones are taken to."""
+    return is_url(path) or os.path.isfile(path)
 
 
 def is_url(path: str | Path) -> bool:
@@ -308,13 +294,9 @@ def with_unique_ids(clips: Iterable[Clip]) -> Clips:
     clips = Clips.of(clips)
     paths = clips.column("id")
     in_archive = clips.column("offset").is_valid().to_pylist()
-    ids = pa.array(
-        (
-            path if whole else os.path.splitext(path)[0]
-            for path, whole in zip(paths.to_pylist(), in_archive, strict=True)
-        ),
-        pa.large_binary(),
-    )
+    pairs = zip(paths.to_pylist(), in_archive, strict=True)
+    short = [path if whole else os.path.splitext(path)[0] for path, whole in pairs]
+    ids = pa.array(short, pa.large_binary())
     for longer in (_path_and_stretch, _split_path_and_stretch):
         repeated = repeated_in(ids)
         if not repeated.any():

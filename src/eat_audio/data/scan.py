@@ -84,17 +84,12 @@ class Files:
         for _ in track(_by_threads(work, len(self.paths), jobs), "decode", len(self.paths)):
             pass
 
-    def fail(self, number: int, reason: str) -> None:
-        """Note that a file cannot be used after all."""
-        self.failed[number] = f"{self.paths[number]}: {reason}"
-
     def _measure(self, number: int, *, quick: bool) -> None:
         facts = claims = audio_claims(self.paths[number])
         if not quick:
             facts = audio_facts(self.paths[number])
             self.cut[number] = facts.seconds < claims.seconds - CUT
-        self.samples[number] = facts.samples
-        self.rates[number] = facts.rate
+        self.samples[number], self.rates[number] = facts.samples, facts.rate
         self.channels[number] = facts.channels
 
     def _digest(self, number: int) -> None:

@@ -140,12 +140,8 @@ def train_and_test(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the splits to train on and those to test on (maybe none).
 
-    A split whose name says test or validation is used for training only if `train` has it.
-
-    Args:
-        splits: All splits of the corpus; more than one.
-        train: Splits to train on; by default those with that role, else the untested folds.
-        test: Splits to test on; by default those with that role.
+    By default the names decide: no split for tests or validation is trained on, and folds are if
+    they are not tested. `train` and `test` choose other splits.
 
     Raises:
         DataError: The purpose of a split is unknown, or there is none to train on.
@@ -179,10 +175,7 @@ def numbered_folds(splits: Sequence[str]) -> tuple[str, ...]:
 
 
 def published_folds(splits: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return the training and test splits of every published fold, or of the one division.
-
-    Returns:
-        Pairs as of `train_and_test`; none if there are neither folds nor a test split.
+    """Return the training and test splits of each published fold, or of the one division, if any.
 
     Raises:
         DataError: As `train_and_test`.
@@ -213,18 +206,15 @@ def cross_validation(clips: Sequence["Clip"]) -> Folds:
     split = np.array([clip.split for clip in clips])
     splits = list(dict.fromkeys(split.tolist()))
     if published := published_folds(splits):
-        indices = [
-            (np.flatnonzero(np.isin(split, train)), np.flatnonzero(np.isin(split, test)))
-            for train, test in published
-        ]
-        if len(published) > 1:
-            return Folds(f"{len(published)} folds, each tested once", indices)
-        sizes = [part.size for part in indices[0]]
-        return Folds(f"trained on {sizes[0]} clips, tested on {sizes[1]}", indices)
+        masks = [(np.isin(split, train), np.isin(split, test)) for train, test in published]
+        text = f"{len(published)} folds, each tested once"
+        if len(published) == 1:
+            text = f"trained on {masks[0][0].sum()} clips, tested on {masks[0][1].sum()}"
+        return Folds(text, [(np.flatnonzero(a), np.flatnonzero(b)) for a, b in masks])
     fold = _deal(clips)
-    used = np.array([role_of(name) != "valid" for name in splits])
-    if used.any() and not used.all():
-        fold[np.isin(split, np.array(splits)[~used])] = -1
+    valid = [name for name in splits if role_of(name) == "valid"]
+    if len(valid) < len(splits):
+        fold[np.isin(split, valid)] = -1
     folds = sorted(set(fold.tolist()) - {-1})
     if len(folds) < 2:
         raise DataError(f"{len(clips)} clips cannot be divided; expected at least two recordings")
@@ -239,11 +229,11 @@ def _deal(clips: Sequence["Clip"]) -> Indices:
     times = Counter(label for clip in clips for label in clip.labels)
     recordings: dict[str, list[int]] = defaultdict(list)
     for number, clip in enumerate(clips):
-        recordings[f"{clip.path} {getattr(clip, 'inside', None)}"].append(number)
+        recordings[f"{clip.path} {clip.inside}"].append(number)
 
     def key(numbers: list[int]) -> tuple[int, int]:
-        rarest = _rarest((clips[number] for number in numbers), times)
-        return rarest, hash_id(f"part {min(clips[number].id for number in numbers)}")
+        part = [clips[number] for number in numbers]
+        return _rarest(part, times), hash_id(f"part {min(clip.id for clip in part)}")
 
     fold = np.zeros(len(clips), dtype=np.int64)
     for turn, numbers in enumerate(sorted(recordings.values(), key=key)):
@@ -260,17 +250,11 @@ def _rarest(clips: Iterable["Clip"], times: Counter[int]) -> int:
 
 
 def hold_out(corpus: "Corpus", share: float, *, seed: int, split: str = "test") -> "Corpus":
-    """Move a share of the training clips to another split, about as much of every class.
+    """Move a share (0 to 1) of the training clips to a new split, about as much of every class.
 
     The choice depends on the seed and the ids, not on the order of the clips. Stretches of one
     recording stay together, no class leaves training altogether, and a clip with several labels
     counts for its rarest.
-
-    Args:
-        corpus: With a split "train", and none called `split`.
-        share: Share to move, between 0 and 1.
-        seed: Of the choice.
-        split: Name of the new split.
 
     Raises:
         DataError: The corpus cannot be split like this.
@@ -295,13 +279,11 @@ def hold_out(corpus: "Corpus", share: float, *, seed: int, split: str = "test") 
         moved.update(path for _, path in sorted(group)[: min(quota, len(group) - 1)])
     if not moved:
         raise DataError(f"{corpus.name}: {share:g} of {len(recordings)} recordings is not one")
-    return replace(
-        corpus,
-        clips=tuple(
-            replace(clip, split=split) if clip.split == "train" and clip.path in moved else clip
-            for clip in corpus.clips
-        ),
+    moved_clips = (
+        replace(clip, split=split) if clip.split == "train" and clip.path in moved else clip
+        for clip in corpus.clips
     )
+    return replace(corpus, clips=tuple(moved_clips))
 
 
 def sample(corpus: "Corpus", most: int) -> "Corpus":

@@ -48,14 +48,12 @@ Seconds = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """The usable clips of a split."""
+    """The usable clips of a split, the labels that have one, and quantiles of their lengths."""
 
     clips: int
     hours: float
     labels: int
-    """Labels that have a clip."""
     seconds: dict[str, float]
-    """Quantiles of the clips' lengths."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Report:
-    """The results of a check; every list is complete."""
+    """The results of a check; every list is complete, and texts are one sentence each."""
 
     corpus: str
     lists: list[str]
@@ -86,26 +84,22 @@ class Report:
     channels: dict[str, int]
     missing: list[str]
     unreadable: list[str]
-    """One sentence each."""
     cut: list[str]
     """Files that hold less than they claim; what they hold is used."""
     without_label: list[str]
     repeated: list[str]
     duplicates: list[list[Copy]]
-    """Groups of files with the same bytes."""
+    """Groups of files with the same bytes; below, those in several splits or with other labels."""
     leaks: list[list[Copy]]
-    """The groups that are in more than one split."""
     contradictions: list[list[Copy]]
-    """The groups of which not all have the same labels."""
     unknown_labels: dict[str, int]
     labels_without_clips: list[str]
     unlisted: list[str]
     short: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
-    """One sentence for every used clip whose file contradicts itself."""
+    """Used clips whose files contradict themselves."""
     root: str = ""
     compared: str = ""
-    """How it was found out."""
     manifests: list[str] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
 
@@ -123,8 +117,9 @@ class Report:
             labels = f", {split.labels} labels" if split.labels else ""
             rows.append((f"split {name}", f"{split.clips} clips, {split.hours:g} h{labels}"))
             rows.append((f"seconds in {name}", times))
-        rows.append(("rates", _times(self.rates, "Hz")))
-        rows.append(("channels", _times(self.channels, "channels")))
+        for name, unit in (("rates", "Hz"), ("channels", "channels")):
+            counts = getattr(self, name).items()
+            rows.append((name, ", ".join(f"{count} x {value} {unit}" for value, count in counts)))
         rows += [(name, str(len(items))) for name, items in self.findings().items() if items]
         if self.statistics and "mean" in self.statistics:
             mean, std = self.statistics["mean"], self.statistics["std"]
@@ -210,12 +205,14 @@ def prepare(
             f"{len(files.sentences)} unreadable, {len(short)} shorter than {least:g} s, "
             f"{len(index.without_label)} without a known label; the first: {worst[0]}"
         )
-    report = _report(index, files, usable, seconds[kept], kept)
-    statistics = _measured(usable) if stats else None
-    if not stats and usable.statistics:
-        statistics = {"published": usable.statistics}
-    compared = QUICK if quick else THOROUGH
-    report = replace(report, root=str(root), short=short, compared=compared, statistics=statistics)
+    statistics = {"published": usable.statistics} if usable.statistics else None
+    report = replace(
+        _report(index, files, usable, seconds[kept], kept),
+        root=str(root),
+        short=short,
+        compared=QUICK if quick else THOROUGH,
+        statistics=_measured(usable) if stats else statistics,
+    )
     return _write(report, usable, index.label_ids, files.samples[kept], out)
 
 
@@ -234,10 +231,9 @@ def _with_stretches(corpus: Corpus, files: Files) -> tuple[Corpus, Seconds]:
     whole = total <= listed + LONGER
     outside = ~whole & (total <= start)
     for n in np.flatnonzero(outside & ~files.unusable):
-        files.fail(
-            int(n),
-            f"lasts {total[n]:g} s, which is neither the segment of {listed[n]:g} s that begins at "
-            f"{start[n]:g} s nor a video that holds it",
+        files.failed[int(n)] = (
+            f"{files.paths[n]}: lasts {total[n]:g} s, which is neither the segment of "
+            f"{listed[n]:g} s that begins at {start[n]:g} s nor a video that holds it"
         )
     seconds = np.where(whole, total, np.minimum(listed, total - start))
     clips = table.changed(
@@ -292,8 +288,7 @@ def _splits(corpus: Corpus, seconds: Seconds) -> dict[str, Split]:
     names = np.array([clip.split for clip in corpus.clips])
     splits = {}
     for name in corpus.splits:
-        lengths = seconds[names == name]
-        labels, _ = corpus.select(name).table.labels()
+        lengths, (labels, _) = seconds[names == name], corpus.select(name).table.labels()
         quantiles = {word: _rounded(np.quantile(lengths, q)) for word, q in QUANTILES.items()}
         splits[name] = Split(len(lengths), _hours(lengths), len(np.unique(labels)), quantiles)
     return splits
@@ -301,10 +296,6 @@ def _splits(corpus: Corpus, seconds: Seconds) -> dict[str, Split]:
 
 def _hours(seconds: Seconds) -> float:
     return _rounded(seconds.sum() / 3600)
-
-
-def _times(counts: dict[str, int], unit: str) -> str:
-    return ", ".join(f"{count} x {value} {unit}" for value, count in counts.items())
 
 
 def _rounded(number: Any) -> float:

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from eat_audio.audio import AUDIO_SUFFIXES
 from eat_audio.audio.fbank import STATISTICS, Statistics
-from eat_audio.data.corpus import Clip, Corpus, first_missing
+from eat_audio.data.corpus import Clip, Corpus, exists
 from eat_audio.data.datasets.audioset import read_manifests, recognize
 from eat_audio.data.datasets.base import Adapter, NoRecordings, folder_name, suffixes
 from eat_audio.data.datasets.folder import is_label_file, read_label_file
@@ -117,10 +117,10 @@ def _open_file(path: Path, several: bool) -> Corpus:
 def _open_table(path: Path, several: bool) -> Corpus:
     """Open a table; the labels of one that `eat data prepare` wrote keep their numbers."""
     corpus = read_csv(path, several=several)
-    if missing := first_missing(corpus):
+    if not any(exists(clip.path) for clip in corpus.clips):
         raise DataError(
-            f"{path}: not one of its files is there; the first that was tried is {missing}; "
-            "relative paths count from the folder of the table"
+            f"{path}: not one of its files is there; the first that was tried is "
+            f"{corpus.clips[0].path}; relative paths count from the folder of the table"
         )
     report, descriptors = path.with_name(REPORT), path.with_name(DESCRIPTORS)
     if not os.path.isfile(report):

@@ -22,13 +22,11 @@ class Index:
     label_ids: dict[str, str] = field(default_factory=dict)
     """Id -> name of every possible label, in the order of their numbers."""
     lists: list[str] = field(default_factory=list)
-    """The lists that were read."""
     missing: list[str] = field(default_factory=list)
     """Listed names without a file."""
     unlisted: list[str] | None = None
     """Files that no list mentions; None if lists and files have not been compared."""
     repeated: list[str] = field(default_factory=list)
-    """Names that are listed again; the first time counts."""
     unknown_labels: Counter[str] = field(default_factory=Counter)
     """Labels that are in no label map, and how often they are used."""
     without_label: list[str] = field(default_factory=list)
@@ -54,7 +52,6 @@ class Adapter:
     read: Callable[[Path, bool], Corpus] | None = None
     """Folder, several -> corpus, where opening is not the same as indexing."""
     takes_lists: bool = False
-    """Whether its lists may lie elsewhere."""
     generic: int = 0
     """Layouts that many corpora share are tried after the others."""
 

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -168,16 +168,10 @@ def _all_splits(paths: Sequence[PurePath], level: int) -> bool:
 def labels_beside(
     root: Path, paths: Sequence[PurePath], corpus: Corpus, *, several: bool
 ) -> Corpus:
-    """Return the corpus with the labels of tables among its recordings.
+    """Return the corpus with the labels of tables among its recordings, if its folders give none.
 
-    A table is used if the folders give no labels, it is the only one (or there is one per split,
-    by its name), and it lists every recording; otherwise it is noted.
-
-    Args:
-        root: The folder.
-        paths: Its recordings.
-        corpus: With the labels of the folders.
-        several: As `open_corpus`.
+    There must be one table (or one per split, by its name), which lists every recording; others
+    are noted.
     """
     files = _files_beside(root)
     tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv")]
@@ -260,8 +254,7 @@ def _from_tables(
     return Corpus(root.name, with_unique_ids(clips), tuple(names), several, notes=(note, *extra))
 
 
-def _shared_labels(corpora: Iterable[Corpus]) -> tuple[list[str], bool]:
-    corpora = list(corpora)
+def _shared_labels(corpora: Collection[Corpus]) -> tuple[list[str], bool]:
     names = sorted_labels(name for corpus in corpora for name in corpus.label_names)
     return names, any(corpus.multi_label for corpus in corpora)
 
@@ -297,10 +290,10 @@ def is_label_file(path: Path) -> bool:
 
 
 def read_label_file(path: Path, *, several: bool = False) -> Corpus:
-    """Return the labeled stretches of the recording beside a label file.
+    """Return the labeled stretches of the recording of the same name beside a label file.
 
     Audacity writes lines of start, end and label, separated by tabs, without a header; Raven a
-    table with a header. The recording is the one of the same name.
+    table with a header.
 
     Raises:
         DataError: There is no such recording, or a line is wrong.
