@@ -1,4 +1,4 @@
-"""Run pre-training, probing, fine-tuning and prediction on labeled clips, and report the results.
+"""Run every kind of work on labeled clips, and report the results: the `eat demo` command.
 
 Each stage is the function behind a command. All files lie in one folder.
 """
@@ -10,8 +10,9 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -27,10 +28,10 @@ from eat_audio.data.manifest import write_csv
 from eat_audio.data.splits import cross_validation, sample
 from eat_audio.data.statistics import measure
 from eat_audio.errors import EatError
-from eat_audio.evaluation import probe
 from eat_audio.evaluation.evaluate import Evaluation
+from eat_audio.evaluation.probe import ProbeResult, labeled_corpus, probe_encoder
 from eat_audio.finetune import FinetuneRun
-from eat_audio.inference.predictor import Prediction, load
+from eat_audio.inference.predictor import load
 from eat_audio.pretraining import run as pretrain
 from eat_audio.pretraining.eat import EATRun
 from eat_audio.progress import print_lines
@@ -48,31 +49,9 @@ SHORTEST, LONGEST = 2.0, 5.0
 """Seconds of a user's clips that are used: room for a visible block, and a limit to the time."""
 RECORD = "demo.json"
 """Marks the folder of a demo, which a later one may overwrite."""
-OUTPUTS = (RECORD, "sound", "clips.csv", "unlabeled.csv", "pretrained", "finetuned", "scratch")
-"""What a demo writes, beside `unseen.wav` and `report.html`."""
-
-
-@dataclass
-class Results:
-    """Everything that a demo has measured."""
-
-    corpus: str
-    train: int
-    """Clips to train on."""
-    test: int
-    """Clips to test on."""
-    probes: probe.ProbeResult
-    """Of the pre-trained encoder, one with random weights, and log-mel statistics."""
-    evaluation: Evaluation
-    """Of the model that was fine-tuned from the pre-trained encoder."""
-    from_scratch: Evaluation
-    path: str
-    """Of the predicted recording."""
-    truth: str
-    """Its labels."""
-    predictions: list[Prediction]
-    stages: dict[str, float] = field(default_factory=dict)
-    """Seconds that each stage took."""
+OUTPUTS = [RECORD, "sound", "clips.csv", "unlabeled.csv", "pretrained", "finetuned", "scratch"]
+OUTPUTS += ["unseen.wav", "report.html"]
+PROBED = {"this one": ", pre-trained", "random (1)": ", random weights", "none": ""}
 
 
 @threadpool_limits.wrap(limits=1)  # threads that wait for one another take longer than one alone
@@ -83,8 +62,8 @@ def run(
     clips_per_family: int = CLIPS_PER_FAMILY,
     pretraining: Sequence[str] = (),
     finetuning: Sequence[str] = (),
-) -> Results:
-    """Run all stages and write `out/report.html`.
+) -> dict[str, Any]:
+    """Run all stages, write `out/report.html`, and return what `out/demo.json` holds.
 
     Args:
         out: New, empty, or the folder of an earlier demo, whose files are replaced.
@@ -97,12 +76,19 @@ def run(
         EatError: `out` holds something else, or `data` cannot be used.
     """
     transformers_logging.disable_progress_bar()
-    corpus = None if data is None else probe.labeled_corpus(data)
+    corpus = None if data is None else labeled_corpus(data)
     seconds = config.load(EATRun, "eat_demo", pretraining).clips.seconds
     prepare_folder(out, data)
-    manifest, stages = out / "clips.csv", Stages(total=7)
+    manifest, clock, times = out / "clips.csv", time.perf_counter(), dict[str, float]()
 
-    with stages.begin("the corpus"):
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter() - clock
+        print_lines(f"[{start:4.0f} s] {len(times) + 1}/7 {name}")
+        yield
+        times[name] = time.perf_counter() - clock - start
+
+    with stage("the corpus"):
         if corpus is None:
             made = synthetic.write_corpus(
                 out / "sound", clips_per_family=clips_per_family, seconds=seconds
@@ -114,48 +100,69 @@ def run(
         unlabeled = replace(train, clips=bare, label_names=(), multi_label=False)
         write_csv(unlabeled, out / "unlabeled.csv")
         print_lines(f"{'':13}{corpus.name}: {len(train)} clips to train on, {len(test)} to test on")
-    with stages.begin("log-mel statistics"):
+    with stage("log-mel statistics"):
         measured = measure(train)
         if data is not None:
-            usual = measured.seconds / measured.clips
-            seconds = round(min(max(usual, SHORTEST), LONGEST), 2)
+            seconds = min(max(measured.seconds / measured.clips, SHORTEST), LONGEST)
         mean, std = measured.statistics.mean, measured.statistics.std
-        clips = [f"clips.seconds={seconds}", f"clips.statistics=[{mean:.4f},{std:.4f}]"]
-    with stages.begin("pre-training without labels"):
+        clips = [f"clips.seconds={seconds:.2f}", f"clips.statistics=[{mean:.4f},{std:.4f}]"]
+    with stage("pre-training without labels"):
         settings = config.load(EATRun, "eat_demo", [*clips, *pretraining])
         settings = settings.model_copy(update={"data": str(out / "unlabeled.csv")})
         pretrain.run(settings, out=out / "pretrained")
-    with stages.begin("linear probes: pre-trained, random weights, log-mel"):
-        probes = probe.probe_encoder(out / "pretrained", manifest, seconds=seconds, seeds=1)
-        for name, score in probe_rows(probes):
-            print_lines(f"{'':13}{name:38}{as_percent(score)}")
+    with stage("linear probes: pre-trained, random weights, log-mel"):
+        probes = probe_encoder(out / "pretrained", manifest, seconds=seconds, seeds=1)
     loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
     tuning = config.load(FinetuneRun, "eat_demo_finetune", [*clips, *loss, *finetuning])
     tuning = tuning.model_copy(update={"data": str(manifest)})
-    evaluations = []
-    for name, folder in (("the pre-trained encoder", "finetuned"), ("scratch", "scratch")):
-        with stages.begin(f"fine-tuning with labels, from {name}"):
-            start = out / "pretrained" if folder == "finetuned" else None
-            tuned = finetune.run(tuning, out=out / folder, start=start).evaluation
-            assert tuned is not None
-            evaluations.append(tuned)
-            print_lines(f"{'':13}{tuned.metric} {as_percent(tuned.value)}")
-    with stages.begin("predicting a clip that it was not trained on, and the report"):
-        path, truth = write_unseen(out / "unseen.wav", None if data is None else test, seconds)
+    with stage("fine-tuning with labels, from the pre-trained encoder"):
+        pretrained = out / "pretrained"
+        tuned = finetune.run(tuning, out=out / "finetuned", start=pretrained).evaluation
+    with stage("fine-tuning with labels, from scratch"):
+        scratch = finetune.run(tuning, out=out / "scratch", start=None).evaluation
+    assert tuned is not None and scratch is not None
+    with stage("predicting a clip that it was not trained on, and the report"):
+        path, label = write_unseen(out / "unseen.wav", None if data is None else test, seconds)
         predictions = load(out / "finetuned").predict(out / "unseen.wav", top_k=5)
-        tuned, scratch = evaluations
-        results = Results(
-            corpus.name, len(train), tuned.clips, probes, tuned, scratch, path, truth, predictions
-        )
-    results.stages = stages.seconds
-    commands = next_commands(out, data)
-    write_text(out / "report.html", render(results, out, commands))
-    write_json(out / RECORD, {"demo": "finished"} | asdict(results))
-    _print_results(results, out, commands)
-    return results
+        guesses = [(one.label, one.score) for one in predictions]
+        scores = score_rows(probes, tuned, scratch)
+        title = f"{tuned.metric} on {tuned.clips:,} test clips of {corpus.name}"
+        sections: list[report.Section] = [
+            ("Scores", [("table", ("", title), scores), ("text", verdict(tuned, scratch))]),
+            (
+                "A clip that it was not trained on",
+                [
+                    ("text", f"{path}, which is {label}:"),
+                    ("audio", data_url((out / "unseen.wav").read_bytes(), "audio/wav")),
+                    ("bars", "Prediction", [(*guess, "") for guess in guesses], 0),
+                ],
+            ),
+        ]
+        for kind, folder in (("Pre-training", "pretrained"), ("Fine-tuning", "finetuned")):
+            of_run = report.run_sections(report.read_run(out / folder, str(manifest)))
+            sections += [(f"{kind}: {heading}", blocks) for heading, blocks in of_run]
+    record = {"demo": "finished", "corpus": corpus.name, "train": len(train), "test": tuned.clips}
+    record |= {"probes": asdict(probes), "finetuned": asdict(tuned), "scratch": asdict(scratch)}
+    record |= {"path": path, "label": label, "predictions": guesses, "seconds": times}
+    best = ", ".join(f"{name} {as_percent(score)}" for name, score in guesses[:3])
+    print_lines("", title, *(f"  {name:42}{score}" for name, score in scores))
+    print_lines(verdict(tuned, scratch), f"{path} is {label}; the model says {best}")
+    finish(out, record, sections, next_commands(out, data))
+    return record
 
 
-# ---- the folder and the corpus ----
+def finish(
+    out: Path, record: dict[str, Any], sections: list[report.Section], commands: list[str]
+) -> None:
+    """Write the report and the record, and print what to do next."""
+    times = [(name, f"{taken:.1f}") for name, taken in record["seconds"].items()]
+    sections.append(("Time", [("table", ("stage", "seconds"), times)]))
+    sections.append(("Next", [("code", "\n".join(commands))]))
+    lead = f"{record['train']:,} clips to train on, {record['test']:,} to test on."
+    page = report.render_page(f"eat demo: {record['corpus']}", sections, lead=lead)
+    write_text(out / "report.html", page)
+    write_json(out / RECORD, record)
+    print_lines(f"report: {out / 'report.html'}", "next:", *(f"  {line}" for line in commands))
 
 
 def prepare_folder(out: Path, data: Path | None) -> None:
@@ -175,7 +182,7 @@ def prepare_folder(out: Path, data: Path | None) -> None:
             raise EatError(
                 f"{out}: is not empty and not a demo's (no {RECORD}); choose another --out"
             )
-        for path in (out / name for name in (*OUTPUTS, "unseen.wav", "report.html")):
+        for path in (out / name for name in OUTPUTS):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -183,18 +190,19 @@ def prepare_folder(out: Path, data: Path | None) -> None:
     write_json(out / RECORD, {"demo": "begun"})
 
 
-def split(corpus: Corpus) -> tuple[Corpus, Corpus]:
+def split(corpus: Corpus) -> list[Corpus]:
     """Return clips to train on and to test on: a published split, or the first of the folds."""
-    parts = []
-    first = cross_validation(corpus.clips).indices[0]
-    for name, numbers, most in zip(("train", "test"), first, (MOST_TRAIN, MOST_TEST), strict=True):
-        clips = tuple(replace(corpus.clips[n], split=name) for n in numbers.tolist())
-        parts.append(sample(replace(corpus, clips=clips), most))
-    return parts[0], parts[1]
+    parts = cross_validation(corpus.clips).indices[0]
+    return [
+        sample(
+            replace(corpus, clips=tuple(replace(corpus.clips[n], split=name) for n in part)), most
+        )
+        for name, part, most in zip(("train", "test"), parts, (MOST_TRAIN, MOST_TEST), strict=True)
+    ]
 
 
 def write_unseen(file: Path, test: Corpus | None, seconds: float) -> tuple[str, str]:
-    """Write a clip of `test`, or a new synthetic one, as WAV; return its path and its labels."""
+    """Write a clip of `test`, or a new synthetic one, as WAV; return its path and its label."""
     if test is None:
         generator = np.random.default_rng(UNSEEN)
         label = str(generator.choice(list(synthetic.FAMILIES)))
@@ -209,36 +217,18 @@ def write_unseen(file: Path, test: Corpus | None, seconds: float) -> tuple[str, 
     return str(path), label
 
 
-# ---- output ----
+def score_rows(probes: ProbeResult, *evaluations: Evaluation) -> list[tuple[str, str]]:
+    """Return names and scores: chance, linear probes, fine-tuned models."""
+    rows = [("by chance", as_percent(probes.chance))]
+    for row in probes.rows:
+        rows.append((f"probe of {row.features}{PROBED[row.encoder]}", as_percent(row.linear.mean)))
+    for name, one in zip(("the pre-trained", "scratch"), evaluations, strict=True):
+        rows.append((f"fine-tuned from {name}", with_error(one.metric, one.value, one.clips)))
+    return rows
 
 
-@dataclass
-class Stages:
-    """Prints the beginning of every stage, and keeps how long each took."""
-
-    total: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    clock: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def begin(self, name: str) -> Iterator[None]:
-        """Print the name of a stage; keep its time."""
-        start = time.perf_counter() - self.clock
-        print_lines(f"[{start:4.0f} s] {len(self.seconds) + 1}/{self.total} {name}")
-        yield
-        self.seconds[name] = time.perf_counter() - self.clock - start
-
-
-def probe_rows(probes: probe.ProbeResult) -> list[tuple[str, float]]:
-    """Return names and scores of all probes, and the score by chance."""
-    names = {"this one": ", pre-trained", "random (1)": ", random weights", "none": ""}
-    rows = [(f"{row.features}{names[row.encoder]}", row.linear.mean) for row in probes.rows]
-    return [*rows, ("by chance", probes.chance)]
-
-
-def verdict(results: Results) -> str:
+def verdict(tuned: Evaluation, scratch: Evaluation) -> str:
     """Return what pre-training brought to fine-tuning, and whether it is more than chance."""
-    tuned, scratch = results.evaluation, results.from_scratch
     points = 100 * (tuned.value - scratch.value)
     sentence = f"Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} "
     sentence += "from the pre-trained encoder than from random weights"
@@ -250,76 +240,12 @@ def verdict(results: Results) -> str:
     return f"{sentence}: more than twice the standard error ({error:.1f})."
 
 
-def score_rows(results: Results) -> list[tuple[str, str]]:
-    """Return the scores of both fine-tuned models."""
-    models = (
-        ("fine-tuned from the pre-trained", results.evaluation),
-        ("fine-tuned from scratch", results.from_scratch),
-    )
-    return [(name, with_error(one.metric, one.value, one.clips)) for name, one in models]
-
-
-def render(results: Results, out: Path, commands: Sequence[str]) -> str:
-    """Return the page: the results, and the reports of both runs."""
-    metric, manifest = results.evaluation.metric, str(out / "clips.csv")
-    guesses = [(one.label, one.score, "") for one in results.predictions]
-    wav = data_url((out / "unseen.wav").read_bytes(), "audio/wav")
-    probes = [(name, score, "") for name, score in probe_rows(results.probes)]
-    sections: list[report.Section] = [
-        (
-            "Scores",
-            [
-                ("bars", f"Linear classifier on frozen features, {metric}", probes, 0),
-                (
-                    "table",
-                    ("model", f"{metric} on {results.test:,} test clips"),
-                    score_rows(results),
-                ),
-                ("text", verdict(results)),
-            ],
-        ),
-        (
-            "A clip that it was not trained on",
-            [
-                ("text", f"{results.path}, which is {results.truth}:"),
-                ("audio", wav),
-                ("bars", "Prediction", guesses, 0),
-            ],
-        ),
-    ]
-    for title, folder in (("Pre-training", "pretrained"), ("Fine-tuning", "finetuned")):
-        blocks = report.run_sections(report.read_run(out / folder, manifest))
-        sections += [(f"{title}: {heading[0].lower()}{heading[1:]}", b) for heading, b in blocks]
-    times = [(name, f"{seconds:.1f}") for name, seconds in results.stages.items()]
-    sections += [("Time", [("table", ("stage", "seconds"), times)])]
-    sections += [("Next", [("code", "\n".join(commands))])]
-    lead = f"{results.train:,} clips to train on, {results.test:,} to test on."
-    return report.render_page(f"eat demo: {results.corpus}", sections, lead=lead)
-
-
 def next_commands(out: Path, data: Path | None) -> list[str]:
     """Return commands to go on with."""
     sound, model = shlex.quote(str(out / "unseen.wav")), shlex.quote(str(out / "finetuned"))
     own = shlex.quote(str(data)) if data else "YOUR_FOLDER"
-    first = [] if data else ["eat demo --data YOUR_FOLDER --out runs/mine   # a folder per class"]
     return [
         f"eat predict {sound} --model {model}",
-        *first,
         f"eat pretrain eat_tiny data={own} --out runs/pretrained   # longer and larger",
         f"eat finetune eat_tiny_finetune --from runs/pretrained data={own} --out runs/finetuned",
     ]
-
-
-def _print_results(results: Results, out: Path, commands: Sequence[str]) -> None:
-    seconds = sum(results.stages.values())
-    metric = results.evaluation.metric
-    print_lines(
-        "", f"{metric} on {results.test:,} test clips of {results.corpus} ({seconds:.0f} s)"
-    )
-    for name, score in [(n, as_percent(s)) for n, s in probe_rows(results.probes)] + score_rows(
-        results
-    ):
-        print_lines(f"  {name:38}{score}")
-    scores = ", ".join(f"{one.label} {as_percent(one.score)}" for one in results.predictions[:3])
-    print_lines(verdict(results), f"{results.path} is {results.truth}; the model says {scores}")
-    print_lines(f"report: {out / 'report.html'}", "next:", *(f"  {line}" for line in commands))

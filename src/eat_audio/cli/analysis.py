@@ -1,4 +1,4 @@
-"""Commands that look at what was learnt: report, probe."""
+"""Commands that examine runs and encoders: report, probe."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +19,10 @@ def report(
         Path | None, Option("-o", "--out", help="The file; report.html in that folder by default.")
     ] = None,
     data: Annotated[
-        str | None, Option(help="Labeled clips to look for nearest neighbours in.")
+        str | None, Option(help="Labeled clips to search for nearest neighbors.")
     ] = None,
 ) -> None:
-    """Show a run on one page: curves, masks, neighbours, scores; works while it trains, too.
+    """Write one page about a run: curves, masks, neighbors, scores; works while it trains, too.
 
     Example: eat report runs/esc50 -o esc50.html
     """
@@ -36,14 +36,16 @@ def probe(
     model: Annotated[str, Argument(help="An encoder: a run's folder, a model folder, a Hub id.")],
     *,
     data: Annotated[str, Option(help="Labeled clips: a manifest, or a folder in a known layout.")],
-    knn: Annotated[bool, Option("--knn", help="Also by a vote of the nearest clips.")] = False,
-    neighbours: Annotated[int, Option(min=1, help="How many clips vote.")] = 10,
-    seconds: Annotated[float, Option(min=0.1, help="How much of every clip is heard.")] = 10.24,
+    knn: Annotated[bool, Option("--knn", help="Also a vote of the nearest clips.")] = False,
+    neighbors: Annotated[
+        int, Option("--neighbors", "--neighbours", min=1, help="How many clips vote.")
+    ] = 10,
+    seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
     clips: Annotated[int | None, Option(min=2, help="Use at most so many clips.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Tell how much a linear classifier finds in the features of a frozen encoder.
+    """Measure how well a linear classifier works on the features of a frozen encoder.
 
     Beside it: encoders of the same shape with random weights, and log-mel statistics.
 
@@ -53,37 +55,34 @@ def probe(
 
     from eat_audio.evaluation.probe import probe_encoder
 
-    found = probe_encoder(
+    result = probe_encoder(
         model,
         data,
         seconds=seconds,
         seeds=seeds,
-        neighbors=neighbours if knn else None,
+        neighbors=neighbors if knn else None,
         max_clips=clips,
     )
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(result))
         return
-    _show(found, knn=knn)
-    for sentence in found.unreadable:
-        print_lines(f"skipped: {sentence}", error=True)
+    _show(result, knn=knn)
+    for message in result.unreadable:
+        print_lines(f"skipped: {message}", error=True)
 
 
-def _show(found: Any, *, knn: bool) -> None:
-    """The rows of a comparison, and what they are rows of."""
-    columns = ["features", "encoder", f"linear {found.metric}"]
-    columns += [f"k-NN {found.metric}"] if knn else []
-    columns += ["effective rank"]
+def _show(result: Any, *, knn: bool) -> None:
+    """Print the rows of a probe, and what was measured."""
+    columns = ["features", "encoder", f"linear {result.metric}"]
+    columns += [f"k-NN {result.metric}"] if knn else []
     rows = []
-    for row in found.rows:
+    for row in result.rows:
         scores = [row.linear, row.knn] if knn else [row.linear]
-        told = [f"{100 * one.mean:.1f} ± {100 * one.std:.1f} %" for one in scores]
-        rows.append((row.features, row.encoder, *told, f"{row.effective_rank:.1f}"))
-    show_table(f"Probe on {found.corpus}", tuple(columns), rows)
+        cells = [f"{100 * score.mean:.1f} ± {100 * score.std:.1f} %" for score in scores]
+        rows.append((row.features, row.encoder, *cells, f"{row.effective_rank:.1f}"))
+    show_table(f"Probe on {result.corpus}", (*columns, "effective rank"), rows)
     print_lines(
-        f"{found.clips} clips, {found.classes} labels, {found.split}; "
-        f"by chance {100 * found.chance:.1f} %"
-    )
-    print_lines(
-        f"±: standard deviation over {found.std_over}; of random encoders, over their seeds"
+        f"{result.clips} clips, {result.classes} labels, {result.split}; "
+        f"by chance {100 * result.chance:.1f} %",
+        f"±: standard deviation over {result.std_over}; of random encoders, over their seeds",
     )

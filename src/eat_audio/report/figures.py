@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,40 +32,26 @@ Points = Sequence[tuple[float, float]]
 
 COLORS = ("#146c7c", "#c96f20", "#7a54a0", "#808891")
 """Distinguishable with color blindness and in print."""
-GRID, TEXT = "#e0e2e3", "#4d555e"
+GRID, TEXT, HIDDEN = "#e0e2e3", "#4d555e", "#808286"
 STYLE: Any = {
-    "svg.hashsalt": "eat-audio",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-    "font.size": 8.5,
-    "text.color": TEXT,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **{"svg.hashsalt": "eat-audio", "svg.fonttype": "none", "font.size": 8.5},
+    **dict.fromkeys(("text.parse_math", "axes.unicode_minus"), False),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
     "image.interpolation": "none",
 }
 """Settings of matplotlib: text stays text and is never read as a formula, no random ids."""
 PATCH = 16
-SHADES = 64
-"""Levels of a spectrogram, which keep its image small."""
-TONES = ("#0d1426", "#183e60", "#267680", "#80b076", "#f0da8c")
-"""Colors of a spectrogram from quiet to loud."""
-HIDDEN = "#808286"
+SHADES, TONES = 64, ("#0d1426", "#183e60", "#267680", "#80b076", "#f0da8c")
+"""Levels of a spectrogram, few to keep its image small, and colors from quiet to loud."""
 PITCHES = (500, 1_000, 2_000, 4_000)
 """Frequencies that are marked beside a spectrogram, in Hz."""
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 14_400)
 """Seconds between two marked times."""
-MOST_POINTS = 500
-"""Points of a line that are drawn at most."""
-SMOOTHED = 60
-"""Lines of more points are drawn faintly, with their running mean."""
+MOST_POINTS, SMOOTHED = 500, 60
+"""Points of a line that are drawn at most; lines of more than the second get a running mean."""
 
 
 @contextmanager
@@ -107,7 +94,7 @@ class Line:
     name: str
     points: Points
     baseline: float | None = None
-    """A value to compare with, drawn as a dashed line."""
+    """A value to compare with, dashed."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,18 @@ def chart(
     with drawing(3.9, 1.9) as figure:
         axes = figure.subplots()
         for line, color in zip(lines, COLORS * len(lines), strict=False):
-            _plot(axes, line, color)
+            steps, heights = np.array(line.points, dtype=float).T
+            heights[~np.isfinite(heights)] = np.nan
+            count = min(len(steps), MOST_POINTS)
+            shown = np.linspace(0, len(steps) - 1, count).round().astype(int)
+            many = len(steps) > SMOOTHED
+            style = {"color": color, "marker": "o" if len(steps) <= 25 else "", "markersize": 3.5}
+            style |= {"alpha": 0.3, "linewidth": 0.8} if many else {"linewidth": 1.6}
+            axes.plot(steps[shown], heights[shown], **style)
+            if many:
+                axes.plot(steps[shown], running_mean(heights)[shown], color=color, linewidth=1.6)
+            if line.baseline is not None:
+                axes.axhline(line.baseline, color=color, linestyle="--", linewidth=1.2)
             last = next((y for _, y in reversed(line.points) if math.isfinite(y)), math.nan)
             baseline = "" if line.baseline is None else f"random {show(line.baseline)}"
             legend.append((line.name, show(last), baseline, color))
@@ -152,20 +150,6 @@ def chart(
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         axes.set_xlabel("step")
         return Chart(title, inline(to_svg(figure, f"{title} over training steps")), legend, note)
-
-
-def _plot(axes: Any, line: Line, color: str) -> None:
-    steps, values = np.array(line.points, dtype=float).T
-    values[~np.isfinite(values)] = np.nan
-    shown = np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int)
-    many = len(steps) > SMOOTHED
-    marker = "o" if len(steps) <= 25 else ""
-    faint = {"alpha": 0.3, "linewidth": 0.8} if many else {"linewidth": 1.6}
-    axes.plot(steps[shown], values[shown], color=color, marker=marker, markersize=3.5, **faint)
-    if many:
-        axes.plot(steps[shown], running_mean(values)[shown], color=color, linewidth=1.6)
-    if line.baseline is not None:
-        axes.axhline(line.baseline, color=color, linestyle="--", linewidth=1.2)
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -276,7 +260,7 @@ def timeline(detection: "Detection", title: str) -> str:
     labels = list(dict.fromkeys(event.label for event in detection.events))
     lanes, seconds = max(len(labels), 1), detection.seconds
     with drawing(10.4, 2.6 + 0.26 * lanes) as figure:
-        figure.suptitle(_cut(printable(title), 110), x=0.02, ha="left", fontsize=10)
+        figure.suptitle(printable(title)[:110], x=0.02, ha="left", fontsize=10)
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 0.26 * lanes))
         _draw_spectrogram(upper, detection.spectrogram, seconds)
         for number, event in enumerate(detection.events):
@@ -290,24 +274,16 @@ def timeline(detection: "Detection", title: str) -> str:
                 alpha=0.35 + 0.65 * event.score,
             )
             bar.set_gid(f"event-{number}")
-        names = [_cut(printable(label), 22) for label in labels] or ["no event"]
+        names = [printable(x)[:24] for x in labels] or ["no event"]
         lower.set_yticks(range(lanes), names)
         lower.set_ylim(lanes - 0.5, -0.5)
         lower.set_xlim(0, seconds)
         step = next((tick for tick in TICKS if seconds / tick <= 9), TICKS[-1])
         times = [step * number for number in range(int(seconds / step + 1e-9) + 1)]
-        lower.set_xticks(times, [_clock(time, tenths=step < 1) for time in times])
+        lower.set_xticks(times, [_clock(time) for time in times])
         return to_svg(figure, title)
 
 
-def _cut(name: str, characters: int) -> str:
-    return name if len(name) <= characters else name[: characters - 3] + "..."
-
-
-def _clock(seconds: float, *, tenths: bool) -> str:
-    """Return 0.5 s, 75 s as 1:15, 3725 s as 1:02:05."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if tenths else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _clock(seconds: float) -> str:
+    """Return 1.5 as "1.5 s" and 75 as "0:01:15"."""
+    return f"{seconds:g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
