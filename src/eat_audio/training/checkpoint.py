@@ -293,8 +293,9 @@ def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.O
     try:
         current = objective.state_dict()
         state = load_file(folder / "objective.safetensors")
-        for name in state.keys() & current.keys():
-            state[name] = distribute_like(state[name], current[name])
+        for name in state:  # in the same order in all processes
+            if name in current:
+                state[name] = distribute_like(state[name], current[name])
         objective.load_state_dict(state)
         moments = load_file(folder / "optimiser.safetensors")
         for name, parameter in _named_parameters(optimizer):
