@@ -46,7 +46,6 @@ from eat_audio.training.lock import lock_run_dir as lock_run_dir
 from eat_audio.training.records import (
     RECORD,
     STATE,
-    STEP_FOLDER,
     damage,
     differences,
     digests,
@@ -92,8 +91,7 @@ class Run:
         """Set up the folder, or load its newest intact checkpoint; return the steps done.
 
         Raises:
-            CheckpointError: There is a run already, or not the one to resume, or none of its
-                checkpoints is intact.
+            CheckpointError: There is a run already, or another one, or no intact checkpoint.
             OutputError: The folder cannot be written.
         """
         saved = step_folders(self.out)
@@ -124,8 +122,7 @@ class Run:
         """Write a checkpoint, then delete all but the newest `keep`; all processes must call it.
 
         Raises:
-            CheckpointError: It could not be written (a full disk, say); earlier ones are
-                untouched.
+            CheckpointError: It could not be written (a full disk, say); earlier ones are kept.
         """
         state, moments = self._state(), _moments(self.optimizer)
         if not self.process_group.is_main:
@@ -148,11 +145,10 @@ class Run:
     def finish(self) -> None:
         """Write the finished model beside the checkpoints; all processes must call it.
 
-        At every moment the folder holds a complete model or none; until then, `model_folder`
-        returns the newest checkpoint.
+        At every moment the folder holds a complete model or none.
 
         Raises:
-            CheckpointError: It could not be written; the checkpoints are untouched.
+            CheckpointError: It could not be written; the checkpoints are kept.
         """
         state = self._state()
         if not self.process_group.is_main:
@@ -226,10 +222,7 @@ class Run:
         raise CheckpointError(f"{self.out}: has no record to resume from ({failures[0]})")
 
     def _newest_intact(self, saved: list[Path]) -> int:
-        """The step of the newest intact checkpoint; 0 if there are no checkpoints.
-
-        Damaged ones that are newer are renamed, with a warning.
-        """
+        """The step of the newest intact checkpoint; 0 if there are none. Rename damaged ones."""
         damaged: list[tuple[Path, str]] = []
         for folder in reversed(saved):
             if (reason := damage(folder)) is not None:
@@ -249,14 +242,12 @@ class Run:
         """Raise CheckpointError if the run began with other settings or other data."""
         for conflict in self._conflicts(earlier):
             raise CheckpointError(f"{self.out}: was begun {conflict}")
-        if not self.process_group.is_main:
-            return
-        if self.contents and not earlier.get("contents"):
+        if self.process_group.is_main and self.contents and not earlier.get("contents"):
             _warn(
                 f"{self.out}: was begun by a version that did not note what is in the recordings; "
-                "whether they are still the same is not known"
+                "they may have changed"
             )
-        if earlier.get("torch") not in (None, torch.__version__):
+        if self.process_group.is_main and earlier.get("torch") not in (None, torch.__version__):
             _warn(
                 f"{self.out}: was begun with torch {earlier['torch']}, now it is "
                 f"{torch.__version__}; the last digits of its numbers may differ"
@@ -400,13 +391,12 @@ def _remove_hidden(out: Path) -> None:
     for path in (*out.glob(".*"), *(out / "checkpoints").glob(".*")):
         if HIDDEN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-    for name in (RECORD, "log.jsonl"):
-        with suppress(OSError):
-            remove_leftovers(out / name)
+    with suppress(OSError):
+        remove_leftovers(out / RECORD)
+        remove_leftovers(out / "log.jsonl")
     for folder in (out / "checkpoints").glob("step-*"):
-        if STEP_FOLDER.fullmatch(folder.name):
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
 
 
 def _warn(message: str) -> None:

@@ -109,11 +109,7 @@ def local_rank() -> int:
 
 
 def init_process_group(device: torch.device) -> ProcessGroup:
-    """Return the process group that torchrun has started; may be called again.
-
-    Args:
-        device: Where this process trains: NCCL connects GPUs, gloo CPUs.
-    """
+    """Return the process group that torchrun has started, of GPUs (NCCL) or CPUs (gloo)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
     if not dist.is_initialized():
@@ -124,10 +120,7 @@ def init_process_group(device: torch.device) -> ProcessGroup:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Flush the output and end a process of a group, without the interpreter's tear-down.
-
-    gloo's threads sometimes abort in the tear-down after a run that went well.
-    """
+    """Flush the output and end a process without the tear-down, in which gloo may abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,7 @@ RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing, is not UTF-8 or not JSON, is not an object, or is
-            larger or deeper than any record or configuration.
-    """
+    """Read a JSON object; raise CheckpointError if a file holds none, or one too large or deep."""
     try:
         if path.exists() and not path.is_file():
             raise OSError("not a file")
@@ -67,11 +63,7 @@ def _is_deeper(content: Any, levels: int) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of a run.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is not the record of a run.
-    """
+    """Read the record of a run; raise CheckpointError if a file holds none."""
     record = read_json(path)
     recipe = record.get("recipe")
     accumulate = recipe.get("accumulate", 1) if isinstance(recipe, dict) else 1
@@ -114,22 +106,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def step_folders(out: Path) -> list[Path]:
-    """Return all folders of a run named like checkpoints, damaged ones included, oldest first.
-
-    Empty folders are left out.
-    """
-    try:
+    """Return all folders named like checkpoints, damaged but not empty ones too, oldest first."""
+    folders = []
+    with suppress(OSError):
         folders = [f for f in (out / "checkpoints").iterdir() if STEP_FOLDER.fullmatch(f.name)]
-    except OSError:
-        return []
     return sorted((f for f in folders if f.is_dir() and not _is_empty(f)), key=step_of)
 
 
 def _is_empty(folder: Path) -> bool:
-    try:
+    with suppress(OSError):
         return not any(folder.iterdir())
-    except OSError:
-        return False
+    return False
 
 
 def step_of(folder: Path) -> int:
@@ -138,10 +125,7 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Return the checkpoints of a run that have all their files, oldest first.
-
-    Contents are not compared; see `damage`.
-    """
+    """Return the checkpoints of a run that have all their files, oldest first (see `damage`)."""
     return [folder for folder in step_folders(out) if _problem(_check_complete, folder) is None]
 
 
@@ -218,10 +202,7 @@ def sha256(path: Path) -> str:
 
 
 def model_folder(out: Path) -> Path:
-    """Return the folder of a run's model: the finished one, else the newest checkpoint.
-
-    A finished model counts only if its weights are complete, so that an interrupted one does not
-    hide the checkpoints.
+    """Return the folder of a run's model: the finished one if complete, else a checkpoint.
 
     Raises:
         CheckpointError: There is no model.
