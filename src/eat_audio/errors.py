@@ -1,23 +1,19 @@
-"""What a user can cause: every one of these becomes one sentence on stderr and exit code 2.
+"""Errors of the user: each becomes one sentence on stderr and exit code 2.
 
-Anything else that is raised is our own mistake and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from eat_audio.text import sentence
 
 MOST = 20
-"""Most sentences of one error that are shown."""
+"""The most sentences of one error that are shown."""
 
 
 class EatError(Exception):
-    """Something the user can mend: the message says where, what was found, what was expected.
+    """Base class. Each argument is one sentence: where, what was found, what is expected.
 
-    Each argument is one sentence. As text they are one line each, printable and bounded whatever
-    names and values from outside are in them.
+    As text they are one printable, bounded line each, whatever names and values are in them.
     """
-
-    def __init__(self, *sentences: str) -> None:
-        super().__init__(*sentences)
 
     def __str__(self) -> str:
         lines = [sentence(text) for text in self.args[:MOST]]
@@ -47,15 +43,15 @@ class CheckpointError(EatError):
 
 
 class TrainingDiverged(EatError):
-    """Gradients that are not finite, again and again; none of them was applied."""
+    """Too many gradients in a row that are not finite; none of them was applied."""
 
 
 class Interrupted(EatError):
-    """The user asked to stop; everything up to the last step is saved. Exit code 130."""
+    """A signal of the user; everything up to the last step is saved. Exit code 130."""
 
 
 class Preempted(Interrupted):
-    """A scheduler asked to stop (SIGTERM); everything is saved, and all is well. Exit code 0."""
+    """A signal of a scheduler (SIGTERM); everything is saved. Exit code 0."""
 
 
 class OutputError(EatError):
@@ -63,4 +59,4 @@ class OutputError(EatError):
 
 
 class EatWarning(UserWarning):
-    """Something that is used, but is not what it says of itself: one sentence."""
+    """One sentence about something that is used although it is not as declared."""

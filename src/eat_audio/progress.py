@@ -1,8 +1,7 @@
-"""What is printed: lines, JSON, and a bar with the time left for what takes a while.
+"""Print lines, JSON and progress bars.
 
-Names of files, labels and settings come from outside. Everything printed goes through here, so
-that no control character reaches a terminal, no name takes two lines, and a stream that cannot
-hold a character gets an escape instead of ending the job.
+Everything is printed through here: control characters and line ends in names are escaped, and so
+are characters that a stream cannot encode. A stream that cannot be written raises OutputError.
 """
 
 import json
@@ -21,17 +20,14 @@ T = TypeVar("T")
 
 
 class ReaderGone(Exception):
-    """Nobody reads any more what is printed, as after `| head`: the command ends in silence.
+    """The reader of the output is gone, as after `| head`.
 
-    It is no OSError, because typer would turn one into exit code 1.
+    Not an OSError, because typer would turn one into exit code 1.
     """
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` on while showing how many of `total` are done.
-
-    The bar is on stderr and leaves alone what is printed meanwhile.
-    """
+    """Pass `items` on while a bar on stderr shows how many of `total` are done."""
     console = Console(stderr=True)
     bar = Progress(
         console=console,
@@ -45,26 +41,18 @@ def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[
 
 
 def print_lines(*lines: object, error: bool = False) -> None:
-    """Print each of `lines` as one line, control characters escaped, and show it at once.
-
-    Raises:
-        OutputError: The stream cannot be written, because the disk behind it is full, say.
-    """
+    """Print and flush each of `lines` as one line."""
     for line in lines:
         _print(printable(line), sys.stderr if error else sys.stdout)
 
 
 def print_row(cells: Iterable[object]) -> None:
-    """Print the cells of a row with tabs between them; raises as `print_lines`."""
+    """Print the cells of a row with tabs between them."""
     _print("\t".join(printable(cell) for cell in cells), sys.stdout)
 
 
 def print_json(value: Any, *, indent: int | None = None) -> None:
-    """Print a value as JSON that any reader gets back exactly; raises as `print_lines`.
-
-    Letters are shown as they are where the stream holds all of them; what is not printable is
-    escaped as JSON escapes it.
-    """
+    """Print a value as JSON; letters are escaped only where the stream may not encode them."""
     encoding = getattr(sys.stdout, "encoding", None) or ""
     plain = not encoding.lower().replace("-", "").startswith("utf")
     text = json.dumps(value, ensure_ascii=plain, indent=indent)
@@ -79,8 +67,8 @@ def _print(text: str, stream: TextIO) -> None:
             print(text, file=stream, flush=True)
         except UnicodeEncodeError:
             encoding = stream.encoding
-            held = text.encode(encoding, "backslashreplace").decode(encoding)
-            print(held, file=stream, flush=True)
+            escaped = text.encode(encoding, "backslashreplace").decode(encoding)
+            print(escaped, file=stream, flush=True)
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:

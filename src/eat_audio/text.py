@@ -1,23 +1,18 @@
-"""Text that is safe to show: on a terminal, in one sentence, in a spreadsheet.
-
-Names of files, labels and settings come from outside. They are printed through `printable`, shown
-in messages through `shortened`, and written into CSV cells through `csv_cell`.
-"""
+"""Make text safe to show: on a terminal, in a message, in a spreadsheet."""
 
 import reprlib
 from typing import Any
 
 SENTENCE = 480
-"""Most characters of one sentence of a message."""
+"""The most characters of one sentence of a message."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would run as a formula."""
+"""The beginnings of cells that a spreadsheet would run as a formula."""
 
 
 def printable(text: object) -> str:
-    r"""Return text on one line without control characters: "a\x1b" becomes r"a\x1b".
+    r"""Return text with everything escaped that is not printable: "a\x1b" becomes r"a\x1b".
 
-    Everything that `str.isprintable` refuses is escaped, also undecodable bytes of file names, so
-    that the result can be printed on any terminal and written as UTF-8.
+    Line ends and undecodable bytes of file names are escaped, too.
     """
     text = str(text)
     if text.isprintable():
@@ -26,7 +21,7 @@ def printable(text: object) -> str:
 
 
 def sentence(text: object) -> str:
-    """Return printable text of at most `SENTENCE` characters; the middle gives way."""
+    """Return printable text of at most `SENTENCE` characters, cut in the middle."""
     text = str(text)
     if len(text) > 2 * SENTENCE:  # escaping may lengthen it: cut before and after
         text = text[:SENTENCE] + "..." + text[-SENTENCE:]
@@ -38,16 +33,11 @@ def sentence(text: object) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return the `repr` of a value, cut to a length and a depth, for use in a message.
-
-    Takes bounded time for any nesting of plain containers, shared parts included.
-    """
+    """Return the `repr` of a value, cut to a length and a depth, in bounded time."""
     return printable(_REPR.repr(value))
 
 
 class _Bounded(reprlib.Repr):
-    """A `repr` that takes bounded time."""
-
     def __init__(self) -> None:
         super().__init__()  # before Python 3.12 it takes no arguments
         self.maxlevel = 3
@@ -62,10 +52,7 @@ _REPR = _Bounded()
 
 
 def csv_cell(text: object) -> str:
-    """Return text for a CSV cell that no spreadsheet runs: "=1+1" becomes "'=1+1".
-
-    Numbers stay as they are. `from_csv_cell` is the way back.
-    """
+    """Return text that no spreadsheet runs as a formula: "=1+1" becomes "'=1+1"; not numbers."""
     text = str(text)
     if not text.startswith(FORMULA) or _is_number(text):
         return text
@@ -73,7 +60,7 @@ def csv_cell(text: object) -> str:
 
 
 def from_csv_cell(text: str) -> str:
-    """Return the text that `csv_cell` was given."""
+    """Return the original text of a `csv_cell`."""
     return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
 
 

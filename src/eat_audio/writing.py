@@ -1,7 +1,7 @@
-"""Write files that are either the old or the new one, never half of one.
+"""Write files and folders completely or not at all.
 
-Everything that the package writes in one piece goes through here: beside its place under a name
-that cannot be predicted, with the mode that the umask gives, flushed to the disk, then renamed.
+They are written beside their place under an unpredictable name, with the mode that the umask gives,
+flushed to the disk, then renamed. What cannot be written raises OutputError.
 """
 
 import io
@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ASIDE = ".incomplete"
-"""How the names of unfinished files end; they begin with a dot."""
+"""The end of names of unfinished files; they begin with a dot."""
 
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yield a new, empty file beside `path`; it replaces `path` when the block ends well.
 
-    Missing parent folders are made. Nothing is left behind if the block raises.
-
-    Raises:
-        OutputError: The file cannot be made, written or renamed: an OSError or a SafetensorError
-            of the block counts as such, so the block should do nothing but write.
+    Missing parent folders are made. Nothing is left behind if the block raises. An OSError or a
+    SafetensorError of the block becomes an OutputError, so it should do nothing but write.
     """
     with _renamed(Path(path), _create) as aside:
         yield aside
@@ -83,19 +81,15 @@ class Sink(io.RawIOBase):
         self._error: OSError | None = None
 
     def writable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Do nothing: torch goes back to the start of what it has written."""
-        return offset
+        return offset  # torch goes back to the start of what it has written
 
     def write(self, data: Any) -> int:
-        """Write unless an earlier write has failed; return the number of bytes given."""
         if self._error is None:
             try:
                 self._file.write(data)
@@ -114,12 +108,12 @@ class Sink(io.RawIOBase):
 
 
 def aside_name(path: Path) -> Path:
-    """Return a new name beside `path` that nobody can have planted a link under."""
+    """Return a new, unpredictable name beside `path`."""
     return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{ASIDE}")
 
 
 def write_failure(error: Exception) -> str | None:
-    """Return why a write failed if `error` says that it did; None if it is another mistake."""
+    """Return why a write failed; None if it is another kind of error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if type(error).__name__ == "SafetensorError":  # without importing it: this file stays light
@@ -128,32 +122,20 @@ def write_failure(error: Exception) -> str | None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text as it is, line ends included.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write UTF-8 text as it is, line ends included."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, readable, UTF-8.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write a JSON object, indented, UTF-8."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def write_tensors(
     path: str | Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whose mode follows the umask.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write a safetensors file."""
     from safetensors.torch import save_file
 
     with written_aside(path) as aside:
@@ -161,14 +143,14 @@ def write_tensors(
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left aside of `path`; the caller holds a claim on it."""
-    for left in path.parent.glob(f".{_escaped(path.name[:100])}.*{ASIDE}"):
-        if left.is_file():
-            left.unlink(missing_ok=True)
+    """Remove what killed processes left beside `path`; the caller holds a lock on it."""
+    for file in path.parent.glob(f".{escape(path.name[:100])}.*{ASIDE}"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file, or the entries of a folder, before anything relies on it."""
+    """Flush a file, or the entries of a folder, to the disk."""
     folder = path.is_dir()
     if folder and os.name != "posix":  # Windows opens no folders
         return
@@ -181,8 +163,3 @@ def flush(path: Path) -> None:
 
 def _create(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-
-
-def _escaped(name: str) -> str:
-    """A name in which `glob` finds no pattern."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,8 +1,8 @@
-"""Parameters -> groups with their own rates, and the rates step by step.
+"""AdamW, its parameter groups and learning rates.
 
-AdamW as in the released runs (fairseq's): epsilon is added to the square root of the raw second
-moment, so torch's epsilon is rescaled with the bias correction, and a group's rate follows its
-own warm-up and cosine from `min_lr` to its peak and back. BEATs falls along a line instead.
+As in the released runs (fairseq's): epsilon is added to the square root of the raw second moment,
+so torch's epsilon is rescaled with the bias correction, and a group's rate follows its own warm-up
+and cosine from `min_lr` to its peak and back. BEATs falls along a line instead.
 
 Source: fairseq `optim/adam.py` and `optim/lr_scheduler/cosine_lr_scheduler.py`, as observed
 (the recorded sets `schedule_a`, `pretrain_tiny_a_train`, `finetune_layer_decay_table`).
@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Settings):
-    """AdamW, its rates and what it may do to which parameter."""
+    """Learning rates, weight decay and gradient clipping."""
 
     lr: PositiveFloat = 5e-4
     """Peak learning rate."""
@@ -47,11 +47,10 @@ class Optim(Settings):
 
 
 class Layers(Protocol):
-    """A module of blocks, one after the other, which says of a parameter where it is."""
+    """A module that is a sequence of blocks."""
 
     @property
-    def n_blocks(self) -> int:
-        """The number of blocks."""
+    def n_blocks(self) -> int: ...
 
     def block_of(self, name: str) -> int:
         """Return the block of a parameter: -1 if before them all, `n_blocks` if behind them."""
@@ -89,13 +88,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
-    Args:
-        named: Names and parameters.
-        settings: Rates and decay.
-        layers: The module they are of, if it has blocks.
-
-    Returns:
-        Groups for AdamW, with "peak" (their highest rate) and "names" beside the usual entries.
+    The groups have "peak" (their highest rate) and "names" beside AdamW's entries. `layers` is the
+    module of the parameters, if it has blocks.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     depth = layers.n_blocks if layers else 0
@@ -104,10 +98,10 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         block = layers.block_of(name) if layers else depth
-        whole = block == depth or (block < 0 and not settings.stem_decay)
-        scale = 1.0 if whole else settings.layer_decay ** (depth - block)
-        spared = parameter.ndim <= 1 or name in exempt
-        decay = 0.0 if spared and not settings.decay_all else settings.weight_decay
+        full_rate = block == depth or (block < 0 and not settings.stem_decay)
+        scale = 1.0 if full_rate else settings.layer_decay ** (depth - block)
+        exempted = parameter.ndim <= 1 or name in exempt
+        decay = 0.0 if exempted and not settings.decay_all else settings.weight_decay
         group = groups.setdefault(
             (scale, decay),
             {"params": [], "names": [], "peak": settings.lr * scale, "weight_decay": decay},
@@ -118,7 +112,7 @@ def parameter_groups(
 
 
 def adamw(groups: Sequence[dict[str, Any]], settings: Optim) -> torch.optim.AdamW:
-    """The optimizer over those groups."""
+    """Return the optimizer over groups from `parameter_groups`."""
     return torch.optim.AdamW(
         list(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
     )
@@ -133,7 +127,7 @@ def learning_rate(
     steps: int,
     schedule: Literal["cosine", "linear"] = "cosine",
 ) -> float:
-    """The rate of step `step` (from 0): linear growth, then a half cosine or a line down.
+    """Return the rate of step `step` (from 0): linear growth, then a half cosine or a line down.
 
     A peak below `min_lr` stays constant, as in the released fine-tuning of the first blocks.
     """
@@ -147,7 +141,7 @@ def learning_rate(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Optim, step: int, steps: int) -> None:
-    """Prepare the optimizer for step `step` of `steps`."""
+    """Set the rates and epsilons of step `step` of `steps`."""
     correction = math.sqrt(1 - settings.betas[1] ** (step + 1))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(
