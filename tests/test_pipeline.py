@@ -71,7 +71,7 @@ def test_a_chain_goes_on_with_the_stage_that_was_not_finished(
 ) -> None:
     out = tmp_path / "beats"
     chain.run(stages[:2], out=out)
-    logs = [(place / "log.jsonl") for place in (stages[0].place(out), stages[1].place(out))]
+    logs = [(place / "log.jsonl") for place in (stages[0].path(out), stages[1].path(out))]
     before = [log.read_text(encoding="utf-8") for log in logs]
     chain.run(stages, out=out, resume=True)
     assert [log.read_text(encoding="utf-8") for log in logs] == before
@@ -120,7 +120,7 @@ def test_what_cannot_be_a_chain_is_refused_in_a_sentence(
 
 def test_a_recipe_without_stages_is_a_chain_of_one() -> None:
     (stage,) = chain.stages_of("eat_tiny", ["seed=5"])
-    assert stage.place(Path("runs")) == Path("runs")
+    assert stage.path(Path("runs")) == Path("runs")
     assert stage.settings(Path("runs")).seed == 5
 
 

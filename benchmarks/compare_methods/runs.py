@@ -93,7 +93,7 @@ def pretrain_and_probe(
     for leg in method.legs:
         looks = plan.asked.points if leg is method.legs[-1] else 1
         settings = leg.settings(here, seed, part, points=looks)
-        place = leg.stage.place(here)
+        place = leg.stage.path(here)
         used.append(train("pretrain", settings, place, marker="config.json", spawn=spawn))
         if leg.usual.method == method.name:  # a tokenizer is no encoder to be compared
             for halved in reversed(range(looks)):
@@ -110,7 +110,7 @@ def pretrain_and_probe(
         for (leg, steps, _), score in zip(places, scores, strict=True)
     ]
     whole = None if None in used else [each for each in used if each is not None]
-    learnt = {Path(leg.stage.recipe).stem: _learnt(leg.stage.place(here)) for leg in method.legs}
+    learnt = {Path(leg.stage.recipe).stem: _learnt(leg.stage.path(here)) for leg in method.legs}
     return Run(
         method.label,
         seed,

@@ -88,7 +88,7 @@ def _stages(method: Method, part: Part, place: Path, steps: int) -> Iterator[Pre
         if leg is not method.legs[-1]:
             short = leg.stage.settings(out, *told(leg.usual, 2, 0, part, points=1))
             assert isinstance(short, PretrainRun)
-            pretraining.run(short, out=leg.stage.place(out))
+            pretraining.run(short, out=leg.stage.path(out))
         yield settings
 
 

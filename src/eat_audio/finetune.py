@@ -25,7 +25,7 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
 from eat_audio.data.scan import contents_fingerprint
 from eat_audio.data.splits import Roles, hold_out, role_of, train_and_test
-from eat_audio.data.transforms import Augmentation, augment_spectrograms, augment_waveforms
+from eat_audio.data.transforms import Augmentation, augment
 from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
 from eat_audio.models import save
@@ -129,24 +129,13 @@ class Classification(LayeredObjective):
         self, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return augmented spectrograms (B, T, F), a mask of valid frames (B, T), and labels."""
-        assert batch.labels is not None
-        settings = self.settings.augment
-        keys = clip_keys(self.settings.seed, batch.epochs, batch.clips, 1)[:, 0]
-        waveforms = augment_waveforms(
-            batch.waveforms, batch.lengths, settings, keys=keys, generator=generator
-        )
-        log_mel = self.features.log_mel(waveforms, batch.lengths, frames=self.frames)
-        rolled = log_mel.frames.clamp(max=self.frames)
-        if self.features.released_padding:
-            rolled = torch.full_like(rolled, self.frames)
-        return augment_spectrograms(
-            log_mel.values,
-            log_mel.frame_mask,
-            batch.labels,
-            settings,
-            rolled_frames=rolled,
-            keys=keys,
+        return augment(
+            batch,
+            self.settings.augment,
+            lambda waveforms: self.features.log_mel(waveforms, batch.lengths, frames=self.frames),
+            keys=clip_keys(self.settings.seed, batch.epochs, batch.clips, 1)[:, 0],
             generator=generator,
+            roll_padding=self.features.released_padding,
         )
 
     def after_step(self, step: int) -> None:
@@ -291,72 +280,79 @@ def run(
         resume: Continue the run in `out`.
         corpus: The labeled clips, if they are already open.
     """
-    process_group = init_process_group(settings.on())
-    with process_group.reporting_lost_peers():
+    group = init_process_group(settings.on())
+    with group.reporting_lost_peers():
         corpus = corpus or open_labeled(settings)
-        return _finetune(settings, out, start, resume, corpus, process_group)
+        train, test = split(corpus, settings)
+        trainer, origin = make_trainer(settings, corpus, train, start, group)
+        objective = trainer.objective
+        assert isinstance(objective, Classification)
+        model, features = objective.model, objective.features
+
+        def export(folder: Path, state: dict[str, Tensor]) -> None:
+            save(model, features, folder, state=merge_lora(with_prefix(state, "model.")))
+
+        with lock_run_dir(out, group):
+            trainer.train(
+                out,
+                title="finetune",
+                data=train.fingerprint(),
+                contents=contents_fingerprint(train),
+                origin=origin,
+                export=export,
+                resume=resume,
+            )
+            evaluation = None if test is None else _test(settings, objective, test, out, group)
+    return Finetuned(out, evaluation, tested_note(corpus, settings, test))
 
 
-def _finetune(
+def make_trainer(
     settings: FinetuneRun,
-    out: Path,
-    start: str | Path | None,
-    resume: bool,
     corpus: Corpus,
-    process_group: ProcessGroup,
-) -> Finetuned:
-    train, test = split(corpus, settings)
+    train: Corpus,
+    start: str | Path | None,
+    group: ProcessGroup,
+) -> tuple[Trainer, dict[str, Any]]:
+    """Return the objective with all that trains it on `train`, and what it begins with."""
     torch.manual_seed(settings.seed)
     model, features = start_from(start, settings, corpus)
-    encoder = model.model.state_dict()
-    encoder = {n: x for n, x in encoder.items() if not n.startswith(("fc_norm.", "head."))}
+    weights = {
+        name: tensor
+        for name, tensor in model.model.state_dict().items()
+        if not name.startswith(("fc_norm.", "head."))
+    }
     origin = {
-        "encoder": "random weights" if start is None else fingerprint(encoder),
+        "encoder": "random weights" if start is None else fingerprint(weights),
         "features": features.to_dict(),
     }
     objective = Classification(model, features, settings).to(settings.on()).train()
     freeze(model, settings.freeze)
     add_lora(model, settings.lora)
-
-    def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save(model, features, folder, state=merge_lora(with_prefix(state, "model.")))
-
     steps = ClipBatches(
         train,
         settings.clips,
         batch=settings.batch,
         seed=settings.seed,
-        rank=process_group.rank,
-        ranks=process_group.ranks,
+        rank=group.rank,
+        ranks=group.ranks,
     )
-    trainer = Trainer(
-        objective,
-        settings,
-        open_batches=partial(training_batches, steps),
-        process_group=process_group,
-    )
-    with lock_run_dir(out, process_group):
-        trainer.train(
-            out,
-            title="finetune",
-            data=train.fingerprint(),
-            contents=contents_fingerprint(train),
-            origin=origin,
-            export=export,
-            resume=resume,
-        )
-        note = tested_note(corpus, settings, test)
-        if test is None:
-            return Finetuned(out, None, note)
-        if process_group.ranks > 1:  # what is in memory may be a slice
-            process_group.barrier()
-            model = load_model(out, AudioClassifier)
-            nn.Module.to(model, settings.on())
-        scores = predict_corpus(model, features, test, settings.clips)
-        evaluation = evaluate_scores(scores, corpus.label_names, multi_label=corpus.multi_label)
-        if process_group.is_main:
-            evaluation.write(out)
-        return Finetuned(out, evaluation, note)
+    batches = partial(training_batches, steps)
+    return Trainer(objective, settings, open_batches=batches, process_group=group), origin
+
+
+def _test(
+    settings: FinetuneRun, objective: Classification, test: Corpus, out: Path, group: ProcessGroup
+) -> Evaluation:
+    model = objective.model
+    if group.ranks > 1:  # what is in memory may be a slice
+        group.barrier()
+        model = load_model(out, AudioClassifier)
+        nn.Module.to(model, settings.on())
+    scores = predict_corpus(model, objective.features, test, settings.clips)
+    evaluation = evaluate_scores(scores, test.label_names, multi_label=test.multi_label)
+    if group.is_main:
+        evaluation.write(out)
+    return evaluation
 
 
 def open_labeled(settings: FinetuneRun) -> Corpus:

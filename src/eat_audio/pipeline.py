@@ -40,7 +40,7 @@ class Stage:
     """Its folder in that of the pipeline; empty: the same."""
     before: "Stage | None" = None
 
-    def place(self, out: Path) -> Path:
+    def path(self, out: Path) -> Path:
         """Return its folder in the pipeline's folder `out`."""
         return out / self.folder
 
@@ -64,7 +64,7 @@ class Stage:
                     f"{self.recipe}: takes nothing from {self.before.recipe}, which stands before "
                     "it; expected it at the beginning of the stages"
                 )
-            folder = json.dumps(str(self.before.place(out)))
+            folder = json.dumps(str(self.before.path(out)))
             source = source.changed([f"{schema.input_setting}={folder}"])
         return source.settings(schema)
 
@@ -134,10 +134,10 @@ def run(
     for number, (stage, settings) in enumerate(zip(stages, resolved, strict=True), start=1):
         if len(stages) > 1:
             on_stage(f"stage {number} of {len(stages)}: {stage.recipe}")
-        place = stage.place(out)
+        folder = stage.path(out)
         if isinstance(settings, FinetuneRun):
             assert stage.before is not None
-            finetune.run(settings, out=place, start=stage.before.place(out), resume=resume)
+            finetune.run(settings, out=folder, start=stage.before.path(out), resume=resume)
         else:
-            pretraining.run(settings, out=place, resume=resume)
+            pretraining.run(settings, out=folder, resume=resume)
     return resolved

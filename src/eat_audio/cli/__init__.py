@@ -59,7 +59,7 @@ def build_app() -> typer.Typer:
             elif command := commands.pop(name, None):
                 command.cls, command.rich_help_panel = Command, panel
                 app.registered_commands.append(command)
-    assert not commands, f"give {', '.join(commands)} a place in PANELS"
+    assert not commands, f"not in PANELS: {', '.join(commands)}"
     return app
 
 

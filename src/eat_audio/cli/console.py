@@ -25,8 +25,8 @@ Resume = Annotated[bool, Option("--resume", help="Continue the run in --out.")]
 PrintConfig = Annotated[
     bool, Option("--print-config", help="Print all settings of this run as YAML; run nothing.")
 ]
-ModelPlace = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
-Places = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
+ModelSource = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
+AudioPaths = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
@@ -44,11 +44,11 @@ NEXT = {
     "bench": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
     "convert": "eat inspect {out}",
     "export": "load {out} where the model is to run",
-    "share": "look at the model's page, or its folder",
-    "data stats": "eat pretrain eat_tiny data={place} --out runs/mine",
+    "share": "open the model's page, or its folder",
+    "data stats": "eat pretrain eat_tiny data={path} --out runs/mine",
     "data prepare": "eat data show {out}/MANIFEST.csv",
     "data manifest": "eat data show {out}",
-    "data show": "eat pretrain eat_tiny data={place} --out runs/mine",
+    "data show": "eat pretrain eat_tiny data={path} --out runs/mine",
     "data pack": "eat pretrain eat_tiny data={out} --out runs/mine",
 }
 """The step after a command, with its arguments; a command may return another one instead."""
@@ -66,19 +66,19 @@ class Command(TyperCommand):
         if step is None:
             above = [ctx.parent.info_name] if ctx.parent.parent else []
             name = " ".join([*above, ctx.info_name])
-            words = {key: shlex.quote(str(value)) for key, value in ctx.params.items()}
-            step = NEXT.get(name, "eat --help").format(**words)
+            arguments = {key: shlex.quote(str(value)) for key, value in ctx.params.items()}
+            step = NEXT.get(name, "eat --help").format(**arguments)
         if step:
             print_lines(f"next: {step}")
         return None
 
 
-def expanded(places: list[Path]) -> list[Path]:
+def expanded(patterns: list[Path]) -> list[Path]:
     """Return paths, with patterns replaced by their matches where no shell has done it."""
     paths: list[Path] = []
-    for place in places:
-        matches = [] if place.exists() or not has_magic(str(place)) else glob(str(place))
-        paths += sorted(map(Path, matches)) or [place]
+    for pattern in patterns:
+        matches = [] if pattern.exists() or not has_magic(str(pattern)) else glob(str(pattern))
+        paths += sorted(map(Path, matches)) or [pattern]
     return paths
 
 

@@ -24,16 +24,16 @@ MOST_MEASURED = 5_000
 MOST_LABELS = 30
 """Labels that are shown with their number of clips; of more, the most frequent."""
 
-CorpusPlace = Annotated[str, Argument(help="A manifest, or a folder in a known layout.")]
+CorpusPath = Annotated[str, Argument(help="A manifest, or a folder in a known layout.")]
 Jobs = Annotated[int | None, Option(min=1, help="Processes; one per core by default.")]
 
 app = typer.Typer(name="data", help="Look at a corpus before training on it.", no_args_is_help=True)
 
 
 @app.command("show")
-def data_show(place: CorpusPlace) -> None:
+def data_show(path: CorpusPath) -> None:
     """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
-    corpus, missing = _open(place, several=True)
+    corpus, missing = _open(path, several=True)
     splits = Counter(clip.split for clip in corpus.clips)
     counts = Counter(label for clip in corpus.clips for label in clip.labels)
     rows = [("clips", str(len(corpus))), ("missing files", str(len(missing)))]
@@ -57,12 +57,12 @@ def data_show(place: CorpusPlace) -> None:
     show_table("Corpus", ("corpus", corpus.name), rows)
 
 
-def _open(place: str, *, several: bool = False) -> "tuple[Corpus, set[str]]":
+def _open(path: str, *, several: bool = False) -> "tuple[Corpus, set[str]]":
     """Open a corpus and report its missing files; return it and their paths."""
     from eat_audio.data.corpus import missing_files
     from eat_audio.data.datasets import open_corpus
 
-    corpus = open_corpus(place, several=several)
+    corpus = open_corpus(path, several=several)
     missing = missing_files(corpus)
     for clip in missing:
         print_lines(sentence(f"missing: {clip.path}"), error=True)
@@ -83,8 +83,8 @@ def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
         if clip.path in missing:
             continue
         try:
-            known = lengths.get(clip.path) if clip.inside is None else None
-            total = audio_seconds(sound_of(clip)) if known is None else known
+            total = lengths.get(clip.path, -1.0) if clip.inside is None else -1.0
+            total = audio_seconds(sound_of(clip)) if total < 0 else total
         except EatError:
             unreadable += 1
             continue
@@ -108,7 +108,7 @@ def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
 
 @app.command("stats")
 def data_stats(
-    place: CorpusPlace,
+    path: CorpusPath,
     split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -116,7 +116,7 @@ def data_stats(
     from eat_audio.data.datasets import open_corpus
     from eat_audio.data.statistics import measure
 
-    corpus = open_corpus(place)
+    corpus = open_corpus(path)
     result = measure(corpus.select(*split) if split else corpus)
     mean, std = round(result.statistics.mean, 4), round(result.statistics.std, 4)
     if as_json:
@@ -162,19 +162,19 @@ def data_prepare(
 
 @app.command("manifest")
 def data_manifest(
-    place: CorpusPlace, out: Annotated[Path, Argument(help="The manifest to write: .csv.")]
+    path: CorpusPath, out: Annotated[Path, Argument(help="The manifest to write: .csv.")]
 ) -> None:
     """Write the clips of a corpus, with labels and splits, into one file."""
     from eat_audio.data.manifest import write_csv
 
-    corpus, _ = _open(place)
+    corpus, _ = _open(path)
     write_csv(corpus, out)
     print_lines(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
 
 
 @app.command("pack")
 def data_pack(
-    place: CorpusPlace,
+    path: CorpusPath,
     out: Annotated[Path, Argument(help="Folder for the shards; run again to continue in it.")],
     clips_per_shard: Annotated[int, Option(min=1, help="Clips in one tar file.")] = 1_000,
     kind: Annotated[
@@ -190,7 +190,7 @@ def data_pack(
     from eat_audio.data.shards import pack
 
     jobs = jobs or os.cpu_count() or 1
-    packed = pack(open_corpus(place), out, clips_per_shard=clips_per_shard, kind=kind, jobs=jobs)
+    packed = pack(open_corpus(path), out, clips_per_shard=clips_per_shard, kind=kind, jobs=jobs)
     if as_json:
         print_json(asdict(packed), indent=1)
         return

@@ -13,9 +13,9 @@ from typer import Argument, Option
 
 from eat_audio.cli.console import (
     AsJSON,
+    AudioPaths,
     Device,
-    ModelPlace,
-    Places,
+    ModelSource,
     end_of_job,
     expanded,
     show_table,
@@ -54,9 +54,9 @@ def evaluate(
 
 @app.command()
 def predict(
-    places: Places,
+    places: AudioPaths,
     *,
-    model: ModelPlace,
+    model: ModelSource,
     top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
     as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
     device: Device = "auto",
@@ -80,9 +80,9 @@ def predict(
 
 @app.command()
 def embed(
-    places: Places,
+    places: AudioPaths,
     *,
-    model: ModelPlace,
+    model: ModelSource,
     out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
     level: Annotated[
         str, Option(help="clip: one vector; frame: one per --hop; patch: and per 16 mel bins.")
@@ -107,9 +107,9 @@ def embed(
 
 @app.command()
 def detect(
-    places: Places,
+    places: AudioPaths,
     *,
-    model: ModelPlace,
+    model: ModelSource,
     out: Annotated[Path, Option("-o", "--out", help="Folder for four files per recording.")],
     window: Annotated[float, Option(help="Seconds around one step: a multiple of 0.16.")] = 1.92,
     hop: Annotated[float, Option(help="Seconds of one step: a multiple of 0.01.")] = 0.16,

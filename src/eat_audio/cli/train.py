@@ -64,7 +64,7 @@ def pretrain(
     out = _required(out)
     resolved = pipeline.run(stages, out=out, resume=resume, on_stage=print_lines)
     for stage in stages:
-        _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.place(out))
+        _show_pretraining(stage.recipe if len(stages) > 1 else "Pre-training", stage.path(out))
     print_lines(f"encoder: {out}")
     last = resolved[-1]
     return last.next_command(str(out)) if isinstance(last, PretrainRun) else None
@@ -189,8 +189,8 @@ def list_recipes(
     """
     if name is None:
         columns = ("name", "what it is", "cost", "expected result")
-        known = [(name, recipes.about(name)) for name, _ in recipes.names()]
-        show_table("Recipes", columns, [(n, a.title, a.cost, a.expect) for n, a in known])
+        about = [(name, recipes.about(name)) for name, _ in recipes.names()]
+        show_table("Recipes", columns, [(n, a.title, a.cost, a.expect) for n, a in about])
         return None
     recipe = recipes.open_recipe(name, settings or [])
     if "stages" in recipe.tree:

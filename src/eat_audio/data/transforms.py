@@ -7,12 +7,18 @@ Source: the released `data/raw_audio_dataset.py`, `models/EAT_audio_classificati
 `utils/mixup.py`, as observed (the recorded set `augment_a`).
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from eat_audio.config import Settings
 from eat_audio.rng import uniform
+
+if TYPE_CHECKING:
+    from eat_audio.data.loader import Batch
 
 ROLL, NOISE = 1, 2
 """Purposes of keyed random numbers."""
@@ -36,69 +42,60 @@ class Augmentation(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
-def augment_waveforms(
-    waveforms: Tensor,
-    lengths: Tensor,
+def augment(
+    batch: "Batch",
     settings: Augmentation,
+    log_mel: Callable[[Tensor], Any],
     *,
     keys: Tensor,
     generator: torch.Generator,
-) -> Tensor:
-    """Roll int16 waveforms (B, S) and change their loudness, if the settings say so.
-
-    `keys` (B,) of clips and epochs decide how far, the generator how loud. Rolled waveforms are
-    float32 in [-1, 1].
-    """
-    if not settings.roll:
-        return waveforms
-    lengths = lengths.to(waveforms.device, non_blocking=True)
-    shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
-    gain = beta_gain(len(waveforms), generator)
-    return roll_and_gain(waveforms, lengths, shift, gain) / 32_768
-
-
-def augment_spectrograms(
-    spectrogram: Tensor,
-    mask: Tensor | None,
-    labels: Tensor,
-    settings: Augmentation,
-    *,
-    rolled_frames: Tensor,
-    keys: Tensor,
-    generator: torch.Generator,
+    roll_padding: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Apply noise, label smoothing, mixup and stripes, as far as the settings say so.
+    """Compute the spectrograms of a batch, with the changes that the settings name.
 
     Args:
-        spectrogram: (B, T, F), normalized.
-        mask: (B, T), True for valid frames; None if all are.
-        labels: (B, classes), probabilities.
+        batch: Labeled clips.
         settings: Which changes, and how strong.
-        rolled_frames: (B,) frames of each clip that noise turns in time.
-        keys: (B,) of clips and epochs, for noise.
+        log_mel: From waveforms (B, S), int16 or float32, to a `LogMelBatch`.
+        keys: (B,) of clips and epochs: decide how far waveforms and spectrograms are rolled.
         generator: For all other random numbers.
+        roll_padding: Whether padding is rolled into clips, as in the released code.
+
+    Returns:
+        Spectrograms (B, T, F), a mask of valid frames (B, T) or None, and labels (B, classes).
     """
+    waveforms, labels = batch.waveforms, batch.labels
+    assert labels is not None
+    if settings.roll:
+        lengths = batch.lengths.to(waveforms.device, non_blocking=True)
+        shift = (uniform(keys, 1, purpose=ROLL)[:, 0] * lengths).long()
+        gain = beta_gain(len(waveforms), generator)
+        waveforms = roll_and_gain(waveforms, lengths, shift, gain) / 32_768
+    spectrograms = log_mel(waveforms)
+    values, mask = spectrograms.values, spectrograms.frame_mask
     if settings.noise:
         draws = uniform(keys, 2, purpose=NOISE)
-        noise = torch.rand(spectrogram.shape, generator=generator, device=spectrogram.device)
+        noise = torch.rand(values.shape, generator=generator, device=values.device)
         shift = (draws[:, 1] * 20).long() - 10
-        spectrogram = noise_and_roll(spectrogram, rolled_frames, noise, draws[:, 0], shift)
+        frames = spectrograms.frames.clamp(max=values.shape[1])
+        frames = torch.full_like(frames, values.shape[1]) if roll_padding else frames
+        values = noise_and_roll(values, frames, noise, draws[:, 0], shift)
     labels = smooth(labels, settings.label_smoothing)
     if settings.mixup and bool(
         torch.rand((), generator=generator, device=generator.device) < settings.mixup_share
     ):
         share = beta(1, settings.mixup, generator)
-        spectrogram, labels = mixup(spectrogram, share), mixup(labels, share)
+        values, labels = mixup(values, share), mixup(labels, share)
         mask = None if mask is None else mask | mask.flip(0)
     frequency = settings.mask if settings.mask_frequency is None else settings.mask_frequency
     if settings.mask or frequency:
-        spectrogram = spec_augment(
-            spectrogram,
-            torch.rand(4, len(labels), generator=generator, device=spectrogram.device),
-            longest_time=spectrogram.shape[1] * settings.mask,
-            longest_frequency=spectrogram.shape[2] * frequency,
+        values = spec_augment(
+            values,
+            torch.rand(4, len(labels), generator=generator, device=values.device),
+            longest_time=values.shape[1] * settings.mask,
+            longest_frequency=values.shape[2] * frequency,
         )
-    return spectrogram, mask, labels
+    return values, mask, labels
 
 
 def roll_and_gain(waveforms: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
