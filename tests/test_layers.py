@@ -1,6 +1,8 @@
-"""Imports run one way: sound <- data, models <- evaluate <- pretrain <- finetune <- cli."""
+"""Imports run one way, files and functions stay short, and nothing is written twice."""
 
 import ast
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +42,7 @@ MAY_IMPORT = {
 """By room: which rooms its files may import."""
 
 MAY_IMPORT["training"] = {"text", "errors", "writing", "config", "training"}
-"""How anything learns knows neither sound nor methods."""
+"""Training does not depend on sound or on methods."""
 
 for room in (
     "text",
@@ -59,6 +61,12 @@ for room in (
 
 HEAVY = {"torch", "transformers", "matplotlib", "jinja2"}
 """What `eat --help` must not wait for."""
+
+FILE_LINES, FUNCTION_LINES, REPEATED_LINES = 500, 100, 10
+"""The longest file, the longest function, and the longest code that may be in two places."""
+
+PRIVATE_WORDS = re.compile(r"\b(told|heard|hear|hears|listener|ears)\b")
+"""Pronouns and actors in place of names: a message, a waveform and a setting have one."""
 
 FOREIGN = {
     "fairseq",
@@ -145,6 +153,52 @@ def test_imports_run_one_way(file):
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_no_file_imports_what_breaks_beside_a_cpu_torch(file):
     assert FOREIGN.isdisjoint(name.partition(".")[0] for name in imports(file))
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    functions = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES} == {}
+
+
+def repeated(paths: list[Path]) -> list[list[str]]:
+    """The places of every block of more than `REPEATED_LINES` lines that is in several.
+
+    Lines are compared without indentation; empty ones, comments and imports do not count.
+    """
+    places = defaultdict(list)
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        stripped = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+        code = [(n, line) for n, line in stripped if line and not line.startswith(("#", "from "))]
+        for first in range(len(code) - REPEATED_LINES):
+            block = code[first : first + REPEATED_LINES + 1]
+            places[tuple(line for _, line in block)].append(f"{path.name}:{block[0][0]}")
+    return [found for found in places.values() if len(found) > 1]
+
+
+def test_no_block_of_code_is_written_twice():
+    assert repeated(files()) == []
+
+
+def test_a_block_that_is_written_twice_is_named(tmp_path):
+    block = "\n".join(f"x{n} = {n}" for n in range(REPEATED_LINES + 1))
+    (tmp_path / "a.py").write_text(f"import re\n{block}", encoding="utf-8")
+    (tmp_path / "b.py").write_text(f"if True:\n    y = 1\n{block}", encoding="utf-8")
+    assert repeated(sorted(tmp_path.iterdir())) == [["a.py:2", "b.py:3"]]
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_file_speaks_of_actors(file):
+    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+    assert [f"{number}: {line}" for number, line in lines if PRIVATE_WORDS.search(line)] == []
 
 
 @pytest.mark.parametrize("name", ["cli/__init__.py", "cli/train.py", "cli/data.py", "config.py"])

@@ -35,16 +35,15 @@ from eat_audio.rng import clip_keys
 
 
 class ToyPretraining(Pretraining):
-    def __init__(self, config, settings, features, *, frames, seed):
-        super().__init__()
+    def __init__(self, config, method, features, **clips):
+        super().__init__(config, method, features, **clips)
         self.student = EATModel(config)
         self.head = nn.Linear(config.embed_dim, 1)
-        self.run, self.features, self.frames, self.seed = settings, features, frames, seed
 
     def forward(self, batch, generator):
         clips = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
         keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-        masks = self.run.sample_masks(keys, self.student.grid(clips.values), clips.columns)
+        masks = self.method.sample_masks(keys, self.student.grid(clips.values), clips.columns)
         hidden = masks.hidden[:, 0]  # (B, N)
         target = clips.values.unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).mean(dim=(2, 4))
         patches = self.student.model.embed(clips.values).masked_fill(hidden[..., None], 0)
@@ -108,7 +107,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[P
 def encoder(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained encoder."""
     out = tmp_path_factory.mktemp("runs") / "encoder"
-    return pipeline.run(pipeline.stages_of(str(recipe)), out=out)[-1]
+    pipeline.run(pipeline.stages_of(str(recipe)), out=out)
+    return out
 
 
 @pytest.fixture(scope="module")

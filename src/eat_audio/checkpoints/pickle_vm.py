@@ -1,9 +1,8 @@
-"""A pickle -> what it describes: the stack machine that pickles are programs for, made harmless.
+"""Interpret pickles without importing or calling anything.
 
-A usual machine imports what a pickle names and calls what it is told to. This one has no
-instruction that could: a name stays a name, and what would be called or built becomes an inert
-object that keeps what it was given. Tensors are described, not made: `unpickle` does that. The
-work is linear in the length of the program: what is compared, hashed or copied is bounded first.
+Python's machine imports what a pickle names and calls it. In this one a name stays a name, and a
+call becomes an inert object with its arguments. Tensors are described, not made: see `torch_file`.
+The work is linear in the length of the program: what is compared, hashed or copied is bounded.
 """
 
 import pickletools
@@ -33,12 +32,12 @@ VALUES = {
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-"""Instructions that bring their value along."""
+"""Instructions with a value as argument."""
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 LARGEST_KEY = 2**60
-"""Beyond it, different numbers may be made to share a place in a dict, many of them at a time."""
+"""Larger numbers can be made to collide in a dict, many at a time."""
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -57,21 +56,21 @@ PLAIN = {
     *("argparse", "collections", "copyreg", "datetime", "enum", "pathlib", "types", "typing"),
     *("uuid", "_codecs"),
 }
-"""Modules of Python's own whose objects are found in settings."""
+"""Modules of Python whose objects settings contain."""
 PLAIN_BUILTINS = {
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int"),
     *("list", "long", "object", "range", "set", "slice", "str", "tuple", "type", "unicode"),
     "xrange",
 }
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
-"""What torch calls modules of Python's, since it writes pickles that Python 2 could read."""
+"""Modules by their names in Python 2, which torch writes."""
 PLAIN_OF_TORCH = {"_rebuild_tensor_v2", "_rebuild_parameter", "Size", "device", *STORAGES} | {
     str(dtype).removeprefix("torch.") for dtype in STORAGES.values()
 }
 
 
 def run(program: bytes) -> Any:
-    """What a pickle describes, as dicts, lists, tuples, views and inert objects."""
+    """Return the value of a pickle as dicts, lists, tuples, views and inert objects."""
     machine = _Machine()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's own, about odd escapes in a text
@@ -86,21 +85,21 @@ def run(program: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Something that a pickle names: "posix.system". It is never looked up."""
+    """A name in a pickle, "posix.system"; it is never imported."""
 
     text: str
 
 
 @dataclass(eq=False, slots=True)
 class Object:
-    """What a pickle wants made: the call that would make it, and the state it would be given."""
+    """An object of a pickle: the call that would make it, and its state."""
 
-    of: object
+    function: object
     arguments: object
     state: object = None
 
-    def kept(self) -> object:
-        """Its settings: the attributes, of omegaconf's nodes the value, else what it is made of."""
+    def content(self) -> object:
+        """Return its attributes, of omegaconf's nodes the value, else its arguments."""
         state = self.state
         if isinstance(state, tuple) and len(state) == 2:  # an object with slots
             state = state[0] or state[1]
@@ -116,7 +115,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A stretch of memory that a pickle refers to."""
+    """A member of the file with the numbers of tensors."""
 
     key: str
     dtype: torch.dtype
@@ -125,7 +124,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """A tensor: how it lies in its storage."""
+    """A tensor as a view of its storage."""
 
     storage: Storage
     offset: int
@@ -134,7 +133,7 @@ class View:
 
 
 class _Machine:
-    """A stack machine that can only put data together."""
+    """A stack machine that only assembles data."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -143,7 +142,7 @@ class _Machine:
         self.names: dict[tuple[str, str], Name] = {}
 
     def step(self, code: str, argument: Any) -> None:
-        """One instruction, by the name that `pickletools` gives it."""
+        """Run one instruction, by its name in `pickletools`."""
         if code in VALUES:
             if isinstance(argument, int) and argument.bit_length() > NUMBER_BITS:
                 raise CheckpointError(f"holds {shortened(argument)}; no setting is as large")
@@ -203,22 +202,22 @@ class _Machine:
                 name, module = stack.pop(), stack.pop()
                 stack.append(self._named(module, name))
             case "REDUCE" | "NEWOBJ":
-                arguments, of = stack.pop(), stack.pop()
-                stack.append(_made(of, arguments))
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_call(function, arguments))
             case "NEWOBJ_EX":
-                named, arguments, of = stack.pop(), stack.pop(), stack.pop()
-                stack.append(Object(of, arguments, named))
+                named, arguments, function = stack.pop(), stack.pop(), stack.pop()
+                stack.append(Object(function, arguments, named))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Object):  # a dict's attributes are none of our settings
+                if isinstance(stack[-1], Object):  # attributes of a dict are no settings
                     stack[-1].state = state
             case "BINPERSID":
-                stack.append(_stored(stack.pop()))
+                stack.append(_storage(stack.pop()))
             case _:
                 raise CheckpointError(f"is not written as torch writes ({code})")
 
     def _named(self, module: Any, name: Any) -> Name:
-        """The name of something; however often a program says it, it is one object."""
+        """Return one object per name, however often a program has it."""
         if not _is_name(module) or not _is_name(name):
             raise CheckpointError(
                 f"names {shortened(module)}, {shortened(name)}; expected a module and a class"
@@ -233,13 +232,13 @@ class _Machine:
 
 
 def _extended(collection: Any, items: list[Any]) -> None:
-    """Put items into a list; those of a foreign collection are not kept."""
+    """Add items to a list; those of an inert object are dropped."""
     if isinstance(collection, list):
         collection.extend(items)
 
 
 def _entered(mapping: Any, items: list[Any]) -> Any:
-    """Put [name, value, name, value, ...] into a dict; those of a foreign one are not kept."""
+    """Add [name, value, name, value, ...] to a dict; those of an inert object are dropped."""
     if isinstance(mapping, dict):
         for name, value in zip(items[::2], items[1::2], strict=True):
             # other keys might take long to compare, and no settings have them
@@ -255,43 +254,43 @@ def _is_name(value: object) -> bool:
 
 
 def _allowed(module: str, name: str) -> Name:
-    """A name, if it may be that of settings: of other packages, all are (they stay names)."""
+    """Return a name unless it is one of code of Python or torch; others are inert anyway."""
     module = OLD_NAMES.get(module, module)
-    known = module.partition(".")[0]
+    package = module.partition(".")[0]
     harmless = {"builtins": name in PLAIN_BUILTINS, "torch": name in PLAIN_OF_TORCH}
-    allowed = harmless.get(known, known in PLAIN or known not in sys.stdlib_module_names)
+    allowed = harmless.get(package, package in PLAIN or package not in sys.stdlib_module_names)
     if not allowed:
         raise CheckpointError(f"refused, since it asks for code to be run ({module}.{name})")
     return Name(f"{module}.{name}")
 
 
-def _made(of: Any, arguments: Any) -> Any:
-    """What calling or instantiating something gives: a tensor, a dict, else an inert object."""
-    made = of.text if isinstance(of, Name) else ""
-    if made in MAPPINGS and (not arguments or made == "collections.defaultdict"):
+def _call(function: Any, arguments: Any) -> Any:
+    """Return the result of a call: a tensor, a dict, else an inert object."""
+    name = function.text if isinstance(function, Name) else ""
+    if name in MAPPINGS and (not arguments or name == "collections.defaultdict"):
         return {}
-    if made == "torch.Size":
+    if name == "torch.Size":
         return _numbers("size", _argument(arguments, 0))
-    if made.startswith("torch._utils._rebuild_parameter"):
+    if name.startswith("torch._utils._rebuild_parameter"):
         return _argument(arguments, 0)
-    if made.startswith("torch._utils._rebuild_tensor"):
-        storage, offset, size, stride = (_argument(arguments, place) for place in range(4))
+    if name.startswith("torch._utils._rebuild_tensor"):
+        storage, offset, size, stride = (_argument(arguments, index) for index in range(4))
         size, stride = _numbers("size", size), _numbers("strides", stride)
         if not isinstance(storage, Storage) or len(size) != len(stride):
             raise CheckpointError("has a tensor that is none")
         (offset,) = _numbers("offset", (offset,))
         return View(storage, offset, size, stride)
-    return Object(of, arguments)
+    return Object(function, arguments)
 
 
-def _argument(arguments: object, place: int) -> Any:
-    if not isinstance(arguments, tuple) or len(arguments) <= place:
+def _argument(arguments: object, index: int) -> Any:
+    if not isinstance(arguments, tuple) or len(arguments) <= index:
         raise CheckpointError("has a tensor that is none")
-    return arguments[place]
+    return arguments[index]
 
 
 def _numbers(what: str, value: object) -> tuple[int, ...]:
-    """A size or strides, if they are that: a few whole numbers, none below 0."""
+    """Return a size or strides: a few whole numbers, none below 0."""
     if (
         not isinstance(value, tuple | list)
         or len(value) > DIMENSIONS
@@ -301,14 +300,14 @@ def _numbers(what: str, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _stored(value: Any) -> Storage:
-    """("storage", torch.FloatStorage, "12", "cuda:0", 768) -> where a tensor lies."""
+def _storage(value: Any) -> Storage:
+    """Return the storage of ("storage", torch.FloatStorage, "12", "cuda:0", 768)."""
     if not isinstance(value, tuple) or len(value) != 5:
         raise CheckpointError("holds memory of an unknown kind")
-    kind, of, key, _, count = value
-    dtype = STORAGES.get(of.text.rpartition(".")[2]) if isinstance(of, Name) else None
+    kind, storage, key, _, count = value
+    name = storage.text if isinstance(storage, Name) else shortened(storage)
+    dtype = STORAGES.get(name.rpartition(".")[2]) if isinstance(storage, Name) else None
     fits = _is_name(kind) and kind == "storage" and _is_name(key)
     if not fits or dtype is None or type(count) is not int or not 0 <= count < LARGEST:
-        named = of.text if isinstance(of, Name) else shortened(of)
-        raise CheckpointError(f"holds memory of an unknown kind ({named})")
+        raise CheckpointError(f"holds memory of an unknown kind ({name})")
     return Storage(key, dtype, count)

@@ -1,11 +1,10 @@
-"""A `.pt`, `.pth` or `.bin` file -> plain settings and tensors, without running anything in it.
+"""Read `.pt`, `.pth` and `.bin` files as plain settings and tensors, without running their code.
 
-Such a file is a zip of a pickle and of one member per tensor. The pickle is a program that may
-import and call anything; `machine` runs it without ever doing so. So settings written by programs
-that are not installed (omegaconf, argparse, fairseq) can be read, too. Files from before torch 1.6
-are refused.
+Such a file is a zip of a pickle and of one member per storage. `pickle_vm` interprets the pickle
+without importing anything, so that settings of packages that are not installed (omegaconf,
+argparse, fairseq) can be read, too. Files from before torch 1.6 are refused.
 
-Sizes are compared with the file's own before memory is taken; the work is linear in the file.
+Sizes are compared with the file's length before memory is taken; the work is linear in it.
 """
 
 import re
@@ -36,22 +35,22 @@ CHARACTERS = 16
 LONGEST_ROOT = 255
 """Characters of the folder that all members of a file are in."""
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files began before torch 1.6."""
-OPTIMISERS = {"last_optimizer_state", "optimizer"}
-"""Top-level entries that are not read: twice as large as the weights, of use to nobody else."""
+"""The first bytes of files from before torch 1.6."""
+OPTIMIZERS = {"last_optimizer_state", "optimizer"}
+"""Top-level entries that are not read: they are twice as large as the weights."""
 
 DAMAGED = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(EOFError, RuntimeError, OSError, BadZipFile, struct.error),
 )
-"""What a damaged or hostile file makes its readers raise."""
+"""Errors that reading a damaged or hostile file raises."""
 
 
 def read_pickled(path: str | Path) -> dict[str, Any]:
-    """Read a torch file: its dictionary, of plain settings and tensors on the CPU.
+    """Read the dictionary of a torch file: plain settings, and tensors on the CPU.
 
-    Objects of classes that are not known here appear as what they keep: a dict of their
-    attributes, or what they were made of. The state of an optimizer is left out.
+    Objects of other classes become dicts of their attributes, or the arguments they were made
+    with. The state of an optimizer is left out.
 
     Raises:
         CheckpointError: It is no such file, is damaged, or asks for code to be run.
@@ -67,23 +66,23 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
         with ZipFile(path) as archive:
             return _Archive(archive, Path(path).stat().st_size).content()
     except CheckpointError as error:
-        told = str(error)
-        raise CheckpointError(told if told.startswith(f"{path}") else f"{path}: {told}") from None
+        message = str(error)
+        prefix = "" if message.startswith(f"{path}") else f"{path}: "
+        raise CheckpointError(prefix + message) from None
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
 
 
 class _Archive:
-    """An open file whose directory has been checked, and what has been read from it."""
+    """An open file with a checked directory, and what has been read from it."""
 
     def __init__(self, archive: ZipFile, size: int) -> None:
         self.archive = archive
         self.size = size
         self.tensors = self.claimed = 0
         self.storages: dict[str, Tensor] = {}
-        self.settled: dict[int, Any] = {}
-        self.weights: dict[int, int] = {}
+        self.converted: dict[int, tuple[Any, int]] = {}
         members = archive.infolist()
         self.members = {member.filename: member for member in members}
         programs = [name for name in self.members if re.fullmatch("[^/]+/data.pkl", name)]
@@ -104,25 +103,25 @@ class _Archive:
             raise CheckpointError(f"has members whose names have {len(self.root):_} characters")
 
     def content(self) -> dict[str, Any]:
-        """The dictionary that the file is about."""
+        """Return the dictionary of the file."""
         if self.members[self.program].file_size > PICKLE_BYTES:
             raise CheckpointError(f"describes itself in more than {PICKLE_BYTES:_} bytes")
         order = self.root + "byteorder"
-        known = self.members.get(order)
-        if known and (known.file_size > LONGEST_ROOT or self.archive.read(order) != b"little"):
+        member = self.members.get(order)
+        if member and (member.file_size > LONGEST_ROOT or self.archive.read(order) != b"little"):
             raise CheckpointError("was written on a big-endian machine, which is not read")
-        told = run(self.archive.read(self.program))
-        told = told.kept() if isinstance(told, Object) else told
-        if not isinstance(told, dict):
+        content = run(self.archive.read(self.program))
+        content = content.content() if isinstance(content, Object) else content
+        if not isinstance(content, dict):
             raise CheckpointError("holds no dictionary; expected a released checkpoint")
-        told = {name: x for name, x in told.items() if name not in OPTIMISERS}
-        return self._settle(told, 0)[0]
+        content = {name: x for name, x in content.items() if name not in OPTIMIZERS}
+        return self._plain(content, 0)[0]
 
-    def _settle(self, value: Any, depth: int) -> tuple[Any, int]:
-        """Objects -> what they keep, views -> tensors, all the way down; how many values that is.
+    def _plain(self, value: Any, depth: int) -> tuple[Any, int]:
+        """Replace objects by their content and views by tensors; also return a number of values.
 
-        What shares its parts may be small here and without an end to whoever walks through it, so
-        it is counted as if written out.
+        Shared values may be few and endless for a reader that walks through them, so they are
+        counted as if written out.
         """
         if isinstance(value, View):
             self.tensors += 1
@@ -136,29 +135,29 @@ class _Archive:
             return value, 1 + len(value) // CHARACTERS
         elif not isinstance(value, dict | list | tuple | Object):
             return value, 1
-        if id(value) not in self.settled:
+        if id(value) not in self.converted:
             if depth > DEPTH:
                 raise CheckpointError("is nested too deeply, or in itself")
-            self.settled[id(value)], self.weights[id(value)] = self._settled(value, depth + 1)
-        return self.settled[id(value)], self.weights[id(value)]
+            self.converted[id(value)] = self._convert(value, depth + 1)
+        return self.converted[id(value)]
 
-    def _settled(self, value: Any, depth: int) -> tuple[Any, int]:
+    def _convert(self, value: Any, depth: int) -> tuple[Any, int]:
         if isinstance(value, View):
             return self._tensor(value), 1
         if isinstance(value, Object):
-            return self._settle(value.kept(), depth)
+            return self._plain(value.content(), depth)
         parts = list(value.values()) if isinstance(value, dict) else value
-        settled, written_out = [], 1
+        converted, written_out = [], 1
         for part in parts:
-            made, weight = self._settle(part, depth)
-            settled.append(made)
-            written_out += weight
+            plain, count = self._plain(part, depth)
+            converted.append(plain)
+            written_out += count
             if written_out > WRITTEN_OUT:
                 raise CheckpointError("has settings that multiply if they are written out")
         if isinstance(value, dict):
             written_out += sum(len(name) for name in value if isinstance(name, str)) // CHARACTERS
-            return dict(zip(value, settled, strict=True)), written_out
-        return type(value)(settled), written_out
+            return dict(zip(value, converted, strict=True)), written_out
+        return type(value)(converted), written_out
 
     def _tensor(self, view: View) -> Tensor:
         last = view.offset + sum(
@@ -177,12 +176,12 @@ class _Archive:
     def _memory(self, storage: Storage) -> Tensor:
         name = f"{self.root}data/{storage.key}"
         if name not in self.storages:
-            there = self.members[name].file_size if name in self.members else 0
-            if there != storage.count * storage.dtype.itemsize:
+            size = self.members[name].file_size if name in self.members else 0
+            if size != storage.count * storage.dtype.itemsize:
                 raise CheckpointError(
-                    f"holds {there} bytes as {name}; expected {storage.count} of {storage.dtype}"
+                    f"holds {size} bytes as {name}; expected {storage.count} of {storage.dtype}"
                 )
-            content = bytearray(self.archive.read(name)) if there else bytearray(1)
-            raw = torch.frombuffer(content, dtype=torch.uint8)[:there]
+            content = bytearray(self.archive.read(name)) if size else bytearray(1)
+            raw = torch.frombuffer(content, dtype=torch.uint8)[:size]
             self.storages[name] = raw.view(storage.dtype)
         return self.storages[name]

@@ -32,19 +32,13 @@ from eat_audio.models.common.layers import (
     patch_mask,
 )
 from eat_audio.models.common.modeling import (
+    SIZES,
     AudioClassifier,
     AudioConfig,
     AudioEncoder,
     AudioModel,
     EncoderOutput,
 )
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-}
-"""Small and base as in the paper (table 1); tiny trains on a laptop."""
 
 POOLINGS = ("cls", "mean")
 LAYOUTS = ("released", "correct")
@@ -80,11 +74,6 @@ class AudioMAEConfig(AudioConfig):
     }
     finetune_constants = {"final_norm": False}
     model_type = "audiomae"
-    attribute_map = {
-        "hidden_size": "embed_dim",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "num_heads",
-    }
 
     def __init__(
         self,

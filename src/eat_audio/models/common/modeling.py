@@ -21,6 +21,12 @@ from eat_audio.errors import DataError
 from eat_audio.models.common.layers import masked_mean
 
 AUDIOSET_CLASSES = 527
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+"""Sizes of vision transformers; tiny trains on a laptop."""
 NEUTRAL = {"drop_path": 0.0, "hidden_columns": 0.0, "hidden_rows": 0.0, "gradient_decay": 1.0}
 """Settings of fine-tuning that concern the encoder, and their values that change nothing."""
 
@@ -28,6 +34,11 @@ NEUTRAL = {"drop_path": 0.0, "hidden_columns": 0.0, "hidden_rows": 0.0, "gradien
 class AudioConfig(PreTrainedConfig):
     """The shape of an encoder: what the configurations of all methods share."""
 
+    attribute_map = {
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "num_heads",
+    }
     sizes: ClassVar[dict[str, dict[str, int]]]
     """The usual ones by name."""
     finetune_fields: ClassVar[dict[str, str]] = {}

@@ -32,20 +32,13 @@ from eat_audio.models.common.layers import (
     sincos_positions,
 )
 from eat_audio.models.common.modeling import (
+    SIZES,
     AudioClassifier,
     AudioConfig,
     AudioEncoder,
     AudioModel,
     EncoderOutput,
 )
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
-}
-"""Base and large as in the paper (section 4.1); tiny and small train on a laptop."""
 
 POSITIONS = "fixed_positional_encoder.positions"
 """The name in released files; the values are computed here."""
@@ -72,15 +65,10 @@ class EATConfig(AudioConfig):
             Face models, 1e-6 in the released fine-tuning code.
     """
 
-    sizes = SIZES
+    sizes = SIZES | {"large": {"embed_dim": 1024, "depth": 24, "num_heads": 16}}  # section 4.1
     finetune_fields = {"drop_path": "end_drop_path_rate"}
     finetune_constants = {"head_norm_eps": 1e-6, "model_variant": "finetune"}
     model_type = "eat"
-    attribute_map = {
-        "hidden_size": "embed_dim",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "num_heads",
-    }
 
     def __init__(
         self,
