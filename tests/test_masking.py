@@ -177,9 +177,9 @@ def test_the_device_changes_nothing_and_is_never_waited_for():
         ]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for ours, theirs in zip(here, there, strict=True):
-        assert torch.equal(ours.visible, theirs.visible.cpu())
-        assert torch.equal(ours.hidden, theirs.hidden.cpu())
+    for on_cpu, on_gpu in zip(here, there, strict=True):
+        assert torch.equal(on_cpu.visible, on_gpu.visible.cpu())
+        assert torch.equal(on_cpu.hidden, on_gpu.hidden.cpu())
 
 
 @pytest.mark.parametrize("columns", [None, [64, 40, 1]])
@@ -308,10 +308,10 @@ def test_a_clip_too_short_for_a_block_shows_patches_at_random():
 @pytest.mark.parametrize("columns", [None, [64, 40, 3], [1, 63, 63]])
 @pytest.mark.parametrize("law", [inverse_block_masks, random_masks])
 def test_a_cpu_chooses_what_any_other_device_would(law, columns, monkeypatch):
-    told = {"hidden_ratio": 0.8, "valid_columns": columns and torch.tensor(columns)}
-    fast = law(keys(3, 30), GRID, **told)
+    options = {"hidden_ratio": 0.8, "valid_columns": columns and torch.tensor(columns)}
+    fast = law(keys(3, 30), GRID, **options)
     monkeypatch.setattr(masking, "_top_on_cpu", masking._top)
-    slow = law(keys(3, 30), GRID, **told)
+    slow = law(keys(3, 30), GRID, **options)
     assert torch.equal(fast.visible, slow.visible)
     assert torch.equal(fast.hidden, slow.hidden)
 
@@ -393,14 +393,14 @@ def sem(values: Tensor) -> float:
 
 
 def departures(config: dict[str, Any], marginal: Tensor, kept: Tensor, union: Tensor) -> dict:
-    """Statistics that are further from the recorded ones than chance: name -> (ours, recorded)."""
+    """Statistics that are further from the recorded ones than chance: name -> (value, recorded)."""
     found = {}
     draws, rows = config["draws"], len(kept)
     both = math.sqrt(1 + rows / draws)  # our standard error -> that of the difference
 
-    def compare(name: str, ours: float, recorded: float, error: float) -> None:
-        if abs(ours - recorded) > 5 * error + 1e-9:
-            found[name] = (ours, recorded)
+    def compare(name: str, value: float, recorded: float, error: float) -> None:
+        if abs(value - recorded) > 5 * error + 1e-9:
+            found[name] = (value, recorded)
 
     def compare_mean(name: str, values: Tensor, recorded: dict[str, float]) -> None:
         values = values.double()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 RANDOM_BITS = 62
-"""Bits of a draw: it is not negative, and there is one bit above it to use."""
+"""Bits of a draw: it is not negative, and leaves one bit above it free."""
 GOLDEN = 0x9E3779B97F4A7C15
 """The step of splitmix64."""
 MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))

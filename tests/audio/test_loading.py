@@ -55,14 +55,14 @@ def cases(kind: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("wav", "FLOAT"), ("ogg", None)]
 )
-def test_int16_is_that_of_what_is_heard(tmp_path, suffix, subtype, channels, rate):
-    told = {} if subtype is None else {"subtype": subtype}
-    path = write(tmp_path / f"a.{suffix}", noise(20 * rate, channels), rate, **told)
+def test_int16_is_that_of_the_float_waveform(tmp_path, suffix, subtype, channels, rate):
+    kind = {} if subtype is None else {"subtype": subtype}
+    path = write(tmp_path / f"a.{suffix}", noise(20 * rate, channels), rate, **kind)
     for stretch in ({}, {"start": 1.23, "seconds": 17.5}, {"start": 18.0, "seconds": 5.0}):
         with open_int16(path) as sound:
             assert sound.seconds == audio_seconds(path)
-            heard = sound.read(stretch.get("start", 0.0), stretch.get("seconds"))
-        assert torch.equal(heard, to_int16(load_audio(path, **stretch)))
+            samples = sound.read(stretch.get("start", 0.0), stretch.get("seconds"))
+        assert torch.equal(samples, to_int16(load_audio(path, **stretch)))
     with open_int16(path) as sound, pytest.raises(AudioError, match="no sound from 30 s on"):
         sound.read(30.0, None)
 

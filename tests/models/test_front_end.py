@@ -1,4 +1,4 @@
-"""One front end: a clip gets the same spectrogram wherever it is heard."""
+"""One front end: a clip gets the same spectrogram in every use."""
 
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,23 @@ FRAMES = 512
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Every spectrogram that an encoder is given, in order."""
     spectrograms: list[Tensor] = []
     embed = EATEncoder.embed
 
-    def listening(self: EATEncoder, spectrogram: Tensor) -> Tensor:
+    def recording(self: EATEncoder, spectrogram: Tensor) -> Tensor:
         spectrograms.append(spectrogram.detach().clone())
         return embed(self, spectrogram)
 
-    monkeypatch.setattr(EATEncoder, "embed", listening)
+    monkeypatch.setattr(EATEncoder, "embed", recording)
     return spectrograms
 
 
 @needs_data
 @pytest.mark.parametrize("released_padding", [False, True])
-def test_a_clip_looks_the_same_in_training_evaluation_and_use(
-    data: Path, tmp_path: Path, heard: list[Tensor], released_padding: bool
+def test_a_clip_has_the_same_spectrogram_in_training_evaluation_and_use(
+    data: Path, tmp_path: Path, encoded: list[Tensor], released_padding: bool
 ) -> None:
     esc10 = open_corpus(data / "esc10")
     corpus = Corpus("one", esc10.clips[7:8], esc10.label_names)
@@ -71,9 +71,9 @@ def test_a_clip_looks_the_same_in_training_evaluation_and_use(
     inputs = features(load_audio(corpus.clips[0].path).numpy(), sampling_rate=16_000)
     model(**inputs)
 
-    assert len(heard) == 8
-    shortest = min(spectrogram.shape[1] for spectrogram in heard)
+    assert len(encoded) == 8
+    shortest = min(spectrogram.shape[1] for spectrogram in encoded)
     assert shortest >= 498  # what five seconds have
-    for spectrogram in heard:
-        assert torch.equal(spectrogram[:, :498], heard[0][:, :498])
-    assert heard[0].std() > 0.1
+    for spectrogram in encoded:
+        assert torch.equal(spectrogram[:, :498], encoded[0][:, :498])
+    assert encoded[0].std() > 0.1

@@ -1,7 +1,7 @@
 """Open any recording with the decoder that reads it, and warn of what is wrong with it.
 
-libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), AIFF and more; MP3, whose length it can only guess,
-and the rest are left to PyAV, which carries the libraries of ffmpeg.
+libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), AIFF and more; MP3, whose length it can only
+estimate, and the rest are left to PyAV, which carries the libraries of ffmpeg.
 """
 
 import io
@@ -23,7 +23,6 @@ from eat_audio.audio.headers import (
     find_data_chunk,
     find_parts,
     flac_samples,
-    not_audio,
     ogg_has_end,
     read_mpeg,
     with_flac_samples,
@@ -47,19 +46,9 @@ from eat_audio.audio.recording import (
     sliced,
     warn,
 )
+from eat_audio.audio.signatures import CONTAINERS, SNDFILE_MAGIC, not_audio
 from eat_audio.errors import AudioError
 
-CONTAINERS = (  # what libsndfile does not read: its mark, where that is, ffmpeg's name, a name
-    (b"ftyp", 4, "mov", "MPEG-4 (m4a, mp4)"),
-    (b"\x1a\x45\xdf\xa3", 0, "matroska", "WebM or Matroska"),
-    (b"\xff\xf1", 0, "aac", "AAC (ADTS)"),
-    (b"\xff\xf9", 0, "aac", "AAC (ADTS)"),
-    (b"\x30\x26\xb2\x75", 0, "asf", "Windows Media (wma)"),
-    (b"#!AMR", 0, "amr", "AMR"),
-    (b"\x0b\x77", 0, "ac3", "AC-3"),
-)
-SNDFILE_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"OggS", b"fLaC", b".snd", b"caff", b"riff")
-"""How files begin that are certainly no MPEG audio."""
 MIN_RATE = 1_000
 """Hz; sound of less would be thousands of times larger at 16 kHz than its file."""
 BLOCK_SECONDS = 4
@@ -226,7 +215,7 @@ def _checked(source: Source, recording: Recording) -> Recording:
 def _libsndfile(
     stack: ExitStack, source: Source, file: File, head: bytes, *, mpeg: bool
 ) -> Recording:
-    """A file of a format that libsndfile knows; MPEG audio only if `mpeg`."""
+    """A file of a format that libsndfile reads; MPEG audio only if `mpeg`."""
     if head.startswith(b"fLaC"):
         return _flac(stack, source, file, head)
     # libsndfile shares the position in the file: it is opened when all else has been read

@@ -16,7 +16,6 @@ Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -131,8 +130,7 @@ def spectrogram(
 
     Args:
         waveforms: (B, S), 16 kHz mono: floats in [-1, 1], or int16, which are divided by 32_768.
-        lengths: True samples of each clip (B,), int64; what a row holds beyond is ignored. They are
-            read on the CPU, where they should be: elsewhere the device is waited for.
+        lengths: True samples of each clip (B,), int64, on the CPU; what is beyond is ignored.
         statistics: Of the corpus the model was trained on.
         frames: T; of longer clips the first frames are kept. None: those of the longest clip,
             rounded up to a multiple of 16.
@@ -141,8 +139,8 @@ def spectrogram(
         front_end: Of the method.
 
     Returns:
-        Spectrograms (B, T, F), float32, and the true frames of each (B,), int64, both on the
-        device of the waveforms. No gradient flows through them.
+        Spectrograms (B, T, F), float32, without gradient, and the true frames of each (B,), int64,
+        both on the device of the waveforms.
 
     Raises:
         AudioError: A clip has no samples.
@@ -275,13 +273,8 @@ class MatrixLogMel(nn.Module):
 
     From the samples of a frame to its spectrum everything is linear: subtracting the mean, the
     pre-emphasis, the window, the Fourier transform. So it is one matrix, made in float64, whose
-    rows are the real and the imaginary parts of all frequencies. All clips of a batch are of the
-    same length; T is a multiple of 16.
-
-    Args:
-        front_end: What it is equal to.
-        statistics: Of the normalization.
-        drops: Whether frames at the end that do not fill a patch are dropped, or padded to one.
+    rows are the real and the imaginary parts of all frequencies. All clips of a batch are of one
+    length; frames at the end that do not fill a patch are dropped (`drops`) or padded to one.
     """
 
     basis: Tensor
@@ -326,11 +319,7 @@ class MatrixLogMel(nn.Module):
 
 
 def _fill_clip_by_clip(
-    out: Tensor,
-    waveforms: Tensor,
-    samples: Sequence[int],
-    counts: Sequence[int],
-    front_end: FrontEnd,
+    out: Tensor, waveforms: Tensor, samples: list[int], counts: list[int], front_end: FrontEnd
 ) -> None:
     """Write each clip's log-mel into the first `counts` frames of its row of `out` (B, T, F)."""
     for row, waveform, length, frames in zip(out, waveforms, samples, counts, strict=True):
@@ -340,11 +329,7 @@ def _fill_clip_by_clip(
 
 
 def _fill_at_once(
-    out: Tensor,
-    waveforms: Tensor,
-    samples: Sequence[int],
-    counts: Sequence[int],
-    front_end: FrontEnd,
+    out: Tensor, waveforms: Tensor, samples: list[int], counts: list[int], front_end: FrontEnd
 ) -> None:
     """The same for all clips together; what it leaves beyond `counts` has no meaning."""
     device = waveforms.device
@@ -435,6 +420,4 @@ def _check(waveforms: Tensor) -> None:
 
 
 def _as_float(waveforms: Tensor) -> Tensor:
-    if waveforms.dtype == torch.int16:
-        return waveforms.float() / INT16_SCALE
-    return waveforms.float()
+    return waveforms.float() / (INT16_SCALE if waveforms.dtype == torch.int16 else 1)

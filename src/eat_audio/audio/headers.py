@@ -15,7 +15,7 @@ from eat_audio.audio.recording import File, Window, size_of
 
 WRAP = 2**32
 JUNK = 1_024
-"""Bytes after the samples that nobody misses."""
+"""Bytes after the samples that are ignored without a warning."""
 OPEN_ENDED = range(0x7FFFF000, 0x80000001)
 """Sizes that mean "until the end", beside 2^32 - 1: written to pipes; sox rounds down."""
 MAX_CHUNKS = 10_000
@@ -57,7 +57,7 @@ class Extent:
 
 
 def find_data_chunk(file: File, head: bytes) -> DataChunk | None:
-    """Return the chunk of samples of a file that begins with `head`; None if it has none."""
+    """Return the chunk of samples of a file that begins with `head`, if it has one."""
     try:
         if head[:4] in RIFF_ORDER and head[8:12] == b"WAVE":
             return _riff(file, RIFF_ORDER[head[:4]])
@@ -76,6 +76,11 @@ def find_data_chunk(file: File, head: bytes) -> DataChunk | None:
     except struct.error:
         pass  # it ends in its header
     return None
+
+
+def _bytes(file: File, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
 
 
 def chunks(
@@ -126,11 +131,6 @@ def _caf(file: File) -> DataChunk | None:
         if name == b"data":
             return DataChunk(start + 4, _claimed(length, 4), start - 8, ">q", order)
     return None
-
-
-def _bytes(file: File, position: int, size: int) -> bytes:
-    file.seek(position)
-    return file.read(size)
 
 
 def _claimed(length: int, skip: int = 0) -> int | None:
@@ -190,9 +190,9 @@ FLAC_BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 
 
 def flac_samples(file: File) -> tuple[int, tuple[int, int] | None]:
-    """Return how many samples a FLAC file claims (0: unknown), and which its last frame has.
+    """Return how many samples a FLAC file claims (0: unknown), and (from, to) of its last frame.
 
-    Those are from one to another, if there is a frame; of a file that was cut it is not complete.
+    The last frame of a file that was cut may be incomplete.
     """
     head = _bytes(file, 0, 26)
     if len(head) < 26 or head[:8] != FLAC_MAGIC:
@@ -456,69 +456,3 @@ def _mapped(file: File) -> Iterator[mmap.mmap | bytes]:
             yield data
         return
     yield contents
-
-
-# ---- files that are no audio
-
-ANNEX = "is a pointer of git-annex, not sound: run git annex get"
-TEXTS = (  # the beginning, in lower case; the sentence
-    (b"version https://git-lfs.github", "is a Git LFS pointer, not sound: run git lfs pull"),
-    (b"/annex/objects/", ANNEX),
-    (b"../.git/annex/objects/", ANNEX),
-    (b".git/annex/objects/", ANNEX),
-    (b"<!doctype html", "is a web page (HTML), not sound"),
-    (b"<html", "is a web page (HTML), not sound"),
-    (b"<?xml", "is XML, not sound"),
-    (b"{\\rtf", "is a text (RTF), not sound"),
-    (b"{", "is JSON, not sound"),
-    (b"[", "is JSON, not sound"),
-    (b"%pdf-", "is a PDF, not sound"),
-)
-BINARIES = (
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"MThd", "MIDI: notes, not sound"),
-    (b"\x89HDF", "HDF5"),
-    (b"PAR1", "Parquet"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"SQLite format 3", "a database"),
-)
-
-
-def not_audio(head: bytes, name: str) -> str | None:
-    """Return what a file is that is plainly no audio, as a sentence; None if it may be.
-
-    Args:
-        head: Its first `HEAD` bytes.
-        name: Its name.
-    """
-    for mark, kind in BINARIES:
-        if head.startswith(mark):
-            return f"cannot be read as audio (it is {kind})"
-    text = _text(head, "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    if text is None:
-        return None
-    begins = text.strip().lower().encode()
-    for mark, sentence in TEXTS:
-        if begins.startswith(mark):
-            return sentence
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    table = name.lower().endswith((".csv", ".tsv", ".tab")) or "\t" in line or line.count(",") > 1
-    kind = "a table" if table and line else "text"
-    return f"cannot be read as audio (it is {kind}; a recording is expected)"
-
-
-def _text(head: bytes, encoding: str) -> str | None:
-    """The text of a file that begins with these bytes; None if it is none."""
-    try:
-        text = head.decode(encoding)
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:
-            return None
-        text = head[: error.start].decode(encoding, errors="replace")
-    return text if text.translate({9: None, 10: None, 13: None}).isprintable() else None

@@ -37,7 +37,7 @@ CONTEXT = 256
 LOUDEST = 1e12
 """What is louder overflows a float32 power spectrum."""
 LONGEST = 2**60
-"""Samples; more are all that there are."""
+"""Samples; more mean all of a recording."""
 A = TypeVar("A", bound=NDArray[Any])
 
 
@@ -101,7 +101,7 @@ def open_int16(path: Source) -> Iterator[Opened]:
     """Open a recording once, for its length and for stretches of it.
 
     Raises:
-        AudioError: As `load_audio`, here or in `read`.
+        AudioError: As `load_audio`, on opening or in `read`.
     """
     with opened(path) as recording:
         if sentence := recording.shortfall(recording.seconds):  # no stretch may reach the end
@@ -127,7 +127,7 @@ def stream_int16(
         (start in seconds, waveform (samples,)): slices of what `load_int16` returns.
 
     Raises:
-        AudioError: As `load_audio`, when the windows get there.
+        AudioError: As `load_audio`, during the iteration.
     """
     size = _samples("seconds", seconds, at_least=1)
     step = size if hop is None else _samples("hop", hop, at_least=1)

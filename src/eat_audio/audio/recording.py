@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 BLOCK = 2**16
 """Samples, of all channels together, decoded at a time."""
 HEAD = 1_024
-"""Bytes that are enough to tell formats apart."""
+"""Bytes that are enough to recognize formats."""
 CUT = 0.1
 """Seconds that a recording may lack of its claim without a warning: codecs round."""
 
@@ -185,7 +185,7 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move; -1 to where there is nothing, because callers from C expect no exception."""
+        """Seek; -1 before the start, because callers from C expect no exception."""
         if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
             return -1
         position = (0, self.position, self.size)[whence] + offset
@@ -198,7 +198,7 @@ class Window(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill a buffer as far as there are bytes; an error reads like the end."""
+        """Fill a buffer as far as bytes are left; an error reads like the end."""
         view = memoryview(buffer).cast("B")
         size = min(len(view), max(0, self.size - self.position))
         data = b""

@@ -75,7 +75,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mean: Mean of the corpus' log-mel values; None: the method's, over AudioSet.
         std: Their standard deviation; values become (x - mean) / (2 std).
         released_padding: Treat padding as the method's released code does, so that a clip's result
-            depends on how much of it there is; False: padding changes nothing.
+            depends on its length; False: padding changes nothing.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -112,15 +112,17 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             frames: T; longer clips keep their beginning. None: those of the longest clip, as a
                 multiple of 16.
         """
-        values, valid = fbank.spectrogram(
-            waveforms,
-            lengths,
-            self.normalization,
-            frames=frames,
-            released_padding=self.released_padding,
-            front_end=self.front_end,
+        released = self.released_padding
+        values, valid = self._spectrogram(waveforms, lengths, frames, released_padding=released)
+        return LogMelBatch(values, valid, masked=not released)
+
+    def _spectrogram(
+        self, waveforms: Tensor, lengths: Tensor, frames: int | None, **options: bool
+    ) -> tuple[Tensor, Tensor]:
+        statistics, end = self.normalization, self.front_end
+        return fbank.spectrogram(
+            waveforms, lengths, statistics, frames=frames, front_end=end, **options
         )
-        return LogMelBatch(values, valid, masked=not self.released_padding)
 
     def __call__(
         self,
@@ -187,7 +189,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
         """Fill what is after the first `most` frames with padding."""
-        if self.drops_frames:  # there is nothing after them
+        if self.drops_frames:  # nothing follows them
             return batch
         if most < batch.values.shape[1]:
             padding = -self.mean / (2 * self.std) if self.released_padding else 0.0
@@ -244,22 +246,21 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
             min(length, under(count // patch * patch)) if count >= patch else length
             for length, count in zip(samples, counts, strict=True)
         ]
-        values, valid = self._normalized(waveforms, used, total)
+        values, valid = self._spectrogram(waveforms, torch.tensor(used), total)
         return BEATsLogMelBatch(values, valid.clamp_min(patch))
 
     def _with_padding(
         self, waveforms: Tensor, samples: list[int], size: int, total: int
     ) -> LogMelBatch:
-        """Spectrograms of `total` frames of rows padded with silence to `size` samples.
+        """`total` frames of rows padded with silence to `size` samples.
 
-        Samples are divided evenly among all frames that there are, and these among all patches:
-        one is valid if any of its share is. Valid frames are two for every valid patch, which is
-        the share that the encoder gives to a patch.
+        Samples are divided evenly among all frames, and these among all patches: one is valid if
+        any of its share is. Valid frames are two, the encoder's share, for every valid patch.
         """
         rows = waveforms.new_zeros(len(samples), size)
         for row, waveform, length in zip(rows, waveforms, samples, strict=True):
             row[:length] = waveform[: min(length, size)]
-        values, _ = self._normalized(rows, [size] * len(samples), total)
+        values, _ = self._spectrogram(rows, torch.full((len(rows),), size), total)
 
         frames, patches = self.front_end.n_frames(size), total // 2
         of_frame, of_patch = size // frames, max(frames // patches, 1)
@@ -267,32 +268,11 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         valid = [2 * min(-(-count // of_patch), patches) for count in shares]
         return BEATsLogMelBatch(values, torch.tensor(valid, device=values.device))
 
-    def _normalized(
-        self, waveforms: Tensor, samples: list[int], frames: int
-    ) -> tuple[Tensor, Tensor]:
-        return fbank.spectrogram(
-            waveforms,
-            torch.tensor(samples, dtype=torch.int64),
-            self.normalization,
-            frames=frames,
-            front_end=self.front_end,
-        )
-
 
 def _frames_at_most(
     samples: list[int], max_length: int | None, padding: bool | str, *, truncation: bool
 ) -> int | None:
-    """Frames of the rows of a batch; None: those of its longest clip.
-
-    Args:
-        samples: True samples of the clips.
-        max_length: Frames, if padding or truncation need it.
-        padding: "max_length" makes all rows at least so long.
-        truncation: No row is longer.
-
-    Raises:
-        AudioError: There is no such setting, or it probably counts samples.
-    """
+    """Frames of the rows of a batch, by the arguments of `__call__`; None: of its longest clip."""
     if padding not in (True, False, "longest", "do_not_pad", "max_length"):
         raise AudioError(f'padding={shortened(padding)}: expected "longest" or "max_length"')
     filled = padding == "max_length"

@@ -1,7 +1,7 @@
-"""Check and convert clips that Python callers give: arrays, tensors, lists, samples of `datasets`.
+"""Check and convert clips of Python callers: arrays, tensors, lists, samples of `datasets`.
 
-Everything that takes samples from a caller (feature extractors, prediction, embedding) reads them
-here, so that the same array is accepted, refused or warned about everywhere.
+Feature extractors, prediction and embedding read samples here, so that the same array is accepted,
+refused or warned about everywhere.
 """
 
 import warnings
@@ -27,9 +27,8 @@ def mono_waveform(samples: Any, *, sampling_rate: int = SAMPLE_RATE) -> Tensor:
     """Return one clip as float32 samples (samples,) on the CPU; int16 is divided by 32,768.
 
     Args:
-        samples: Floats in [-1, 1] or int16, as an array, a tensor or a list; or what
-            `samples_and_rate` understands.
-        sampling_rate: Rate in Hz that is expected of samples that know theirs.
+        samples: Floats in [-1, 1] or int16: an array, a tensor or a list; see `samples_and_rate`.
+        sampling_rate: Rate in Hz that is expected of samples that come with theirs.
 
     Raises:
         AudioError: Another rate, shape or type; nothing at all; samples that are not finite.
@@ -67,10 +66,8 @@ def mono_waveforms(samples: Any, *, sampling_rate: int = SAMPLE_RATE) -> list[Te
     if _is_one_clip(samples):
         return [mono_waveform(samples, sampling_rate=sampling_rate)]
     shape = _batch_shape(samples)
-    few = len(shape) == 2 and shape[0] > 1 and shape[1] <= CHANNELS
-    if isinstance(samples, np.ndarray):
-        few = few or (len(shape) == 2 and 1 < shape[0] <= CHANNELS)
-    if few:
+    axes = shape if isinstance(samples, np.ndarray) else shape[1:]
+    if len(shape) == 2 and shape[0] > 1 and min(axes) <= CHANNELS:
         raise AudioError(
             f"an array of shape {shape} was given; expected mono (samples,) at "
             f"{sampling_rate / 1_000:g} kHz, or a list of mono arrays{_hint(shape)}"
@@ -89,11 +86,10 @@ def mono_waveforms(samples: Any, *, sampling_rate: int = SAMPLE_RATE) -> list[Te
 
 
 def samples_and_rate(sound: Any) -> tuple[Any, int | None]:
-    """Return the samples of a clip and its rate in Hz; None where the object does not know it.
+    """Return the samples of a clip and its rate in Hz; None where it comes without one.
 
-    Understood are dicts of `datasets` ({"array": ..., "sampling_rate": ...}), audio decoders of
-    torchcodec and what they decode, of which channels are averaged; anything else is returned as
-    it is.
+    Accepts dicts of `datasets` ({"array": ..., "sampling_rate": ...}), audio decoders of
+    torchcodec and what they decode, of which channels are averaged; anything else is returned.
 
     Raises:
         AudioError: A dict without samples or without their rate.
@@ -116,11 +112,11 @@ def samples_and_rate(sound: Any) -> tuple[Any, int | None]:
     return sound, None
 
 
-def check_rate(given: Any, expected: int) -> None:
-    """Raise AudioError where samples have another rate than the expected one, in Hz."""
-    if _rate(given) != expected:
+def check_rate(rate: Any, expected: int) -> None:
+    """Raise AudioError if samples have another rate than the expected one, in Hz."""
+    if _rate(rate) != expected:
         raise AudioError(
-            f"a waveform at {given} Hz was given; expected {expected} Hz "
+            f"a waveform at {rate} Hz was given; expected {expected} Hz "
             "(eat_audio.load_audio resamples)"
         )
 
@@ -128,7 +124,7 @@ def check_rate(given: Any, expected: int) -> None:
 def warn_of_scale(waveforms: Iterable[Tensor], *, stacklevel: int = 2) -> None:
     """Warn, once for all of them, of floats that were meant for another scale than [-1, 1].
 
-    `stacklevel` is the caller's own: with 2 its caller is shown to be the place.
+    `stacklevel` is the caller's own: with 2, the warning is at its caller.
     """
     peak = max((wave.abs().max().item() for wave in waveforms), default=0.0)
     if peak > LOUDEST:
@@ -140,14 +136,14 @@ def warn_of_scale(waveforms: Iterable[Tensor], *, stacklevel: int = 2) -> None:
 
 
 def _rate(rate: Any) -> int:
-    """A rate as a whole number, if it is one."""
+    """A rate as an integer, if it is one."""
     try:
-        whole = int(rate)
+        integer = int(rate)
     except (TypeError, ValueError, OverflowError):
-        whole = 0
-    if whole < 1 or isinstance(rate, (str, bytes, bool)) or whole != rate:
+        integer = 0
+    if integer < 1 or isinstance(rate, (str, bytes, bool)) or integer != rate:
         raise AudioError(f"sampling_rate={shortened(rate)}: expected a rate in Hz")
-    return whole
+    return integer
 
 
 def _array(samples: Any) -> np.ndarray:
@@ -155,22 +151,17 @@ def _array(samples: Any) -> np.ndarray:
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
         return (samples.float() if samples.is_floating_point() else samples).numpy()
-    if isinstance(samples, np.ndarray):
-        return samples
     if isinstance(samples, (str, bytes, bytearray)) or hasattr(samples, "__fspath__"):
         raise AudioError(
             f"{shortened(samples)} was given; expected samples (eat_audio.load_audio reads files)"
         )
-    if samples is not None and (
-        isinstance(samples, (Sequence, Number)) or hasattr(samples, "__array__")
-    ):
+    if isinstance(samples, (Sequence, Number)) or hasattr(samples, "__array__"):
         try:
             return np.asarray(samples)
         except (TypeError, ValueError, RuntimeError):  # rows of different lengths, or of anything
             pass
-    raise AudioError(
-        f"an object of type {type(samples).__name__} was given; expected mono samples as an array"
-    )
+    kind = type(samples).__name__
+    raise AudioError(f"an object of type {kind} was given; expected mono samples as an array")
 
 
 def _is_one_clip(samples: Any) -> bool:
@@ -179,30 +170,27 @@ def _is_one_clip(samples: Any) -> bool:
         return samples.ndim < 2
     if isinstance(samples, (str, bytes, bytearray)) or not isinstance(samples, Sequence):
         return True
-    return len(samples) > 0 and (
-        isinstance(samples[0], Number)
-        or (isinstance(samples[0], (np.ndarray, Tensor)) and samples[0].ndim == 0)
-    )
+    first = samples[0] if len(samples) else None
+    return isinstance(first, Number) or getattr(first, "ndim", None) == 0
 
 
 def _batch_shape(samples: Any) -> tuple[int, ...]:
     """The shape of a batch; of a list that of its rows, too, if they hold next to nothing."""
     if isinstance(samples, (np.ndarray, Tensor)):
         return tuple(samples.shape)
-    counts = [len(row) for row in samples if _is_row(row)]
+    counts = [
+        len(row)
+        for row in samples
+        if getattr(row, "ndim", 0) == 1
+        or (isinstance(row, Sequence) and not isinstance(row, (str, bytes, bytearray)))
+    ]
     if len(counts) <= CHANNELS or len(counts) < len(samples) or max(counts) > CHANNELS:
         return (len(samples),)
     return len(samples), max(counts)
 
 
-def _is_row(row: Any) -> bool:
-    if isinstance(row, (np.ndarray, Tensor)):
-        return row.ndim == 1
-    return isinstance(row, Sequence) and not isinstance(row, (str, bytes, bytearray))
-
-
 def _hint(shape: tuple[int, ...]) -> str:
-    """What to do with several channels."""
+    """The advice about several channels."""
     if len(shape) != 2 or min(shape) > CHANNELS or min(shape) < 2:
         return ""
     return f" (average its channels: x.mean({int(shape[0] > shape[1])}))"
