@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from eat_audio.data.datasets import open_corpus
@@ -91,7 +90,7 @@ def codebooks(data: Path, out: Path) -> dict[str, dict[str, float]]:
         run = f"{place.parent.parent.name}/{place.parent.name}"
         labels = out / "labels" / run
         tokenize(open_corpus(data), load_tokenizer(place), labels, seconds=SECONDS)
-        used[run] = asdict(label_usage(labels))
+        used[run] = label_usage(labels)._asdict()
     return used
 
 

@@ -170,7 +170,7 @@ def parts(method: str, size: str) -> Iterator[tuple[str, nn.Module, Callable[[nn
         )
         decoder = LocalDecoder(config, settings)
         x = noise(2, 144, settings.width)
-        yield "windows", decoder, lambda m: m.hidden_states(x, fitted(m, x), (18, 8), real)[-1]
+        yield "windows", decoder, lambda m: m.states(x, fitted(m, x), (18, 8), real)[-1]
 
 
 class Gated(nn.Module):

@@ -103,7 +103,7 @@ def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
     decoder = method.decoder
     cls, seen = method.encode_visible(source, masks)
     decoder_input, grid = decoder.decoder_input(seen, masks), method.student.grid(source)
-    states = decoder.hidden_states(cls, decoder_input, grid, None)
+    states = decoder.states(cls, decoder_input, grid, None)
     # every fourth token was recorded, of the global decoder counted from CLS on
     where = slice(0, None, 4) if path in LOCAL else slice(3, None, 4)
     for index, state in enumerate([decoder_input, *states]):
@@ -112,7 +112,7 @@ def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
             close(state[0, where], record[name][-len(state[0, where]) :])
 
     everything = torch.arange(masks.n_patches).expand(len(source), -1)
-    prediction = decoder(cls, seen, masks, grid, everything)
+    prediction = decoder(cls, decoder_input, grid, everything)
     close(prediction[:, ::8], record[f"{run}.pred_every8"])
     close(prediction.mean(dim=2), record[f"{run}.pred_token_mean"])
     close(prediction.square().mean(dim=2).sqrt(), record[f"{run}.pred_token_rms"])

@@ -4,8 +4,8 @@
     y          = (x - mean) / sqrt(variance + 1e-6)      of each patch by itself, variance unbiased
     L          = (prediction - y)^2                      mean over the values of a hidden patch
 
-L is a mean over a clip's hidden patches, then over clips, so that it means the same whatever the
-batch; padding is neither encoded nor attended to nor predicted. The decoder is discarded.
+L is a mean over a clip's hidden patches, then over clips, whatever the batch; padding is neither
+encoded nor attended to nor predicted.
 
 Letters: B clips, N patches, V visible and H hidden ones, D width (of the decoder, in it), T' x F'
 the grid, W windows of S patches.
@@ -31,7 +31,6 @@ from eat_audio.models.audiomae.modeling import (
     Positions,
     some_of_a_grid,
 )
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import MLP
 from eat_audio.pretraining.masked_patches import (
     feature_std,
@@ -41,15 +40,13 @@ from eat_audio.pretraining.masked_patches import (
     scatter_tokens,
     visible_patches,
 )
-from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.pretraining.method import Pretraining, PretrainRun
 from eat_audio.rng import hash_id, uniform
 
+Grid = tuple[int, int]
 BIAS_WIDTH = 384
 """Hidden units of the map from an offset within a window to the bias of every head."""
-COLLAPSED = 0.02
-"""Standard deviation of predictions below which a run learns nothing; healthy runs come near 0.05
-before they tell one patch from another."""
-GRID = hash_id("audiomae: columns and rows of the grid")
+GRID_NOISE = hash_id("audiomae: columns and rows of the grid")
 
 
 class DecoderSettings(Settings):
@@ -100,7 +97,7 @@ class AudioMAEMethod(Settings):
     normalized: bool = True
     """Predict the values of a patch relative to its own mean and deviation; else as they are."""
 
-    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+    def sample_masks(self, keys: Tensor, grid: Grid, columns: Tensor | None) -> Masks:
         """Sample random masks or grid masks by the clips' keys (B, 1)."""
         if self.masking == "patches":
             return random_masks(keys, grid, hidden_ratio=self.hidden_ratio, valid_columns=columns)
@@ -163,23 +160,28 @@ class WindowBlock(nn.Module):
 class Decoder(nn.Module):
     """Visible tokens on the grid, one learned token for all others -> values of patches."""
 
-    blocks: nn.ModuleList
-
     def __init__(self, config: AudioMAEConfig, settings: DecoderSettings) -> None:
         super().__init__()
+        self.window, self.shift = settings.window, settings.shift
         self.positions = Positions(config, settings.width)
         self.embed = nn.Linear(config.embed_dim, settings.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, settings.width))
         self.norm = nn.LayerNorm(settings.width, config.norm_eps)
         self.pred = nn.Linear(settings.width, config.patch_size**2)
-
-    def initialize(self) -> None:
-        """Initialize all weights as released."""
+        blocks = (self._block(config, settings, index) for index in range(settings.depth))
+        self.blocks = nn.ModuleList(blocks)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+
+    def _block(self, config: AudioMAEConfig, settings: DecoderSettings, index: int) -> nn.Module:
+        raise NotImplementedError
+
+    def states(self, cls: Tensor, x: Tensor, grid: Grid, valid: Tensor | None) -> list[Tensor]:
+        """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
+        raise NotImplementedError
 
     def decoder_input(self, visible: Tensor, masks: Masks) -> Tensor:
         """Return the student's tokens (B, V, D) on the grid, with positions: (B, N, D)."""
@@ -188,41 +190,21 @@ class Decoder(nn.Module):
         x = scatter_tokens(visible, masks.visible[:, 0], background)
         return x + self.positions(masks.n_patches, visible).to(self.mask_token.dtype)
 
-    def hidden_states(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> list[Tensor]:
-        """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
-        raise NotImplementedError
-
     def forward(
-        self,
-        cls: Tensor,
-        visible: Tensor,
-        masks: Masks,
-        grid: tuple[int, int],
-        hidden_ids: Tensor,
-        valid: Tensor | None = None,
+        self, cls: Tensor, x: Tensor, grid: Grid, hidden_ids: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """Return predictions (B, H, 256) of the patches `hidden_ids` (B, H)."""
-        x = self.hidden_states(cls, self.decoder_input(visible, masks), grid, valid)[-1]
+        """Map the grid (B, N, D) to predictions (B, H, 256) of the patches `hidden_ids` (B, H)."""
+        x = self.states(cls, x, grid, valid)[-1]
         return self.pred(self.norm(gather_tokens(x, hidden_ids)))
 
 
 class LocalDecoder(Decoder):
     """Attention in windows of the grid; every other block shifts them. CLS is not used."""
 
-    def __init__(self, config: AudioMAEConfig, settings: DecoderSettings) -> None:
-        super().__init__(config, settings)
-        self.window = settings.window
-        self.shift = settings.shift
-        self.blocks = nn.ModuleList(
-            WindowBlock(settings, config.norm_eps) for _ in range(settings.depth)
-        )
-        self.initialize()
+    def _block(self, config: AudioMAEConfig, settings: DecoderSettings, index: int) -> nn.Module:
+        return WindowBlock(settings, config.norm_eps)
 
-    def hidden_states(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> list[Tensor]:
+    def states(self, cls: Tensor, x: Tensor, grid: Grid, valid: Tensor | None) -> list[Tensor]:
         """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
         (columns, rows), width = grid, x.shape[-1]
         padding = [-n % size for n, size in zip(grid, self.window, strict=True)]
@@ -255,7 +237,7 @@ class LocalDecoder(Decoder):
     def _mask(self, x: Tensor, shift: tuple[int, int], valid: Tensor | None) -> Tensor | None:
         """Return which patches of a window attend to which (B or 1, W, 1, S, S); None: all to all.
 
-        Windows that are shifted over an edge hold patches of both ends, which are kept apart.
+        Windows that are shifted over an edge hold patches of both ends, which do not mix.
         """
         if valid is None and not any(shift):
             return None
@@ -274,8 +256,7 @@ class LocalDecoder(Decoder):
 class GlobalDecoder(Decoder):
     """Attention over the whole clip and CLS, in the encoder's own kind of block."""
 
-    def __init__(self, config: AudioMAEConfig, settings: DecoderSettings) -> None:
-        super().__init__(config, settings)
+    def _block(self, config: AudioMAEConfig, settings: DecoderSettings, index: int) -> nn.Module:
         shape = AudioMAEConfig(
             embed_dim=settings.width,
             depth=settings.depth,
@@ -283,12 +264,9 @@ class GlobalDecoder(Decoder):
             mlp_ratio=settings.mlp_ratio,
             norm_eps=config.norm_eps,
         )
-        self.blocks = nn.ModuleList(Block(shape, index) for index in range(settings.depth))
-        self.initialize()
+        return Block(shape, index)
 
-    def hidden_states(
-        self, cls: Tensor, x: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> list[Tensor]:
+    def states(self, cls: Tensor, x: Tensor, grid: Grid, valid: Tensor | None) -> list[Tensor]:
         """Return the grid (B, N, D) after every block; only `valid` (B, N) patches are keys."""
         x = torch.cat([self.embed(cls)[:, None].to(x.dtype), x], dim=1)
         mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None]
@@ -302,22 +280,16 @@ class GlobalDecoder(Decoder):
 class AudioMAEPretraining(Pretraining):
     """Audio-MAE objective: reconstruct the log-mel values of hidden patches."""
 
+    # a healthy run starts near 0.05, before it learns to distinguish patches
+    collapse_limits: ClassVar = {"prediction_std": ("predictions", 0.02)}
     student: AudioMAEModel
     method: AudioMAEMethod
 
-    def __init__(
-        self,
-        config: AudioMAEConfig,
-        method: AudioMAEMethod,
-        features: AudioFeatureExtractor,
-        *,
-        frames: int,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(config, method, features, frames=frames, seed=seed)
+    def build(self, config: AudioMAEConfig) -> None:
+        """Create student and decoder."""
         self.student = AudioMAEModel(config)
-        decoder = LocalDecoder if method.decoder.attention == "local" else GlobalDecoder
-        self.decoder = decoder(config, method.decoder)
+        decoder = LocalDecoder if self.method.decoder.attention == "local" else GlobalDecoder
+        self.decoder = decoder(config, self.method.decoder)
 
     def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return the losses of a batch; the generator is not used."""
@@ -327,17 +299,15 @@ class AudioMAEPretraining(Pretraining):
     def losses(
         self, spectrogram: Tensor, masks: Masks, *, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return the losses above.
+        """Return the losses above for normalized log-mel (B, T, F) and one mask of each clip.
 
-        Args:
-            spectrogram: Normalized log-mel (B, T, F).
-            masks: One per clip.
-            valid: Patches that are not padding (B, N); None if all are valid.
+        `valid` patches (B, N) are not padding; None if all are valid.
         """
         grid = self.student.grid(spectrogram)
         hidden_ids, weights = hidden_patches(masks)  # (B, H), (B, H)
         cls, visible = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
-        prediction = self.decoder(cls, visible, masks, grid, hidden_ids, valid).float()
+        x = self.decoder.decoder_input(visible, masks)  # (B, N, D)
+        prediction = self.decoder(cls, x, grid, hidden_ids, valid).float()
         y = gather_tokens(self.targets(spectrogram), hidden_ids)  # both (B, H, 256)
         error = (prediction - y).square().mean(dim=2)
         return {
@@ -364,28 +334,20 @@ class AudioMAEPretraining(Pretraining):
         variance, mean = torch.var_mean(y, dim=2, keepdim=True)
         return (y - mean) / (variance + 1e-6).sqrt()
 
-    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Warn of collapsed predictions."""
-        return collapse_warning("predictions", metrics["prediction_std"], below=COLLAPSED)
-
 
 def grid_masks(
     keys: Tensor,
-    grid: tuple[int, int],
+    grid: Grid,
     *,
     hidden: tuple[float, float],
     valid_columns: Tensor | None = None,
 ) -> Masks:
-    """Sample masks that hide whole columns and whole rows of patches.
+    """Sample masks that hide shares of the columns and of the rows, by the clips' keys (B, 1).
 
-    Args:
-        keys: From `clip_keys`, (B, 1).
-        grid: Patches in (time, frequency).
-        hidden: Shares of the columns and of the rows to hide; one of each always stays.
-        valid_columns: Columns of each clip that are not padding (B,), at least 1; all if None.
+    One of each always stays; `valid_columns` (B,) of each clip are not padding, at least 1.
     """
     columns, rows = grid
-    numbers = uniform(keys[:, 0], rows + columns, purpose=GRID, dtype=torch.float64)
+    numbers = uniform(keys[:, 0], rows + columns, purpose=GRID_NOISE, dtype=torch.float64)
     noise = numbers[:, rows:], numbers[:, :rows]  # so a column's number depends on no length
     valid_column = None
     if valid_columns is not None:

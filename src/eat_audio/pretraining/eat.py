@@ -6,9 +6,8 @@
     L           = L_frame + w * L_utterance
     teacher    <- tau * teacher + (1 - tau) * student            after every optimizer step
 
-Both norms are squared and divided by sqrt(D). L_frame is a mean over a clip's hidden patches,
-then over clips and masks; L_utterance a mean over clips and masks. So the loss means the same
-whatever the batch, the number of masks, the accumulation or the GPUs.
+Both norms are squared and divided by sqrt(D). L_frame is a mean over a clip's hidden patches, then
+over clips and masks; L_utterance over clips and masks: whatever the batch, accumulation or GPUs.
 
 Letters: B clips, K masks (clones) per clip, R = B * K, N patches, V visible and H hidden ones
 per mask, D width, T' x F' the grid.
@@ -27,7 +26,6 @@ from torch import Tensor, nn
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, inverse_block_masks
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 from eat_audio.pretraining.ema import EMASchedule, update_ema
@@ -39,7 +37,7 @@ from eat_audio.pretraining.masked_patches import (
     scatter_tokens,
     visible_patches,
 )
-from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.pretraining.method import Pretraining, PretrainRun
 
 
 class DecoderSettings(Settings):
@@ -94,9 +92,8 @@ class EATMethod(Settings):
 class Decoder(nn.Module):
     """Convolutional decoder: the grid of visible tokens and noise -> predictions.
 
-    Every layer: grouped convolution, norm over channels, GELU, residual sum. Channels stay
-    last in memory throughout. A decoder of another width than its tokens has no residual sum in
-    its first layer, which changes the width, and its last map changes it back.
+    Every layer: grouped convolution, norm over channels (which stay last in memory), GELU, and a
+    residual sum, but in a first layer that changes the width; the last map changes it back.
     Source: paper section 3.1, released `models/base.py` Decoder2d.
     """
 
@@ -137,21 +134,14 @@ class EATPretraining(Pretraining):
     """EAT objective: predict the teacher's features of the hidden patches from the visible ones."""
 
     frozen = ("teacher",)
+    collapse_limits: ClassVar = {"target_std": ("targets", 0.1)}
     student: EATModel
     method: EATMethod
 
-    def __init__(
-        self,
-        config: EATConfig,
-        method: EATMethod,
-        features: AudioFeatureExtractor,
-        *,
-        frames: int,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(config, method, features, frames=frames, seed=seed)
+    def build(self, config: EATConfig) -> None:
+        """Create student, decoder and teacher."""
         self.student = EATModel(config)
-        self.decoder = Decoder(config.embed_dim, method.decoder)
+        self.decoder = Decoder(config.embed_dim, self.method.decoder)
         self.teacher = copy.deepcopy(self.student.model).requires_grad_(False).eval()
 
     def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -168,14 +158,9 @@ class EATPretraining(Pretraining):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the losses above.
+        """Return the losses above for normalized log-mel (B, T, F) and K masks of each clip.
 
-        Args:
-            spectrogram: Normalized log-mel (B, T, F).
-            masks: K per clip.
-            valid: Patches that are not padding (B, N); None if all are valid.
-            generator: Source of the decoder's noise.
-            noise: The noise itself (R, N, D), instead.
+        `valid` patches (B, N) are not padding; the decoder's noise (R, N, D) is given, or sampled.
         """
         grid = self.student.grid(spectrogram)
         hidden_ids, weights = hidden_patches(masks)  # (R, H), (R, H)
@@ -245,17 +230,13 @@ class EATPretraining(Pretraining):
 
     def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
         """Warn of collapsed targets, and of a loss that is mostly the utterance loss."""
-        if collapse := collapse_warning("targets", metrics["target_std"]):
-            return collapse
         weight = self.method.utterance_weight
         share = weight * metrics["utterance"] / metrics["loss"]
-        if share <= 0.9:
-            return {}
         message = (
             f"the utterance loss is {share:.0%} of the loss; in short or small runs "
             f"utterance_weight={weight:g} makes encoders collapse, about 1 does not"
         )
-        return {"utterance": message}
+        return super().warnings(metrics) or ({"utterance": message} if share > 0.9 else {})
 
 
 def instance_norm(tokens: Tensor, valid: Tensor | None, eps: float = 1e-5) -> Tensor:

@@ -25,9 +25,6 @@ from eat_audio.rng import clip_keys
 from eat_audio.training.optim import LayeredObjective
 from eat_audio.training.run import TrainSettings
 
-COLLAPSED = 0.1
-"""Standard deviation of features (about 1 when healthy) below which a run learns nothing."""
-
 
 class EncoderSettings(Settings):
     """The shape of an encoder: a size, and changes to it."""
@@ -38,8 +35,7 @@ class EncoderSettings(Settings):
     num_heads: PositiveInt | None = None
     mlp_ratio: PositiveFloat = 4.0
     pooling: Literal["cls", "mean", "linear_softmax"] | None = None
-    """How a clip's vector is computed from its tokens; by default as the method does: CLS in EAT,
-    the mean of patches in the others."""
+    """How a clip's vector is computed from its tokens; by default CLS in EAT, else the mean."""
 
     def build_config(self, method: str) -> PreTrainedConfig:
         """Return the Hugging Face configuration of such an encoder of a method.
@@ -88,27 +84,21 @@ class PretrainRun(TrainSettings):
     def build_objective(
         self, features: AudioFeatureExtractor, *, frames: int | None = None, **inputs: Any
     ) -> "Pretraining":
-        """Return the objective with fresh weights.
+        """Return the objective with fresh weights; see `Pretraining` for the arguments.
 
-        Args:
-            features: The front end.
-            frames: Length of the longest clips; by default that of `clips.seconds`.
-            inputs: Replacements of what the objective would load from disk.
+        `frames` are by default those of `clips.seconds`.
         """
         frames = frames or whole_patches(self.clips.seconds)
-        return self.objective(
-            self.config(), self, features, frames=frames, seed=self.seed, **inputs
-        )
+        config = self.config()
+        return self.objective(config, self, features, frames=frames, seed=self.seed, **inputs)
 
     def untrained_inputs(
-        self, features: AudioFeatureExtractor, producer: "PretrainRun | None" = None
+        self, features: AudioFeatureExtractor, producer: "PretrainRun | None"
     ) -> dict[str, Any]:
         """Return `inputs` of `build_objective` with random weights, to count operations with.
 
-        Args:
-            features: The front end.
-            producer: Settings of the run that `input_setting` would name; by default one whose
-                encoder is like this run's.
+        They are as made by `producer`, the run that `input_setting` would name; if None, by one
+        whose encoder is like this run's.
         """
         return {}
 
@@ -143,6 +133,8 @@ class Pretraining(LayeredObjective):
     trained = "student"
     frozen: ClassVar[tuple[str, ...]] = ()
     """Modules that never train."""
+    collapse_limits: ClassVar[dict[str, tuple[str, float]]] = {}
+    """Metrics, what they measure, and values below which a run has collapsed."""
     student: AudioEncoder
     """The encoder that is saved."""
 
@@ -157,10 +149,13 @@ class Pretraining(LayeredObjective):
         **inputs: Any,
     ) -> None:
         super().__init__()
-        self.method = method
-        self.features = features
-        self.frames = frames
-        self.seed = seed
+        self.method, self.features = method, features
+        self.frames, self.seed = frames, seed
+        self.build(config, **inputs)
+
+    def build(self, config: Any) -> None:
+        """Create the modules."""
+        raise NotImplementedError
 
     def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return the losses of a batch: "loss" first, then its parts and other metrics."""
@@ -178,20 +173,21 @@ class Pretraining(LayeredObjective):
 
         Of one id only the first is shown.
         """
+        for name, (what, limit) in self.collapse_limits.items():
+            if metrics[name] < limit:
+                value = f"{name} {metrics[name]:.3g}"
+                return {"collapse": f"collapsed, {what} are nearly all the same ({value})"}
         return {}
 
     def input_contents(self) -> str:
         """Return a fingerprint of files that training reads beside the clips, or nothing."""
         return ""
 
-    # ---- what subclasses share ----
-
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""
         super().train(mode)
         for name, module in self.named_children():
-            if name in self.frozen:
-                module.eval()
+            module.train(mode and name not in self.frozen)
         return self
 
     def log_mel(self, batch: Batch) -> LogMelBatch:
@@ -208,15 +204,6 @@ class Pretraining(LayeredObjective):
         keys = clip_keys(self.seed, batch.epochs, batch.clips, num_masks)
         masks = self.method.sample_masks(keys, grid, log_mel.columns)
         return log_mel, masks, log_mel.patch_mask(grid[1])
-
-
-def collapse_warning(
-    what: str, value: float, *, below: float = COLLAPSED, measure: str = "standard deviation"
-) -> dict[str, str]:
-    """Return the warning of a collapsed run if the measure of `what` is below a limit."""
-    if value >= below:
-        return {}
-    return {"collapse": f"collapsed, {what} are nearly all the same ({measure} {value:.3g})"}
 
 
 def run_settings(method: str) -> type[PretrainRun]:

@@ -4,12 +4,10 @@
     p     = predictor(student(visible x), 0 elsewhere)
     L     = -log p(label)                       of the hidden patches
 
-L is a mean over a clip's hidden patches, then over clips, so that it means the same whatever the
-batch; padding is neither encoded nor attended to nor predicted. Positions enter only as distances
-between the patches that a module is given: in the student, between the visible ones.
-
-The first iteration's labels are nearest neighbors under a random projection; those of later
-iterations come from a tokenizer that the model of the iteration before has taught.
+L is a mean over a clip's hidden patches, then over clips, whatever the batch; padding is neither
+encoded nor attended to nor predicted. Positions enter only as distances between the patches that a
+module is given. The first iteration's labels are nearest neighbors under a random projection; those
+of later iterations come from a tokenizer that the model of the iteration before has taught.
 
 Letters: B clips, N patches, V visible and H hidden ones, D width, T' x F' the grid, K codes.
 
@@ -33,7 +31,13 @@ from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.pretraining.beats.predictor import LabelPredictor
-from eat_audio.pretraining.beats.quantizer import Float32Buffers, code_usage, distances, no_autocast
+from eat_audio.pretraining.beats.quantizer import (
+    Codebook,
+    Float32Buffers,
+    code_usage,
+    distances,
+    no_autocast,
+)
 from eat_audio.pretraining.beats.stored_labels import StoredLabels
 from eat_audio.pretraining.beats.tokenizer import (
     BEATsObjective,
@@ -42,6 +46,7 @@ from eat_audio.pretraining.beats.tokenizer import (
     TokenizerRun,
     load_tokenizer,
     on_grid,
+    projection,
 )
 from eat_audio.pretraining.masked_patches import (
     gather_tokens,
@@ -50,10 +55,8 @@ from eat_audio.pretraining.masked_patches import (
     scatter_tokens,
     visible_patches,
 )
-from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.pretraining.method import Pretraining, PretrainRun
 
-MIN_PERPLEXITY = 3.0
-"""Perplexity of labels below which there is little to predict."""
 SILENCE = 1e-8
 """Variance below which a patch is silence, whose rounding errors must not become a pattern."""
 
@@ -117,12 +120,10 @@ class RandomTokenizer(Float32Buffers):
         seed: int,
     ) -> None:
         super().__init__()
-        self.settings = settings
-        self.features = features
-        self.patch = patch
+        self.settings, self.features, self.patch = settings, features, patch
         self.count = settings.codes
-        generator = torch.Generator().manual_seed(seed)
         inputs, width = patch**2, settings.width
+        generator = torch.Generator().manual_seed(seed)
         projection = torch.randn(inputs, width, generator=generator, device="cpu")
         self.register_buffer("projection", projection * (2 / (inputs + width)) ** 0.5)  # Xavier
         codes = torch.randn(settings.codes, width, generator=generator, device="cpu")
@@ -159,10 +160,11 @@ class RandomTokenizer(Float32Buffers):
 class ConstantLabels(nn.Module):
     """Label 0 everywhere, in place of stored labels, to count operations with."""
 
-    def __init__(self, features: AudioFeatureExtractor, count: int = 1024) -> None:
+    count = 1024
+
+    def __init__(self, features: AudioFeatureExtractor) -> None:
         super().__init__()
         self.features = features
-        self.count = count
 
     def forward(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return labels (B, T', F')."""
@@ -173,35 +175,39 @@ class BEATsPretraining(BEATsObjective):
     """BEATs objective: predict the tokenizer's label of every hidden patch."""
 
     frozen = ("tokenizer",)
+    collapse_limits: ClassVar = {
+        "target_perplexity": ("labels", 3.0),
+        "prediction_perplexity": ("predictions", 1.01),
+    }
     method: BEATsMethod
+    tokenizer: RandomTokenizer | Tokenizer | ConstantLabels | None
+    stored: StoredLabels | None
 
-    def __init__(
-        self,
-        config: BEATsConfig,
-        method: BEATsMethod,
-        features: AudioFeatureExtractor,
-        *,
-        frames: int,
-        seed: int = 0,
-        tokenizer: Tokenizer | ConstantLabels | None = None,
+    def build(
+        self, config: BEATsConfig, tokenizer: Tokenizer | ConstantLabels | None = None
     ) -> None:
-        super().__init__(config, method, features, frames=frames, seed=seed)
-        self.stored: StoredLabels | None = None
-        self.tokenizer: RandomTokenizer | Tokenizer | ConstantLabels | None = tokenizer
-        if tokenizer is not None:
-            self.count = tokenizer.count
-        elif method.labels is not None:
-            self.stored = _stored_labels(method.labels, frames)
-            self.count = self.stored.count
-        else:
-            self.tokenizer = (
-                load_tokenizer(method.tokenizer)
-                if method.tokenizer
-                else RandomTokenizer(method.random, features, patch=config.patch_size, seed=seed)
+        """Create tokenizer or stored labels, student and predictor."""
+        method = self.method
+        self.tokenizer, self.stored = tokenizer, None
+        if tokenizer is None and method.labels is not None:
+            self.stored = StoredLabels(method.labels)
+            seconds = self.stored.seconds
+            if whole_patches(seconds) != self.frames:
+                raise SettingError(
+                    f"{method.labels}: holds labels of the first {seconds:g} s of clips; "
+                    f"expected clips.seconds={seconds:g}"
+                )
+        elif tokenizer is None and method.tokenizer is not None:
+            self.tokenizer = load_tokenizer(method.tokenizer)
+        elif tokenizer is None:
+            self.tokenizer = RandomTokenizer(
+                method.random, self.features, patch=config.patch_size, seed=self.seed
             )
-            self.count = self.tokenizer.count
+        self.count = (self.stored or self.tokenizer).count  # type: ignore[union-attr]
         self.student = BEATsModel(config)
-        self.predictor = LabelPredictor(config, layers=method.predictor_layers, outputs=self.count)
+        self.predictor = LabelPredictor(
+            config, layers=method.predictor_layers, inputs=None, outputs=self.count
+        )
         self.mask_token: nn.Parameter | None = None
         if method.fill == "learned":
             self.mask_token = nn.Parameter(0.02 * torch.randn(config.encoder_embed_dim))
@@ -226,9 +232,8 @@ class BEATsPretraining(BEATsObjective):
         hidden_ids, weights = hidden_patches(masks)  # (B, H), (B, H)
         valid = log_mel.patch_mask(self.student.grid(log_mel.values)[1])
         visible = self.encode_visible(log_mel.values, masks)  # (B, V, D)
-        encoded = self.predictor.hidden_states(
-            self.decoder_input(visible, masks), valid
-        )  # (B, N, D)
+        x = self.decoder_input(visible, masks)  # (B, N, D)
+        encoded = self.predictor.hidden_states(x, valid)  # (B, N, D)
         logits = self.predictor.predict(gather_tokens(encoded, hidden_ids)).float()  # (B, H, K)
 
         labels = labels.flatten(1)
@@ -272,28 +277,9 @@ class BEATsPretraining(BEATsObjective):
         weights = torch.ones_like(ids) if valid is None else valid
         return _accuracy(prediction == labels.gather(1, ids), weights.float())
 
-    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Warn of labels or predictions that are nearly all the same."""
-        return collapse_warning(
-            "labels", metrics["target_perplexity"], below=MIN_PERPLEXITY, measure="perplexity"
-        ) or collapse_warning(
-            "predictions", metrics["prediction_perplexity"], below=1.01, measure="perplexity"
-        )
-
     def input_contents(self) -> str:
         """Return a fingerprint of the stored labels, if there are any."""
         return f", labels {self.stored.contents()}" if self.stored is not None else ""
-
-
-def _stored_labels(folder: str, frames: int) -> StoredLabels:
-    """Open the labels in a folder; raise SettingError if they are of another length of clips."""
-    stored = StoredLabels(folder)
-    if whole_patches(stored.seconds) != frames:
-        raise SettingError(
-            f"{folder}: holds labels of the first {stored.seconds:g} s of clips; "
-            f"expected clips.seconds={stored.seconds:g}"
-        )
-    return stored
 
 
 def _accuracy(correct: Tensor, weights: Tensor) -> Tensor:
@@ -313,18 +299,18 @@ class BEATsRun(BEATsMethod, BEATsPretrainRun):
     method: Literal["beats"] = "beats"
 
     def untrained_inputs(
-        self, features: AudioFeatureExtractor, producer: PretrainRun | None = None
+        self, features: AudioFeatureExtractor, producer: PretrainRun | None
     ) -> dict[str, Any]:
         """Return a tokenizer with random weights, where the run would load one."""
         if self.labels is not None:
             return {"tokenizer": ConstantLabels(features)}
         if self.tokenizer is None:
             return {}
-        run = TokenizerRun.model_validate(
-            producer.model_dump() if producer else {"encoder": self.encoder}
-        )
-        codes = run.codes, run.code_width
-        return {"tokenizer": Tokenizer.untrained(run.config(), *codes, features)}
+        run = producer or TokenizerRun(encoder=self.encoder)
+        assert isinstance(run, TokenizerRun)
+        config, book = run.config(), Codebook(run.codes, run.code_width)
+        between = projection(config, run.code_width)
+        return {"tokenizer": Tokenizer(BEATsModel(config), between, book, features).frozen()}
 
     @model_validator(mode="after")
     def _stored_labels_are_of_beginnings(self) -> Self:

@@ -27,20 +27,12 @@ class _Blocks(nn.Module):
 class LabelPredictor(BEATsPreTrainedModel):
     """A few of the encoder's blocks over all patches of a clip, a norm, and a linear map.
 
-    Args:
-        config: That of the encoder.
-        layers: Number of blocks; DeepNorm's factors depend on it.
-        inputs: Width of the input, if it is not the encoder's.
-        outputs: Width of the output, if it is not the encoder's.
+    DeepNorm's factors depend on the number of layers. Widths of inputs and outputs are the
+    encoder's if None.
     """
 
     def __init__(
-        self,
-        config: BEATsConfig,
-        *,
-        layers: int,
-        inputs: int | None = None,
-        outputs: int | None = None,
+        self, config: BEATsConfig, *, layers: int, inputs: int | None, outputs: int | None
     ) -> None:
         changes = {"encoder_layers": layers, "relative_position_embedding": True}
         super().__init__(BEATsConfig(**{**config.to_dict(), **changes}))

@@ -4,8 +4,8 @@
     label   = argmin over k of |z - w_k|^2
     w_k    <- norm( m w_k + (1 - m) norm(mean of the z of label k) )       after every step
 
-Codes are buffers, without gradients; they follow the sums of a whole step, over micro-batches and
-processes. A code without vectors stays where it is, as released.
+Codes are buffers; they follow the sums of a step over micro-batches and processes. A code without
+vectors stays where it is, as released.
 
 Letters: B clips, N patches, W width, K codes, R rows.
 
@@ -39,10 +39,7 @@ class Quantized:
 
 
 class Float32Buffers(nn.Module):
-    """A module whose buffers stay in float32 when a model is cast to another precision.
-
-    Codes move by less than bfloat16 can represent, and labels depend on small differences.
-    """
+    """A module whose buffers stay in float32 when a model is cast to another precision."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
@@ -69,8 +66,7 @@ class Codebook(Float32Buffers):
         self.register_buffer("codes", torch.zeros(count, width))
         self.register_buffer("usage", torch.zeros(count))
         self.register_buffer("started", torch.zeros(()))
-        self._hits: Tensor | None = None
-        self._sums: Tensor | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None  # hits and sums since the last update
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, generator: torch.Generator | None = None
@@ -90,7 +86,9 @@ class Codebook(Float32Buffers):
                     self.initialize(z.detach()[counts], generator)
             labels = distances(z.detach(), self.codes).argmin(dim=-1)
             if learning:
-                self._accumulate(z.detach()[counts], labels[counts])
+                new = cluster_sums(z.detach()[counts], labels[counts], len(self.codes))
+                old = self._pending
+                self._pending = (old[0] + new[0], old[1] + new[1]) if old else new
             chosen = F.embedding(labels, self.codes)
             error = (chosen - z).square().sum(dim=-1)
             return Quantized(z + (chosen - z).detach(), labels, error)
@@ -110,18 +108,12 @@ class Codebook(Float32Buffers):
         self.started.fill_(1)
 
     @torch.no_grad()
-    def _accumulate(self, vectors: Tensor, labels: Tensor) -> None:
-        hits, sums = cluster_sums(vectors, labels, len(self.codes))
-        self._hits = hits if self._hits is None else self._hits + hits
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    @torch.no_grad()
     def update(self) -> None:
         """Move the codes towards the vectors of all processes since the last update."""
-        if self._hits is None or self._sums is None:
+        if self._pending is None:
             return
-        hits, sums = self._hits, self._sums
-        self._hits = self._sums = None
+        hits, sums = self._pending
+        self._pending = None
         if dist.is_initialized():
             dist.all_reduce(hits)
             dist.all_reduce(sums)
@@ -156,13 +148,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Cluster rows (R, W) of length 1 by angle; a mean without rows stays where it is.
 
-    Args:
-        rows: Vectors of length 1 (R, W).
-        first: Numbers of the rows that are the first means (K,).
-        iterations: How often rows are assigned and means follow.
-
-    Returns:
-        The means (K, W), and how many rows each had in the last iteration (K,).
+    Begins with the rows of the numbers `first` (K,). Returns the means (K, W), and how many rows
+    each had in the last iteration (K,).
     """
     means = rows[first]
     hits = means.new_zeros(len(means))

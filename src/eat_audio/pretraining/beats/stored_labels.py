@@ -13,9 +13,9 @@ corpora may be added.
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,35 +37,25 @@ PART = 1_024
 """Clips per part, whose labels a killed job may lose."""
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """Counts of the clips of a corpus."""
+class Tokenized(NamedTuple):
+    """Clips labeled, clips that had labels, and a sentence for each that cannot be read."""
 
     done: int
     skipped: int
-    """Clips that had labels already."""
     failed: list[str]
-    """One sentence for each that cannot be read."""
 
 
-@dataclass(frozen=True)
-class LabelUsage:
-    """How evenly the labels in a folder use the codes."""
+class LabelUsage(NamedTuple):
+    """How evenly labels use the codes: how many occur, and the share of the most frequent one."""
 
     codes: int
     used: int
     perplexity: float
-    """Number of evenly used codes with the same entropy."""
     majority: float
-    """Share of the most frequent code."""
 
 
 def label_usage(folder: str | Path) -> LabelUsage:
-    """Count the labels in a folder written by `tokenize`.
-
-    Raises:
-        DataError: It holds none.
-    """
+    """Count the labels in a folder written by `tokenize`; raise DataError if it holds none."""
     stored = StoredLabels(folder)
     counts = np.zeros(stored.count, dtype=np.int64)
     for labels in stored.parts:
@@ -85,16 +75,7 @@ def tokenize(
     device: torch.device | str = "cpu",
     part: int = PART,
 ) -> Tokenized:
-    """Write the labels of all clips of a corpus, or continue to.
-
-    Args:
-        corpus: The clips.
-        tokenizer: Gives their patches labels.
-        out: A new folder, or one to continue.
-        seconds: How much of each clip, from its beginning.
-        batch: Clips per batch.
-        device: Device of the tokenizer.
-        part: Clips per part.
+    """Write the labels of the first `seconds` of all clips of a corpus, or continue to.
 
     Raises:
         DataError: The folder holds other labels.
@@ -184,9 +165,7 @@ def _write(out: Path, number: int, labels: list[tuple[str, NDArray[np.int16]]]) 
 class StoredLabels:
     """Labels written by `tokenize`, by the numbers of clips.
 
-    Raises:
-        DataError: The folder holds no labels, or damaged ones.
-        CheckpointError: A file of it is no JSON.
+    Raises DataError for a folder with damaged labels or none, CheckpointError for broken JSON.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -234,11 +213,7 @@ class StoredLabels:
         return digest.hexdigest()[:16]
 
     def lookup(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """Return the labels of a batch's clips (B, T', F') int64, -1 behind a clip's end.
-
-        Raises:
-            DataError: A clip has none.
-        """
+        """Return the labels of a batch's clips (B, T', F') int64, -1 behind a clip's end."""
         labels = torch.full((len(batch.ids), *grid), -1)
         numbers = batch.clips.cpu().numpy()
         positions = np.searchsorted(self.clips, numbers)

@@ -7,9 +7,9 @@
 
 L is a mean over a clip's patches, then over clips; padding counts nowhere. The paper's L has the
 squared length as it is (`commit_reduction: sum`) and a term that draws codes to z; in the released
-quantizer the former is a mean over the elements of z and the codes follow by moving averages, and
-so it is here. Of a supervised teacher the logits of the whole clip are the target, of the mean of
-the estimator's predictions; the paper does not say how it pools them.
+quantizer, as in this one, the former is a mean over the elements of z and the codes follow by
+moving averages. Of a supervised teacher the logits of the clip are the target, for the mean of the
+estimator's predictions; the paper does not say how it pools them.
 
 Letters: B clips, N patches, D width, T' x F' the grid.
 
@@ -46,10 +46,12 @@ from eat_audio.pretraining.beats.quantizer import (
     perplexity,
 )
 from eat_audio.pretraining.masked_patches import feature_std
-from eat_audio.pretraining.method import Pretraining, PretrainRun, collapse_warning
+from eat_audio.pretraining.method import Pretraining, PretrainRun
 from eat_audio.training.checkpoint import checkpoints
 
 Target = Literal["patches", "logits"]
+PARTS = ("projection.", "codebook.")
+"""Tensors of a tokenizer beside its encoder."""
 
 
 class TokenizerMethod(Settings):
@@ -95,10 +97,8 @@ class BEATsPretrainRun(PretrainRun):
     @model_validator(mode="after")
     def _padding_is_masked(self) -> Self:
         if self.clips.released_padding:
-            raise ValueError(
-                "clips.released_padding=true: BEATs' pre-training was not released, and masks "
-                "padding"
-            )
+            what = "BEATs' pre-training was not released, and masks padding"
+            raise ValueError(f"clips.released_padding=true: {what}")
         return self
 
 
@@ -130,30 +130,12 @@ class Tokenizer(nn.Module):
     """A frozen encoder, projection and codebook: spectrograms -> labels of patches."""
 
     def __init__(
-        self,
-        encoder: BEATsModel,
-        projection: nn.Sequential,
-        codebook: Codebook,
-        features: AudioFeatureExtractor,
+        self, encoder: BEATsModel, projection: nn.Module, codebook: Codebook, features: Any
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.projection = projection
-        self.codebook = codebook
-        self.features = features
-
-    @classmethod
-    def untrained(
-        cls, config: BEATsConfig, codes: int, width: int, features: AudioFeatureExtractor
-    ) -> Self:
-        """Return a tokenizer with random weights."""
-        book = Codebook(codes, width)
-        return cls(BEATsModel(config), projection(config, width), book, features).frozen()
-
-    @property
-    def count(self) -> int:
-        """Number of labels."""
-        return len(self.codebook.codes)
+        self.encoder, self.projection, self.codebook = encoder, projection, codebook
+        self.features: AudioFeatureExtractor = features
+        self.count = len(codebook.codes)  # of labels
 
     def frozen(self) -> Self:
         """Return self, in evaluation mode and without gradients."""
@@ -161,10 +143,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the labels (B, T', F') of spectrograms (B, T, F), -1 for padding.
-
-        Patches that are not `valid` (B, N) are padding, and not attended to.
-        """
+        """Return the labels (B, T', F') of spectrograms (B, T, F), -1 where `valid` is False."""
         encoder = self.encoder.model
         patches, _ = encoder(encoder.embed(spectrogram), valid)
         x = self.projection(patches)
@@ -194,14 +173,9 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
-        self.features = features
-        self.target = target
-
-    @property
-    def width(self) -> int:
-        """Width of a target."""
+        self.features, self.target = features, target
         config = self.model.config
-        return config.num_classes if self.target == "logits" else config.hidden_size
+        self.width = config.num_classes if target == "logits" else config.hidden_size
 
     @torch.no_grad()
     def forward(self, log_mel: LogMelBatch) -> Tensor:
@@ -215,19 +189,15 @@ class TokenizerPretraining(BEATsObjective):
     """BEATs tokenizer objective: predict the teacher's features from one code per patch."""
 
     frozen = ("teacher",)
+    collapse_limits: ClassVar = {
+        "perplexity": ("codes", 1.5),
+        "prediction_std": ("predictions", 0.1),
+    }
     method: TokenizerMethod
 
-    def __init__(
-        self,
-        config: BEATsConfig,
-        method: TokenizerMethod,
-        features: AudioFeatureExtractor,
-        *,
-        frames: int,
-        seed: int = 0,
-        teacher: Teacher | None = None,
-    ) -> None:
-        super().__init__(config, method, features, frames=frames, seed=seed)
+    def build(self, config: BEATsConfig, teacher: Teacher | None = None) -> None:
+        """Create teacher, student, projection, codebook and estimator."""
+        method = self.method
         self.teacher = teacher or load_teacher(method)
         self.student = BEATsModel(config)
         self.projection = projection(config, method.code_width)
@@ -281,12 +251,6 @@ class TokenizerPretraining(BEATsObjective):
         """Move the codes towards the vectors of this step."""
         self.codebook.update()
 
-    def warnings(self, metrics: dict[str, float]) -> dict[str, str]:
-        """Warn of codes or predictions that are nearly all the same."""
-        return collapse_warning(
-            "codes", metrics["perplexity"], below=1.5, measure="perplexity"
-        ) or collapse_warning("predictions", metrics["prediction_std"])
-
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer learned so far; it shares the modules that go on training."""
         return Tokenizer(self.student, self.projection, self.codebook, self.features)
@@ -327,8 +291,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
     else:
-        folder = checkpoints(folder)[-1] if checkpoints(folder) else folder
-        tensors = _saved_tensors(folder, path)
+        folder = (checkpoints(folder) or [folder])[-1]
+        tensors = _saved_tensors(folder / "objective.safetensors")
+        if not tensors:
+            raise CheckpointError(
+                f"{path}: holds no tokenizer; expected the folder of a run with "
+                "method=beats_tokenizer, or a released file"
+            )
     encoder, features = load_model_and_features(folder, BEATsModel)
     assert isinstance(encoder, BEATsModel)
     codes = tensors.get("codebook.codes")
@@ -348,24 +317,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer.frozen()
 
 
-def _saved_tensors(folder: Path, path: str | Path) -> dict[str, Tensor]:
-    """Return what a run's checkpoint holds of a tokenizer beside its encoder."""
-    file = folder / "objective.safetensors"
-    tensors: dict[str, Tensor] = {}
-    if file.is_file():
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    if name.startswith(("projection.", "codebook.")):
-                        tensors[name] = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    if not tensors:
-        raise CheckpointError(
-            f"{path}: holds no tokenizer; expected the folder of a run with "
-            "method=beats_tokenizer, or a released file"
-        )
-    return tensors
+def _saved_tensors(file: Path) -> dict[str, Tensor]:
+    """Return what the objective of a run, if it is there, holds of a tokenizer."""
+    if not file.is_file():
+        return {}
+    try:
+        with safe_open(file, "pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(PARTS)]  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
 class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
@@ -380,7 +341,7 @@ class TokenizerRun(TokenizerMethod, BEATsPretrainRun):
     method: Literal["beats_tokenizer"] = "beats_tokenizer"
 
     def untrained_inputs(
-        self, features: AudioFeatureExtractor, producer: PretrainRun | None = None
+        self, features: AudioFeatureExtractor, producer: PretrainRun | None
     ) -> dict[str, Any]:
         """Return a teacher with random weights."""
         kind: Any = BEATsModel if self.target == "patches" else BEATsForAudioClassification
