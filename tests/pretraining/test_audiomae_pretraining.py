@@ -33,45 +33,47 @@ each_run = pytest.mark.parametrize(
 )
 
 
-def ours(name: str) -> str:
+def local_name(name: str) -> str:
     """A recorded parameter's name here."""
-    for theirs, mine in {
+    for expected, actual in {
         "decoder_blocks": "decoder.blocks",
         "meta_mlp.fc1": "position_bias.0",
         "meta_mlp.fc2": "position_bias.3",
         "mask_token": "decoder.mask_token",
         "decoder_": "decoder.",
     }.items():
-        name = name.replace(theirs, mine)
+        name = name.replace(expected, actual)
     return name if name.startswith("decoder.") else f"student.model.{name}"
 
 
 def objective(path: Path) -> AudioMAEPretraining:
     """Our objective with the shape and the weights of a recorded set."""
-    told = sidecar(path)["config"]
+    meta = sidecar(path)["config"]
     local = path in LOCAL
     decoder = DecoderSettings(
         attention="local" if local else "global",
-        width=told["decoder_embed_dim"],
-        depth=16 if local else told["decoder_depth"],
-        heads=16 if local else told["decoder_num_heads"],
-        mlp_ratio=told["mlp_ratio"],
+        width=meta["decoder_embed_dim"],
+        depth=16 if local else meta["decoder_depth"],
+        heads=16 if local else meta["decoder_num_heads"],
+        mlp_ratio=meta["mlp_ratio"],
     )
-    shape = {name: told[name] for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
-    config = AudioMAEConfig(**shape, norm_eps=told["norm_eps"])
+    shape = {name: meta[name] for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
+    config = AudioMAEConfig(**shape, norm_eps=meta["norm_eps"])
     method = AudioMAEMethod(
         decoder=decoder,
-        hidden_ratio=told["mask_ratio"],
-        normalized=told.get("norm_pix_loss", False),
+        hidden_ratio=meta["mask_ratio"],
+        normalized=meta.get("norm_pix_loss", False),
     )
-    found = AudioMAEPretraining(config, method, AudioMAEFeatureExtractor(), frames=1_024).eval()
+    model = AudioMAEPretraining(config, method, AudioMAEFeatureExtractor(), frames=1_024).eval()
     state = {n.removeprefix("sd."): x for n, x in tensors(path).items() if n.startswith("sd.")}
-    found.load_state_dict({ours(n): x for n, x in state.items() if not n.endswith("pos_embed")})
-    return found
+    model.load_state_dict(
+        {local_name(n): x for n, x in state.items() if not n.endswith("pos_embed")}
+    )
+    return model
 
 
 def spectrograms(path: Path) -> Tensor:
-    """What a set was recorded with; the global decoder's hears the first clip only."""
+    """What a set was recorded with; that of the global decoder has the first clip only."""
     if path in LOCAL:
         return tensors(path)["spec_i8"][:, 0].float() / 32
     local = path.with_name(path.name.replace("mae_global", "mae_local"))
@@ -87,8 +89,8 @@ def recorded_masks(mask: Tensor) -> Masks:
     return Masks(visible=order[..., : int((~hidden[0]).sum())], hidden=hidden)
 
 
-def close(mine: Tensor, theirs: Tensor, atol: float = 2e-5) -> None:
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
+def close(actual: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 # ---- the released numbers ----
@@ -96,13 +98,13 @@ def close(mine: Tensor, theirs: Tensor, atol: float = 2e-5) -> None:
 
 @each_run
 @torch.no_grad()
-def test_the_decoder_gives_the_recorded_guesses(path: Path, run: str) -> None:
+def test_the_decoder_gives_the_recorded_predictions(path: Path, run: str) -> None:
     method, record = objective(path), tensors(path)
     needs(record, f"{run}.mask")
     source, masks = spectrograms(path), recorded_masks(record[f"{run}.mask"])
     decoder = method.decoder
-    cls, seen = method.encode_visible(source, masks)
-    decoder_input, grid = decoder.decoder_input(seen, masks), method.student.grid(source)
+    cls, visible = method.encode_visible(source, masks)
+    decoder_input, grid = decoder.decoder_input(visible, masks), method.student.grid(source)
     states = decoder.states(cls, decoder_input, grid, None)
     # every fourth token was recorded, of the global decoder counted from CLS on
     where = slice(0, None, 4) if path in LOCAL else slice(3, None, 4)
@@ -139,21 +141,21 @@ def test_gradients_are_the_recorded_ones(path: Path) -> None:
     method, record = objective(path), tensors(path)
     masks = recorded_masks(record["ratio80.mask"])
     method.losses(spectrograms(path), masks)["loss"].backward()
-    found = dict(method.named_parameters())
+    parameters = dict(method.named_parameters())
     for name, norm in zip(sidecar(path)["param_names"], record["grad.norms"], strict=True):
-        gradient = found[ours(name)].grad
+        gradient = parameters[local_name(name)].grad
         assert gradient is not None, name
         assert gradient.norm().item() == pytest.approx(norm.item(), rel=2e-3, abs=1e-4), name
-    for name, mine in {
+    for name, actual in {
         "cls_token": "student.model.cls_token",
         "patch_embed": "student.model.patch_embed.proj.weight",
         "mask_token": "decoder.mask_token",
         "tau1": "decoder.blocks.1.attn.tau",
         "meta1_fc1": "decoder.blocks.1.attn.position_bias.0.weight",
     }.items():
-        gradient, theirs = found[mine].grad, record[f"grad.{name}"]
+        gradient, expected = parameters[actual].grad, record[f"grad.{name}"]
         assert gradient is not None
-        close(gradient, theirs, atol=1e-3 * theirs.abs().max().item())
+        close(gradient, expected, atol=1e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
@@ -165,20 +167,20 @@ def test_windows_are_the_recorded_ones(path: Path) -> None:
     close(offsets.flatten(0, 1), record["swin.rel_coords_log"])
     bias = decoder.blocks[0].attn.position_bias(offsets).permute(2, 0, 1)
     close(bias[None], record["swin.rel_bias_block0"])
-    heard = decoder._mask(torch.empty(1, *grid, 1), decoder.shift, None)
-    assert heard is not None
-    assert torch.equal(heard[0, :, 0], record["swin.attn_mask_block1"] == 0)
+    attended = decoder._mask(torch.empty(1, *grid, 1), decoder.shift, None)
+    assert attended is not None
+    assert torch.equal(attended[0, :, 0], record["swin.attn_mask_block1"] == 0)
 
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_what_decays_is_what_was_recorded(path: Path) -> None:
     whole = objective(path)
     groups = parameter_groups(whole.named_parameters(), Optim(weight_decay=1e-4), layers=whole)
-    mine = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    actual = {name: group["weight_decay"] for group in groups for name in group["names"]}
     for group in sidecar(path)["adamw_groups"]:
         for name in group["names"]:
-            assert mine.pop(ours(name)) == group["weight_decay"], name
-    assert not mine
+            assert actual.pop(local_name(name)) == group["weight_decay"], name
+    assert not actual
 
 
 @pytest.mark.parametrize("path", RANDOM, ids=lambda path: path.stem)
@@ -195,20 +197,20 @@ def test_as_many_patches_stay_visible_as_recorded(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_defaults_are_those_of_the_published_run(path: Path) -> None:
-    told, ours = sidecar(path)["config"], AudioMAEMethod()
-    assert ours.hidden_ratio == told["mask_ratio"] and ours.normalized is told["norm_pix_loss"]
-    assert list(ours.decoder.window) == told["window"] and ours.decoder.shift == (2, 0)
+    meta, ours = sidecar(path)["config"], AudioMAEMethod()
+    assert ours.hidden_ratio == meta["mask_ratio"] and ours.normalized is meta["norm_pix_loss"]
+    assert list(ours.decoder.window) == meta["window"] and ours.decoder.shift == (2, 0)
     assert (ours.decoder.depth, ours.decoder.heads) == (16, 16)
 
 
 # ---- what the released code does not promise ----
 
 
-def small(attention: str = "local", **told: Any) -> AudioMAEPretraining:
+def small(attention: str = "local", **changes: Any) -> AudioMAEPretraining:
     torch.manual_seed(0)
     config = AudioMAEConfig(embed_dim=32, depth=2, num_heads=2)
     decoder = DecoderSettings(attention=attention, width=32, depth=4, heads=4)
-    method = AudioMAEMethod(decoder=decoder, **told)
+    method = AudioMAEMethod(decoder=decoder, **changes)
     return AudioMAEPretraining(config, method, AudioMAEFeatureExtractor(), frames=256, seed=1)
 
 
@@ -236,22 +238,22 @@ def test_a_clips_loss_does_not_depend_on_its_padding(
     attention: str, masking: str, columns: int
 ) -> None:
     method = small(attention, masking=masking).eval()
-    keys, real = clip_keys(0, 0, torch.tensor([5]), 1), torch.tensor([columns])
+    keys, valid_columns = clip_keys(0, 0, torch.tensor([5]), 1), torch.tensor([columns])
     spectrogram = torch.randn(1, columns * 16, 128)
-    found = []
+    losses = []
     for longest, filling in ((columns, 0.0), (16, 0.0), (16, 100.0), (23, -7.0)):
         padding = torch.full((1, (longest - columns) * 16, 128), filling)
-        masks = method.method.sample_masks(keys, (longest, 8), real)
+        masks = method.method.sample_masks(keys, (longest, 8), valid_columns)
         assert (
             masks.hidden.sum() + (1 if masks.visible_valid is None else masks.visible_valid).sum()
             == columns * 8
         )
         padded = torch.cat([spectrogram, padding], dim=1)
         valid = torch.arange(longest * 8)[None] < columns * 8
-        found.append(method.losses(padded, masks, valid=valid)["loss"])
-    assert found[0] > 0
-    for other in found[1:]:
-        close(other, found[0], atol=1e-5)
+        losses.append(method.losses(padded, masks, valid=valid)["loss"])
+    assert losses[0] > 0
+    for other in losses[1:]:
+        close(other, losses[0], atol=1e-5)
 
 
 def test_grid_masks_hide_whole_columns_and_rows_and_no_padding() -> None:
@@ -325,12 +327,12 @@ def test_half_the_digits_give_nearly_the_same_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("changes", "sentence"),
     [
         ({"width": 100}, "decoder.width=100 is not divisible by 4 and decoder.heads=16"),
         ({"shift": (4, 0)}, "expected at least 0 and less than decoder.window"),
     ],
 )
-def test_decoders_that_cannot_be_are_refused(told: dict[str, Any], sentence: str) -> None:
+def test_decoders_that_cannot_be_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        DecoderSettings(**told)
+        DecoderSettings(**changes)

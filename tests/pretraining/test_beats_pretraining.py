@@ -66,9 +66,9 @@ CODES = RandomTokenizerSettings(codes=64, width=32)
 LITERAL = RandomTokenizerSettings(input_norm="none", projection_norm="none", code_norm="none")
 
 
-def small(frames: int = 256, **told: Any) -> BEATsPretraining:
+def small(frames: int = 256, **changes: Any) -> BEATsPretraining:
     torch.manual_seed(0)
-    method = BEATsMethod(**{"random": CODES, "predictor_layers": 2} | told)
+    method = BEATsMethod(**{"random": CODES, "predictor_layers": 2} | changes)
     return BEATsPretraining(SMALL, method, FEATURES, frames=frames, seed=1)
 
 
@@ -89,14 +89,14 @@ def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
     )
 
 
-def close(ours: Tensor, theirs: Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+def close(model: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(model, expected, rtol=0, atol=atol)
 
 
-# ---- the drawn tokenizer ----
+# ---- the random tokenizer ----
 
 
-def drawn(settings: RandomTokenizerSettings, seed: int = 0) -> RandomTokenizer:
+def random_tokenizer(settings: RandomTokenizerSettings, seed: int = 0) -> RandomTokenizer:
     return RandomTokenizer(settings, FEATURES, patch=16, seed=seed)
 
 
@@ -109,11 +109,11 @@ def test_taken_literally_the_paper_uses_few_codes_and_normalized_many(data: Path
     patches = spectrogram.unflatten(2, (-1, 16)).unflatten(1, (-1, 16))
     loud = (patches.var(dim=(2, 4)) > 1e-8).flatten(1).float()
     both_l2 = RandomTokenizerSettings(input_norm="none")
-    found = [
-        code_usage(drawn(settings)(spectrogram).flatten(1), loud, 1024)
+    results = [
+        code_usage(random_tokenizer(settings)(spectrogram).flatten(1), loud, 1024)
         for settings in (LITERAL, both_l2, RandomTokenizerSettings())
     ]
-    literal, on_sphere, recommended = ({n: x.item() for n, x in told.items()} for told in found)
+    literal, on_sphere, recommended = ({n: x.item() for n, x in meta.items()} for meta in results)
     assert literal["used"] < 100 and literal["perplexity"] < 15 and literal["majority"] > 0.2
     assert literal["perplexity"] < on_sphere["perplexity"] / 3
     assert 300 < on_sphere["used"] < 800
@@ -123,35 +123,35 @@ def test_taken_literally_the_paper_uses_few_codes_and_normalized_many(data: Path
 
 @pytest.mark.parametrize("input_norm", ["none", "patch", "dim"])
 @pytest.mark.parametrize("projection_norm", ["none", "l2", "layernorm"])
-def test_drawn_labels_depend_on_the_seed_and_on_no_neighbour(
+def test_random_labels_depend_on_the_seed_and_on_no_neighbor(
     input_norm: Any, projection_norm: Any
 ) -> None:
     settings = RandomTokenizerSettings(input_norm=input_norm, projection_norm=projection_norm)
     clips, columns = torch.randn(2, 160, 128), torch.tensor([10, 4])
-    real = (torch.arange(10) < columns[:, None]).repeat_interleave(8, dim=1)
-    labels = drawn(settings)(clips, real)
+    valid = (torch.arange(10) < columns[:, None]).repeat_interleave(8, dim=1)
+    labels = random_tokenizer(settings)(clips, valid)
     assert labels.shape == (2, 10, 8) and (labels[1, 4:] == -1).all()
-    alone = drawn(settings)(clips[1:, :64])
+    alone = random_tokenizer(settings)(clips[1:, :64])
     assert torch.equal(labels[1, :4], alone[0])
     clips[1, 64:] = 100.0
-    assert torch.equal(drawn(settings)(clips, real), labels)
-    assert not torch.equal(drawn(settings, seed=1)(clips, real), labels)
+    assert torch.equal(random_tokenizer(settings)(clips, valid), labels)
+    assert not torch.equal(random_tokenizer(settings, seed=1)(clips, valid), labels)
 
 
 def test_loudness_changes_no_label_where_patches_are_normalized() -> None:
     clip = torch.randn(1, 64, 128)
-    recommended = drawn(RandomTokenizerSettings())
+    recommended = random_tokenizer(RandomTokenizerSettings())
     assert torch.equal(recommended(clip + 0.7), recommended(clip))
-    literal = drawn(LITERAL)
+    literal = random_tokenizer(LITERAL)
     assert not torch.equal(literal(clip + 0.7), literal(clip))
 
 
 def test_silence_has_one_name() -> None:
     silence = torch.full((1, 64, 128), -1.2543)
-    assert drawn(RandomTokenizerSettings())(silence).unique().numel() == 1
+    assert random_tokenizer(RandomTokenizerSettings())(silence).unique().numel() == 1
 
 
-def test_the_drawn_tokenizer_is_part_of_what_is_saved() -> None:
+def test_the_random_tokenizer_is_part_of_what_is_saved() -> None:
     state = small().state_dict()
     assert state["tokenizer.codes"].shape == (64, 32)
     assert state["tokenizer.projection"].shape == (256, 32)
@@ -172,109 +172,111 @@ def log_mel_batch(spectrogram: Tensor, columns: Tensor | None = None) -> LogMelB
 @pytest.mark.parametrize("columns", [1, 3, 12])
 @torch.no_grad()
 def test_a_clips_loss_does_not_depend_on_its_padding(columns: int, fill: str) -> None:
-    ours = small(fill=fill, label_smoothing=0.1).eval()
-    keys, real = clip_keys(0, 0, torch.tensor([5]), 1), torch.tensor([columns])
+    model = small(fill=fill, label_smoothing=0.1).eval()
+    keys, valid = clip_keys(0, 0, torch.tensor([5]), 1), torch.tensor([columns])
     spectrogram = torch.randn(1, columns * 16, 128)
     labels = torch.randint(0, 64, (1, columns, 8))
-    found = []
+    results = []
     for longest, filling in ((columns, 0.0), (16, 0.0), (16, 100.0), (23, -7.0)):
         behind = torch.full((1, (longest - columns) * 16, 128), filling)
         nothing = torch.full((1, longest - columns, 8), -1)
-        masks = random_masks(keys, (longest, 8), hidden_ratio=0.75, valid_columns=real)
-        batch = log_mel_batch(torch.cat([spectrogram, behind], dim=1), real)
-        found.append(ours.losses(batch, masks, torch.cat([labels, nothing], dim=1)))
-    for name, first in found[0].items():
-        for other in found[1:]:
+        masks = random_masks(keys, (longest, 8), hidden_ratio=0.75, valid_columns=valid)
+        batch = log_mel_batch(torch.cat([spectrogram, behind], dim=1), valid)
+        results.append(model.losses(batch, masks, torch.cat([labels, nothing], dim=1)))
+    for name, first in results[0].items():
+        for other in results[1:]:
             close(other[name], first, atol=2e-5)
-    assert found[0]["loss"] > 0
+    assert results[0]["loss"] > 0
 
 
-def masks_of(ours: BEATsPretraining, batch: Batch) -> Masks:
-    found: list[Masks] = []
-    ours.losses = lambda heard, masks, labels: found.append(masks) or {}  # type: ignore[method-assign]
-    ours(batch, torch.Generator())
-    return found[0]
+def masks_of(model: BEATsPretraining, batch: Batch) -> Masks:
+    results: list[Masks] = []
+    model.losses = lambda log_mel, masks, labels: results.append(masks) or {}  # type: ignore[method-assign]
+    model(batch, torch.Generator())
+    return results[0]
 
 
-def test_of_ten_seconds_124_patches_are_seen() -> None:
+def test_of_ten_seconds_124_patches_are_visible() -> None:
     masks = masks_of(small(frames=1_024), noise_batch([1], seconds=10.0))
     assert masks.visible.shape == (1, 1, 124) and masks.n_patches == 496
 
 
 @torch.no_grad()
-def test_the_student_hears_the_visible_patches_alone_in_their_order() -> None:
-    ours = small().eval()
+def test_the_student_encodes_the_visible_patches_alone_in_their_order() -> None:
+    model = small().eval()
     masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
     spectrogram = torch.randn(1, 256, 128)
-    seen = ours.encode_visible(spectrogram, masks)
-    assert seen.shape == (1, 32, 32)
-    inside = ours.student.model
-    close(seen, inside(inside.embed(spectrogram)[:, masks.visible[0, 0]])[0])
+    visible = model.encode_visible(spectrogram, masks)
+    assert visible.shape == (1, 32, 32)
+    inside = model.student.model
+    close(visible, inside(inside.embed(spectrogram)[:, masks.visible[0, 0]])[0])
     changed = spectrogram.view(1, 16, 16, 8, 16).clone()
     hidden = masks.hidden[0, 0].view(16, 8)
     changed[:, :, :] += 50 * hidden[None, :, None, :, None]
-    assert torch.equal(ours.encode_visible(changed.view(1, 256, 128), masks), seen)
-    decoder_input = ours.decoder_input(seen, masks)
+    assert torch.equal(model.encode_visible(changed.view(1, 256, 128), masks), visible)
+    decoder_input = model.decoder_input(visible, masks)
     assert decoder_input[0, masks.hidden[0, 0]].eq(0).all()
-    assert torch.equal(decoder_input[0, masks.visible[0, 0]], seen[0])
+    assert torch.equal(decoder_input[0, masks.visible[0, 0]], visible[0])
 
 
 @torch.no_grad()
 def test_labels_are_those_of_the_whole_clip_without_a_mask() -> None:
-    ours, batch = small().eval(), noise_batch([1, 2])
+    model, batch = small().eval(), noise_batch([1, 2])
     spectrograms = batch_log_mel(FEATURES, batch, 256)
-    assert torch.equal(ours.labels(batch, spectrograms), drawn(CODES, seed=1)(spectrograms.values))
+    assert torch.equal(
+        model.labels(batch, spectrograms), random_tokenizer(CODES, seed=1)(spectrograms.values)
+    )
 
 
 def test_numbers_beside_the_loss_are_what_they_say() -> None:
-    ours = small().eval()
+    model = small().eval()
     masks = random_masks(clip_keys(0, 0, torch.arange(4), 1), (4, 8), hidden_ratio=0.75)
     labels = torch.full((4, 4, 8), 7)
     labels[0] = 9
     with torch.no_grad():
-        ours.predictor.model.head.weight.zero_()
-        ours.predictor.model.head.bias.zero_()[7] = 3.0
-        told = ours.losses(log_mel_batch(torch.randn(4, 64, 128)), masks, labels)
-    assert told["accuracy"] == told["visible_accuracy"] == told["target_majority"] == 0.75
-    assert told["target_used"] == 2 and told["prediction_used"] == 1
-    close(told["prediction_perplexity"], torch.tensor(1.0))
-    close(told["target_perplexity"].log(), torch.tensor(0.562335))  # of 3/4 and 1/4
+        model.predictor.model.head.weight.zero_()
+        model.predictor.model.head.bias.zero_()[7] = 3.0
+        metrics = model.losses(log_mel_batch(torch.randn(4, 64, 128)), masks, labels)
+    assert metrics["accuracy"] == metrics["visible_accuracy"] == metrics["target_majority"] == 0.75
+    assert metrics["target_used"] == 2 and metrics["prediction_used"] == 1
+    close(metrics["prediction_perplexity"], torch.tensor(1.0))
+    close(metrics["target_perplexity"].log(), torch.tensor(0.562335))  # of 3/4 and 1/4
 
 
-def test_label_smoothing_keeps_a_sure_guess_from_being_free() -> None:
-    found = []
+def test_label_smoothing_keeps_a_sure_prediction_from_being_free() -> None:
+    results = []
     for smoothing in (0.0, 0.1):
-        ours = small(label_smoothing=smoothing).eval()
+        model = small(label_smoothing=smoothing).eval()
         with torch.no_grad():
-            ours.predictor.model.head.weight.zero_()
-            ours.predictor.model.head.bias.zero_()[7] = 20.0
+            model.predictor.model.head.weight.zero_()
+            model.predictor.model.head.bias.zero_()[7] = 20.0
             masks = random_masks(clip_keys(0, 0, torch.arange(1), 1), (4, 8), hidden_ratio=0.75)
             labels = torch.full((1, 4, 8), 7)
-            found.append(
-                ours.losses(log_mel_batch(torch.randn(1, 64, 128)), masks, labels)["loss"].item()
+            results.append(
+                model.losses(log_mel_batch(torch.randn(1, 64, 128)), masks, labels)["loss"].item()
             )
-    assert found[0] < 1e-4 and found[1] == pytest.approx(0.1 * 20 * 63 / 64, rel=1e-3)
+    assert results[0] < 1e-4 and results[1] == pytest.approx(0.1 * 20 * 63 / 64, rel=1e-3)
 
 
 def test_a_token_that_learns_may_stand_for_hidden_patches() -> None:
     assert small().mask_token is None
-    ours = small(fill="learned").train()
-    ours(noise_batch([1, 2]), torch.Generator())["loss"].backward()
-    assert ours.mask_token is not None and ours.mask_token.grad is not None
+    model = small(fill="learned").train()
+    model(noise_batch([1, 2]), torch.Generator())["loss"].backward()
+    assert model.mask_token is not None and model.mask_token.grad is not None
     masks = random_masks(clip_keys(0, 0, torch.tensor([5]), 1), (16, 8), hidden_ratio=0.75)
-    decoder_input = ours.decoder_input(torch.zeros(1, 32, 32), masks)
-    assert decoder_input[0, masks.hidden[0, 0]].eq(ours.mask_token).all()
+    decoder_input = model.decoder_input(torch.zeros(1, 32, 32), masks)
+    assert decoder_input[0, masks.hidden[0, 0]].eq(model.mask_token).all()
 
 
 def test_the_predictor_begins_as_the_encoder_does() -> None:
     torch.manual_seed(0)
     config = BEATsConfig.named("small", encoder_layers=3)
-    ours = BEATsPretraining(config, BEATsMethod(), FEATURES, frames=256)
-    theirs = dict(ours.student.named_parameters())
-    for name, mine in ours.predictor.named_parameters():
+    model = BEATsPretraining(config, BEATsMethod(), FEATURES, frames=256)
+    expected = dict(model.student.named_parameters())
+    for name, parameter in model.predictor.named_parameters():
         if ".blocks." in name or "relative_bias" in name:
-            close(mine.std(), theirs[name].std(), atol=2e-3)
-    assert ours.predictor.config.residual_scale == 6**0.25
+            close(parameter.std(), expected[name].std(), atol=2e-3)
+    assert model.predictor.config.residual_scale == 6**0.25
 
 
 def test_two_sources_of_labels_are_refused() -> None:
@@ -282,15 +284,15 @@ def test_two_sources_of_labels_are_refused() -> None:
         BEATsMethod(tokenizer="a", labels="b")
 
 
-def train(ours: nn.Module, corpus: Corpus, *, steps: int, batch: int) -> list[float]:
+def train(model: nn.Module, corpus: Corpus, *, steps: int, batch: int) -> list[float]:
     """The losses of a few steps on a corpus."""
     training = Training(steps=steps, batch=batch, log_every=1, device="cpu")
     optim = Optim(lr=3e-3, warmup=3, betas=(0.9, 0.98), weight_decay=0.01, clip=1.0)
-    groups = parameter_groups(ours.train().named_parameters(), optim, layers=ours.train())
+    groups = parameter_groups(model.train().named_parameters(), optim, layers=model.train())
     batches = ClipBatches(corpus, ClipSettings(seconds=1.28, crop="random"), batch=batch, seed=0)
     losses: list[float] = []
     fit(
-        ours,  # type: ignore[arg-type]
+        model,  # type: ignore[arg-type]
         training_batches(batches, start=0, stop=steps),
         adamw(groups, optim),
         training,
@@ -317,13 +319,13 @@ def tokenizer(codes: int = 24) -> Tokenizer:
     return Tokenizer(BEATsModel(SMALL), projection(SMALL, 8), book, FEATURES).frozen()
 
 
-def as_a_run(found: Tokenizer, out: Path) -> str:
+def as_a_run(made: Tokenizer, out: Path) -> str:
     """The folder that a run would leave of a tokenizer."""
     folder = out / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)
-    save(found.encoder, found.features, folder)
+    save(made.encoder, made.features, folder)
     save_file(
-        {n.replace("encoder.", "student.", 1): x for n, x in found.state_dict().items()},
+        {n.replace("encoder.", "student.", 1): x for n, x in made.state_dict().items()},
         folder / "objective.safetensors",
     )
     return str(out)
@@ -350,38 +352,38 @@ def heard_clips(corpus: Corpus, seconds: float = 1.28) -> Batch:
 def test_stored_labels_are_those_that_the_tokenizer_gives_while_training(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    place = as_a_run(tokenizer(), tmp_path / "run")
-    done = tokenize(corpus, load_tokenizer(place), tmp_path / "labels", seconds=1.28, batch=3)
+    folder = as_a_run(tokenizer(), tmp_path / "run")
+    done = tokenize(corpus, load_tokenizer(folder), tmp_path / "labels", seconds=1.28, batch=3)
     assert (done.done, done.skipped, done.failed) == (7, 0, [])
     batch = heard_clips(corpus)
-    there = small(frames=128, labels=str(tmp_path / "labels")).eval()
-    here = small(frames=128, tokenizer=place).eval()
+    stored = small(frames=128, labels=str(tmp_path / "labels")).eval()
+    direct = small(frames=128, tokenizer=folder).eval()
     spectrograms = batch_log_mel(FEATURES, batch, 128)
-    assert there.labels(batch, spectrograms).unique().numel() > 8
-    assert torch.equal(there.labels(batch, spectrograms), here.labels(batch, spectrograms))
-    losses = [ours(batch, torch.Generator())["loss"] for ours in (there, here)]
+    assert stored.labels(batch, spectrograms).unique().numel() > 8
+    assert torch.equal(stored.labels(batch, spectrograms), direct.labels(batch, spectrograms))
+    losses = [model(batch, torch.Generator())["loss"] for model in (stored, direct)]
     assert torch.equal(*losses)
-    assert here.count == there.count == 24
-    assert not any(name.startswith("tokenizer.") for name in there.state_dict())
+    assert direct.count == stored.count == 24
+    assert not any(name.startswith("tokenizer.") for name in stored.state_dict())
 
 
 def test_a_frozen_tokenizer_stays_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
-    ours = small(frames=128, tokenizer=as_a_run(tokenizer(), tmp_path / "run"))
-    before = {name: x.clone() for name, x in ours.tokenizer.state_dict().items()}  # type: ignore[union-attr]
-    train(ours, corpus, steps=2, batch=2)
-    assert not ours.tokenizer.training  # type: ignore[union-attr]
-    after = ours.tokenizer.state_dict()  # type: ignore[union-attr]
+    model = small(frames=128, tokenizer=as_a_run(tokenizer(), tmp_path / "run"))
+    before = {name: x.clone() for name, x in model.tokenizer.state_dict().items()}  # type: ignore[union-attr]
+    train(model, corpus, steps=2, batch=2)
+    assert not model.tokenizer.training  # type: ignore[union-attr]
+    after = model.tokenizer.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(x, before[name]) for name, x in after.items())
 
 
-def test_a_tokenizer_hears_with_its_own_statistics(tmp_path: Path) -> None:
-    found = tokenizer()
-    found.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
-    ours, batch = small(tokenizer=as_a_run(found, tmp_path / "run")).eval(), noise_batch([1])
-    expected = found(batch_log_mel(found.features, batch, 256).values)
+def test_a_tokenizer_uses_its_own_statistics(tmp_path: Path) -> None:
+    made = tokenizer()
+    made.features = BEATsFeatureExtractor(mean=10.0, std=4.0)
+    model, batch = small(tokenizer=as_a_run(made, tmp_path / "run")).eval(), noise_batch([1])
+    expected = made(batch_log_mel(made.features, batch, 256).values)
     spectrograms = batch_log_mel(FEATURES, batch, 256)
-    assert torch.equal(ours.labels(batch, spectrograms), expected)
-    assert not torch.equal(found(spectrograms.values), expected)
+    assert torch.equal(model.labels(batch, spectrograms), expected)
+    assert not torch.equal(made(spectrograms.values), expected)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -398,10 +400,10 @@ def test_a_job_that_was_killed_goes_on_after_its_last_part(
 
     made = itertools.count(1)
 
-    def until_killed(*told: Any) -> Any:
+    def until_killed(*meta: Any) -> Any:
         if next(made) == 5:
             raise KeyboardInterrupt
-        return labels_of(*told)
+        return labels_of(*meta)
 
     labels_of = labels._labels
     monkeypatch.setattr(labels, "_labels", until_killed)
@@ -419,14 +421,14 @@ def test_a_clip_that_cannot_be_read_is_named_and_tried_again(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     path = Path(corpus.clips[2].path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     path.write_bytes(b"no sound")
     out = tmp_path / "labels"
     first = tokenize(corpus, tokenizer(), out, seconds=1.28)
     assert first.done == 6 and len(first.failed) == 1 and path.name in first.failed[0]
     batch = heard_clips(Corpus("others", corpus.clips[:2]))
     assert (StoredLabels(out).lookup(batch, (4, 8)) >= -1).all()
-    path.write_bytes(whole)
+    path.write_bytes(content)
     with pytest.raises(DataError, match=f"has no labels of .*{path.stem}"):
         StoredLabels(out).lookup(heard_clips(corpus), (8, 8))
     second = tokenize(corpus, tokenizer(), out, seconds=1.28)
@@ -476,29 +478,29 @@ def test_the_command_writes_labels_and_names_what_it_cannot_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    place, out = as_a_run(tokenizer(), tmp_path / "run"), tmp_path / "labels"
+    folder, out = as_a_run(tokenizer(), tmp_path / "run"), tmp_path / "labels"
     spoilt = Path(corpus.clips[0].path)
     spoilt.write_bytes(b"no sound")
 
-    def eat(*words: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr("sys.argv", ["eat", *words])
+    def eat(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["eat", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
 
-    words = ["tokenize", str(spoilt.parent), "--tokenizer", place, "--device", "cpu"]
-    code, said, err = eat(*words, "-o", str(out), "--seconds", "1.28")
-    assert code == 2 and f"{out}: labels of 6 clips, 0 were there already" in said
+    arguments = ["tokenize", str(spoilt.parent), "--tokenizer", folder, "--device", "cpu"]
+    code, output, err = eat(*arguments, "-o", str(out), "--seconds", "1.28")
+    assert code == 2 and f"{out}: labels of 6 clips, 0 were there already" in output
     assert f"skipped: {spoilt}" in err and "1 of the files could not be read" in err
     assert len(StoredLabels(out)) == 6
     written = np.load(out / "part-00000.npy")
     counts = np.unique(written, return_counts=True)[1] / written.size
-    found = label_usage(out)
-    assert found.used == len(counts) and found.majority == pytest.approx(counts.max())
-    assert found.perplexity == pytest.approx(np.exp(-(counts * np.log(counts)).sum()))
-    assert f"{found.used} of {found.codes} codes are used" in said
-    code, _, err = eat(*words[:3], str(tmp_path / "nothing"), "-o", str(out))
+    usage = label_usage(out)
+    assert usage.used == len(counts) and usage.majority == pytest.approx(counts.max())
+    assert usage.perplexity == pytest.approx(np.exp(-(counts * np.log(counts)).sum()))
+    assert f"{usage.used} of {usage.codes} codes are used" in output
+    code, _, err = eat(*arguments[:3], str(tmp_path / "nothing"), "-o", str(out))
     assert code == 2 and "holds no tokenizer" in err
 
 
@@ -511,8 +513,8 @@ def test_the_recipes_have_the_published_schedules() -> None:
         ("beats_iter2", 560, 5e-4),
         ("beats_tokenizer_iter2", 144, 5e-5),
     ):
-        run, words = recipe.load(schema, name), recipe.about(name).command.split()
-        assert run.batch * int(words[words.index("--nproc-per-node") + 1]) == per_step
+        run, arguments = recipe.load(schema, name), recipe.about(name).command.split()
+        assert run.batch * int(arguments[arguments.index("--nproc-per-node") + 1]) == per_step
         assert (run.steps, run.optim.lr, run.optim.schedule) == (400_000, rate, "linear")
         assert (run.optim.betas, run.optim.weight_decay) == ((0.9, 0.98), 0.01)
         assert run.optim.warmup >= 0.08 * run.steps  # shorter ones are said to collapse
@@ -523,9 +525,9 @@ def test_the_recipes_have_the_published_schedules() -> None:
 
 def test_fine_tuning_hands_the_gradients_decay_to_beats_alone() -> None:
     labeled = Corpus("any", [], label_names=("a", "b"))
-    told = finetune.FinetuneRun(gradient_decay=0.3, drop_path=0.1)
-    config = finetune.classifier_config(BEATsConfig(), told, labeled)
+    meta = finetune.FinetuneRun(gradient_decay=0.3, drop_path=0.1)
+    config = finetune.classifier_config(BEATsConfig(), meta, labeled)
     assert isinstance(config, BEATsConfig)
     assert (config.layer_wise_gradient_decay_ratio, config.encoder_layerdrop) == (0.3, 0.1)
     with pytest.raises(SettingError, match="gradient_decay=0.3: an encoder of eat has no"):
-        finetune.classifier_config(EATConfig(), told, labeled)
+        finetune.classifier_config(EATConfig(), meta, labeled)

@@ -76,16 +76,16 @@ def objective(path: Path, batch: int) -> EATPretraining:
             start=cfg["ema_decay"], end=cfg["ema_end_decay"], steps=cfg["ema_anneal_end_step"]
         ),
     )
-    ours = EATPretraining(config, method, EATFeatureExtractor(), frames=image["target_length"])
+    model = EATPretraining(config, method, EATFeatureExtractor(), frames=image["target_length"])
     state = tensors(path.with_name(state_name(path)))
     student = {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
     teacher = {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
-    ours.student.load_state_dict(encoder_names(student))
-    ours.decoder.load_state_dict(decoder_names(student))
-    ours.teacher.load_state_dict(
+    model.student.load_state_dict(encoder_names(student))
+    model.decoder.load_state_dict(decoder_names(student))
+    model.teacher.load_state_dict(
         {k.removeprefix("model."): v for k, v in encoder_names(teacher).items()}
     )
-    return ours
+    return model
 
 
 def state_name(path: Path) -> str:
@@ -106,29 +106,29 @@ def in_recorded_order(tokens: Tensor, ids_keep: Tensor, masks: Masks) -> Tensor:
     return tokens.gather(1, place[..., None].expand_as(tokens))
 
 
-def names(ours: EATPretraining) -> dict[str, nn.Parameter]:
+def names(model: EATPretraining) -> dict[str, nn.Parameter]:
     """Our parameters under the released names."""
-    found = {}
-    for name, parameter in ours.student.model.named_parameters():
+    values = {}
+    for name, parameter in model.student.model.named_parameters():
         plain = name.replace("pre_norm", "context_encoder.norm")
         inside = plain.startswith(("extra_tokens", "local_encoder", "context_encoder"))
-        found[("modality_encoders.IMAGE." if inside else "") + plain] = parameter
-    for name, parameter in ours.decoder.named_parameters():
+        values[("modality_encoders.IMAGE." if inside else "") + plain] = parameter
+    for name, parameter in model.decoder.named_parameters():
         layer = name.replace(".weight", ".0.weight").replace(".bias", ".0.bias")
         plain = layer if name.startswith("blocks") else name
-        found["modality_encoders.IMAGE.decoder." + plain] = parameter
-    return found
+        values["modality_encoders.IMAGE.decoder." + plain] = parameter
+    return values
 
 
-def close(ours: Tensor, theirs: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+def close(model: Tensor, expected: Tensor, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(model, expected, rtol=rtol, atol=atol)
 
 
-def close_but_for_a_few(ours: Tensor, theirs: Tensor) -> None:
+def close_but_for_a_few(model: Tensor, expected: Tensor) -> None:
     """Weights after steps of Adam, which makes much of a gradient that is nearly zero."""
-    apart = (ours - theirs).abs()
-    assert apart.mean() < 5e-7 and apart.max() < 1e-4
-    assert int((apart > 2e-6).sum()) <= max(1, apart.numel() // 4_096)
+    difference = (model - expected).abs()
+    assert difference.mean() < 5e-7 and difference.max() < 1e-4
+    assert int((difference > 2e-6).sum()) <= max(1, difference.numel() // 4_096)
 
 
 @pytest.fixture(params=IO, ids=lambda path: path.stem)
@@ -139,8 +139,8 @@ def recorded(request: pytest.FixtureRequest) -> tuple[EATPretraining, dict[str, 
 
 
 def test_every_layer_of_the_student_is_as_released(recorded: Any) -> None:
-    ours, record, _ = recorded
-    student = ours.student.model
+    model, record, _ = recorded
+    student = model.student.model
     source = record["source"][:, 0]
     close(student.local_encoder(source), record["student.patch_embed"])
     if "student.patch_plus_pos" in record:
@@ -163,119 +163,123 @@ def test_every_layer_of_the_student_is_as_released(recorded: Any) -> None:
 
 
 def test_gathering_visible_patches_gives_the_released_tokens(recorded: Any) -> None:
-    ours, record, _ = recorded
+    model, record, _ = recorded
     masks = recorded_masks(record["mask"], len(record["source"]))
-    cls, seen = ours.encode_visible(record["source"][:, 0], masks)
+    cls, visible = model.encode_visible(record["source"][:, 0], masks)
     close(cls, record["cls_pred"])
-    ordered = in_recorded_order(seen, record["ids_keep"], masks)
+    ordered = in_recorded_order(visible, record["ids_keep"], masks)
     close(ordered, record["student.encoder_out"][:, 1:])
 
 
 def test_targets_are_as_released(recorded: Any) -> None:
-    ours, record, _ = recorded
+    model, record, _ = recorded
     source = record["source"][:, 0]
-    _, _, states, updates = ours.teacher(ours.teacher.embed(source))
+    _, _, states, updates = model.teacher(model.teacher.embed(source))
     if "teacher.ctx_out" in record:
         close(states[0], record["teacher.ctx_out"])
     for depth, update in enumerate(updates):
         if f"teacher.block{depth}.ffn" in record:
             close(update, record[f"teacher.block{depth}.ffn"])
-    targets = ours.targets(source)
+    targets = model.targets(source)
     close(targets, record["targets"])
     close(targets.mean(dim=1), record["cls_target"])
 
 
 def test_the_decoder_is_as_released(recorded: Any) -> None:
-    ours, record, _ = recorded
+    model, record, _ = recorded
     source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
-    _, seen = ours.encode_visible(source, masks)
-    noise = torch.zeros(len(seen), masks.n_patches, seen.shape[2])
-    decoder_input = ours.decoder_input(seen, masks, None, noise)
+    _, visible = model.encode_visible(source, masks)
+    noise = torch.zeros(len(visible), masks.n_patches, visible.shape[2])
+    decoder_input = model.decoder_input(visible, masks, None, noise)
     if "student.encoder_out_dense" in record:
         dense = record["student.encoder_out_dense"]
         close(decoder_input[: len(dense)], dense)
     needs(record, "decoder.out")
-    everything = torch.arange(masks.n_patches).expand(len(seen), -1)
-    close(ours.decoder(decoder_input, ours.student.grid(source), everything), record["decoder.out"])
+    everything = torch.arange(masks.n_patches).expand(len(visible), -1)
+    close(
+        model.decoder(decoder_input, model.student.grid(source), everything), record["decoder.out"]
+    )
 
 
 def test_losses_and_gradients_are_as_released(recorded: Any) -> None:
-    ours, record, meta = recorded
+    model, record, meta = recorded
     source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
-    noise = torch.zeros(masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,))
-    losses = ours.losses(source, masks, noise=noise)
+    noise = torch.zeros(masks.hidden.flatten(0, 1).shape + (model.student.config.embed_dim,))
+    losses = model.losses(source, masks, noise=noise)
     losses["loss"].backward()
 
-    known = meta["scalars"]
-    parts = known["loss_parts_over_sample_size"]
-    weight = ours.method.utterance_weight
-    assert losses["loss"].item() == pytest.approx(known["final_loss(=total_sum/sample_size)"], 1e-4)
+    recorded_values = meta["scalars"]
+    parts = recorded_values["loss_parts_over_sample_size"]
+    weight = model.method.utterance_weight
+    assert losses["loss"].item() == pytest.approx(
+        recorded_values["final_loss(=total_sum/sample_size)"], 1e-4
+    )
     assert losses["frame"].item() == pytest.approx(parts["IMAGE_regression"], 1e-4)
     assert weight * losses["utterance"].item() == pytest.approx(parts["cls"], 1e-4)
-    assert losses["prediction_std"].item() == pytest.approx(known["pred_var"], 1e-2)
-    assert losses["target_std"].item() == pytest.approx(known["target_var"], 1e-2)
+    assert losses["prediction_std"].item() == pytest.approx(recorded_values["pred_var"], 1e-2)
+    assert losses["target_std"].item() == pytest.approx(recorded_values["target_var"], 1e-2)
 
     checked = 0
-    for name, parameter in names(ours).items():
+    for name, parameter in names(model).items():
         assert parameter.grad is not None, name
-        norm = known["grad_l2_per_param"][name]
+        norm = recorded_values["grad_l2_per_param"][name]
         assert parameter.grad.norm().item() == pytest.approx(norm, 1e-3), name
         if f"grad.{name}" in record:
-            theirs = record[f"grad.{name}"]
-            limit = 1e-3 * theirs.abs().max().item()
-            close(parameter.grad, theirs, rtol=0, atol=limit)
+            expected = record[f"grad.{name}"]
+            limit = 1e-3 * expected.abs().max().item()
+            close(parameter.grad, expected, rtol=0, atol=limit)
             checked += 1
     assert checked == sum(key.startswith("grad.") for key in record)
 
 
 def test_the_teacher_follows_as_released(recorded: Any) -> None:
-    ours, record, _ = recorded
+    model, record, _ = recorded
     with torch.no_grad():
-        for parameter in ours.student.parameters():
+        for parameter in model.student.parameters():
             delta = 0.01 * (torch.arange(parameter.numel()) % 7 - 3)
             parameter.add_(delta.view_as(parameter))
-    ours.method = ours.method.model_copy(
-        update={"tau": EMASchedule(start=ours.method.tau.start, end=ours.method.tau.start)}
+    model.method = model.method.model_copy(
+        update={"tau": EMASchedule(start=model.method.tau.start, end=model.method.tau.start)}
     )
-    ours.after_step(1)
-    mine = {
+    model.after_step(1)
+    actual = {
         k.replace("model.", "", 1): v
         for k, v in encoder_names(
-            {f"model.{k}": v for k, v in ours.teacher.state_dict().items()}
+            {f"model.{k}": v for k, v in model.teacher.state_dict().items()}
         ).items()
     }
-    theirs = encoder_names(
+    expected = encoder_names(
         {k.removeprefix("ema_after."): v for k, v in record.items() if k.startswith("ema_after.")}
     )
-    if not theirs:
+    if not expected:
         pytest.skip("the recorded set has no ema_after.*")
-    for name, tensor in theirs.items():
-        close(mine[name.removeprefix("model.")], tensor, rtol=1e-5, atol=1e-6)
+    for name, tensor in expected.items():
+        close(actual[name.removeprefix("model.")], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", NOISE, **by_name)
 def test_noise_stands_in_for_hidden_patches_as_released(path: Path) -> None:
-    record, known = tensors(path), sidecar(path)
+    record, recorded_values = tensors(path), sidecar(path)
     io = path.with_name(path.name.replace("_noise", "_io"))
     needs(record, "source", "mask", "mask_noise_dense")
-    ours = objective(io, len(record["source"]))
+    model = objective(io, len(record["source"]))
     masks = recorded_masks(record["mask"], len(record["source"]))
-    losses = ours.losses(record["source"][:, 0], masks, noise=record["mask_noise_dense"].clone())
-    size = known["sample_size"]
-    frame, cls = known["loss_sum"]["IMAGE_regression"], known["loss_sum"]["cls"]
-    assert losses["loss"].item() == pytest.approx(known["final_loss"], 1e-4)
+    losses = model.losses(record["source"][:, 0], masks, noise=record["mask_noise_dense"].clone())
+    size = recorded_values["sample_size"]
+    frame, cls = recorded_values["loss_sum"]["IMAGE_regression"], recorded_values["loss_sum"]["cls"]
+    assert losses["loss"].item() == pytest.approx(recorded_values["final_loss"], 1e-4)
     assert losses["frame"].item() == pytest.approx(frame / size, 1e-4)
-    weighted = losses["utterance"].item() * ours.method.utterance_weight
+    weighted = losses["utterance"].item() * model.method.utterance_weight
     assert weighted == pytest.approx(cls / size, 1e-4)
-    close(ours.targets(record["source"][:, 0]), record["targets"])
+    close(model.targets(record["source"][:, 0]), record["targets"])
 
 
 @pytest.mark.parametrize("path", STEPS, **by_name)
 def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) -> None:
-    record, known = tensors(path), sidecar(path)
+    record, recorded_values = tensors(path), sidecar(path)
     io = tensors(path.with_name(path.name.replace("_train", "_io")))
-    ours = objective(path.with_name(path.name.replace("_train", "_io")), len(io["source"]))
-    rates, adam = known["lr_schedule"], known["optimizer"]
+    model = objective(path.with_name(path.name.replace("_train", "_io")), len(io["source"]))
+    rates, adam = recorded_values["lr_schedule"], recorded_values["optimizer"]
     optim = Optim(
         lr=rates["lr"],
         min_lr=rates["min_lr"],
@@ -286,63 +290,65 @@ def test_four_steps_of_training_end_where_the_released_trainer_ends(path: Path) 
         decay_all=True,
         clip=adam["clip_norm"],
     )
-    groups = parameter_groups(ours.named_parameters(), optim, layers=ours)
+    groups = parameter_groups(model.named_parameters(), optim, layers=model)
     optimizer = adamw(groups, optim)
     masks = recorded_masks(io["mask"], len(io["source"]))
-    shape = masks.hidden.flatten(0, 1).shape + (ours.student.config.embed_dim,)
+    shape = masks.hidden.flatten(0, 1).shape + (model.student.config.embed_dim,)
 
-    for step, told in enumerate(known["steps"]):
+    for step, meta in enumerate(recorded_values["steps"]):
         set_rates(optimizer, optim, step, rates["max_update"])
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(told["lr_used"], 1e-9)
-        losses = ours.losses(io["source"][:, 0], masks, noise=torch.zeros(shape))
-        assert losses["loss"].item() == pytest.approx(told["loss_over_sample_size"], 1e-4)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(meta["lr_used"], 1e-9)
+        losses = model.losses(io["source"][:, 0], masks, noise=torch.zeros(shape))
+        assert losses["loss"].item() == pytest.approx(meta["loss_over_sample_size"], 1e-4)
         losses["loss"].backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
-        assert norm.item() == pytest.approx(told["grad_norm_before_clip"], 1e-4)
+        assert norm.item() == pytest.approx(meta["grad_norm_before_clip"], 1e-4)
         optimizer.step()
         optimizer.zero_grad()
-        if step + 1 < len(known["steps"]):  # the released trainer moves the teacher one step later
-            ours.after_step(step + 1)
+        if step + 1 < len(
+            recorded_values["steps"]
+        ):  # the released trainer moves the teacher one step later
+            model.after_step(step + 1)
 
-    ours_now = names(ours)
-    for name, theirs in record.items():
+    ours_now = names(model)
+    for name, expected in record.items():
         kind, _, parameter = name.partition(".")
         if kind == "student_after":
-            mine = ours_now[parameter].detach()
+            actual = ours_now[parameter].detach()
             if parameter.endswith("qkv.bias"):  # the key's third has no gradient but rounding
-                width = len(theirs) // 3
+                width = len(expected) // 3
                 keep = torch.cat([torch.arange(width), torch.arange(2 * width, 3 * width)])
-                mine, theirs = mine[keep], theirs[keep]
-            close_but_for_a_few(mine, theirs)
+                actual, expected = actual[keep], expected[keep]
+            close_but_for_a_few(actual, expected)
         elif kind == "ema_after":
-            plain = next(iter(encoder_names({parameter: theirs}))).removeprefix("model.")
-            close_but_for_a_few(ours.teacher.state_dict()[plain], theirs)
+            plain = next(iter(encoder_names({parameter: expected}))).removeprefix("model.")
+            close_but_for_a_few(model.teacher.state_dict()[plain], expected)
         elif kind in ("exp_avg", "exp_avg_sq"):
             moment = optimizer.state[ours_now[parameter]][kind]
-            limit = 1e-3 * theirs.abs().max().item()
-            close(moment, theirs, rtol=0, atol=limit)
+            limit = 1e-3 * expected.abs().max().item()
+            close(moment, expected, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("path", IO, **by_name)
 def test_defaults_are_those_of_the_released_run(path: Path) -> None:
     """The recorded run is small, but what it did not change is what the base run used."""
-    cfg, ours = model_config(path), EATMethod()
+    cfg, model = model_config(path), EATMethod()
     image = cfg["modalities"]["image"]
-    assert ours.hidden_ratio == image["mask_prob"] and ours.adjust == image["mask_prob_adjust"]
-    assert ours.block == (image["mask_length"], image["mask_length"])
-    assert (ours.tau.start, ours.tau.end) == (cfg["ema_decay"], cfg["ema_end_decay"])
-    assert ours.tau.steps == cfg["ema_anneal_end_step"]
-    assert ours.utterance_weight == 12 * ours.masks * cfg["cls_loss"]
+    assert model.hidden_ratio == image["mask_prob"] and model.adjust == image["mask_prob_adjust"]
+    assert model.block == (image["mask_length"], image["mask_length"])
+    assert (model.tau.start, model.tau.end) == (cfg["ema_decay"], cfg["ema_end_decay"])
+    assert model.tau.steps == cfg["ema_anneal_end_step"]
+    assert model.utterance_weight == 12 * model.masks * cfg["cls_loss"]
 
 
 # ---- what the released code does not promise ----
 
 
-def small(**told: Any) -> EATPretraining:
+def small(**changes: Any) -> EATPretraining:
     torch.manual_seed(0)
     config = EATConfig(embed_dim=32, depth=2, num_heads=2)
-    method = EATMethod(masks=3, decoder=DecoderSettings(layers=2, groups=4), **told)
+    method = EATMethod(masks=3, decoder=DecoderSettings(layers=2, groups=4), **changes)
     return EATPretraining(config, method, EATFeatureExtractor(), frames=256, seed=1).train()
 
 
@@ -363,62 +369,62 @@ def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
 
 
 def test_a_short_clips_losses_do_not_depend_on_its_padding() -> None:
-    ours = small().eval()
+    model = small().eval()
     keys = clip_keys(0, 0, torch.tensor([5]), 3)
     spectrogram = torch.randn(1, 12 * 16, 128)
     columns = torch.tensor([12])
     alone_masks = inverse_block_masks(keys, (12, 8))
     noise = 0.01 * torch.randn(3, 96, 32)
-    alone = ours.losses(spectrogram, alone_masks, noise=noise.clone())
+    alone = model.losses(spectrogram, alone_masks, noise=noise.clone())
     for filling in (0.0, 100.0):
         padded = torch.cat([spectrogram, torch.full((1, 4 * 16, 128), filling)], dim=1)
         masks = inverse_block_masks(keys, (16, 8), valid_columns=columns)
         longer = torch.cat([noise, torch.full((3, 32, 32), filling)], dim=1)
         valid = torch.arange(128)[None] < 96
-        beside = ours.losses(padded, masks, valid=valid, noise=longer)
+        beside = model.losses(padded, masks, valid=valid, noise=longer)
         for name in ("loss", "frame", "utterance"):
             torch.testing.assert_close(beside[name], alone[name], rtol=1e-5, atol=1e-5)
-    whole = torch.cat([ours.targets(spectrogram), torch.zeros(1, 32, 32)], dim=1)
-    close(ours.targets(padded, valid)[:, :96], whole[:, :96], rtol=1e-5, atol=1e-5)
+    reference = torch.cat([model.targets(spectrogram), torch.zeros(1, 32, 32)], dim=1)
+    close(model.targets(padded, valid)[:, :96], reference[:, :96], rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_of_short_clips_hears_only_the_clips() -> None:
-    ours = small()
-    seen: list[Any] = []
-    losses = ours.losses
-    ours.losses = lambda *a, **kw: seen.append(kw["valid"]) or losses(*a, **kw)
+def test_a_batch_of_short_clips_uses_only_the_clips() -> None:
+    model = small()
+    visible: list[Any] = []
+    losses = model.losses
+    model.losses = lambda *a, **kw: visible.append(kw["valid"]) or losses(*a, **kw)
     batch = noise_batch([1, 2])
     batch.lengths = torch.tensor([16_000, 41_600])
     generator = torch.Generator().manual_seed(0)
-    first = ours(batch, generator)["loss"]
-    assert seen[0].sum(dim=1).tolist() == [7 * 8, 16 * 8]
+    first = model(batch, generator)["loss"]
+    assert visible[0].sum(dim=1).tolist() == [7 * 8, 16 * 8]
     batch.waveforms[0, 16_000:] = 12_345
-    second = ours(batch, generator.manual_seed(0))["loss"]
+    second = model(batch, generator.manual_seed(0))["loss"]
     assert torch.equal(first, second)
 
 
-def test_masks_of_one_clip_differ_when_it_is_seen_several_times() -> None:
+def test_masks_of_one_clip_differ_under_several_masks() -> None:
     keys = clip_keys(1, 0, torch.tensor([5]), 3)
     hidden = EATMethod().sample_masks(keys, (16, 8), None).hidden[0]
     assert not torch.equal(hidden[0], hidden[1])
 
 
-def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_an_utterance_loss_that_is_all_of_the_loss_is_reported_once(tmp_path: Path) -> None:
+    messages: list[str] = []
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
-    log.message = said.append  # type: ignore[method-assign]
+    log.message = messages.append  # type: ignore[method-assign]
     guard = CollapseGuard(small(utterance_weight=2.0), log, after=0)
     healthy = {"loss": 1.0, "frame": 0.6, "utterance": 0.2, "target_std": 1.0}
     guard.write(1, healthy)
-    assert not said
+    assert not messages
     for step in (2, 3):
         guard.write(step, healthy | {"utterance": 0.48})
-    assert len(said) == 1 and "utterance loss is 96%" in said[0]
+    assert len(messages) == 1 and "utterance loss is 96%" in messages[0]
     assert read_log(tmp_path)[0]["optim/tau"] == EATMethod().tau.decay(1)
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("changes", "sentence"),
     [
         ({"decoder": {"groups": 5}}, "decoder.groups=5 does not divide the width 768"),
         ({"average_layers": 13}, "average_layers=13: the encoder has 12 layers"),
@@ -427,9 +433,9 @@ def test_an_utterance_loss_that_is_all_of_the_loss_is_told_once(tmp_path: Path) 
         ({"seed": 10**18}, "less than or equal"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(told: dict[str, Any], sentence: str) -> None:
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        EATRun(**told)
+        EATRun(**changes)
 
 
 # ---- a decoder of another width ----
@@ -450,13 +456,13 @@ def released_decoder(decoder: nn.Module, x: Tensor, grid: tuple[int, int]) -> Te
 @pytest.mark.parametrize("width", [16, 64, None])
 def test_a_decoder_of_another_width_is_as_released(width: int | None) -> None:
     torch.manual_seed(0)
-    ours = Decoder(32, DecoderSettings(layers=3, groups=4, width=width))
-    shapes = [tuple(p.shape) for name, p in ours.named_parameters() if name.endswith("weight")]
+    model = Decoder(32, DecoderSettings(layers=3, groups=4, width=width))
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
     inside = width or 32
     assert shapes[0] == (inside, 8, 3, 3) and shapes[1] == (inside, inside // 4, 3, 3)
     assert shapes[-1] == (32, inside)
     x, everything = torch.randn(2, 40, 32), torch.arange(40).expand(2, -1)
-    close(ours(x, (5, 8), everything), released_decoder(ours, x, (5, 8)), atol=1e-5)
+    close(model(x, (5, 8), everything), released_decoder(model, x, (5, 8)), atol=1e-5)
 
 
 def test_a_narrower_decoder_learns_the_same_from_the_same_seed() -> None:
@@ -464,8 +470,8 @@ def test_a_narrower_decoder_learns_the_same_from_the_same_seed() -> None:
         torch.manual_seed(0)
         method = EATMethod(masks=2, decoder=DecoderSettings(layers=2, groups=4, width=8))
         config = EATConfig(embed_dim=32, depth=1, num_heads=2)
-        ours = EATPretraining(config, method, EATFeatureExtractor(), frames=64)
-        adam = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-3)
+        model = EATPretraining(config, method, EATFeatureExtractor(), frames=64)
+        adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         masks = inverse_block_masks(
             clip_keys(0, torch.zeros(2, dtype=torch.int64), torch.arange(2), 2),
             (4, 8),
@@ -473,15 +479,15 @@ def test_a_narrower_decoder_learns_the_same_from_the_same_seed() -> None:
             block=(2, 2),
             adjust=0.07,
         )
-        found = []
+        values = []
         for _ in range(3):
             noise = torch.Generator().manual_seed(1)
-            loss = ours.losses(torch.ones(2, 64, 128), masks, generator=noise)["loss"]
-            found.append(loss.item())
+            loss = model.losses(torch.ones(2, 64, 128), masks, generator=noise)["loss"]
+            values.append(loss.item())
             loss.backward()
             adam.step()
             adam.zero_grad()
-        return found
+        return values
 
     first = losses()
     assert losses() == first and first[-1] < first[0]

@@ -64,82 +64,82 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(11)
 
 
-def gradients(ours: EATPretraining, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model: EATPretraining, loss: Tensor) -> dict[str, Tensor]:
     """The gradient of a loss by every parameter that learns."""
-    named = {name: p for name, p in ours.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()))
-    return dict(zip(named, found, strict=True))
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    values = torch.autograd.grad(loss, list(named.values()))
+    return dict(zip(named, values, strict=True))
 
 
-def our_gradients(ours: EATPretraining, batch: Batch) -> dict[str, Tensor]:
-    return gradients(ours, ours(batch, generator())["loss"])
+def our_gradients(model: EATPretraining, batch: Batch) -> dict[str, Tensor]:
+    return gradients(model, model(batch, generator())["loss"])
 
 
-def masks_of(ours: EATPretraining, batch: Batch) -> Masks:
+def masks_of(model: EATPretraining, batch: Batch) -> Masks:
     keys = clip_keys(SEED, batch.epochs, batch.clips, CLONES)
-    return inverse_block_masks(keys, (FRAMES // 16, 8), hidden_ratio=ours.method.hidden_ratio)
+    return inverse_block_masks(keys, (FRAMES // 16, 8), hidden_ratio=model.method.hidden_ratio)
 
 
-def released_gradients(ours: EATPretraining, batch: Batch) -> dict[str, Tensor]:
-    """The step of the released trainer on one process, from our targets, guesses and CLS tokens.
+def released_gradients(model: EATPretraining, batch: Batch) -> dict[str, Tensor]:
+    """Gradients of the released trainer on one process, of our targets, predictions and CLS.
 
     Both losses keep their sum over channels, divided by sqrt(D); each is summed over all that it
     has, after "cls_loss: 1" and the sample size (the number of hidden patches) went into the
     utterance loss; at last the gradient is divided by the sample size.
     """
-    spectrogram = ours.features.log_mel(batch.waveforms, batch.lengths, frames=FRAMES).values
-    masks = masks_of(ours, batch)
+    spectrogram = model.features.log_mel(batch.waveforms, batch.lengths, frames=FRAMES).values
+    masks = masks_of(model, batch)
     hidden = masks.hidden.flatten(0, 1)  # (R, N)
     noise = torch.empty(*hidden.shape, WIDTH)
-    noise.normal_(0.0, ours.method.mask_noise, generator=generator())
+    noise.normal_(0.0, model.method.mask_noise, generator=generator())
 
-    y = ours.targets(spectrogram).repeat_interleave(CLONES, dim=0)  # (R, N, D)
-    cls, seen = ours.encode_visible(spectrogram, masks)
+    y = model.targets(spectrogram).repeat_interleave(CLONES, dim=0)  # (R, N, D)
+    cls, visible = model.encode_visible(spectrogram, masks)
     everything = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
-    prediction = ours.decoder(
-        ours.decoder_input(seen, masks, None, noise), (FRAMES // 16, 8), everything
+    prediction = model.decoder(
+        model.decoder_input(visible, masks, None, noise), (FRAMES // 16, 8), everything
     )
 
     sample_size = hidden.sum().item()
     regression = (prediction[hidden] - y[hidden]).square().sum(dim=-1) / WIDTH**0.5
     utterance = (cls - y.mean(dim=1)).square().sum(dim=-1) / WIDTH**0.5 * sample_size
     total = regression.sum() + utterance.sum()
-    return {name: g / sample_size for name, g in gradients(ours, total).items()}
+    return {name: g / sample_size for name, g in gradients(model, total).items()}
 
 
-def mean_of(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]}
+def mean_of(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([one[name] for one in values]).mean(dim=0) for name in values[0]}
 
 
-def differ(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+def differ(model: dict[str, Tensor], released: dict[str, Tensor]) -> list[str]:
     """The parameters whose gradients are not the same."""
-    assert ours.keys() == theirs.keys()
-    largest = max(gradient.abs().max().item() for gradient in theirs.values())
+    assert model.keys() == released.keys()
+    largest = max(gradient.abs().max().item() for gradient in released.values())
     return [
         name
-        for name, gradient in theirs.items()
-        if (ours[name] - gradient).abs().max()
+        for name, gradient in released.items()
+        if (model[name] - gradient).abs().max()
         > TOLERANCE * gradient.abs().max() + ROUNDING * largest
     ]
 
 
 def test_at_12_clips_x_16_masks_every_gradient_is_that_of_the_released_loss() -> None:
-    ours = objective(mask_noise=0.01)
+    model = objective(mask_noise=0.01)
     batch = clips(range(CLIPS))
-    assert differ(our_gradients(ours, batch), released_gradients(ours, batch)) == []
+    assert differ(our_gradients(model, batch), released_gradients(model, batch)) == []
 
 
 def test_the_released_loss_means_something_else_at_48_clips() -> None:
     """Why the weight is written down: theirs follows the batch, four times as much here."""
     batch = clips(range(4 * CLIPS))
-    theirs = released_gradients(objective(), batch)
-    assert differ(our_gradients(objective(), batch), theirs) != []
-    assert differ(our_gradients(objective(utterance_weight=4 * 192.0), batch), theirs) == []
+    released = released_gradients(objective(), batch)
+    assert differ(our_gradients(objective(), batch), released) != []
+    assert differ(our_gradients(objective(utterance_weight=4 * 192.0), batch), released) == []
 
 
 def test_a_step_of_48_clips_is_the_mean_of_four_steps_of_12() -> None:
-    ours = objective()
+    model = objective()
     parts = [
-        our_gradients(ours, clips(range(first, first + CLIPS))) for first in range(0, 48, CLIPS)
+        our_gradients(model, clips(range(first, first + CLIPS))) for first in range(0, 48, CLIPS)
     ]
-    assert differ(our_gradients(ours, clips(range(48))), mean_of(parts)) == []
+    assert differ(our_gradients(model, clips(range(48))), mean_of(parts)) == []

@@ -1,4 +1,4 @@
-"""What holds for every method of pre-training: its loss, its draws, its steps, what it tells."""
+"""What holds for every method of pre-training: its loss, its masks, its steps, its metrics."""
 
 import contextlib
 import io
@@ -62,7 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "utterance_weight": 1.0,
     },
 }
-"""Tiny forms of methods, without what is drawn for a batch and not for a clip."""
+"""Tiny forms of methods, without random numbers per batch."""
 HEALTH: dict[str, dict[str, tuple[float, float]]] = {
     "audiomae": {"prediction_std": (1.0, 0.01)},
     "beats": {"target_perplexity": (9.0, 1.1), "prediction_perplexity": (9.0, 1.0)},
@@ -88,30 +88,30 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
     SMALL["beats_tokenizer"]["teacher"] = str(folder)
 
 
-def settings(method: str, **told: Any) -> PretrainRun:
+def settings(method: str, **changes: Any) -> PretrainRun:
     kind = run_settings(method)
-    return kind.model_validate({"method": method} | SHARED | SMALL[method] | told)
+    return kind.model_validate({"method": method} | SHARED | SMALL[method] | changes)
 
 
-def objective(method: str, **told: Any) -> Pretraining:
+def objective(method: str, **changes: Any) -> Pretraining:
     """A tiny objective, the same at every call."""
     torch.manual_seed(SEED)
-    asked = settings(method, **told)
-    frames = whole_patches(asked.clips.seconds)
-    features = METHODS[asked.config().model_type].feature_extractor()
-    made = asked.build_objective(features, frames=frames)
-    if isinstance(made, TokenizerPretraining):  # not with what the first micro-batch holds
-        made.codebook.initialize(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
-    return made.train()
+    run = settings(method, **changes)
+    frames = whole_patches(run.clips.seconds)
+    features = METHODS[run.config().model_type].feature_extractor()
+    objective_ = run.build_objective(features, frames=frames)
+    if isinstance(objective_, TokenizerPretraining):  # not with what the first micro-batch holds
+        objective_.codebook.initialize(torch.nn.functional.normalize(torch.randn(20, 8), dim=1))
+    return objective_.train()
 
 
 def clips(numbers: list[int], samples: list[int] | None = None, *, epoch: int = 0) -> Batch:
-    """Noise; a number always gives the same clip, `samples` (41,200 if not told) of it."""
+    """Noise; a number always gives the same clip, `samples` (41,200 if not meta) of it."""
     samples = samples or [41_200] * len(numbers)
     waves = torch.zeros(len(numbers), max(samples), dtype=torch.int16)
     for wave, number, count in zip(waves, numbers, samples, strict=True):
-        draws = torch.Generator().manual_seed(number)
-        wave[:count] = torch.randint(-3_000, 3_000, (count,), generator=draws)
+        generator = torch.Generator().manual_seed(number)
+        wave[:count] = torch.randint(-3_000, 3_000, (count,), generator=generator)
     return Batch(
         step=0,
         waveforms=waves,
@@ -121,8 +121,8 @@ def clips(numbers: list[int], samples: list[int] | None = None, *, epoch: int = 
     )
 
 
-def losses(ours: Pretraining, batch: Batch) -> dict[str, Tensor]:
-    return ours(batch, torch.Generator().manual_seed(11))
+def losses(model: Pretraining, batch: Batch) -> dict[str, Tensor]:
+    return model(batch, torch.Generator().manual_seed(11))
 
 
 # ---- the loss ----
@@ -133,18 +133,18 @@ def losses(ours: Pretraining, batch: Batch) -> dict[str, Tensor]:
 def test_the_loss_of_a_batch_is_the_mean_of_its_clips_losses_whatever_their_lengths(
     method: str,
 ) -> None:
-    ours = objective(method).eval()
+    model = objective(method).eval()
     samples = [41_200, 16_000, 9_000]
     batch = clips([1, 2, 3], samples)
-    together = losses(ours, batch)
-    alone = [losses(ours, clips([n], [count])) for n, count in enumerate(samples, start=1)]
+    together = losses(model, batch)
+    alone = [losses(model, clips([n], [count])) for n, count in enumerate(samples, start=1)]
     parts = OF_CLIPS & together.keys()
     assert "loss" in parts
     for name in parts:
         expected = torch.stack([one[name] for one in alone]).mean()
         torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-5)
-    batch.waveforms[1, 16_000:] = 12_345  # of what lies behind a clip nothing is heard
-    torch.testing.assert_close(losses(ours, batch)["loss"], together["loss"], rtol=0, atol=0)
+    batch.waveforms[1, 16_000:] = 12_345  # what lies behind a clip is not used
+    torch.testing.assert_close(losses(model, batch)["loss"], together["loss"], rtol=0, atol=0)
     assert len({round(one["loss"].item(), 4) for one in alone}) == 3
 
 
@@ -157,36 +157,36 @@ def test_accumulating_micro_batches_trains_as_one_batch_of_all_their_clips(metho
             for first in range(0, 24, size):
                 yield clips(list(range(first, first + size)))
 
-        ours = objective(method)
-        asked = settings(method, steps=2, batch=size, accumulate=12 // size, precision="fp32")
-        groups = parameter_groups(ours.named_parameters(), asked.optim, layers=ours)
-        fit(ours, batches(), adamw(groups, asked.optim), asked, asked.optim)
-        return ours.state_dict()
+        model = objective(method)
+        run = settings(method, steps=2, batch=size, accumulate=12 // size, precision="fp32")
+        groups = parameter_groups(model.named_parameters(), run.optim, layers=model)
+        fit(model, batches(), adamw(groups, run.optim), run, run.optim)
+        return model.state_dict()
 
-    ours, theirs, start = trained(3), trained(12), objective(method).state_dict()
-    for name, weights in theirs.items():
-        torch.testing.assert_close(ours[name], weights, rtol=0, atol=2e-6, msg=name)
-    moved = max((ours[name] - start[name]).abs().max().item() for name in start)
+    model, other, start = trained(3), trained(12), objective(method).state_dict()
+    for name, weights in other.items():
+        torch.testing.assert_close(model[name], weights, rtol=0, atol=2e-6, msg=name)
+    moved = max((model[name] - start[name]).abs().max().item() for name in start)
     assert moved > 1e-4  # so the tolerance is small beside what two steps do
 
 
 @each
 def test_every_parameter_that_learns_has_a_gradient(method: str) -> None:
-    ours = objective(method)
-    losses(ours, clips([1, 2]))["loss"].backward()
-    left = [n for n, p in ours.named_parameters() if p.requires_grad and p.grad is None]
+    model = objective(method)
+    losses(model, clips([1, 2]))["loss"].backward()
+    left = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert left == []
 
 
-# ---- what it draws ----
+# ---- its masks ----
 
 
 @each_that_hides
 def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch(method: str) -> None:
-    asked = settings(method)
+    run = settings(method)
 
     def masks(batch: Batch) -> Masks:
-        return asked.sample_masks(clip_keys(SEED, batch.epochs, batch.clips, 1), (16, 8), None)
+        return run.sample_masks(clip_keys(SEED, batch.epochs, batch.clips, 1), (16, 8), None)
 
     together = masks(clips([1, 2, 3])).hidden[:, 0]
     assert torch.equal(masks(clips([3, 1])).hidden[1, 0], together[0])
@@ -204,22 +204,22 @@ def test_masks_leave_padding_alone(method: str) -> None:
     assert int(masks.visible[1, 0][masks.visible_valid[1, 0]].max()) < 7 * 8
 
 
-# ---- what a run is told to be ----
+# ---- what a run is meta to be ----
 
 
 @each
 def test_a_recipe_names_its_method_and_gets_its_settings_encoder_and_front_end(
     method: str,
 ) -> None:
-    asked = recipe.load(schema, TINY.get(method, f"{method}_tiny"), ["clips.seconds=1.28"])
-    assert type(asked) is run_settings(method) and asked.method == method
-    kind = asked.config().model_type
+    run = recipe.load(schema, TINY.get(method, f"{method}_tiny"), ["clips.seconds=1.28"])
+    assert type(run) is run_settings(method) and run.method == method
+    kind = run.config().model_type
     assert kind == method.removesuffix("_tokenizer")
-    features = make_features(Corpus("any", []), asked.clips, method=kind)
+    features = make_features(Corpus("any", []), run.clips, method=kind)
     assert type(features) is METHODS[kind].feature_extractor
 
 
-def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: eat_tiny\nmethod: eet\n", encoding="utf-8")
     with pytest.raises(SettingError, match=r"method=eet: 'audiomae' or .*'eat' is expected"):
         recipe.load(schema, tmp_path / "mine.yaml")
@@ -248,46 +248,48 @@ def test_sizes_and_poolings_that_a_method_has_not_are_refused() -> None:
 
 
 @pytest.mark.parametrize("method", model_types())
-def test_statistics_are_those_of_the_log_mel_that_a_method_hears(method: str) -> None:
+def test_statistics_are_those_of_the_log_mel_that_a_method_uses(method: str) -> None:
     kind = METHODS[method].feature_extractor
     measured = Corpus("mine", [], statistics=(-9.0, 4.0))
-    known = issubclass(kind, EATFeatureExtractor)  # what is measured is measured with this one
+    same_front_end = issubclass(
+        kind, EATFeatureExtractor
+    )  # what is measured is measured with this one
 
-    def found(**told: Any) -> tuple[float, float]:
-        features = make_features(measured, ClipSettings(**told), method=method)
+    def statistics(**changes: Any) -> tuple[float, float]:
+        features = make_features(measured, ClipSettings(**changes), method=method)
         assert type(features) is kind
         return features.mean, features.std
 
     own = kind().mean, kind().std
-    assert found() == ((-9.0, 4.0) if known else own)
-    assert found(statistics="audioset") == own
-    assert found(statistics=(-1.0, 2.0)) == (-1.0, 2.0)
-    if not known:
+    assert statistics() == ((-9.0, 4.0) if same_front_end else own)
+    assert statistics(statistics="audioset") == own
+    assert statistics(statistics=(-1.0, 2.0)) == (-1.0, 2.0)
+    if not same_front_end:
         with pytest.raises(SettingError, match="expected two numbers or one of audioset$"):
-            found(statistics="esc50")
+            statistics(statistics="esc50")
 
 
-# ---- what it tells ----
+# ---- its metrics ----
 
 
 @each
-def test_a_collapse_is_told_once_and_not_before_the_end_of_the_warm_up(
+def test_a_collapse_is_reported_once_and_not_before_the_end_of_the_warm_up(
     method: str, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     log = TrainingLog(tmp_path, "test", steps=9, clips_per_step=1)
-    log.message = said.append  # type: ignore[method-assign]
-    ours = objective(method)
-    guard = CollapseGuard(ours, log, after=2)
-    healthy = {n: x.item() for n, x in losses(ours, clips([1, 2])).items()}
+    log.message = messages.append  # type: ignore[method-assign]
+    model = objective(method)
+    guard = CollapseGuard(model, log, after=2)
+    healthy = {n: x.item() for n, x in losses(model, clips([1, 2])).items()}
     healthy |= {name: well for name, (well, _) in HEALTH[method].items()}
     ill = healthy | {name: collapsed for name, (_, collapsed) in HEALTH[method].items()}
     guard.write(1, ill)
     guard.write(3, healthy)
-    assert not said
+    assert not messages
     for step in (4, 5):
         guard.write(step, ill)
-    assert len(said) == 1 and "step 4: collapsed" in said[0]
+    assert len(messages) == 1 and "step 4: collapsed" in messages[0]
     assert len(read_log(tmp_path)) == 4
 
 
@@ -304,33 +306,35 @@ def finished(
     """A method, the folder of a short run that was looked at, and what its command said."""
     method, home = request.param, tmp_path_factory.mktemp("run")
     listing = write_corpus(home / "clips", clips_per_family=3, seconds=1.3, seed=0)
-    words = {
+    arguments = {
         "audiomae": ["decoder.width=32", "decoder.depth=2", "decoder.heads=4"],
         "beats": ["predictor_layers=1", "random.codes=32"],
         "beats_tokenizer": ["codes=8", f"teacher={SMALL['beats_tokenizer']['teacher']}"],
         "eat": ["masks=2", "block=[3,3]", "decoder.groups=4"],
     }[method]
-    words += ["encoder.embed_dim=48", "encoder.depth=2", "clips.seconds=1.28", "device=cpu"]
-    words += ["steps=4", "batch=4", "log_every=2", "optim.warmup=1"]
-    words += [f"data={listing}", f"monitor.data={listing}", "monitor.clips=30"]
-    said = io.StringIO()
+    arguments += ["encoder.embed_dim=48", "encoder.depth=2", "clips.seconds=1.28", "device=cpu"]
+    arguments += ["steps=4", "batch=4", "log_every=2", "optim.warmup=1"]
+    arguments += [f"data={listing}", f"monitor.data={listing}", "monitor.clips=30"]
+    messages = io.StringIO()
     called = TINY.get(method, f"{method}_tiny")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(sys, "argv", ["eat", "pretrain", called, *words, "--out", str(home / "run")])
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(messages):
+        patch.setattr(
+            sys, "argv", ["eat", "pretrain", called, *arguments, "--out", str(home / "run")]
+        )
         with pytest.raises(SystemExit) as ended:
             cli.main()
     assert ended.value.code == 0
-    return method, home / "run", said.getvalue()
+    return method, home / "run", messages.getvalue()
 
 
 def test_the_command_shows_the_numbers_of_the_objective_and_no_others(finished: Any) -> None:
-    method, run, said = finished
-    rows = [line.split("\t")[0] for line in said.splitlines() if "\t" in line][1:]
+    method, run, messages = finished
+    rows = [line.split("\t")[0] for line in messages.splitlines() if "\t" in line][1:]
     assert rows == list(losses(objective(method), clips([1, 2])))
     then = f"next: eat finetune {method}_tiny_finetune --from {run}"
     if method == "beats_tokenizer":
         then = f"next: eat pretrain beats_tiny_iter2 tokenizer={run}"
-    assert then in said
+    assert then in messages
 
 
 def test_the_report_of_a_run_shows_its_masks_and_its_charts(finished: Any) -> None:
