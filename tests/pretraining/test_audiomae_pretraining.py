@@ -113,8 +113,9 @@ def test_the_decoder_gives_the_recorded_predictions(path: Path, run: str) -> Non
         if name in record:
             close(state[0, where], record[name][-len(state[0, where]) :])
 
-    everything = torch.arange(masks.n_patches).expand(len(source), -1)
-    prediction = decoder(cls, decoder_input, grid, everything)
+    prediction = decoder.pred(decoder.norm(states[-1]))
+    hidden_ids = masks.hidden_ids[:, 0, :, None].expand(-1, -1, prediction.shape[2])
+    close(decoder(cls, visible, masks, grid), prediction.gather(1, hidden_ids))
     close(prediction[:, ::8], record[f"{run}.pred_every8"])
     close(prediction.mean(dim=2), record[f"{run}.pred_token_mean"])
     close(prediction.square().mean(dim=2).sqrt(), record[f"{run}.pred_token_rms"])

@@ -191,11 +191,11 @@ class Decoder(nn.Module):
         return x + self.positions(masks.n_patches, visible).to(self.mask_token.dtype)
 
     def forward(
-        self, cls: Tensor, x: Tensor, grid: Grid, hidden_ids: Tensor, valid: Tensor | None = None
+        self, cls: Tensor, visible: Tensor, masks: Masks, grid: Grid, valid: Tensor | None = None
     ) -> Tensor:
-        """Map the grid (B, N, D) to predictions (B, H, 256) of the patches `hidden_ids` (B, H)."""
-        x = self.states(cls, x, grid, valid)[-1]
-        return self.pred(self.norm(gather_tokens(x, hidden_ids)))
+        """Return predictions (B, H, 256) of the hidden patches, from the student's tokens."""
+        x = self.states(cls, self.decoder_input(visible, masks), grid, valid)[-1]
+        return self.pred(self.norm(gather_tokens(x, hidden_patches(masks)[0])))
 
 
 class LocalDecoder(Decoder):
@@ -306,8 +306,7 @@ class AudioMAEPretraining(Pretraining):
         grid = self.student.grid(spectrogram)
         hidden_ids, weights = hidden_patches(masks)  # (B, H), (B, H)
         cls, visible = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
-        x = self.decoder.decoder_input(visible, masks)  # (B, N, D)
-        prediction = self.decoder(cls, x, grid, hidden_ids, valid).float()
+        prediction = self.decoder(cls, visible, masks, grid, valid).float()
         y = gather_tokens(self.targets(spectrogram), hidden_ids)  # both (B, H, 256)
         error = (prediction - y).square().mean(dim=2)
         return {
