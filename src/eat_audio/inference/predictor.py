@@ -32,7 +32,6 @@ from eat_audio.inference.windows import (
     Level,
     Mean,
     Window,
-    WindowOutput,
     centered_windows,
     check_level,
     chunks_of,
@@ -53,6 +52,8 @@ READ_AHEAD = 4
 T = TypeVar("T")
 Outputs = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
 """(model, spectrogram, frame mask) -> tensors with a row per window."""
+WindowResult = tuple[tuple[Array, ...], int]
+"""The outputs for a window, and how many of its columns are valid."""
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,8 @@ class Predictor:
         # A window is just long enough for all of its frames, so that none has to be padded.
         windows = centered_windows(chunks, predictor.frames * HOP + FRAME - HOP, step)
         while group := [Window(0, waveform) for waveform in islice(windows, batch)]:
-            outputs = predictor._run_batch(group, _scores)
-            yield np.stack([output.values[0] for output in outputs])
+            results = predictor._run_batch(group, _scores)
+            yield np.stack([scores for (scores,), _ in results])
 
     def _run(
         self,
@@ -294,21 +295,22 @@ class Predictor:
         for group in grouped(windows, READ_AHEAD * batch):
             parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
             order = sorted(parts, key=lambda n: len(parts[n].waveform))  # to pad little
-            results: dict[int, WindowOutput] = {}
+            results: dict[int, WindowResult] = {}
             for first in range(0, len(order), batch):
                 numbers = order[first : first + batch]
-                values = self._run_batch([parts[n] for n in numbers], outputs)
-                results.update(zip(numbers, values, strict=True))
+                batch_results = self._run_batch([parts[n] for n in numbers], outputs)
+                results.update(zip(numbers, batch_results, strict=True))
             for n, item in enumerate(group):
                 if isinstance(item, Window):
-                    for merger, level in zip(merged, results[n].values, strict=True):
-                        merger.add(results[n], level)
+                    values, count = results[n]
+                    for merger, value in zip(merged, values, strict=True):
+                        merger.add(item, value, count)
                 else:
                     yield item or tuple(merger.result() for merger in merged)
                     merged = mergers()
 
     @torch.inference_mode()
-    def _run_batch(self, windows: list[Window], outputs: Outputs) -> list[WindowOutput]:
+    def _run_batch(self, windows: list[Window], outputs: Outputs) -> list[WindowResult]:
         """Return the outputs of some windows, padded to one batch."""
         padded = pad_sequence([window.waveform for window in windows], batch_first=True)
         waveforms = to_int16(padded)  # as in training, whatever the source
@@ -320,10 +322,7 @@ class Predictor:
         tensors = outputs(self.model, spectrograms.values, spectrograms.frame_mask)
         arrays = [tensor.float().cpu().numpy() for tensor in tensors]
         columns = [-(-count // PATCH_FRAMES) for count in spectrograms.frames.tolist()]
-        return [
-            WindowOutput(window.column, window.shift, columns[n], tuple(a[n] for a in arrays))
-            for n, window in enumerate(windows)
-        ]
+        return [(tuple(array[n] for array in arrays), count) for n, count in enumerate(columns)]
 
 
 Listener = Predictor

@@ -292,7 +292,7 @@ def _read_index(index: Path) -> list[list[str]]:
         rows = rows[:-1]
     by_path = {}
     for row in rows:
-        numbers = all(re.fullmatch(r"(-*[0-9]+)?", cell, re.ASCII) for cell in row[3:])
+        numbers = all(re.fullmatch(r"(-?[0-9]{1,20})?", cell, re.ASCII) for cell in row[3:])
         if len(row) == 3 or (len(row) == 5 and numbers):
             path = from_csv_cell(row[0])
             by_path[path] = [path, *row[1:3], *(row[3:] or ["", ""])]
@@ -401,11 +401,10 @@ class Table(Store):
                     if obsolete:
                         dropped = pc.is_in(rows["path"], value_set=pa.array(obsolete, pa.string()))
                         rows = rows.filter(pc.invert(dropped))
-                    present = dict(zip(rows.schema.names, rows.columns, strict=True))
-                    cells = [
-                        present.get(column.name, pa.nulls(len(rows), column.type))
-                        for column in self.schema
-                    ]
+                    for column in self.schema:
+                        if column.name not in rows.schema.names:  # of an older version
+                            rows = rows.append_column(column, pa.nulls(len(rows), column.type))
+                    cells = [rows[name] for name in self.schema.names]
                     yield pa.RecordBatch.from_arrays(cells, schema=self.schema)
 
 

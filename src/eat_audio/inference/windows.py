@@ -42,16 +42,6 @@ class Window:
     shift: int = 0  # the number of its pass
 
 
-@dataclass(frozen=True)
-class WindowOutput:
-    """The model's outputs for one window, without its samples."""
-
-    column: int
-    shift: int
-    columns: int  # valid ones
-    values: tuple[Array, ...]
-
-
 class Mean:
     """The mean over windows, weighted by their valid columns; of the first pass: (D,)."""
 
@@ -59,11 +49,12 @@ class Mean:
         self.total: NDArray[np.float64] = np.zeros(0)
         self.columns = 0
 
-    def add(self, output: WindowOutput, row: Array) -> None:
-        if output.shift == 0:
-            weighted = row.astype(np.float64) * output.columns
+    def add(self, window: Window, row: Array, count: int) -> None:
+        """Add the next window's row, for so many valid columns."""
+        if window.shift == 0:
+            weighted = row.astype(np.float64) * count
             self.total = self.total + weighted if self.columns else weighted
-            self.columns += output.columns
+            self.columns += count
 
     def result(self) -> Array:
         return (self.total / self.columns).astype(np.float32)
@@ -79,9 +70,10 @@ class Grid:
         self.total: Array = np.zeros(0, np.float32)
         self.counts: Array = np.zeros(0, np.float32)
 
-    def add(self, output: WindowOutput, columns: Array) -> None:
-        columns = columns[: output.columns]
-        first = output.column * self.passes + output.shift
+    def add(self, window: Window, columns: Array, count: int) -> None:
+        """Add the next window's columns, of which so many are valid."""
+        columns = columns[:count]
+        first = window.column * self.passes + window.shift
         end = first + (len(columns) - 1) * self.passes + 1
         if end > len(self.counts):
             self._grow(max(end, 2 * len(self.counts)), columns.shape[1:])
