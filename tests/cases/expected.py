@@ -30,15 +30,15 @@ class Row:
     @property
     def seconds(self) -> float | None:
         """How long it is, where the row says so: first of the detail, or last of `what`."""
-        said = re.match(r"(\d+(?:\.\d+)?) s\b", self.detail)
-        said = said or re.search(r"\b(\d+(?:\.\d+)?) s$", self.what)
-        return float(said[1]) if said else None
+        match = re.match(r"(\d+(?:\.\d+)?) s\b", self.detail)
+        match = match or re.search(r"\b(\d+(?:\.\d+)?) s$", self.what)
+        return float(match[1]) if match else None
 
     @property
     def clips(self) -> int | None:
         """How many clips there are, where the detail begins with that."""
-        said = re.match(r"(\d+) clips\b", self.detail)
-        return int(said[1]) if said else None
+        match = re.match(r"(\d+) clips\b", self.detail)
+        return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,9 @@ def test_a_case_is_used_as_expected_or_refused_in_a_sentence(
 
 
 def bounded(error: EatError | Warning) -> str:
-    said = str(error)
-    assert len(said) < 500 and said.isprintable()
-    return said
+    sentence = str(error)
+    assert len(sentence) < 500 and sentence.isprintable()
+    return sentence
 
 
 # ---- recordings

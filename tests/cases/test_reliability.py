@@ -228,8 +228,8 @@ def worker_killed(name: str, made: Path, small: Small, tmp_path: Path) -> None:
     sentences = [line for line in err.splitlines() if line.startswith("eat: ")]
     assert len(sentences) == 1 and len(sentences[0]) < 500, err
     saved = [int(step) for step in re.findall(r"step-(\d+)", out)]
-    (told,) = re.findall(r"step[ -]0*(\d+)", sentences[0])[-1:] or [str(max(saved))]
-    assert int(told) == max(saved)
+    (step,) = re.findall(r"step[ -]0*(\d+)", sentences[0])[-1:] or [str(max(saved))]
+    assert int(step) == max(saved)
 
 
 @case("read_error.sh")

@@ -140,7 +140,7 @@ def test_selection_tables_of_raven_name_their_file_or_lie_beside_it(tmp_path):
         assert Path(corpus.clips[0].path).name == recording
 
 
-def test_times_of_raven_count_from_the_file_where_they_are_told(tmp_path):
+def test_times_of_raven_count_from_the_start_of_the_file_where_there_is_an_offset(tmp_path):
     text = "Begin Time (s)\tEnd Time (s)\tFile Offset (s)\tBegin Path\tAnnotation\n"
     corpus = open_corpus(table(tmp_path, f"{text}100.5\t101.5\t0.5\ta.wav\towl\n", "x.txt"))
     assert stretches(corpus) == [("owl", 0.5, 1)]

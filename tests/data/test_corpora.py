@@ -1,4 +1,4 @@
-"""What a place on disk turns into, and that nothing is guessed where it cannot be known."""
+"""What a location on disk turns into, and that nothing is guessed where it cannot be known."""
 
 import os
 import re
@@ -65,14 +65,14 @@ def test_esc_labels_count_from_zero_in_the_order_of_the_official_targets(data):
 
 def test_folds_share_no_clip_and_cover_all(data):
     corpus = open_corpus(data / "esc10")
-    seen = []
+    tested = []
     for fold in corpus.folds:
         held = corpus.select(fold)
         rest = corpus.select(*(other for other in corpus.folds if other != fold))
         assert (len(rest), len(held), held.splits) == (320, 80, (fold,))
         assert not set(ids(rest)) & set(ids(held))
-        seen += ids(held)
-    assert sorted(seen) == sorted(ids(corpus))
+        tested += ids(held)
+    assert sorted(tested) == sorted(ids(corpus))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_an_audioset_folder_has_a_split_per_manifest(data):
     assert (corpus.name, corpus.statistics, corpus.multi_label) == ("audioset", "audioset", True)
     assert len(corpus.label_names) == 527
     for split in ("train", "eval"):
-        heard = {label for clip in corpus.select(split).clips for label in clip.labels}
-        assert len(heard) == 13
+        names_of_files = {label for clip in corpus.select(split).clips for label in clip.labels}
+        assert len(names_of_files) == 13
     assert missing_files(corpus) == []
 
 
@@ -252,7 +252,7 @@ def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path, monkeypatch):
     assert open_corpus(".").name == "here"
 
 
-def test_classes_and_recordings_without_one_are_told_apart(tmp_path):
+def test_folders_are_classes_only_if_every_recording_lies_in_one(tmp_path):
     assert open_corpus(files(tmp_path / "classes", "dog/a.wav", "cat/a.wav")).label_names
     assert not open_corpus(files(tmp_path / "plain", "dog/a.wav", "b.wav")).label_names
 
@@ -362,9 +362,9 @@ def urban(root: Path, suffix: str = "wav") -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "ogg"])
-@pytest.mark.parametrize("place", ["", "metadata/UrbanSound8K.csv"])
-def test_urbansound8k_is_ten_folds_of_whole_files(tmp_path, place, suffix):
-    corpus = open_corpus(urban(tmp_path, suffix) / place)
+@pytest.mark.parametrize("location", ["", "metadata/UrbanSound8K.csv"])
+def test_urbansound8k_is_ten_folds_of_whole_files(tmp_path, location, suffix):
+    corpus = open_corpus(urban(tmp_path, suffix) / location)
     assert (corpus.folds, corpus.label_names) == (("1", "2"), ("car_horn", "dog_bark"))
     assert [(c.labels, c.split, c.start, c.seconds) for c in corpus.clips] == [
         ((1,), "1", 0, None),
@@ -395,8 +395,8 @@ def test_a_table_of_urbansound8k_that_is_wrong_is_named(tmp_path, row, message):
 
 
 def test_real_urbansound8k_has_its_classes_and_folds(data):
-    for place in ("urbansound8k", "urbansound8k/audio"):
-        corpus = open_corpus(data / place)
+    for location in ("urbansound8k", "urbansound8k/audio"):
+        corpus = open_corpus(data / location)
         assert (len(corpus), corpus.folds, len(corpus.label_names)) == (1761, ("1", "2"), 10)
         assert Counter(c.labels[0] for c in corpus.clips)[6] == 70  # gun_shot
         assert missing_files(corpus) == []
@@ -462,8 +462,8 @@ def test_tables_beside_recordings_give_their_labels(tmp_path, tables):
     for name, text in tables.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     corpus = open_corpus(tmp_path)
-    heard = {Path(c.path).name: corpus.label_names[c.labels[0]] for c in corpus.clips}
-    assert heard == {"a.wav": "dog", "b.wav": "cat"} and missing_files(corpus) == []
+    names_of_files = {Path(c.path).name: corpus.label_names[c.labels[0]] for c in corpus.clips}
+    assert names_of_files == {"a.wav": "dog", "b.wav": "cat"} and missing_files(corpus) == []
     assert set(corpus.splits) == ({"train", "test"} if "test.csv" in tables else {"train"})
 
 
@@ -550,11 +550,11 @@ def test_cases_of_real_use_are_understood(data, name, labels, splits):
 
 
 def test_clips_without_a_label_are_negatives_where_there_may_be_several(data):
-    place = data / "cases" / "tables" / "negatives" / "test.csv"
-    corpus = open_corpus(place, several=True)
+    location = data / "cases" / "tables" / "negatives" / "test.csv"
+    corpus = open_corpus(location, several=True)
     assert corpus.multi_label and sum(not clip.labels for clip in corpus.clips) == 2
     with pytest.raises(DataError, match="test.csv line 4: no label, but others have one"):
-        open_corpus(place)
+        open_corpus(location)
 
 
 # Nothing there

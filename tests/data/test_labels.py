@@ -45,7 +45,7 @@ def test_a_label_in_a_list_may_be_called_none():
     assert read('["None"]') == [["None"]]
 
 
-def test_names_with_commas_stay_whole_where_they_are_known():
+def test_names_with_commas_stay_whole_if_audioset_has_them():
     assert read("Male speech, man speaking") == [["Male speech, man speaking"]]
     assert read("Male speech, man speaking,Dog") == [["Male speech, man speaking", "Dog"]]
     assert read('["a, b"]', "a", "b") == [["a, b"], ["a"], ["b"]]

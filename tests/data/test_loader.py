@@ -37,9 +37,9 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def take(
-    corpus: Corpus, start: int = 0, stop: int = 6, seed: int = 0, **told: object
+    corpus: Corpus, start: int = 0, stop: int = 6, seed: int = 0, **options: object
 ) -> list[Batch]:
-    settings = ClipSettings(seconds=1.0, crop="random", **told)  # type: ignore[arg-type]
+    settings = ClipSettings(seconds=1.0, crop="random", **options)  # type: ignore[arg-type]
     steps = ClipBatches(corpus, settings, batch=3, seed=seed)
     return list(training_batches(steps, start=start, stop=stop))
 
@@ -49,14 +49,14 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_run_that_begins_at_step_three_continues_the_one_before(corpus: Corpus) -> None:
-    whole, rest = take(corpus), take(corpus, start=3)
-    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+    complete, rest = take(corpus), take(corpus, start=3)
+    assert all(same(a, b) for a, b in zip(complete[3:], rest, strict=True))
 
 
 def test_workers_and_memory_change_nothing(corpus: Corpus) -> None:
     plain = take(corpus, memory_mb=0)
-    for told in ({"workers": 2}, {"memory_mb": 100}):
-        other = take(corpus, **told)
+    for options in ({"workers": 2}, {"memory_mb": 100}):
+        other = take(corpus, **options)
         assert all(same(a, b) for a, b in zip(plain, other, strict=True))
 
 
@@ -109,7 +109,7 @@ def test_a_corpus_without_a_readable_clip_ends_the_run_in_one_sentence(corpus: C
         take(corpus)
 
 
-def test_testing_hears_every_clip_once_from_its_beginning(corpus: Corpus) -> None:
+def test_testing_reads_every_clip_once_from_its_beginning(corpus: Corpus) -> None:
     Path(corpus.clips[0].path).unlink()
     settings = ClipSettings(seconds=0.5, test_seconds=1.0)
     batches = list(ordered_batches(corpus, settings, batch=4))
@@ -130,10 +130,10 @@ def test_labels_and_numbers_belong_to_their_clips(corpus: Corpus) -> None:
 
 def test_a_clip_is_cut_the_same_however_the_batch_is_split(corpus: Corpus) -> None:
     settings = ClipSettings(seconds=0.4, crop="random")
-    whole = ClipBatches(corpus, settings, batch=6, seed=0)[1]
+    complete = ClipBatches(corpus, settings, batch=6, seed=0)[1]
     halves = [ClipBatches(corpus, settings, batch=3, seed=0)[step] for step in (2, 3)]
-    assert torch.equal(whole.waveforms, torch.cat([half.waveforms for half in halves]))
-    assert torch.equal(whole.epochs, torch.cat([half.epochs for half in halves]))
+    assert torch.equal(complete.waveforms, torch.cat([half.waveforms for half in halves]))
+    assert torch.equal(complete.epochs, torch.cat([half.epochs for half in halves]))
 
 
 def test_a_clip_that_comes_twice_in_a_batch_is_cut_in_two_places(corpus: Corpus) -> None:
@@ -146,14 +146,14 @@ def test_a_clip_that_comes_twice_in_a_batch_is_cut_in_two_places(corpus: Corpus)
 
 
 def on_paper(*labels: tuple[int, ...]) -> Corpus:
-    """Clips that are never heard, with these labels."""
-    clips = [Clip(f"c{n}", Path(f"c{n}.wav"), heard) for n, heard in enumerate(labels)]
+    """Clips that are never read, with these labels."""
+    clips = [Clip(f"c{n}", Path(f"c{n}.wav"), own_labels) for n, own_labels in enumerate(labels)]
     return Corpus("paper", clips, ("common", "rare", "absent"), multi_label=True)
 
 
-def stream(corpus: Corpus, count: int, *, seed: int = 0, **told: object) -> list[str]:
+def stream(corpus: Corpus, count: int, *, seed: int = 0, **options: object) -> list[str]:
     """The ids of the first clips that a run takes."""
-    steps = ClipBatches(corpus, ClipSettings(**told), batch=1, seed=seed)  # type: ignore[arg-type]
+    steps = ClipBatches(corpus, ClipSettings(**options), batch=1, seed=seed)  # type: ignore[arg-type]
     return [steps.clip(position).id for position in range(count)]
 
 
@@ -215,9 +215,9 @@ def test_a_balanced_order_is_not_sorted_by_weight() -> None:
 
 def test_the_seed_and_the_epoch_decide_a_balanced_order() -> None:
     weights = torch.rand(100, dtype=torch.float64)
-    told = [(0, 0), (0, 0), (1, 0), (0, 1)]
+    options = [(0, 0), (0, 0), (1, 0), (0, 1)]
     one, again, seed, epoch = (
-        balanced_order(weights, seed=s, epoch=e, drawn=30).tolist() for s, e in told
+        balanced_order(weights, seed=s, epoch=e, drawn=30).tolist() for s, e in options
     )
     assert one == again and one != seed and one != epoch
 
@@ -232,25 +232,25 @@ def test_a_clip_weighs_as_much_as_its_labels_together() -> None:
 
 def test_balanced_steps_draw_by_label_and_go_on_in_the_middle_of_an_epoch() -> None:
     corpus = on_paper(*[(0,)] * 90, *[(1,)] * 10)
-    told = {"balance": True, "epoch_clips": 20}
-    names = stream(corpus, 60, **told)
-    steps = ClipBatches(corpus, ClipSettings(**told), batch=1, seed=0)  # type: ignore[arg-type]
+    options = {"balance": True, "epoch_clips": 20}
+    names = stream(corpus, 60, **options)
+    steps = ClipBatches(corpus, ClipSettings(**options), batch=1, seed=0)  # type: ignore[arg-type]
     assert [steps.clip(position).id for position in range(31, 60)] == names[31:]
-    assert stream(corpus, 60, seed=1, **told) != names
+    assert stream(corpus, 60, seed=1, **options) != names
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("options", "message"),
     [
         ({"epoch_clips": 4}, "paper: epoch_clips=4 of 3 clips; an epoch"),
         ({"epoch_clips": 3, "balance": True}, "epoch_clips=3 of 2 clips with labels"),
     ],
 )
 def test_an_epoch_of_more_clips_than_there_are_is_refused(
-    told: dict[str, object], message: str
+    options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        stream(on_paper((0,), (1,), ()), 1, **told)
+        stream(on_paper((0,), (1,), ()), 1, **options)
 
 
 def test_balance_without_labels_or_without_a_choice_is_refused() -> None:
@@ -279,14 +279,14 @@ def test_a_stretch_beyond_the_true_end_is_the_last_that_is_there(tmp_path: Path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
     clip = Clip("cut", str(path))
     with collected_warnings() as messages:
-        there = len(ClipReader().read(clip))
+        available = len(ClipReader().read(clip))
         reader = ClipReader()
         last = reader.read(clip, 5.0, 1.0)
         assert len(last) == 80_000
         assert torch.equal(last, ClipReader().read(Clip("cut", str(path), seconds=1e9), 5.0, 1.0))
         for place in (1.0, 0.97, 0.5, 0.0):  # what was read before changes nothing
             assert torch.equal(reader.read(clip, 5.0, place), ClipReader().read(clip, 5.0, place))
-    assert abs(last[-1].item() / 32_768 - ramp[there - 1]) < 1e-3
+    assert abs(last[-1].item() / 32_768 - ramp[available - 1]) < 1e-3
     assert any("s that it claims" in message for message in messages)
 
 
@@ -314,9 +314,11 @@ def test_what_workers_find_odd_reaches_the_user_once_for_every_file(corpus: Corp
         assert len(caught) == 1
 
 
-@pytest.mark.parametrize("told", [{"seconds": 1e-5}, {"start": 1.7e308}, {"start": 1e9}])
-def test_a_row_that_cannot_be_is_skipped_and_named(corpus: Corpus, told: dict[str, float]) -> None:
-    clips = [*corpus.clips[:3], Clip("odd", corpus.clips[0].path, (0,), **told)]  # type: ignore[arg-type]
+@pytest.mark.parametrize("options", [{"seconds": 1e-5}, {"start": 1.7e308}, {"start": 1e9}])
+def test_a_row_that_cannot_be_is_skipped_and_named(
+    corpus: Corpus, options: dict[str, float]
+) -> None:
+    clips = [*corpus.clips[:3], Clip("odd", corpus.clips[0].path, (0,), **options)]  # type: ignore[arg-type]
     steps = ClipBatches(
         Corpus("rows", clips, corpus.label_names), ClipSettings(seconds=1.0), batch=2, seed=0
     )

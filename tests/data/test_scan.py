@@ -64,7 +64,7 @@ def test_many_files_are_read_in_part_only(tmp_path: Path, monkeypatch: pytest.Mo
     assert noted_paths == [("0", True), ("2", False), ("4", True)]
 
 
-def test_shards_are_known_by_the_sums_of_their_clips(tmp_path: Path) -> None:
+def test_shards_are_identified_by_the_checksums_of_their_clips(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"x" * 3_000)
 
     def packed(crc32: int) -> Corpus:

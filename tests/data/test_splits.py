@@ -33,7 +33,7 @@ from eat_audio.errors import DataError
         ("1 fold1 Fold_03 1.0 fold-10", "fold"),
     ],
 )
-def test_words_for_splits_are_known_in_any_case_and_spelling(words, role):
+def test_words_for_splits_are_recognized_in_any_case_and_spelling(words, role):
     assert {role_of(word) for word in words.split()} == {role}
 
 
@@ -53,7 +53,7 @@ def test_languages_are_no_splits():
     assert split_in_folder_name("tr") is None and split_in_folder_name("Test") == "test"
 
 
-def test_nothing_is_learnt_from_what_is_called_a_test_or_validation():
+def test_nothing_is_trained_on_that_is_called_a_test_or_validation():
     assert train_and_test(["train", "val", "test"]) == (("train",), ("test",))
     assert train_and_test(["train", "valid"]) == (("train",), ())
     assert train_and_test(["1", "2", "test"]) == (("1", "2"), ("test",))
@@ -63,7 +63,7 @@ def test_nothing_is_learnt_from_what_is_called_a_test_or_validation():
             train_and_test(splits)
 
 
-def test_splits_that_are_not_known_are_named():
+def test_unknown_splits_are_named():
     with pytest.raises(DataError, match="the splits are A, train, and A may be for training or"):
         train_and_test(["A", "train"])
     assert train_and_test(["A", "B"], train=["A"], test=["B"]) == (("A",), ("B",))
@@ -94,7 +94,9 @@ def test_roles_keep_the_order_and_name_one_split_to_test():
         ("dataset", ("esc", "fsd"), ("train",)),
     ],
 )
-def test_a_column_of_splits_is_known_by_its_header_or_its_words(tmp_path, header, words, splits):
+def test_a_column_of_splits_is_recognized_by_its_header_or_its_words(
+    tmp_path, header, words, splits
+):
     rows = [f"{n}.wav,{'dog' if n % 2 else 'cat'},{words[n // 2]}\n" for n in range(4)]
     (tmp_path / "0.wav").touch()
     (tmp_path / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}", encoding="utf-8")
@@ -109,7 +111,7 @@ def test_a_row_without_a_fold_is_refused(tmp_path):
         open_corpus(Path(tmp_path / "clips.csv"))
 
 
-def test_a_split_may_be_asked_for_in_other_words(tmp_path):
+def test_a_split_may_be_selected_in_other_words(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "clips.csv").write_text("path,split\na.wav,train\nb.wav,test\n", encoding="utf-8")
     assert len(open_corpus(tmp_path / "clips.csv").select("Testing")) == 1

@@ -22,14 +22,14 @@ def test_they_are_those_of_all_cells_together(data: Path, tmp_path: Path) -> Non
     for clip in corpus.clips:
         waveform = load_audio(clip.path)
         cells.append(log_mel(waveform - waveform.mean()).numpy().astype(np.float64).ravel())
-    known = np.concatenate(cells)
-    found = measure(corpus)
-    assert found.statistics.mean == pytest.approx(known.mean(), rel=1e-6)
-    assert found.statistics.std == pytest.approx(known.std(), rel=1e-6)
-    assert found.clips == 12 and not found.unreadable
+    expected = np.concatenate(cells)
+    measured = measure(corpus)
+    assert measured.statistics.mean == pytest.approx(expected.mean(), rel=1e-6)
+    assert measured.statistics.std == pytest.approx(expected.std(), rel=1e-6)
+    assert measured.clips == 12 and not measured.unreadable
 
     gone = replace(corpus.clips[0], path=tmp_path / "gone.wav", id="gone")
     again = measure(replace(corpus, clips=(gone, *corpus.clips)))
-    assert again.statistics == found.statistics and len(again.unreadable) == 1
+    assert again.statistics == measured.statistics and len(again.unreadable) == 1
     with pytest.raises(DataError, match="not one of its 1 clips can be read"):
         measure(replace(corpus, clips=(gone,)))

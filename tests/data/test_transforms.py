@@ -16,30 +16,30 @@ each = pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
 def test_roll_and_gain_are_as_released(path: Path) -> None:
     recorded = tensors(path)
     key = next(key for key in sidecar(path) if key.startswith("roll_mag"))
-    told = sidecar(path)[key]
+    entry = sidecar(path)[key]
     wave = recorded["rollmag.in"]
-    ours = augment.roll_and_gain(
+    result = augment.roll_and_gain(
         wave[None],
         torch.tensor([len(wave)]),
-        torch.tensor([told["idx"]]),
-        torch.tensor([told["beta"] + 0.5]),
+        torch.tensor([entry["idx"]]),
+        torch.tensor([entry["beta"] + 0.5]),
     )
-    torch.testing.assert_close(ours[0], recorded["rollmag.out"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result[0], recorded["rollmag.out"], rtol=0, atol=1e-6)
 
 
 @each
 def test_noise_and_roll_are_as_released(path: Path) -> None:
     recorded = tensors(path)
     key = next(key for key in sidecar(path) if key.startswith("noise+"))
-    told = sidecar(path)[key]
-    ours = augment.noise_and_roll(
+    entry = sidecar(path)[key]
+    result = augment.noise_and_roll(
         recorded["noise.in"][None],
         torch.tensor([len(recorded["noise.in"])]),
         recorded["noise.noise"][None],
-        torch.tensor([told["scale_u"]]),
-        torch.tensor([told["shift"]]),
+        torch.tensor([entry["scale_u"]]),
+        torch.tensor([entry["shift"]]),
     )
-    torch.testing.assert_close(ours[0], recorded["noise.out"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result[0], recorded["noise.out"], rtol=0, atol=1e-6)
 
 
 @each
@@ -50,36 +50,36 @@ def test_spec_augment_silences_the_released_cells(path: Path) -> None:
     assert names
     for name in names:
         draws = recorded[f"specaug.{name}.draws"]
-        told = stats[name]
-        kept_bins = augment.stripe(128, told["freqm"], draws[0], draws[1])
-        kept_frames = augment.stripe(told["T"], told["timem"], draws[2], draws[3])
+        entry = stats[name]
+        kept_bins = augment.stripe(128, entry["freqm"], draws[0], draws[1])
+        kept_frames = augment.stripe(entry["T"], entry["timem"], draws[2], draws[3])
         assert torch.equal(kept_bins, recorded[f"specaug.{name}.freq_kept"].bool())
         assert torch.equal(kept_frames, recorded[f"specaug.{name}.time_kept"].bool())
-        ours = augment.spec_augment(
-            torch.ones(draws.shape[1], told["T"], 128),
+        result = augment.spec_augment(
+            torch.ones(draws.shape[1], entry["T"], 128),
             draws,
-            longest_time=told["timem"],
-            longest_frequency=told["freqm"],
+            longest_time=entry["timem"],
+            longest_frequency=entry["freqm"],
         )
-        assert torch.equal(ours.bool(), kept_frames[:, :, None] & kept_bins[:, None])
+        assert torch.equal(result.bool(), kept_frames[:, :, None] & kept_bins[:, None])
 
 
 @each
 def test_silenced_stripes_have_the_released_widths(path: Path) -> None:
-    for told in sidecar(path)["specaug"]["stats_over_20000_samples"].values():
+    for entry in sidecar(path)["specaug"]["stats_over_20000_samples"].values():
         draws = torch.rand(2, 20_000)
-        width = (~augment.stripe(128, told["freqm"], draws[0], draws[1])).sum(dim=1).double()
-        tolerance = 5 * 2**0.5 * told["std_freq_width"] / 20_000**0.5
-        assert abs(width.mean().item() - told["mean_freq_width"]) < tolerance
-        assert width.max() <= told["max_freq_width"]
+        width = (~augment.stripe(128, entry["freqm"], draws[0], draws[1])).sum(dim=1).double()
+        tolerance = 5 * 2**0.5 * entry["std_freq_width"] / 20_000**0.5
+        assert abs(width.mean().item() - entry["mean_freq_width"]) < tolerance
+        assert width.max() <= entry["max_freq_width"]
 
 
 @each
 def test_mixup_is_as_released(path: Path) -> None:
     recorded, share = tensors(path), sidecar(path)["mixup"]["lam_example"]
     for name in ("x", "y"):
-        ours = augment.mixup(recorded[f"mixup.{name}"], share)
-        torch.testing.assert_close(ours, recorded[f"mixup.{name}_out"], rtol=0, atol=1e-6)
+        result = augment.mixup(recorded[f"mixup.{name}"], share)
+        torch.testing.assert_close(result, recorded[f"mixup.{name}_out"], rtol=0, atol=1e-6)
 
 
 def test_beta_draws_have_the_released_moments() -> None:
@@ -94,8 +94,8 @@ def test_beta_draws_have_the_released_moments() -> None:
 def test_what_lies_behind_a_clip_does_not_roll_into_it() -> None:
     wave = torch.tensor([[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]], dtype=torch.int16)
     lengths, one = torch.tensor([3, 5]), torch.ones(2)
-    ours = augment.roll_and_gain(wave, lengths, torch.tensor([1, 1]), one)
-    assert ours.tolist() == [[3, 1, 2, 0, 0], [5, 1, 2, 3, 4]]
+    result = augment.roll_and_gain(wave, lengths, torch.tensor([1, 1]), one)
+    assert result.tolist() == [[3, 1, 2, 0, 0], [5, 1, 2, 3, 4]]
 
 
 def test_smoothed_labels_still_sum_to_one() -> None:

@@ -59,7 +59,7 @@ def segments(path: Path, *rows: tuple[str, float, str]) -> Path:
     return path
 
 
-def heard(corpus: Corpus) -> dict[str, list[str]]:
+def labels_by_id(corpus: Corpus) -> dict[str, list[str]]:
     return {clip.id: [corpus.label_names[n] for n in clip.labels] for clip in corpus.clips}
 
 
@@ -72,8 +72,8 @@ def paths(groups: Sequence[Sequence[Any]]) -> list[list[str]]:
     return [sorted(Path(copy.path).name for copy in group) for group in groups]
 
 
-def names(found: Sequence[str]) -> list[str]:
-    return sorted(Path(path).name for path in found)
+def names(findings: Sequence[str]) -> list[str]:
+    return sorted(Path(path).name for path in findings)
 
 
 # Real recordings
@@ -85,7 +85,9 @@ def test_audioset_stays_what_it_was(data, tmp_path):
     assert [split.labels for split in report.splits.values()] == [13, 13]
     assert len(report.labels_without_clips) == 514
     was, now = open_corpus(data / "audioset_mini"), open_corpus(tmp_path)
-    assert {f"audio/{name}": labels for name, labels in heard(now).items()} == heard(was)
+    assert {f"audio/{name}": labels for name, labels in labels_by_id(now).items()} == labels_by_id(
+        was
+    )
     assert (files(now), now.label_names) == (files(was), was.label_names)
     assert (now.multi_label, now.statistics) == (True, "audioset")
 
@@ -96,7 +98,7 @@ def test_esc10_keeps_its_folds_and_the_numbers_of_its_labels(data, tmp_path):
     assert not report.missing and not report.unlisted
     was, now = open_corpus(data / "esc10"), open_corpus(tmp_path)
     assert (now.folds, now.label_names, now.statistics) == (was.folds, was.label_names, "esc50")
-    assert heard(now) == heard(was)
+    assert labels_by_id(now) == labels_by_id(was)
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def test_spoken_digits_keep_their_lists(data, tmp_path):
     }
     assert report.splits["train"].seconds["longest"] == pytest.approx(2.28, abs=0.01)
     was, now = open_corpus(data / "fsdd"), open_corpus(tmp_path)
-    assert (files(now), heard(now)) == (files(was), heard(was))
+    assert (files(now), labels_by_id(now)) == (files(was), labels_by_id(was))
     assert now.statistics == "speech_commands"
 
 
@@ -134,9 +136,9 @@ def test_bad_recordings_are_counted_and_the_others_listed(data, tmp_path):
 
 
 def test_the_class_list_is_audiosets(data):
-    ours = read_descriptors(CLASSES)
-    assert ours == read_descriptors(data / "audioset_mini" / "label_descriptors.csv")
-    assert (len(ours), ours[SPEECH]) == (527, "Speech")
+    own = read_descriptors(CLASSES)
+    assert own == read_descriptors(data / "audioset_mini" / "label_descriptors.csv")
+    assert (len(own), own[SPEECH]) == (527, "Speech")
 
 
 # AudioSet: the published segments
@@ -158,7 +160,7 @@ def test_the_class_list_is_audiosets(data):
         ("my dog.barks.wav", "my dog.barks", ()),
     ],
 )
-def test_downloads_are_known_by_their_youtube_id(name, clip, starts):
+def test_downloads_are_recognized_by_their_youtube_id(name, clip, starts):
     assert clip_in_name(name) == (clip, starts)
 
 
@@ -239,7 +241,7 @@ def test_labels_that_are_in_no_map_are_counted_and_clips_with_no_other_left_out(
     report = prepare("audioset", root, out=tmp_path / "out")
     assert report.unknown_labels == {"/m/nosuch": 2}
     assert report.without_label == ["bbbbbbbbbbb"]
-    assert heard(open_corpus(tmp_path / "out")) == {"aaaaaaaaaaa": ["Dog"]}
+    assert labels_by_id(open_corpus(tmp_path / "out")) == {"aaaaaaaaaaa": ["Dog"]}
 
 
 def test_a_class_list_beside_the_segments_is_the_label_map(tmp_path):
@@ -248,7 +250,7 @@ def test_a_class_list_beside_the_segments_is_the_label_map(tmp_path):
     classes = 'index,mid,display_name\n0,/m/mine,"Mine, all mine"\n'
     (root / "class_labels_indices.csv").write_text(classes, encoding="utf-8")
     prepare("audioset", root, out=tmp_path / "out")
-    assert heard(open_corpus(tmp_path / "out")) == {"aaaaaaaaaaa": ["Mine, all mine"]}
+    assert labels_by_id(open_corpus(tmp_path / "out")) == {"aaaaaaaaaaa": ["Mine, all mine"]}
 
 
 def test_a_clip_that_is_listed_again_counts_once(tmp_path):
@@ -293,7 +295,7 @@ def test_the_json_of_ast_finds_files_whose_paths_were_somebody_elses(tmp_path):
     assert report.unlisted == ["bal/aaaaaaaaaaa.flac"]
     corpus = open_corpus(tmp_path / "out")
     assert corpus.splits == ("train",)
-    assert sorted(heard(corpus).values()) == [["Dog", "Cat"], ["Speech"]]
+    assert sorted(labels_by_id(corpus).values()) == [["Dog", "Cat"], ["Speech"]]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_manifests_of_eat_are_read_without_their_root_and_their_lengths(tmp_path
     )
     prepare("audioset", root, out=tmp_path / "out")
     corpus = open_corpus(tmp_path / "out")
-    assert heard(corpus) == {"aaaaaaaaaaa": ["Dog"], "my dog": ["Dog", "Cat"]}
+    assert labels_by_id(corpus) == {"aaaaaaaaaaa": ["Dog"], "my dog": ["Dog", "Cat"]}
     rows = (tmp_path / "out" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     assert [row.split("\t")[1] for row in rows] == ["800", "800"]
 
@@ -412,7 +414,7 @@ def test_a_table_of_esc_is_compared_with_the_files(tmp_path):
     assert (report.missing, report.unlisted) == (["audio/gone.wav"], ["audio/extra.wav"])
     assert report.labels_without_clips == ["dog"]
     corpus = open_corpus(tmp_path / "out")
-    assert (corpus.label_names, heard(corpus)) == (("dog", "water"), {"a": ["water"]})
+    assert (corpus.label_names, labels_by_id(corpus)) == (("dog", "water"), {"a": ["water"]})
 
 
 @needs_any_name
@@ -433,7 +435,7 @@ def test_a_name_that_no_tsv_can_hold_makes_a_table_of_audioset(tmp_path):
     root = wavs(tmp_path / "as", "tab\there/aaaaaaaaaaa.wav")
     segments(root / "eval_segments.csv", ("aaaaaaaaaaa", 0, f"{DOG},{CAT}"))
     prepare("audioset", root, out=tmp_path / "out")
-    labels = heard(open_corpus(tmp_path / "out"))
+    labels = labels_by_id(open_corpus(tmp_path / "out"))
     assert labels == {"tab\there/aaaaaaaaaaa": ["Dog", "Cat"]}
 
 
@@ -469,11 +471,11 @@ def test_the_same_bytes_in_several_splits_are_a_leak(tmp_path):
 def test_only_files_of_equal_size_are_compared(tmp_path):
     wavs(tmp_path, "a.wav", "b.wav")
     wav(tmp_path / "c.wav", 3, seconds=0.2)
-    found = Files([str(tmp_path / f"{name}.wav") for name in "abc"])
-    found.read(quick=False, jobs=2)
-    assert [bool(digest) for digest in found.digests] == [True, True, False]
-    assert found.digests[0] != found.digests[1]
-    assert found.samples.tolist() == [800, 800, 1600]
+    findings = Files([str(tmp_path / f"{name}.wav") for name in "abc"])
+    findings.read(quick=False, jobs=2)
+    assert [bool(digest) for digest in findings.digests] == [True, True, False]
+    assert findings.digests[0] != findings.digests[1]
+    assert findings.samples.tolist() == [800, 800, 1600]
 
 
 def test_what_is_shorter_than_the_least_is_left_out(tmp_path):
@@ -541,7 +543,7 @@ def test_a_folder_that_happens_to_be_called_audioset_is_a_folder(tmp_path):
     prepare("folder", root, out=tmp_path / "out")
     corpus = open_corpus(tmp_path / "out")
     assert (corpus.multi_label, corpus.statistics) == (False, None)
-    assert heard(corpus) == {"dog/a": ["dog"], "cat/b": ["cat"]}
+    assert labels_by_id(corpus) == {"dog/a": ["dog"], "cat/b": ["cat"]}
 
 
 def test_a_run_that_was_killed_while_writing_can_be_repeated(tmp_path, monkeypatch):
@@ -577,7 +579,7 @@ def test_a_table_of_an_earlier_version_keeps_its_ids_and_says_so(tmp_path):
         (tmp_path / "out" / name).write_text(text.replace(old, new))
     with pytest.warns(EatWarning, match="prepared by an earlier version and keeps its ids"):
         corpus = open_corpus(tmp_path / "out")
-    assert "a" in heard(corpus)
+    assert "a" in labels_by_id(corpus)
 
 
 def test_a_manifest_may_lie_beside_the_recordings_and_move_with_them(tmp_path):
@@ -591,14 +593,14 @@ def test_a_manifest_may_lie_beside_the_recordings_and_move_with_them(tmp_path):
 def test_measured_statistics_are_those_of_training_and_belong_to_the_corpus(tmp_path):
     root = wavs(tmp_path / "in", "train/dog/a.wav", "train/cat/b.wav", "test/dog/c.wav")
     report = prepare("folder", root, out=tmp_path / "out", stats=True)
-    told = json.loads((tmp_path / "out" / "statistics.json").read_text(encoding="utf-8"))
-    assert told == report.statistics
-    assert (told["clips"], told["splits"]) == (2, ["train"])
+    content = json.loads((tmp_path / "out" / "statistics.json").read_text(encoding="utf-8"))
+    assert content == report.statistics
+    assert (content["clips"], content["splits"]) == (2, ["train"])
     for place in (tmp_path / "out", tmp_path / "out" / "clips.csv"):
         corpus = open_corpus(place)
-        assert corpus.statistics == (told["mean"], told["std"])
+        assert corpus.statistics == (content["mean"], content["std"])
     features = make_features(corpus, ClipSettings(), method="eat")
-    assert (features.mean, features.std) == (told["mean"], told["std"])
+    assert (features.mean, features.std) == (content["mean"], content["std"])
 
 
 @pytest.mark.parametrize(
@@ -615,10 +617,10 @@ def test_every_list_is_in_the_report(tmp_path):
     root = wavs(tmp_path / "in", "a.wav")
     (root / "b.wav").touch()
     report = prepare("folder", root, out=tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "prepare.json").read_text(encoding="utf-8"))
-    assert set(Report.__dataclass_fields__) | {"counts", "version"} == set(told)
-    assert told["unreadable"] == report.unreadable
-    assert told["counts"]["unreadable"] == 1
+    content = json.loads((tmp_path / "out" / "prepare.json").read_text(encoding="utf-8"))
+    assert set(Report.__dataclass_fields__) | {"counts", "version"} == set(content)
+    assert content["unreadable"] == report.unreadable
+    assert content["counts"]["unreadable"] == 1
 
 
 # The command
@@ -637,11 +639,11 @@ def test_the_command_goes_on_past_bad_clips_and_shouts_about_leaks(tmp_path, mon
     shutil.copy(root / "train/dog/a.wav", root / "test/cat/again.wav")
     (root / "train/dog/bad.wav").touch()
     assert command(monkeypatch, "folder", "--root", root, "--out", tmp_path / "out") == 0
-    said = capsys.readouterr()
-    assert "clips\t4 of 5 listed" in said.out
-    assert "LEAK, the same bytes in several splits\t1" in said.out
-    assert said.err.splitlines()[0].startswith("LEAK, the same bytes in several splits: ")
-    assert "unreadable: " in said.err and "bad.wav: is empty" in said.err
+    output = capsys.readouterr()
+    assert "clips\t4 of 5 listed" in output.out
+    assert "LEAK, the same bytes in several splits\t1" in output.out
+    assert output.err.splitlines()[0].startswith("LEAK, the same bytes in several splits: ")
+    assert "unreadable: " in output.err and "bad.wav: is empty" in output.err
 
 
 def test_the_command_prints_json(tmp_path, monkeypatch, capsys):

@@ -66,10 +66,10 @@ def command(*words: str) -> str:
         return "used"
     if code != 2:
         raise Fault(f"exit code {code}")
-    told = [line for line in lines if line.startswith("eat: ")]
-    if not 1 <= len(told) <= 25:
-        raise Fault(f"{len(told)} sentences: {err.getvalue()[:300]!a}")
-    return told[0]
+    sentences = [line for line in lines if line.startswith("eat: ")]
+    if not 1 <= len(sentences) <= 25:
+        raise Fault(f"{len(sentences)} sentences: {err.getvalue()[:300]!a}")
+    return sentences[0]
 
 
 def checkpoint(path: Path) -> str:

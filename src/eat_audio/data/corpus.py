@@ -295,7 +295,7 @@ def with_unique_ids(clips: Iterable[Clip]) -> Clips:
     paths = clips.column("id")
     in_archive = clips.column("offset").is_valid().to_pylist()
     pairs = zip(paths.to_pylist(), in_archive, strict=True)
-    short = [path if whole else os.path.splitext(path)[0] for path, whole in pairs]
+    short = [path if complete else os.path.splitext(path)[0] for path, complete in pairs]
     ids = pa.array(short, pa.large_binary())
     for longer in (_path_and_stretch, _split_path_and_stretch):
         repeated = repeated_in(ids)
@@ -309,8 +309,8 @@ def with_unique_ids(clips: Iterable[Clip]) -> Clips:
 
 
 def _path_and_stretch(clip: Clip) -> str:
-    whole = (clip.start, clip.seconds) == (0, None)
-    return clip.id if whole else f"{clip.id}@{clip.start}+{clip.seconds}"
+    complete = (clip.start, clip.seconds) == (0, None)
+    return clip.id if complete else f"{clip.id}@{clip.start}+{clip.seconds}"
 
 
 def _split_path_and_stretch(clip: Clip) -> str:

@@ -160,7 +160,7 @@ def _split_commas(
     AudioSet's own names stay whole. Others are taken apart where every part is a label elsewhere,
     or where no comma of the table is followed by a space; they stay whole where none is.
     """
-    result = {name: whole for name in comma if (whole := _audioset_parts(name))}
+    result = {name: own_names for name in comma if (own_names := _audioset_parts(name))}
     left = sorted(comma - result.keys())
     plain = {name for labels in names for name in labels if name not in left}
     plain |= {part for pieces in result.values() for part in pieces}
@@ -184,10 +184,10 @@ def _split_commas(
 
 def _audioset_parts(name: str) -> list[str] | None:
     """Return the names of AudioSet, some with commas, that a text consists of; None if not all."""
-    words, names, known = name.split(","), [], audioset_names()
+    words, names, audioset = name.split(","), [], audioset_names()
     while words:
         for count in range(len(words), 0, -1):
-            if (one := ",".join(words[:count]).strip()) in known:
+            if (one := ",".join(words[:count]).strip()) in audioset:
                 names.append(one)
                 words = words[count:]
                 break

@@ -143,11 +143,11 @@ class ClipReader:
                 seconds = min(seconds, length)
                 start = clip.start + crop * (length - seconds)
                 return self._stretch(clip, source, sound, start, seconds)
-            whole = sound.read(clip.start, clip.seconds)
-        if 2 * len(whole) <= self.room:
-            self.room -= 2 * len(whole)
-            self.kept[clip] = whole
-        return cut(whole, seconds, crop)
+            waveform = sound.read(clip.start, clip.seconds)
+        if 2 * len(waveform) <= self.room:
+            self.room -= 2 * len(waveform)
+            self.kept[clip] = waveform
+        return cut(waveform, seconds, crop)
 
     def _stretch(
         self, clip: Clip, source: Source, sound: Opened, start: float, seconds: float
@@ -256,8 +256,8 @@ class ClipBatches(Dataset[Batch]):
         self, position: int, unreadable: list[str], messages: list[str]
     ) -> tuple[Clip, Tensor, int]:
         """Return the first readable clip from a position on, its waveform and its epoch."""
-        for place in range(position, position + len(self.corpus)):
-            clip, epoch = self.clip(place), place // self.epoch_clips
+        for index in range(position, position + len(self.corpus)):
+            clip, epoch = self.clip(index), index // self.epoch_clips
             crop = 0.0
             if self.settings.crop == "random":
                 key = clip_keys(self.seed, epoch, torch.tensor([hash_id(clip.id)]), 1)[0]

@@ -235,8 +235,8 @@ def _tsv_clips(path: Path, split: str, label_ids: Sequence[str] | None) -> Clips
     rows = _tsv_rows(path, root, lines, label_ids)
     parts = []
     while chunk := list(islice(rows, CHUNK)):
-        insides, places, labels = zip(*chunk, strict=True)
-        files, positions = zip(*places, strict=True)
+        insides, sources, labels = zip(*chunk, strict=True)
+        files, positions = zip(*sources, strict=True)
         containers = {}
         if any(positions):
             spans = [one if isinstance(one, Span) else None for one in positions]
@@ -259,14 +259,14 @@ def _tsv_clips(path: Path, split: str, label_ids: Sequence[str] | None) -> Clips
     return joined(parts)
 
 
-Place = tuple[str, Span | str | None]
+ClipSource = tuple[str, Span | str | None]
 """The file of a clip below the root, and its position in it if that is a container."""
 
 
 def _tsv_rows(
     path: Path, root: Path, lines: Iterator[tuple[int, str]], label_ids: Sequence[str] | None
-) -> Iterator[tuple[str, Place, tuple[int, ...]]]:
-    """Yield the path below the root, the place and the labels of every line."""
+) -> Iterator[tuple[str, ClipSource, tuple[int, ...]]]:
+    """Yield the path below the root, the source and the labels of every line."""
     label_path = path.with_suffix(".lbl")
     numbers = {label: number for number, label in enumerate(label_ids or ())}
     label_lines: Iterator[tuple[int, str]] = iter(())
@@ -284,7 +284,7 @@ def _tsv_rows(
         inside = below(root, row)
         if inside is None:
             raise DataError(f"{path} line {line}: {row!r} is not below the root folder")
-        place = _place_of(root, inside)
+        source = _source_of(root, inside)
         if label_ids is not None:
             number, text = next(label_lines)
             written, tab, cell = text.partition("\t")
@@ -299,15 +299,15 @@ def _tsv_rows(
             except KeyError as error:
                 problem = f"{error.args[0]!r} is not in {DESCRIPTORS}"
             name = stem.rpartition("/")[2]
-            if tab and not (written in (name, stem) or isinstance(place[1], Span)):
+            if tab and not (written in (name, stem) or isinstance(source[1], Span)):
                 problem = f"found {written!r}, expected {name!r}"
             if problem:
                 raise DataError(f"{label_path} line {number}: {problem}")
-        yield inside, place, labels
+        yield inside, source, labels
 
 
-def _place_of(root: Path, inside: str) -> Place:
-    """Return the place of a row; a folder that is called x.h5 is a folder."""
+def _source_of(root: Path, inside: str) -> ClipSource:
+    """Return the source of a row; a folder that is called x.h5 is a folder."""
     if ".zip:" in inside and (match := _IN_ZIP.fullmatch(inside)):
         return match[1], Span(int(match[2]), int(match[3]))
     if (".h5/" in inside or ".hdf5/" in inside) and (match := _IN_HDF5.fullmatch(inside)):
@@ -364,10 +364,10 @@ def write_tsv(corpus: Corpus, path: str | Path, *, samples: Sequence[int]) -> No
         descriptors = path.with_name(DESCRIPTORS)
         if not descriptors.exists():
             write_descriptors(descriptors, {str(n): s for n, s in enumerate(corpus.label_names)})
-        known = read_descriptors(descriptors)
-        if tuple(known.values()) != corpus.label_names:
+        existing = read_descriptors(descriptors)
+        if tuple(existing.values()) != corpus.label_names:
             raise DataError(f"{descriptors}: holds other labels; write to another folder")
-        ids = list(known)
+        ids = list(existing)
         rows = ((Path(c.path).stem, ",".join(ids[n] for n in c.labels)) for c in corpus.clips)
         write_text(path.with_suffix(".lbl"), "".join(f"{stem}\t{cell}\n" for stem, cell in rows))
     write_text(path, "".join(f"{line}\n" for line in lines))

@@ -144,8 +144,8 @@ def _local_paths(corpus: Corpus) -> list[str]:
     column = corpus.table.column("path")
     used = column.indices.unique()
     used = used.take(pa.array(_evenly_spaced(len(used), MOST_SIZED), pa.int64()))
-    words = column.dictionary.take(used).to_pylist()
-    paths = (word.decode("utf-8", "surrogatepass") for word in words)
+    names = column.dictionary.take(used).to_pylist()
+    paths = (word.decode("utf-8", "surrogatepass") for word in names)
     return [path for path in paths if not is_url(path)]
 
 

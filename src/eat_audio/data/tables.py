@@ -64,8 +64,8 @@ def read_table(path: Path, *, required: Sequence[str]) -> list[tuple[int, dict[s
     rows = table_rows(path)
     columns = [field.strip().lower() for field in rows[0][1]] if rows else []
     if lacking := [name for name in required if name not in columns]:
-        found = ", ".join(columns) or "nothing"
-        raise DataError(f"{path} line 1: found {found}; expected a column {', '.join(lacking)}")
+        listed = ", ".join(columns) or "nothing"
+        raise DataError(f"{path} line 1: found {listed}; expected a column {', '.join(lacking)}")
     if len(rows) < 2:
         raise DataError(f"{path}: lists no clips")
     return [(line, dict(zip(columns, cells, strict=True))) for line, cells in rows[1:]]

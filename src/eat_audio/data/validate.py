@@ -228,16 +228,16 @@ def _with_stretches(corpus: Corpus, files: Files) -> tuple[Corpus, Seconds]:
     table, total = corpus.table, files.samples / files.rates
     start = table.column("start").to_numpy()
     listed = table.column("seconds").fill_null(np.inf).to_numpy()
-    whole = total <= listed + LONGER
-    outside = ~whole & (total <= start)
+    complete = total <= listed + LONGER
+    outside = ~complete & (total <= start)
     for n in np.flatnonzero(outside & ~files.unusable):
         files.failed[int(n)] = (
             f"{files.paths[n]}: lasts {total[n]:g} s, which is neither the segment of "
             f"{listed[n]:g} s that begins at {start[n]:g} s nor a video that holds it"
         )
-    seconds = np.where(whole, total, np.minimum(listed, total - start))
+    seconds = np.where(complete, total, np.minimum(listed, total - start))
     clips = table.changed(
-        start=pa.array(np.where(whole, 0.0, start)), seconds=pa.array(listed, mask=whole)
+        start=pa.array(np.where(complete, 0.0, start)), seconds=pa.array(listed, mask=complete)
     )
     return replace(corpus, clips=clips), seconds
 

@@ -46,28 +46,28 @@ def adapter_named(name: str) -> Adapter:
     Raises:
         DataError: There is none.
     """
-    known = {adapter.name: adapter for adapter in adapters()}
-    if name not in known:
-        raise DataError(f"{name!r}: no such layout; there are {', '.join(sorted(known))}")
-    return known[name]
+    layouts = {adapter.name: adapter for adapter in adapters()}
+    if name not in layouts:
+        raise DataError(f"{name!r}: no such layout; there are {', '.join(sorted(layouts))}")
+    return layouts[name]
 
 
-def open_corpus(place: str | Path, *, several: bool = False) -> Corpus:
+def open_corpus(location: str | Path, *, several: bool = False) -> Corpus:
     """Return the corpus at a path or URL, in any known layout.
 
     The log-mel statistics in a `statistics.json` beside the manifest, or in the folder, are those
     of the corpus.
 
     Args:
-        place: A manifest, a folder, a recording or packed shards.
+        location: A manifest, a folder, a recording or packed shards.
         several: Clips of a table may have several labels, or none, even if no row has several.
 
     Raises:
         DataError: There is nothing, or nothing in a known layout.
     """
-    if is_packed(place):
-        return open_packed(place)
-    path = Path(place)
+    if is_packed(location):
+        return open_packed(location)
+    path = Path(location)
     if os.path.isfile(path):
         corpus = _open_file(path, several)
     elif os.path.isdir(path):
@@ -83,14 +83,14 @@ def open_corpus(place: str | Path, *, several: bool = False) -> Corpus:
 def _open_folder(root: Path, several: bool) -> Corpus:
     if os.path.isfile(root / REPORT) and os.path.isfile(root / TABLE):
         return _open_table(root / TABLE, several)
-    known = adapters()
-    adapter = next(adapter for adapter in known if adapter.detect(root))
+    layouts = adapters()
+    adapter = next(adapter for adapter in layouts if adapter.detect(root))
     try:
         return adapter.open(root, several=several)
     except NoRecordings as error:
-        if adapter is not known[-1]:
+        if adapter is not layouts[-1]:
             raise
-        expected = ", ".join(adapter.expects for adapter in known)
+        expected = ", ".join(adapter.expects for adapter in layouts)
         raise DataError(
             f"{root}: looked for {expected} ({suffixes()}), and found none of them"
         ) from error
@@ -146,8 +146,8 @@ def _read_statistics(path: Path) -> str | tuple[float, float]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        known = ", ".join(STATISTICS)
+        names = ", ".join(STATISTICS)
         raise DataError(
-            f'{path}: expected {{"mean": NUMBER, "std": NUMBER}}, or "published": one of {known}'
+            f'{path}: expected {{"mean": NUMBER, "std": NUMBER}}, or "published": one of {names}'
         ) from error
     return statistics.mean, statistics.std

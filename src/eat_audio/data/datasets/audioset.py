@@ -103,13 +103,13 @@ def index(root: Path, lists: Sequence[Path] = ()) -> Index:
             split = _split_of_list(path)
             for name, cell, segment in _rows(path):
                 ids = dict.fromkeys(label.strip() for label in cell.split(",") if label.strip())
-                known = tuple(numbers[label] for label in ids if label in numbers)
+                own = tuple(numbers[label] for label in ids if label in numbers)
                 unknown.update(label for label in ids if label not in numbers)
-                if ids and not known:
+                if ids and not own:
                     left_out.append(name)
                 elif match := matches.find(name, split, segment):
                     file, start, seconds = match
-                    yield Clip(file, str(root / file), known, split, start, seconds)
+                    yield Clip(file, str(root / file), own, split, start, seconds)
 
     table = with_unique_ids(clips())
     labeled = len(table.labels()[0]) > 0
@@ -136,17 +136,17 @@ def _find_lists(root: Path, lists: Sequence[Path]) -> list[Path]:
         return files
     if len(lists) > 1:
         raise DataError(f"{lists[0]}: expected lists, or one folder that has them; found both")
-    found = [names for folder in (lists or [root]) if (names := _lists_in(folder))]
-    if lists and not found:
+    groups = [names for folder in (lists or [root]) if (names := _lists_in(folder))]
+    if lists and not groups:
         raise DataError(f"{lists[0]}: has no list (*_segments.csv, *.json, train.tsv or eval.tsv)")
-    if not found:
+    if not groups:
         folders = sorted(path for path in root.iterdir() if path.is_dir())
-        found = [names for folder in folders if (names := _lists_in(folder))]
-    forms = {path.suffix for names in found for path in names}
-    if len(found) > 1 or len(forms) > 1:
-        first, second = found[0][0], (found[1] if len(found) > 1 else found[0])[-1]
+        groups = [names for folder in folders if (names := _lists_in(folder))]
+    forms = {path.suffix for names in groups for path in names}
+    if len(groups) > 1 or len(forms) > 1:
+        first, second = groups[0][0], (groups[1] if len(groups) > 1 else groups[0])[-1]
         raise DataError(f"{root}: found {first} and {second}; say which lists to use (--lists)")
-    return found[0] if found else []
+    return groups[0] if groups else []
 
 
 def _lists_in(folder: Path) -> list[Path]:

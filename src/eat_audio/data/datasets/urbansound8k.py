@@ -88,8 +88,8 @@ def index(root: Path) -> Index:
         raise DataError(f"{root}: no audio files in audio/fold1, audio/fold2, ... of {TABLE}")
     numbers = {number: label for label, number in enumerate(sorted(classes))}
     clips = [Clip(name, str(folder / name), (numbers[n],), fold) for name, n, fold in rows]
-    words = ", ".join(map(str, sorted(absent)))
-    notes = (f"{TABLE}: the folds {words} are not there and left out",) if absent else ()
+    listed = ", ".join(map(str, sorted(absent)))
+    notes = (f"{TABLE}: the folds {listed} are not there and left out",) if absent else ()
     label_names = tuple(classes[number] for number in sorted(classes))
     corpus = Corpus("urbansound8k", with_unique_ids(clips), label_names, notes=notes)
     return Index(corpus, lists=[str(TABLE)])
