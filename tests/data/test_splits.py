@@ -94,9 +94,7 @@ def test_roles_keep_the_order_and_name_one_split_to_test():
         ("dataset", ("esc", "fsd"), ("train",)),
     ],
 )
-def test_a_column_of_splits_is_recognized_by_its_header_or_its_words(
-    tmp_path, header, words, splits
-):
+def test_a_column_of_splits_is_recognized_by_header_or_words(tmp_path, header, words, splits):
     rows = [f"{n}.wav,{'dog' if n % 2 else 'cat'},{words[n // 2]}\n" for n in range(4)]
     (tmp_path / "0.wav").touch()
     (tmp_path / "clips.csv").write_text(f"path,label,{header}\n{''.join(rows)}", encoding="utf-8")

@@ -239,17 +239,16 @@ def _time_kind(name: str) -> tuple[str, float]:
 
 def _edge_of(word: str) -> str:
     """Return the end of a clip that a word may be about: "startt", "tstart", "ending"."""
-    if word.startswith(("start", "begin", "onset")) or word.endswith(("start", "begin", "onset")):
+    if re.match("start|begin|onset", word) or re.search("(start|begin|onset)$", word):
         return "start"
     short = len(word) <= 7 and word.startswith(("end", "stop"))
-    return "end" if short or word.endswith(("stop", "_end")) else ""
+    return "end" if short or word.endswith("stop") else ""
 
 
 def _kind_of(word: str) -> str:
     word = re.sub(r"(time|times|timestamp)$", "", re.sub(r"^(t|time)(?=start|end|begin)", "", word))
-    if word == "offset":
-        return "offset"
-    return next((kind for kind, words in TIMES.items() if word in words), "")
+    kinds = (kind for kind, words in TIMES.items() if word in words)
+    return "offset" if word == "offset" else next(kinds, "")
 
 
 def _has_numbers(name: str, cells: Sequence[str]) -> bool:
@@ -296,8 +295,8 @@ def _assign_split(columns: Columns, keys: list[str], rows: Cells, used: set[int]
 
 def _assign_labels(columns: Columns, keys: list[str], rows: Cells, used: set[int]) -> set[int]:
     choices = [keys.index(key) for key in LABELS if key in keys and keys.index(key) not in used]
-    full = [n for n in choices if any(row[n].strip() for row in rows)]
     if choices:
+        full = [n for n in choices if any(row[n].strip() for row in rows)]
         differ = [n for n in full if _distinct(rows, n, 1) is None]
         columns.label = (differ or full or choices)[0]
         return {columns.label}
@@ -443,10 +442,10 @@ class Row(NamedTuple):
             if FOLD_COLUMN.fullmatch(columns.names[columns.split].lower()):
                 raise DataError(f"{where}: no fold, but others have one")
             return "train"
-        roles = {role for role, n in columns.flags.items() if cells[n].strip().lower() in TRUE}
+        roles = [role for role, n in columns.flags.items() if cells[n].strip().lower() in TRUE]
         if len(roles) > 1:
             raise DataError(f"{where}: it is in {' and in '.join(sorted(roles))}")
-        return roles.pop() if roles else "test" if set(columns.flags) == {"train"} else "train"
+        return roles[0] if roles else "test" if set(columns.flags) == {"train"} else "train"
 
 
 def existing_path(folder: Path, written: str) -> str:
@@ -455,10 +454,9 @@ def existing_path(folder: Path, written: str) -> str:
     Tried, where there is no file: without spaces around, with "/" for the backslashes of Windows,
     with umlauts in the other Unicode form, with "~" as the home folder.
     """
-    unusual = "\\" in written or written != written.strip() or written.startswith("~")
-    if not unusual and written.isascii():
-        return written
     plain = written.strip()
+    if "\\" not in written and written == plain and plain[:1] != "~" and plain.isascii():
+        return written
     slashes = re.sub(r"^[.]/", "", plain.replace("\\", "/")) if "\\" in plain else plain
     forms = [written, plain, slashes]
     forms += [unicodedata.normalize(form, one) for one in forms for form in ("NFC", "NFD")]

@@ -49,8 +49,6 @@ from eat_audio.data.tables import (
 from eat_audio.errors import DataError, EatWarning
 from eat_audio.text import csv_cell, sentence
 
-_UNUSUAL = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
-"""Paths that are not below their root, or not in their shortest form."""
 _IN_HDF5 = re.compile(r"(?s)(.+?\.(?:h5|hdf5))/(.+)")
 _IN_ZIP = re.compile(r"(?s)(.+\.zip):([0-9]{1,18}):([0-9]{1,18})")
 
@@ -161,26 +159,25 @@ def _notes(
     columns: Columns, path: Path, repeated: int, labels: Sequence[Sequence[str]], rows: Rows
 ) -> tuple[str, ...]:
     """Return what of a table is not used; warn of what looks as if it mattered."""
-    notes = []
-    if columns.unused:
-        listed = ", ".join(name or "(no name)" for name in columns.unused[:30])
-        if len(columns.unused) > 30:
-            listed += f" and {len(columns.unused) - 30} more"
-        notes.append(f"{path.name}: not used: the columns {listed}")
-    if repeated:
-        notes.append(f"{path.name}: {repeated} rows repeat others and count once")
-    bare = sum(not row for row in labels)
-    if bare and any(labels):
-        notes.append(f"{path.name}: {bare} rows have no label")
-    bare = 0 if columns.split is None else sum(is_empty(row[columns.split]) for _, row in rows)
-    if bare and bare < len(rows):
-        notes.append(f"{path.name}: {bare} rows have no split and are in train")
+    without_label = sum(not row for row in labels) if any(labels) else 0
+    without_split = 0
+    if columns.split is not None:
+        without_split = sum(is_empty(row[columns.split]) for _, row in rows) % len(rows)
+    unused = ", ".join(name or "(no name)" for name in columns.unused[:30])
+    if len(columns.unused) > 30:
+        unused += f" and {len(columns.unused) - 30} more"
     if columns.doubtful:
         warn(
             f"{path}: not used, though they look like times, splits or labels: the columns "
             f"{', '.join(columns.doubtful)}"
         )
-    return tuple(notes)
+    notes = {
+        f"not used: the columns {unused}": len(columns.unused),
+        f"{repeated} rows repeat others and count once": repeated,
+        f"{without_label} rows have no label": without_label,
+        f"{without_split} rows have no split and are in train": without_split,
+    }
+    return tuple(f"{path.name}: {note}" for note, count in notes.items() if count)
 
 
 # ---- .tsv and .lbl
@@ -193,15 +190,8 @@ def read_tsv(*manifests: str | Path, split: str | None = None) -> Corpus:
     below it. Numbers of samples are not used (published manifests hold placeholders). A line that
     is repeated, labels and all, counts once. `folder/all.h5/name` is a dataset of an HDF5 file,
     `all.zip:offset:length` bytes of an archive (stored, not compressed), where labels may have any
-    id.
-
-    Args:
-        manifests: `.tsv` files of one folder.
-        split: Name of the split; by default a word of the file's name (`train.tsv`,
-            `eval_clean.tsv`), else "train".
-
-    Returns:
-        Clips whose id is their path below the root without suffix, longer where several share it.
+    id. The split is by default a word of the file's name (`eval_clean.tsv`), else "train". Ids are
+    paths below the root without suffix, longer where several clips share one.
 
     Raises:
         DataError: A file cannot be read, a line is wrong, or labels do not fit.
@@ -234,39 +224,44 @@ def _tsv_clips(path: Path, split: str, label_ids: Sequence[str] | None) -> Clips
     prefix = "" if root == Path(".") else os.path.join(root, "")
     rows = _tsv_rows(path, root, lines, label_ids)
     parts = []
-    while chunk := list(islice(rows, CHUNK)):
-        insides, sources, labels = zip(*chunk, strict=True)
-        files, positions = zip(*sources, strict=True)
-        containers = {}
-        if any(positions):
-            spans = [one if isinstance(one, Span) else None for one in positions]
-            containers = {
-                "dataset": texts(one if isinstance(one, str) else None for one in positions),
-                "offset": [span and span.offset for span in spans],
-                "size": [span and span.size for span in spans],
-            }
-        numbers = np.array([number for row in labels for number in row], np.int32)
-        part = Clips.in_columns(
-            id=texts(insides),
-            path=texts(prefix + file for file in files).dictionary_encode(),
-            labels=lists(numbers, np.cumsum([0, *map(len, labels)])),
-            split=same_for_all(split, len(chunk)),
-            **containers,
-        )
+    while len(part := _in_columns(islice(rows, CHUNK), prefix, split)):
         parts.append(part)
     if not parts:
         raise DataError(f"{path}: lists no clips")
     return joined(parts)
 
 
-ClipSource = tuple[str, Span | str | None]
-"""The file of a clip below the root, and its position in it if that is a container."""
+Position = Span | str | None
+"""The position of a clip in a container."""
+
+
+def _in_columns(
+    rows: Iterable[tuple[str, str, Position, list[int]]], prefix: str, split: str
+) -> Clips:
+    """Return clips in columns; flat lists spare the garbage collector millions of tuples."""
+    insides, files, positions, labels, first = [], [], [], [], [0]
+    for inside, file, position, numbers in rows:
+        insides.append(inside)
+        files.append(prefix + file)
+        positions.append(position)
+        labels.extend(numbers)
+        first.append(len(labels))
+    spans = [one if isinstance(one, Span) else None for one in positions]
+    return Clips.in_columns(
+        id=texts(insides),
+        path=texts(files).dictionary_encode(),
+        labels=lists(np.array(labels, np.int32), np.array(first)),
+        split=same_for_all(split, len(insides)),
+        dataset=texts(one if isinstance(one, str) else None for one in positions),
+        offset=[span and span.offset for span in spans],
+        size=[span and span.size for span in spans],
+    )
 
 
 def _tsv_rows(
     path: Path, root: Path, lines: Iterator[tuple[int, str]], label_ids: Sequence[str] | None
-) -> Iterator[tuple[str, ClipSource, tuple[int, ...]]]:
-    """Yield the path below the root, the source and the labels of every line."""
+) -> Iterator[tuple[str, str, Position, list[int]]]:
+    """Yield the path below the root, the file, the position in it and the labels of every line."""
     label_path = path.with_suffix(".lbl")
     numbers = {label: number for number, label in enumerate(label_ids or ())}
     label_lines: Iterator[tuple[int, str]] = iter(())
@@ -274,7 +269,7 @@ def _tsv_rows(
         if (count := _count(label_path)) != (clips := _count(path) - 1):
             raise DataError(f"{label_path}: {count} lines of labels for {clips} clips")
         label_lines = iter_lines(label_path)
-    labels: tuple[int, ...] = ()
+    labels: list[int] = []
     for line, text in lines:
         row, _, samples = text.partition("\t")
         if not samples.strip().isdigit():
@@ -284,30 +279,28 @@ def _tsv_rows(
         inside = below(root, row)
         if inside is None:
             raise DataError(f"{path} line {line}: {row!r} is not below the root folder")
-        source = _source_of(root, inside)
+        file, position = _position_of(root, inside)
         if label_ids is not None:
             number, text = next(label_lines)
             written, tab, cell = text.partition("\t")
-            stem = os.path.splitext(inside)[0]
             try:
-                labels = tuple(
-                    dict.fromkeys(
-                        numbers[label] for word in cell.split(",") if (label := word.strip())
-                    )
-                )
+                ids = [numbers[label] for label in map(str.strip, cell.split(",")) if label]
+                labels = ids if len(ids) < 2 else list(dict.fromkeys(ids))
                 problem = "" if tab else f"{text!r} is not a clip's id, a tab and labels"
             except KeyError as error:
                 problem = f"{error.args[0]!r} is not in {DESCRIPTORS}"
-            name = stem.rpartition("/")[2]
-            if tab and not (written in (name, stem) or isinstance(source[1], Span)):
-                problem = f"found {written!r}, expected {name!r}"
+            if tab and inside.rpartition("/")[2].rpartition(".")[0] != (written or "."):
+                stem = os.path.splitext(inside)[0]
+                name = os.path.basename(stem)
+                if written not in (name, stem) and not isinstance(position, Span):
+                    problem = f"found {written!r}, expected {name!r}"
             if problem:
                 raise DataError(f"{label_path} line {number}: {problem}")
-        yield inside, source, labels
+        yield inside, file, position, labels
 
 
-def _source_of(root: Path, inside: str) -> ClipSource:
-    """Return the source of a row; a folder that is called x.h5 is a folder."""
+def _position_of(root: Path, inside: str) -> tuple[str, Position]:
+    """Return the file of a row and the position in it; a folder called x.h5 is a folder."""
     if ".zip:" in inside and (match := _IN_ZIP.fullmatch(inside)):
         return match[1], Span(int(match[2]), int(match[3]))
     if (".h5/" in inside or ".hdf5/" in inside) and (match := _IN_HDF5.fullmatch(inside)):
@@ -389,8 +382,8 @@ def below(root: Path, row: str) -> str | None:
     Names alone decide, and no ".." is left in them for the file system to take through a link.
     Links below the root are followed later, as data often sit behind one.
     """
-    if not _UNUSUAL.search(row):
-        return row
+    if not (row[:1] in "/." or row[-1:] == "/" or "//" in row or "/." in row or "\0" in row):
+        return row  # nearly always
     inside = os.path.normpath(row)
     if os.path.isabs(inside):
         inside = os.path.relpath(inside, os.path.abspath(root))
