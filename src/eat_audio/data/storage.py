@@ -67,8 +67,8 @@ def read_bytes(location: str | Path, span: Span | None = None, *, most: int = LA
 
 
 def _from_file(path: str | Path, span: Span | None, most: int) -> bytes:
-    _refuse_special(path)
     try:
+        _refuse_special(path)
         with open(path, "rb") as file:
             offset, size = _range(path, span, os.fstat(file.fileno()).st_size, most)
             file.seek(offset)
@@ -80,11 +80,7 @@ def _from_file(path: str | Path, span: Span | None, most: int) -> bytes:
 
 def _refuse_special(path: str | Path) -> None:
     """Refuse pipes and devices: opening one would wait for its writer."""
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or error) from error
-    if not regular:
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise _unreadable(path, "it is not a file")
 
 
@@ -210,6 +206,6 @@ def _read_dataset(file: Path, name: str, where: str) -> NDArray[Any]:
             samples = node[()]
     except DataError as error:
         raise AudioError(f"{where}: {error}") from error
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise AudioError(f"{where}: cannot be read as HDF5 ({error})") from error
     return samples if samples.dtype == np.int16 else samples.astype(np.float32)

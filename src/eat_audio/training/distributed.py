@@ -3,7 +3,7 @@
 `torchrun` starts the processes. Rank r of R takes every R-th micro-batch, so R processes do what
 one does with R times the accumulation: the same clips, the same random numbers, the same losses.
 
-    ddp     every process holds the whole model; gradients are averaged
+    ddp     every process holds the full model; gradients are averaged
     fsdp    every process holds a slice of each weight, gradient and moment, and gathers a block
             when it is computed (FSDP2), for models that would not fit otherwise
 
@@ -130,7 +130,7 @@ def apply_fsdp(objective: nn.Module, process_group: ProcessGroup, *, how: Parall
     """Slice a model over the process group, block by block, if `how` is "fsdp"."""
     if process_group.ranks == 1 or how == "ddp":
         return
-    # Some outputs of blocks are views, but nothing is ever added to them in place.
+    # Some outputs of blocks are views, which nothing changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(next(objective.parameters()).device.type, (process_group.ranks,))
     for module in objective.modules():
@@ -142,7 +142,7 @@ def apply_fsdp(objective: nn.Module, process_group: ProcessGroup, *, how: Parall
 
 
 def grad_sync(forward: Any, *, when: bool) -> AbstractContextManager[Any]:
-    """Exchange gradients between processes only `when` it is the last micro-batch of a step."""
+    """Average gradients over processes only `when` it is the last micro-batch of a step."""
     if isinstance(forward, DistributedDataParallel) and not when:
         return forward.no_sync()
     if isinstance(forward, FSDPModule):

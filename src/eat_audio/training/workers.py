@@ -30,7 +30,7 @@ MEMORY = re.compile(
 
 
 class StopState(Protocol):
-    """The last finished step (None during an update), and whether a stop was requested."""
+    """The last finished step (None during an update), and whether a stop is requested."""
 
     finished: int | None
     requested: bool
@@ -51,7 +51,7 @@ def save_on_failure(
     One process saves, if it can do that alone: not where `how` is "fsdp".
 
     Raises:
-        Interrupted: A stop was requested anyway; its signal often ends the workers, too.
+        Interrupted: A stop was requested anyway.
         EatError: What failed, what is saved, and what to do.
     """
     deferred = _DeferredErrors(batches)
@@ -66,7 +66,7 @@ def save_on_failure(
         if reason is None:
             raise
         saved, outcome = _try_to_save(stop.finished, save if saves_alone else None)
-        if saved and stop.requested:
+        if saved and stop.requested:  # a signal that also ended the workers
             raise stop.error() from error
         raise EatError(
             f"training cannot go on ({reason}); {outcome}. Most often memory is too short: "
