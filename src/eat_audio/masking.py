@@ -46,8 +46,8 @@ class MaskError(SettingError, ValueError):
 class Masks:
     """Visible patches, and hidden ones, which are to be predicted.
 
-    Of clips that are shorter than the grid, `visible` has padding in the slots that
-    `visible_valid` excludes: in range, each once, after the valid ones, and never `hidden`.
+    Of short clips, `visible` has padding in the slots that `visible_valid` excludes: in range, each
+    once, after the valid ones, and never `hidden`.
     """
 
     visible: Tensor
@@ -71,8 +71,7 @@ class Masks:
     def hidden_ids(self) -> Tensor:
         """Numbers of the hidden patches (B, K, H), int64, ascending.
 
-        H = N - V in all rows, so that no device has to be waited for: rows with fewer hidden
-        patches are filled up with others, of weight 0.
+        H = N - V: rows with fewer hidden patches are filled up with others, of weight 0.
         """
         count = self.hidden.cumsum(2)
         patches = torch.arange(self.n_patches, device=self.hidden.device).expand_as(count)
@@ -186,19 +185,15 @@ def block_patches(
 
 
 def _select(
-    keys: Tensor,
-    grid: tuple[int, int],
-    hidden_ratio: float,
-    valid_columns: Tensor | None,
-    first: Tensor | None,
+    keys: Tensor, grid: tuple[int, int], ratio: float, columns: Tensor | None, first: Tensor | None
 ) -> Masks:
     """Step 3: keep the right number of patches, uniformly at random, those in `first` first."""
-    visible = n_visible(grid, hidden_ratio)
+    visible = n_visible(grid, ratio)
     patches = torch.arange(grid[0] * grid[1], device=keys.device)
-    valid = _valid_patches(keys, grid, valid_columns)  # (B, 1, 1)
+    valid = _valid_patches(keys, grid, columns)  # (B, 1, 1)
     count, visible_valid = torch.full_like(valid, visible), None
-    if valid_columns is not None:
-        count = (valid.double() * (1 - hidden_ratio)).long().clamp(min=1)  # (B, 1, 1)
+    if columns is not None:
+        count = (valid.double() * (1 - ratio)).long().clamp(min=1)  # (B, 1, 1)
         visible_valid = torch.arange(visible, device=keys.device) < count
         visible_valid = visible_valid.expand(*keys.shape, visible)
     top = _top_on_cpu if keys.device.type == "cpu" else _top
@@ -233,7 +228,7 @@ def _top_on_cpu(
     ends, counts = (x.expand(*keys.shape, 1).reshape(-1, 1).numpy() for x in (valid, count))
     blocks = None if first is None else first.reshape(-1, n).numpy().view(np.uint8)
     rows = keys.reshape(-1)
-    ids, selected = np.empty((len(rows), visible), np.int64), np.empty((len(rows), n), bool)
+    selected = np.empty((len(rows), n), bool)
     for begin in range(0, len(rows), CPU_ROWS):
         part = slice(begin, begin + CPU_ROWS)
         rank = random_bits(rows[part], n, purpose=_PATCHES).numpy()
@@ -243,25 +238,19 @@ def _top_on_cpu(
         if padded := bool((end < n).any()):
             rank[index >= end] = -1
         least = np.partition(rank, n - np.unique(kept), axis=1)
-        chosen = np.greater_equal(
-            rank, np.take_along_axis(least, n - kept, axis=1), out=selected[part]
-        )
+        selected[part] = rank >= np.take_along_axis(least, n - kept, axis=1)
         if padded:
-            chosen |= (index >= end) & (index < end + visible - kept)
-        # no two patches of a row rank alike at the cut, but once in 10^15 rows
-        flat = np.flatnonzero(chosen).reshape(-1, visible)
-        np.subtract(flat, np.arange(len(flat))[:, None] * n, out=ids[part])
-    shape = keys.shape
-    return torch.from_numpy(ids).view(*shape, visible), torch.from_numpy(selected).view(*shape, n)
+            selected[part] |= (index >= end) & (index < end + visible - kept)
+    # no two patches of a row rank alike at the cut, but once in 10^15 rows
+    ids = torch.from_numpy(np.flatnonzero(selected) % n)
+    return ids.view(*keys.shape, visible), torch.from_numpy(selected).view(*keys.shape, n)
 
 
 def _valid_patches(keys: Tensor, grid: tuple[int, int], valid_columns: Tensor | None) -> Tensor:
     """Patches of each clip that are not padding (B, 1, 1)."""
     if valid_columns is None:
-        columns = torch.full_like(keys[:, :1], grid[0])
-    else:
-        columns = valid_columns.long().clamp(1, grid[0])[:, None]
-    return columns[..., None] * grid[1]
+        return torch.full_like(keys[:, :1, None], grid[0] * grid[1])
+    return valid_columns.long().clamp(1, grid[0])[:, None, None] * grid[1]
 
 
 @functools.lru_cache
@@ -280,4 +269,4 @@ def _shapes(block: Block) -> list[tuple[int, int]]:
     for height, width in shapes:
         if min(height, width) < 1:
             raise MaskError(f"a block of {height}x{width} patches is empty; expected 1x1 or more")
-    return [(height, width) for height, width in shapes]
+    return list(shapes)

@@ -115,7 +115,7 @@ def _decoder(stack: ExitStack, source: Source, file: File, head: bytes) -> Recor
     refusal = None
     if not demuxer:
         try:
-            return _libsndfile(stack, source, file, head, mpeg=not has_pyav)
+            return _libsndfile(stack, source, file, head, not has_pyav)
         except AudioError as error:
             if (sentence := not_audio(head, str(source))) is not None:
                 raise AudioError(f"{source}: {sentence}") from error
@@ -212,9 +212,7 @@ def _checked(source: Source, recording: Recording) -> Recording:
 # ---- libsndfile
 
 
-def _libsndfile(
-    stack: ExitStack, source: Source, file: File, head: bytes, *, mpeg: bool
-) -> Recording:
+def _libsndfile(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: bool) -> Recording:
     """A file of a format that libsndfile reads; MPEG audio only if `mpeg`."""
     if head.startswith(b"fLaC"):
         return _flac(stack, source, file, head)
@@ -308,19 +306,18 @@ def _recording(
 
 
 class _Walk(NamedTuple):
-    """All packets of a file, undecoded."""
+    """All packets of a file: their length, and whether they are alike and adjacent."""
 
     seconds: float
-    """How long they last together."""
     steady: bool
-    """Whether all last equally long, and nothing is between them."""
 
 
 class _Piece(NamedTuple):
+    """A decoded signal, and the time of its first sample in the units of the track."""
+
     rate: int
     signal: NDArray[np.float32]
     time: int
-    """Of its first sample, in the units of the track."""
 
 
 class _Track:
@@ -360,10 +357,8 @@ class _Track:
         import av
 
         self.window = Window(self.file, 0, size_of(self.file))
-        options = dict(SAFE)
-        return av.open(
-            self.window, "r", format=self.demuxer, options=options, metadata_errors="replace"
-        )
+        safe, kind = dict(SAFE), self.demuxer
+        return av.open(self.window, "r", format=kind, options=safe, metadata_errors="replace")
 
     def _walk(self) -> _Walk:
         seconds, steady, behind, previous = 0.0, True, None, None

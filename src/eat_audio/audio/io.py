@@ -48,8 +48,8 @@ def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None
     signal, and no more than that is decoded. Two exceptions: what PyAV decodes, but for MP3, is
     decoded from its start, and stretches of Vorbis after `NO_SEEK` may be 35 ms off, as
     libsndfile's seek is. A file is read to its true end, whatever its header claims: one that was
-    cut short gives what it holds, and recordings that were joined are read one after the other. An
-    `EatWarning` names what a file lacks of its claims, and what of it is not read.
+    cut short gives what it holds, recordings that were joined are read one after the other, and an
+    `EatWarning` names what is missing or not read.
 
     Args:
         path: The file, or the bytes that one would hold.
@@ -60,9 +60,8 @@ def load_audio(path: Source, *, start: float = 0.0, seconds: float | None = None
         Waveform (samples,): float32, mono, 16 kHz.
 
     Raises:
-        AudioError: The file cannot be opened or read, is not audio, has no sound in that stretch
-            or a rate below 1 kHz, or holds samples that are not finite (the message counts them
-            and says where they begin); the stretch cannot be.
+        AudioError: The file cannot be opened or read, is not audio, has no sound in that stretch,
+            a rate below 1 kHz or samples that are not finite; the stretch cannot be.
     """
     first, length = _stretch(path, start, seconds)
     with opened(path) as recording:
@@ -88,12 +87,10 @@ def load_int16(path: Source, *, start: float = 0.0, seconds: float | None = None
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A recording that is open to be read."""
+    """An open recording: its length without decoding, and `load_int16` of (start, seconds)."""
 
     seconds: float
-    """Length, as far as it is known without decoding."""
     read: Callable[[float, float | None], Tensor]
-    """(start, seconds) -> `load_int16` of that stretch."""
 
 
 @contextmanager
