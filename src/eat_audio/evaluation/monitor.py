@@ -19,14 +19,8 @@ from eat_audio.config import Settings
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.splits import cross_validation, sample
 from eat_audio.errors import DataError
-from eat_audio.evaluation.metrics import (
-    NEIGHBORS,
-    Array,
-    effective_rank,
-    knn_score,
-    linear_score,
-    views,
-)
+from eat_audio.evaluation import metrics
+from eat_audio.evaluation.metrics import NEIGHBORS, Array
 from eat_audio.evaluation.probe import TITLES, cls_and_mean, concatenated, labeled_corpus
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.modeling import AudioModel
@@ -51,13 +45,7 @@ class MonitorSettings(Settings):
 
 
 class Monitor:
-    """Labeled clips, kept as spectrograms, to probe an encoder with.
-
-    Args:
-        settings: With `data`.
-        features: The front end of the run.
-        clips: How the run reads its clips.
-        steps: Length of the run.
+    """Labeled clips, kept as spectrograms, to probe the encoder of a run of `steps` steps with.
 
     Raises:
         DataError: The corpus cannot be used, or not one clip of it can be read.
@@ -101,18 +89,15 @@ class Monitor:
         return step > 0 and (step % self.settings.every == 0 or step == self.steps)
 
     def __call__(self, step: int, encoder: AudioModel) -> dict[str, float]:
-        """Probe an encoder, on its device.
+        """Probe an encoder (full weights, not shards of them) after `step` steps, on its device.
 
-        Args:
-            step: Steps done; at 0 an encoder of the same shape with fresh random weights is probed
-                instead.
-            encoder: With full weights, not shards of them.
+        At step 0 an encoder of the same shape with fresh random weights is probed instead.
 
         Returns:
             `linear_accuracy_*` and `knn_accuracy_*` (`..._map_*` for several labels per clip) of
-            the views `cls`, `mean` and `both`; `effective_rank_*` and `variance_*` (mean over
-            channels of the variance over clips) of `cls` and `mean`; and `monitor_seconds`. Of
-            encoders without a CLS token `mean` alone.
+            the views `cls`, `mean` and `both`, `mean` alone without a CLS token; `effective_rank_*`
+            and `variance_*` (over clips, mean over channels) of `cls` and `mean`; and
+            `monitor_seconds`.
         """
         start = time.perf_counter()
         device = next(encoder.parameters()).device
@@ -125,10 +110,10 @@ class Monitor:
             for batch in self.spectrograms:
                 mask = None if batch.frame_mask is None else batch.frame_mask.to(device)
                 pairs.append(cls_and_mean(encoder, batch.values.to(device), mask))
-        vectors = views(*concatenated(pairs))
+        vectors = metrics.views(*concatenated(pairs))
         scores = self._scores(vectors)
         for view in (view for view in vectors if view != "both"):
-            scores[f"effective_rank_{view}"] = effective_rank(vectors[view])
+            scores[f"effective_rank_{view}"] = metrics.effective_rank(vectors[view])
             scores[f"variance_{view}"] = float(vectors[view].var(axis=0).mean())
         return scores | {"monitor_seconds": round(time.perf_counter() - start, 3)}
 
@@ -138,8 +123,8 @@ class Monitor:
         for train, test in self.folds.indices:
             for view, x in vectors.items():
                 split = x[train], self.labels[train], x[test], self.labels[test]
-                linear = linear_score(*split, multi_label=several)
-                knn = knn_score(*split, multi_label=several, neighbors=neighbors)
+                linear = metrics.linear_score(*split, multi_label=several)
+                knn = metrics.knn_score(*split, multi_label=several, neighbors=neighbors)
                 scores.setdefault(f"linear_{self.metric}_{view}", []).append(linear)
                 scores.setdefault(f"knn_{self.metric}_{view}", []).append(knn)
         return {name: float(np.mean(values)) for name, values in sorted(scores.items())}

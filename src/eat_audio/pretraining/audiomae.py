@@ -335,11 +335,7 @@ class AudioMAEPretraining(Pretraining):
 
 
 def grid_masks(
-    keys: Tensor,
-    grid: Grid,
-    *,
-    hidden: tuple[float, float],
-    valid_columns: Tensor | None = None,
+    keys: Tensor, grid: Grid, *, hidden: tuple[float, float], valid_columns: Tensor | None = None
 ) -> Masks:
     """Sample masks that hide shares of the columns and of the rows, by the clips' keys (B, 1).
 

@@ -44,13 +44,10 @@ class Cost:
 def pretraining(
     settings: PretrainRun, *, seconds: float | None = None, producer: PretrainRun | None = None
 ) -> Cost:
-    """Count one clip in one step of pre-training, forward and backward.
+    """Count one clip, by default of `clips.seconds`, in one step of pre-training.
 
-    Args:
-        settings: The resolved recipe.
-        seconds: Length of the clip; `clips.seconds` if None. BEATs computes as much as a clip is
-            long, the other methods as much as `clips.seconds` in any case.
-        producer: Settings of the run before, whose model `settings.input_setting` names.
+    For a shorter clip BEATs computes less; the other methods do not. `producer` is the run before,
+    whose model `settings.input_setting` names.
 
     Raises:
         MaskError: Nothing would be visible of such clips.

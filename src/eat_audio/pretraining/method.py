@@ -122,10 +122,8 @@ class Pretraining(LayeredObjective):
     Random numbers depend on (seed, epoch, clip), or on the generator.
 
     Args:
-        config: Configuration of the student.
-        method: Settings of the objective.
-        features: The front end.
-        frames: Length of the longest clips.
+        config, method: Configuration of the student, and settings of the objective.
+        features, frames: The front end, and the length of the longest clips.
         seed: Of masks and of whatever else is sampled by clip.
         inputs: Trained modules that a method needs, in place of those it would load.
     """

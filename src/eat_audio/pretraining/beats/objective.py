@@ -30,14 +30,9 @@ from eat_audio.masking import Masks, random_masks
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsModel
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.layers import masked_mean
+from eat_audio.pretraining.beats import quantizer
 from eat_audio.pretraining.beats.predictor import LabelPredictor
-from eat_audio.pretraining.beats.quantizer import (
-    Codebook,
-    Float32Buffers,
-    code_usage,
-    distances,
-    no_autocast,
-)
+from eat_audio.pretraining.beats.quantizer import Codebook, code_usage
 from eat_audio.pretraining.beats.stored_labels import StoredLabels
 from eat_audio.pretraining.beats.tokenizer import (
     BEATsObjective,
@@ -95,9 +90,8 @@ class BEATsMethod(Settings):
     @model_validator(mode="after")
     def _labels_have_one_source(self) -> Self:
         if self.tokenizer and self.labels:
-            raise ValueError(
-                f"tokenizer={self.tokenizer} and labels={self.labels}: expected one of them"
-            )
+            both = f"tokenizer={self.tokenizer} and labels={self.labels}"
+            raise ValueError(f"{both}: expected one of them")
         return self
 
     def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
@@ -105,22 +99,18 @@ class BEATsMethod(Settings):
         return random_masks(keys, grid, hidden_ratio=self.hidden_ratio, valid_columns=columns)
 
 
-class RandomTokenizer(Float32Buffers):
+class RandomTokenizer(quantizer.Float32Buffers):
     """A frozen random projection and random codes: patches -> numbers of their nearest codes."""
 
     projection: Tensor
     codes: Tensor
 
     def __init__(
-        self,
-        settings: RandomTokenizerSettings,
-        features: AudioFeatureExtractor,
-        *,
-        patch: int,
-        seed: int,
+        self, settings: RandomTokenizerSettings, features: Any, *, patch: int, seed: int
     ) -> None:
         super().__init__()
-        self.settings, self.features, self.patch = settings, features, patch
+        self.features: AudioFeatureExtractor = features
+        self.settings, self.patch = settings, patch
         self.count = settings.codes
         inputs, width = patch**2, settings.width
         generator = torch.Generator().manual_seed(seed)
@@ -133,7 +123,7 @@ class RandomTokenizer(Float32Buffers):
     def forward(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return the labels (B, T', F') of spectrograms (B, T, F), -1 for padding."""
         side = self.patch
-        with no_autocast(spectrogram):
+        with quantizer.no_autocast(spectrogram):
             squares = spectrogram.float().unflatten(2, (-1, side)).unflatten(1, (-1, side))
             grid = squares.shape[1], squares.shape[3]
             x = self._normalized(squares.transpose(2, 3).flatten(3).flatten(1, 2), valid)
@@ -142,7 +132,7 @@ class RandomTokenizer(Float32Buffers):
                 z = F.normalize(z, dim=-1)
             elif self.settings.projection_norm == "layernorm":
                 z = F.layer_norm(z, z.shape[-1:])
-            return on_grid(distances(z, self.codes).argmin(dim=-1), valid, grid)
+            return on_grid(quantizer.distances(z, self.codes).argmin(dim=-1), valid, grid)
 
     def _normalized(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Return patches (B, N, 256), normalized by `input_norm`."""

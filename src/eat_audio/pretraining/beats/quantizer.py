@@ -15,8 +15,7 @@ recorded sets `quantizer*`).
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -26,16 +25,12 @@ from torch import Tensor, nn
 KMEANS_ITERATIONS = 10
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """Output of a codebook."""
+class Quantized(NamedTuple):
+    """Codes with the gradients of the vectors (straight-through), their numbers, and distances."""
 
-    vectors: Tensor
-    """The codes (B, N, W), with the gradients of the vectors (straight-through)."""
-    labels: Tensor
-    """Numbers of the codes (B, N), int64."""
-    error: Tensor
-    """Squared distance from each vector, at length 1, to its code (B, N); codes are constants."""
+    vectors: Tensor  # (B, N, W)
+    labels: Tensor  # (B, N), int64
+    error: Tensor  # (B, N), squared, from vectors at length 1 to their codes as constants
 
 
 class Float32Buffers(nn.Module):
@@ -164,17 +159,13 @@ def kmeans(
 def code_usage(labels: Tensor, weights: Tensor, count: int) -> dict[str, Tensor]:
     """Measure how evenly labels (...), of weights (...) 1 or 0 for padding, use `count` codes.
 
-    Returns:
-        `used`, how many codes occur; `perplexity`; `majority`, the share of the most frequent one.
+    `used` codes occur; `majority` is the share of the most frequent one.
     """
     hits = torch.zeros(count, device=labels.device)
     hits.index_add_(0, labels.flatten().clamp(min=0), weights.flatten().float())
     share = hits / hits.sum().clamp(min=1)
-    return {
-        "used": (hits > 0).sum().float(),
-        "perplexity": perplexity(share),
-        "majority": share.max(),
-    }
+    used = (hits > 0).sum().float()
+    return {"used": used, "perplexity": perplexity(share), "majority": share.max()}
 
 
 def perplexity(share: Tensor) -> Tensor:
