@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jinja2
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from transformers import PreTrainedConfig
@@ -28,40 +29,6 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 SHOWN_LABELS = 20
 MARKUP = set("<>&|`*_[]()\\#~!$")
 """Characters with a meaning in HTML or Markdown."""
-
-USE = """## Use
-
-```python
-import eat_audio as eat  # pip install eat-audio
-
-clip = eat.load_audio("dog.wav")
-eat.load("{name}").{call}
-```
-
-With transformers alone, after `import eat_audio`; no code of this repository is run:
-
-```python
-from transformers import AutoFeatureExtractor, {auto}
-
-features = AutoFeatureExtractor.from_pretrained("{name}")
-model = {auto}.from_pretrained("{name}")
-outputs = model(**features(clip.numpy(), sampling_rate=16_000))
-```"""
-TRAINING = """## Training
-
-Clips: {clips}. Made with {versions}.
-
-<details><summary>All settings</summary>
-
-```yaml
-{settings}
-```
-
-</details>"""
-LIMITS = """## Limits
-
-It recognizes what it was trained on. It was not trained to transcribe speech. Scores are not \
-calibrated, and recordings unlike those it was trained on may be misjudged without a sign."""
 
 
 def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
@@ -135,15 +102,17 @@ def model_card(
         scores: The content of `evaluation.json`.
         run: The content of `run.json`.
     """
-    spec, classifies = METHODS[model.config.model_type], isinstance(model, AudioClassifier)
+    config: PreTrainedConfig = model.config
+    spec, classifies = METHODS[config.model_type], isinstance(model, AudioClassifier)
     recipe = (run or {}).get("recipe")
     recipe = _without_folders(recipe if isinstance(recipe, dict) else {})
     header: dict[str, Any] = {
         "library_name": "transformers",
         "license": licence,
         "pipeline_tag": "audio-classification" if classifies else "feature-extraction",
-        "tags": ["audio", "eat-audio", model.config.model_type, f"arxiv:{spec.arxiv}"],
+        "tags": ["audio", "eat-audio", config.model_type, f"arxiv:{spec.arxiv}"],
     }
+    rows = []
     if scores is not None:
         data = recipe.get("data")
         result = EvalResult(
@@ -154,70 +123,43 @@ def model_card(
             metric_value=round(scores["value"], 4),
         )
         header |= {"model_name": name.rpartition("/")[2], "eval_results": [result]}
-    call = "predict(clip)  # labels with scores" if classifies else "embed(clip).clip  # one vector"
-    auto = "AutoModelForAudioClassification" if classifies else "AutoModel"
-    parts = [
-        f"# {name if NAME.fullmatch(name) else _escaped(name)}",
-        _summary(model, features),
-        USE.format(name=name, call=call, auto=auto),
-    ]
-    if scores is not None:
-        parts.append(_score_table(scores))
-    if run is not None:
-        parts.append(_training(run, recipe))
-    parts.append(
-        LIMITS if classifies else f"{LIMITS} It has no classifier: `eat finetune` adds one."
-    )
-    return f"---\n{ModelCardData(**header).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-
-
-def _summary(model: AudioModel, features: AudioFeatureExtractor) -> str:
-    config: PreTrainedConfig = model.config
-    spec = METHODS[config.model_type]
-    size = sum(parameter.numel() for parameter in model.parameters())
+        rows = [row for row in scores["classes"] if row["clips"]]
+        rows.sort(key=lambda row: row[scores["metric"]])
     kind = "encoder"
-    if isinstance(model, AudioClassifier):
+    if classifies:
         several = "several labels a clip" if several_labels(config) else "one label a clip"
         kind = f"classifier of {config.num_labels} labels ({several})"
-    return (
-        f"{spec.title} ([arXiv {spec.arxiv}](https://arxiv.org/abs/{spec.arxiv})) {kind}: "
-        f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {size:,} parameters. "
-        f"Its input is mono sound at 16 kHz as log-mel (128 bins, every 10 ms), normalized with "
-        f"mean {features.mean:g} and standard deviation {features.std:g}."
-    )
-
-
-def _score_table(scores: dict[str, Any]) -> str:
-    metric, absent = scores["metric"], scores["without_positive"]
-    rows = [row for row in scores["classes"] if row["clips"]]
-    rows.sort(key=lambda row: row[metric])
-    left_out = f"; {absent} classes without a clip are not counted" if absent else ""
-    lines = [
-        "## Results",
-        "",
-        f"{metric} **{scores['value']:.2%}** on {scores['clips']} clips that training did not "
-        f"use, {len(rows)} classes{left_out}.",
-        "",
-        f"| label | clips | {metric} |",
-        "| --- | --- | --- |",
-    ]
-    for row in rows[:SHOWN_LABELS]:
-        lines.append(f"| {_escaped(row['label'])} | {row['clips']} | {row[metric]:.1%} |")
-    if len(rows) > SHOWN_LABELS:
-        lines += ["", f"The {SHOWN_LABELS} weakest of {len(rows)}; all are in `evaluation.json`."]
-    return "\n".join(lines)
-
-
-def _training(run: dict[str, Any], recipe: dict[str, Any]) -> str:
     versions = ", ".join(
-        f"{name.replace('_', '-')} {_escaped(run[name], 40)}"
-        for name in ("eat_audio", "torch", "transformers")
-        if name in run
+        f"{package.replace('_', '-')} {_escaped(run[package], 40)}"
+        for package in ("eat_audio", "torch", "transformers")
+        if run is not None and package in run
     )
     settings = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
-    return TRAINING.format(
-        clips=_escaped(run.get("data", "not recorded")),
-        versions=versions or "unknown versions",
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["escaped"] = _escaped
+    return environment.get_template("card.md.j2").render(
+        header=ModelCardData(**header).to_yaml(),
+        title=name if NAME.fullmatch(name) else _escaped(name),
+        name=name,
+        method=spec.title,
+        arxiv=spec.arxiv,
+        kind=kind,
+        config=config,
+        size=sum(parameter.numel() for parameter in model.parameters()),
+        features=features,
+        classifies=classifies,
+        auto="AutoModelForAudioClassification" if classifies else "AutoModel",
+        scores=scores,
+        rows=rows,
+        shown=SHOWN_LABELS,
+        run=run,
+        versions=versions,
         settings=settings.replace("```", "'''").replace("<", "&lt;"),
     )
 
