@@ -20,11 +20,11 @@ from eat_audio import cli
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("EAT_DATA") or ROOT / ".." / "shared" / "data").resolve()
 RECORDED = [
-    *(Path(told) for told in [os.environ.get("EAT_GOLDEN")] if told),
+    *(Path(folder) for folder in [os.environ.get("EAT_GOLDEN")] if folder),
     Path(__file__).parent / "golden",
     DATA.parent / "golden",
 ]
-"""Where recorded sets are looked for: the first place that has some is taken."""
+"""Where recorded sets are looked for: the first folder that has some is used."""
 
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no real audio at {DATA} (set EAT_DATA to where it is)"
@@ -41,12 +41,12 @@ def golden_sets(pattern: str) -> list[Path]:
     Those in EAT_GOLDEN or any folder in it; where it has none, those of the repository; where that
     has none either, those beside the real recordings. Tests of no set at all are skipped.
     """
-    found = (sorted(place.rglob(pattern)) for place in RECORDED)
-    return next((sets for sets in found if sets), [])
+    by_folder = (sorted(folder.rglob(pattern)) for folder in RECORDED)
+    return next((sets for sets in by_folder if sets), [])
 
 
 def sidecar(path: Path) -> dict[str, Any]:
-    """What a recorded set says about itself."""
+    """The description of a recorded set."""
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
@@ -99,6 +99,6 @@ def eat(
     monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         cli.main(app)
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert isinstance(ended.value.code, int)
-    return ended.value.code, said.out, said.err
+    return ended.value.code, captured.out, captured.err

@@ -35,11 +35,11 @@ def test_copies_stay_small() -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Three folders in which recorded sets are looked for, one after the other."""
-    found = [tmp_path / name for name in ("told", "own", "shared")]
-    monkeypatch.setattr(conftest, "RECORDED", found)
-    return found
+    recorded = [tmp_path / name for name in ("chosen", "own", "shared")]
+    monkeypatch.setattr(conftest, "RECORDED", recorded)
+    return recorded
 
 
 def put(path: Path) -> Path:
@@ -48,21 +48,21 @@ def put(path: Path) -> Path:
     return path
 
 
-def test_the_first_place_that_has_some_is_taken(places: list[Path]) -> None:
-    shared = put(places[2] / "fbank_a.json")
+def test_the_first_folder_that_has_some_is_taken(folders: list[Path]) -> None:
+    shared = put(folders[2] / "fbank_a.json")
     assert golden_sets("fbank_*.json") == [shared]
-    own = [put(places[1] / f"fbank_{name}.json") for name in "ab"]
+    own = [put(folders[1] / f"fbank_{name}.json") for name in "ab"]
     assert golden_sets("fbank_*.json") == own
-    told = put(places[0] / "fbank_c.json")
-    assert golden_sets("fbank_*.json") == [told]
+    chosen = put(folders[0] / "fbank_c.json")
+    assert golden_sets("fbank_*.json") == [chosen]
 
 
-def test_sets_may_lie_in_folders_of_their_own(places: list[Path]) -> None:
-    set_ = put(places[0] / "eat" / "checkpoints" / "a_pretrain.pt")
+def test_sets_may_lie_in_folders_of_their_own(folders: list[Path]) -> None:
+    set_ = put(folders[0] / "eat" / "checkpoints" / "a_pretrain.pt")
     assert golden_sets("*_pretrain.pt") == [set_]
 
 
-def test_without_any_set_there_is_nothing_to_go_through(places: list[Path]) -> None:
+def test_without_any_set_there_is_nothing_to_go_through(folders: list[Path]) -> None:
     assert golden_sets("fbank_*.json") == []
 
 

@@ -182,7 +182,7 @@ def repeated(paths: list[Path]) -> list[list[str]]:
         for first in range(len(code) - REPEATED_LINES):
             block = code[first : first + REPEATED_LINES + 1]
             places[tuple(line for _, line in block)].append(f"{path.name}:{block[0][0]}")
-    return [found for found in places.values() if len(found) > 1]
+    return [where for where in places.values() if len(where) > 1]
 
 
 def test_no_block_of_code_is_written_twice():

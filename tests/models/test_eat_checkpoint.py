@@ -253,7 +253,7 @@ def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
         ),
         (
             {POSITIONS.replace(".", "__"): torch.zeros(1, 128, 48)},
-            "has other positions than EAT's fixed ones (learnt, perhaps)",
+            "has other positions than EAT's fixed ones (learned, perhaps)",
         ),
     ],
     ids=["renamed", "missing", "transposed", "unknown", "integers", "no shape", "positions"],

@@ -47,7 +47,7 @@ SUFFIXES = {
 WAIT = 10.0
 """Seconds until a request without an answer fails."""
 PATIENCE = 20.0
-"""Seconds without a byte of the model until the Hub is given up, however often it is asked."""
+"""Seconds without a byte of the model until the Hub is given up, however many requests are made."""
 
 UNKNOWN = "unknown; see where the weights were released"
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -58,22 +58,22 @@ CARD_CHARACTERS = 64 * 2**10
 """Longest part of a card or of settings that is searched for a licence."""
 
 
-def hub_name(place: str | Path) -> str:
-    """Return OWNER/NAME if a place that is not on this machine can only be one of the Hub.
+def hub_name(source: str | Path) -> str:
+    """Return OWNER/NAME if a source that is not on this machine can only be one of the Hub.
 
     Raises:
         CheckpointError: It is, or might be, a path that does not exist.
     """
-    text = str(place)
+    text = str(source)
     name = PREFIX.sub("", text, count=1)
     if not NAME.fullmatch(name):
         expected = "; expected hf://OWNER/NAME" if name != text else ""
-        raise CheckpointError(f"{place}: no such file or folder{expected}")
+        raise CheckpointError(f"{source}: no such file or folder{expected}")
     owner, suffix = name.partition("/")[0], os.path.splitext(name)[1]
     local = os.path.lexists(owner) or owner.lower() in LOCAL or suffix.lower() in SUFFIXES
     if name == text and local:
         raise CheckpointError(
-            f"{place}: no such file or folder (hf://{name} would be fetched from the Hugging Face "
+            f"{source}: no such file or folder (hf://{name} would be fetched from the Hugging Face "
             "Hub)"
         )
     return name
@@ -112,7 +112,7 @@ def fetch(name: str) -> Path:
     if isinstance(result, Exception):
         reason = (str(result).strip() or type(result).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such folder here, and not available from the Hugging Face Hub ({reason})"
+            f"{name}: no such folder, and not available from the Hugging Face Hub ({reason})"
         ) from result
     return result
 
@@ -148,13 +148,13 @@ def _cached_bytes(name: str) -> int:
         return 0
 
 
-def licence_of(place: Path) -> str | None:
+def licence_of(source: Path) -> str | None:
     """Return the licence that a model's card or settings name; `UNKNOWN` if they name none.
 
     Returns:
         None for a run of one's own, whose weights were not released.
     """
-    folder = place if place.is_dir() else place.parent
+    folder = source if source.is_dir() else source.parent
     card = CARD.match(_start_of(folder / "README.md"))
     fields = dict(CARD_LICENCE.findall(card[1])) if card else {}
     licence = fields.get("license_name") or fields.get("license")
@@ -162,7 +162,7 @@ def licence_of(place: Path) -> str | None:
         licence = match[1]
     if licence is not None and licence.strip():
         return printable(licence.strip())
-    return None if place.is_dir() and (folder / "run.json").is_file() else UNKNOWN
+    return None if source.is_dir() and (folder / "run.json").is_file() else UNKNOWN
 
 
 def _start_of(path: Path) -> str:

@@ -43,12 +43,12 @@ LARGEST = 100_000
 """No number that describes a model is larger."""
 LARGEST_TABLE = 2**24
 """Numbers in a table of positions; a large model's has 6 million."""
-WHOLE = {
+INTEGERS = {
     **{"BOOL": torch.bool, "U8": torch.uint8, "U16": torch.int32, "U32": torch.int64},
     **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     "U64": torch.int64,
 }
-"""Types of whole numbers by their names in safetensors files."""
+"""Integer types by their names in safetensors files."""
 FRONT_END_CONSTANTS = {"feature_size": N_MELS, "sampling_rate": SAMPLE_RATE}
 PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 
@@ -77,20 +77,18 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 @overload
-def load_model(place: str | Path, kind: type[M]) -> M: ...
+def load_model(source: str | Path, kind: type[M]) -> M: ...
 @overload
-def load_model(place: str | Path, kind: None = None) -> AnyModel: ...
+def load_model(source: str | Path, kind: None = None) -> AnyModel: ...
 
 
-def load_model(place: str | Path, kind: type[AudioModel] | None = None) -> AnyModel:
-    """Load a model, strictly and without running any code beside its weights.
+def load_model(source: str | Path, kind: Any = None) -> Any:
+    """Load a model.
 
     Args:
-        place: A run's folder, a model folder, its `.safetensors` file, a released `.pt`, `.pth`
-            or `.bin` file, or, where no such path exists, OWNER/NAME on the Hub (certainly if
-            written hf://OWNER/NAME; see `checkpoints.hub`).
-        kind: The class to return, of any method or of one; by default a classifier if there is
-            one, else an encoder.
+        source: A run's folder, a model folder, its `.safetensors` file, a released `.pt`, `.pth`
+            or `.bin` file, or OWNER/NAME on the Hub (certainly if written hf://OWNER/NAME).
+        kind: The class to return; by default a classifier if there is one, else an encoder.
 
     Returns:
         The model: in evaluation mode, float32, on the CPU.
@@ -99,30 +97,47 @@ def load_model(place: str | Path, kind: type[AudioModel] | None = None) -> AnyMo
         CheckpointError: There is no model, it cannot be read safely, or its tensors are not
             exactly those of such a model (an encoder may be taken out of a classifier).
     """
-    return _load(place, kind, teacher=False)[0]
+    return load_model_and_features(source, kind)[0]
 
 
 @overload
 def load_model_and_features(
-    place: str | Path, kind: type[M], *, teacher: bool = False
+    source: str | Path, kind: type[M], *, teacher: bool = False
 ) -> tuple[M, AudioFeatureExtractor]: ...
 @overload
 def load_model_and_features(
-    place: str | Path, kind: None = None, *, teacher: bool = False
+    source: str | Path, kind: None = None, *, teacher: bool = False
 ) -> tuple[AnyModel, AudioFeatureExtractor]: ...
 
 
 def load_model_and_features(
-    place: str | Path, kind: type[AudioModel] | None = None, *, teacher: bool = False
+    source: str | Path, kind: type[AudioModel] | None = None, *, teacher: bool = False
 ) -> tuple[AnyModel, AudioFeatureExtractor]:
-    """Load a model as `load_model` does, and its front end: the one beside it, or the usual one.
+    """Load a model and its front end: the one beside it, or the method's own for AudioSet.
 
-    `teacher`: of a pre-trained EAT `.pt` file, load the teacher instead of the student.
+    `teacher`: of a pre-trained EAT `.pt` file, load the teacher instead of the student. See
+    `load_model` for the rest.
     """
-    return _load(place, kind, teacher=teacher)
+    path = on_disk(source)
+    if teacher or _is_pickled(path):
+        checkpoint = contents(path, teacher=teacher)
+        model = _empty_model(path, checkpoint, kind)
+    else:
+        folder = _Folder(path)
+        checkpoint = folder.checkpoint(folder.shapes())
+        model = _empty_model(path, checkpoint, kind)
+        _exact_tensors(path, model, checkpoint.tensors)  # before memory is taken
+        checkpoint = folder.checkpoint(folder.tensors())
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    tensors = _exact_tensors(path, model, checkpoint.tensors)
+    for name, tensor in tensors.items():
+        dtype = torch.float32 if dtypes[name].is_floating_point else dtypes[name]
+        tensors[name] = tensor.to(dtype, copy=True)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), checkpoint.features
 
 
-def load_features(place: str | Path) -> AudioFeatureExtractor | None:
+def load_features(source: str | Path) -> AudioFeatureExtractor | None:
     """Load the front end beside a model, or that of the released code for a `.pt` file.
 
     Returns:
@@ -131,21 +146,21 @@ def load_features(place: str | Path) -> AudioFeatureExtractor | None:
     Raises:
         CheckpointError: It cannot be read, or belongs to another kind of model.
     """
-    path = on_disk(place)
+    path = on_disk(source)
     return read(path).features if _is_pickled(path) else _Folder(path).features
 
 
-def contents(place: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
+def contents(source: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
     """Return all that a checkpoint holds, not yet compared with the tensors of its model.
 
     Raises:
         CheckpointError: There is no checkpoint, or it cannot be read safely.
     """
-    path = on_disk(place)
+    path = on_disk(source)
     if _is_pickled(path):
         return read(path, teacher=teacher)
     if teacher:
-        raise CheckpointError(f"{place}: holds no teacher; only pre-trained EAT .pt files do")
+        raise CheckpointError(f"{source}: holds no teacher; only pre-trained EAT .pt files do")
     folder = _Folder(path)
     return folder.checkpoint(folder.tensors())
 
@@ -155,14 +170,14 @@ def spec_of(config: PreTrainedConfig) -> ModelSpec:
     return model_types()[config.model_type]
 
 
-def on_disk(place: str | Path) -> Path:
+def on_disk(source: str | Path) -> Path:
     """Return a path on this machine; a model on the Hub is fetched first (never its code).
 
     Raises:
         CheckpointError: There is no such path, and no such model on the Hub.
     """
-    path = Path(place)
-    return path if os.path.exists(path) else hub.fetch(hub.hub_name(place))
+    path = Path(source)
+    return path if os.path.exists(path) else hub.fetch(hub.hub_name(source))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -221,10 +236,10 @@ class _Folder:
         """The `.safetensors` files that hold the weights."""
         if self.path.is_file():
             return [self.path]
-        whole = self.folder / "model.safetensors"
+        single = self.folder / "model.safetensors"
         index = self.folder / "model.safetensors.index.json"
-        if whole.is_file() or not index.is_file():
-            return [whole]
+        if single.is_file() or not index.is_file():
+            return [single]
         parts = read_settings(index).get("weight_map")
         names = list(parts.values()) if isinstance(parts, dict) else []
         if not names or not all(_is_file_name(name) for name in names):
@@ -277,7 +292,7 @@ def _shapes(file: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():
                 part = opened.get_slice(name)
-                dtype = WHOLE.get(part.get_dtype(), torch.float32)
+                dtype = INTEGERS.get(part.get_dtype(), torch.float32)
                 shapes[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     except (OSError, SafetensorError) as error:
         message = _first_line(error)
@@ -296,7 +311,7 @@ def _read_config(path: Path) -> PreTrainedConfig:
     settings = read_settings(path)
     name = settings.get("model_type")
     if not isinstance(name, str) or name not in model_types():
-        expected = " or ".join(repr(known) for known in model_types())
+        expected = " or ".join(repr(kind) for kind in model_types())
         raise CheckpointError(f"{path}: model_type is {shortened(name)}; expected {expected}")
     kind: Any = model_types()[name].config
     defaults = {
@@ -356,28 +371,6 @@ def _read_features(path: Path, kind: type[AudioFeatureExtractor]) -> AudioFeatur
 
 
 # ---- the model ----
-
-
-def _load(
-    place: str | Path, kind: type[AudioModel] | None, *, teacher: bool
-) -> tuple[AnyModel, AudioFeatureExtractor]:
-    path = on_disk(place)
-    if teacher or _is_pickled(path):
-        checkpoint = contents(path, teacher=teacher)
-        model = _empty_model(path, checkpoint, kind)
-    else:
-        folder = _Folder(path)
-        checkpoint = folder.checkpoint(folder.shapes())
-        model = _empty_model(path, checkpoint, kind)
-        _exact_tensors(path, model, checkpoint.tensors)  # before memory is taken
-        checkpoint = folder.checkpoint(folder.tensors())
-    expected = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    tensors = _exact_tensors(path, model, checkpoint.tensors)
-    for name, tensor in tensors.items():
-        dtype = torch.float32 if expected[name].is_floating_point else expected[name]
-        tensors[name] = tensor.to(dtype, copy=True)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval(), checkpoint.features
 
 
 def _empty_model(

@@ -31,11 +31,11 @@ MARKUP = set("<>&|`*_[]()\\#~!$")
 """Characters with a meaning in HTML or Markdown."""
 
 
-def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
+def prepare(source: str | Path, out: Path, *, name: str, licence: str) -> Path:
     """Write a model, its front end, its card and its scores into a folder.
 
     Args:
-        place: See `load_model`.
+        source: See `load_model`.
         out: A folder that does not exist yet.
         name: The name of the model, "owner/name" on the Hub.
         licence: Of the weights, as the Hub spells it.
@@ -52,7 +52,7 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
         raise EatError(f"{shortened(name)}: expected a name as the Hub has them, OWNER/NAME")
     if out.exists():
         raise EatError(f"{out}: exists already; expected the name of a new folder")
-    path = on_disk(place)
+    path = on_disk(source)
     model, features = load_model_and_features(path)
     folder = path.parent if path.is_file() else model_folder(path)
     scores, run = _read_scores(folder / "evaluation.json"), _read_json(folder / "run.json")
@@ -65,14 +65,14 @@ def prepare(place: str | Path, out: Path, *, name: str, licence: str) -> Path:
     return out
 
 
-def upload(place: str | Path, name: str, *, licence: str, private: bool = False) -> str:
+def upload(source: str | Path, name: str, *, licence: str, private: bool = False) -> str:
     """Upload a model, as `prepare` writes it, to the Hugging Face Hub; return its address.
 
     Raises:
         EatError: It cannot be prepared, or the Hub does not accept it.
     """
     with TemporaryDirectory() as aside:
-        folder = prepare(place, Path(aside, "model"), name=name, licence=licence)
+        folder = prepare(source, Path(aside, "model"), name=name, licence=licence)
         hub = HfApi()
         try:
             address = hub.create_repo(name, private=private, exist_ok=True)

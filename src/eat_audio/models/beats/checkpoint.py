@@ -75,7 +75,7 @@ IN_BLOCK = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
 }
-NORMALISED = {
+NORMALIZED = {
     "encoder.pos_conv.0.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
     "encoder.pos_conv.0.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v",
 }
@@ -103,7 +103,7 @@ def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
     Raises:
         CheckpointError: Its settings describe no encoder, or its tensors are not those of one.
     """
-    state = {NORMALISED.get(name, name): x for name, x in content["model"].items()}
+    state = {NORMALIZED.get(name, name): x for name, x in content["model"].items()}
     check_tensors(state)
     ignored = {n: "codebook of a tokenizer" for n in state if n.startswith(TOKENIZER)}
     state = {name: x for name, x in state.items() if name not in ignored}
@@ -148,7 +148,7 @@ def tokenizer(content: dict[str, Any]) -> dict[str, Tensor]:
     state = content["model"]
     names = {f"projection.{name}": f"quantize_layer.{name}" for name in PROJECTION}
     names |= {"codebook.codes": "quantize.embedding.weight", "codebook.usage": CHOSEN}
-    parts = {ours: state.get(theirs) for ours, theirs in names.items()}
+    parts = {name: state.get(released) for name, released in names.items()}
     started = state.get("quantize.embedding.initted")
     if not all(isinstance(part, Tensor) for part in (*parts.values(), started)):
         raise CheckpointError("holds no tokenizer (no quantize_layer, or no codebook)")

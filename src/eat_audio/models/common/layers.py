@@ -27,7 +27,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int, patch: int = 16, *, bias: bool = True) -> None:
         super().__init__()
         self.patch = patch
-        # holds the weights under their known name
+        # holds the weights under their released name
         self.proj = nn.Conv2d(1, width, patch, patch, bias=bias)
 
     def forward(self, spectrogram: Tensor) -> Tensor:

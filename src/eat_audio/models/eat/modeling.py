@@ -126,7 +126,7 @@ def columns_of(positions: Any, width: int | None = None) -> int:
     slack = SLACK_OF_BFLOAT16 if positions.dtype == torch.bfloat16 else SLACK
     same = computed.shape == shape[1:]
     if not same or not (positions[0].float() - computed).abs().max() <= slack:  # nor a NaN
-        raise CheckpointError("has other positions than EAT's fixed ones (learnt, perhaps)")
+        raise CheckpointError("has other positions than EAT's fixed ones (learned, perhaps)")
     return shape[1] // ROWS
 
 
