@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import typer
 
@@ -149,17 +149,10 @@ def _discard_output() -> None:
 def _one_line_warnings(usual: Callable[..., None]) -> Callable[..., None]:
     """Return Python's `showwarning` with one line on stderr for warnings of this package."""
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if file is None and issubclass(category, EatWarning):
+    def show(message: Any, category: type[Warning], *where: Any, **named: Any) -> None:
+        if issubclass(category, EatWarning):
             print_lines(f"eat: warning: {message}", error=True)
         else:
-            usual(message, category, filename, lineno, file, line)
+            usual(message, category, *where, **named)
 
     return show

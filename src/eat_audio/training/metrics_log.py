@@ -34,18 +34,15 @@ from eat_audio.writing import write_text
 T = TypeVar("T")
 Row = dict[str, float]
 
-SHOWN = ("loss", "frame", "utterance", "accuracy", "map")
-"""Training metrics that stand beside the bar."""
+SHOWN = ("loss", "frame", "utterance", "accuracy", "map")  # beside the progress bar
 OPTIM = ("gradient_norm", "lr", "skipped", "tau")
 PERF = (
     *("seconds", "clips_per_second", "clips_per_second_now", "data_wait"),
     *("skipped_clips", "memory_mb", "gpu_memory_mb"),
 )
 PROBE = ("linear_", "knn_", "effective_rank_", "variance_", "monitor_seconds")
-RENAMED = {"guess_": "prediction_", "seen_": "visible_", "_spread": "_std"}
-"""Parts of names of metrics in logs of earlier versions."""
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one unit of resident memory as the system counts it."""
+RENAMED = {"guess_": "prediction_", "seen_": "visible_", "_spread": "_std"}  # in earlier versions
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 class LogSettings(Settings):
@@ -129,10 +126,9 @@ def log_key(name: str) -> str:
 
 
 def read_log(out: Path) -> list[Row]:
-    """Read what a run has logged: one row per step, in order; broken lines are left out.
+    """Read what a run has logged: one row per step, in order, without broken lines.
 
-    Values that were not finite are nan. Rows of step 0, and of monitored steps that were not
-    logged otherwise, hold `probe/...` alone.
+    Values that were not finite are nan. Rows may hold `probe/...` alone.
     """
     path = out / "log.jsonl"
     rows: dict[int, Row] = {}
@@ -165,8 +161,8 @@ def _as_line(row: dict[str, Any]) -> str:
 class MetricsWriter:
     """Append rows to `log.jsonl` and to the trackers that the settings name.
 
-    Lines of steps after `start`, and broken ones, are removed first. `on_warning` is called once
-    for a file or a tracker that fails.
+    Lines after step `start`, and broken ones, are removed. `on_warning` is called once for a file
+    or a tracker that fails.
     """
 
     def __init__(
@@ -184,16 +180,16 @@ class MetricsWriter:
         self.trackers: dict[str, TensorBoard | Wandb] = {}
         self._failed: set[str] = set()
         self._try("log.jsonl", lambda: self._cut_back(start))
+        trackers: dict[str, Callable[[], TensorBoard | Wandb]] = {}
         if settings.tensorboard:
-            self._open("tensorboard", lambda: TensorBoard(out, start))
+            trackers["tensorboard"] = lambda: TensorBoard(out, start)
         if (project := settings.wandb) is not None:
-            self._open("wandb", lambda: Wandb(out, start, project, config))
-
-    def _open(self, name: str, tracker: Callable[[], TensorBoard | Wandb]) -> None:
-        self._try(name, lambda: self.trackers.update({name: tracker()}))
+            trackers["wandb"] = lambda: Wandb(out, start, project, config)
+        for name, tracker in trackers.items():
+            self._try(name, lambda n=name, make=tracker: self.trackers.update({n: make()}))
 
     def write(self, row: Row) -> None:
-        """Write one row, with its "step", everywhere; a tracker that fails is dropped."""
+        """Write a row everywhere; a tracker that fails is dropped."""
         self._try("log.jsonl", lambda: self._append(row))
         metrics = {name: value for name, value in row.items() if name != "step"}
         for name, tracker in list(self.trackers.items()):
@@ -206,7 +202,6 @@ class MetricsWriter:
             self._try(name, tracker.close)
 
     def _cut_back(self, start: int) -> None:
-        """Remove lines of steps that a killed run logged but did not save, and broken ones."""
         if not self.path.is_file():
             return
         kept = [row for row in _lines(self.path) if row["step"] <= start and start]
@@ -305,16 +300,11 @@ class Throughput:
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on and measure how long training waits for them."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - before
+        before = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - before
             yield batch
+            before = time.perf_counter()
 
     def metrics(self) -> Row:
         """Return the speed since the start and since the last call, waits and peak memory."""
@@ -345,18 +335,8 @@ def memory() -> Row:
 class TrainingLog:
     """Everything a run reports while it trains: file, trackers, bar, speed, messages.
 
-    Args:
-        out: The run's folder.
-        title: The run's name on the terminal.
-        steps: How many it will have.
-        start: Steps already done.
-        clips_per_step: Over all micro-batches and processes.
-        settings: Trackers beside `log.jsonl`.
-        config: The resolved recipe, for trackers that show it.
-        is_main: The other processes of a group count and measure, but write and print nothing.
-
-    Raises:
-        EatError: A package that the settings need is not installed.
+    `start` steps are done; `clips_per_step` counts all micro-batches and processes; `config` is the
+    resolved recipe. Processes that are not `is_main` count and measure, but write nothing.
     """
 
     def __init__(
@@ -401,7 +381,7 @@ class TrainingLog:
         self.bar.update(done, self.throughput.clips_per_second)
 
     def write(self, step: int, metrics: Row) -> None:
-        """Write the metrics of a step, and the speed, waits and memory since the last ones."""
+        """Write the metrics of a step, and speed, waits and memory since the last ones."""
         if self.writer:
             speed = self.throughput.clips_per_second
             measured = self.throughput.metrics() | {"skipped_clips": len(self.skipped)}

@@ -4,10 +4,9 @@ Pre-training, fine-tuning and the benchmarks all train through `Trainer`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import model_validator
 from torch import Tensor
@@ -36,23 +35,15 @@ class TrainSettings(Training):
         return self
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What happens besides the log when a step is logged, and when one is done."""
+class Hooks(NamedTuple):
+    """Functions that are called when a step is logged, and when one is done."""
 
     log: Callable[[int, dict[str, float]], None]
     on_step: Callable[[int], None] = lambda step: None
 
 
 class Trainer:
-    """An objective with its optimizer and its batches, ready to train.
-
-    Args:
-        objective: On its device, in training mode.
-        settings: How long, how often, which rates.
-        open_batches: Opens the micro-batches of this process.
-        process_group: The processes that train together.
-    """
+    """An objective, on its device and in training mode, with its optimizer and its batches."""
 
     def __init__(
         self,
