@@ -109,7 +109,7 @@ def test_embed_survives_the_nasty_folder_and_resumes(run: Any, model: Path, tmp_
     long = shutil.ignore_patterns("one_hour_silence.flac")  # its length has a test of its own
     shutil.copytree(NASTY / "audio", folder, ignore=long)
     out = tmp_path / "vectors.parquet"
-    code, said, err = run("embed", folder, "--model", model, "-o", out)
+    code, output, err = run("embed", folder, "--model", model, "-o", out)
     assert code == 2 and one_sentence(err)
     table = parquet.read_table(out).to_pydict()
     expected = {r["file"]: r["expected"] for r in rows("audio")}
@@ -118,8 +118,8 @@ def test_embed_survives_the_nasty_folder_and_resumes(run: Any, model: Path, tmp_
     assert ok - {"one_hour_silence.flac"} <= there
     assert not there & {Path(name).name for name, how in expected.items() if how == "error"}
     assert np.isfinite(np.array(table["embedding"])).all()
-    code, said, err = run("embed", folder, "--model", model, "-o", out)
-    assert code == 2 and f"{len(there)} were there already" in said
+    code, output, err = run("embed", folder, "--model", model, "-o", out)
+    assert code == 2 and f"{len(there)} were there already" in output
 
 
 @needs_data
@@ -128,14 +128,14 @@ def test_names_with_newlines_and_255_bytes_keep_one_line_each(
 ) -> None:
     with tarfile.open(NASTY / "odd_names.tar") as archive:
         archive.extractall(tmp_path / "odd", filter="data")
-    code, said, _ = run("predict", tmp_path / "odd", "--model", model, "--json")
-    names = {Path(json.loads(line)["path"]).name for line in said.splitlines()}
+    code, output, _ = run("predict", tmp_path / "odd", "--model", model, "--json")
+    names = {Path(json.loads(line)["path"]).name for line in output.splitlines()}
     assert code == 0 and len(names) == 3 and any("\n" in name for name in names)
-    code, said, _ = run("predict", tmp_path / "odd", "--model", model, "--top-k", "1")
-    assert code == 0 and len(said.splitlines()) == 10  # three lines a file, and the next step
+    code, output, _ = run("predict", tmp_path / "odd", "--model", model, "--top-k", "1")
+    assert code == 0 and len(output.splitlines()) == 10  # three lines a file, and the next step
     for out in ("vectors", "vectors.parquet"):
-        code, said, _ = run("embed", tmp_path / "odd", "--model", model, "-o", tmp_path / out)
-        assert code == 0 and "3 files embedded" in said
+        code, output, _ = run("embed", tmp_path / "odd", "--model", model, "-o", tmp_path / out)
+        assert code == 0 and "3 files embedded" in output
     with (tmp_path / "vectors" / "index.csv").open(newline="") as file:
         assert {Path(row["path"]).name for row in csv.DictReader(file)} == names
 
@@ -147,10 +147,10 @@ def test_links_in_a_circle_end_and_dangling_ones_are_passed_over(
     shutil.copy(NASTY / "audio" / "rate_8000.wav", tmp_path)
     (tmp_path / "loop").symlink_to(".")
     (tmp_path / "dangling.wav").symlink_to("nowhere")
-    code, said, err = run("predict", tmp_path, "--model", model, "--json")
+    code, output, err = run("predict", tmp_path, "--model", model, "--json")
     assert "Traceback" not in err
-    heard = [json.loads(line) for line in said.splitlines()]
-    assert [Path(line["path"]).name for line in heard if not line["error"]] == ["rate_8000.wav"]
+    result = [json.loads(line) for line in output.splitlines()]
+    assert [Path(line["path"]).name for line in result if not line["error"]] == ["rate_8000.wav"]
 
 
 @needs_data
@@ -168,8 +168,8 @@ def test_hostile_checkpoints_are_refused_and_run_nothing(
         shutil.copy(place, tmp_path / "model" / name)
         place = tmp_path / "model"
     wav = NASTY / "audio" / "rate_8000.wav"
-    code, said, err = run("predict", wav, "--model", place)
-    assert code == 2 and one_sentence(err) and not said
+    code, output, err = run("predict", wav, "--model", place)
+    assert code == 2 and one_sentence(err) and not output
     code, _, err = run("embed", wav, "--model", place, "-o", tmp_path / "out.parquet")
     assert code == 2 and one_sentence(err)
     assert not PAYLOAD.exists()
@@ -178,10 +178,10 @@ def test_hostile_checkpoints_are_refused_and_run_nothing(
 @needs_data
 @pytest.mark.parametrize("row", rows("manifest"), ids=named)
 def test_manifests_behave_as_expected(row: dict[str, str], run: Any) -> None:
-    code, said, err = run("data", "show", NASTY / row["file"])
+    code, output, err = run("data", "show", NASTY / row["file"])
     assert "Traceback" not in err
     if row["expected"] == "ok":
-        assert code == 0 and "clips\t3" in said
+        assert code == 0 and "clips\t3" in output
     elif row["expected"] == "error":
         assert code == 2 and one_sentence(err)
     assert code in (0, 2)
@@ -238,8 +238,8 @@ def test_a_mistake_gets_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, said, err = run(*words)
-    assert code == 2 and not said and one_sentence(err)
+    code, output, err = run(*words)
+    assert code == 2 and not output and one_sentence(err)
     assert err.strip().splitlines()[-1].startswith(sentence)
     assert not list(tmp_path.iterdir())
 
@@ -300,26 +300,26 @@ def clean(text: str) -> bool:
 def test_no_control_character_is_printed_and_no_name_takes_two_lines(
     run: Any, odd_model: Path, odd_names: Path, tmp_path: Path
 ) -> None:
-    code, said, err = run("predict", odd_names, "--model", odd_model, "--top-k", "4")
-    assert code == 2 and clean(said) and clean(err)
-    assert len(said.splitlines()) == 2 * 6 and len(err.splitlines()) == 2
+    code, output, err = run("predict", odd_names, "--model", odd_model, "--top-k", "4")
+    assert code == 2 and clean(output) and clean(err)
+    assert len(output.splitlines()) == 2 * 6 and len(err.splitlines()) == 2
     assert r"bad\nline\x1b.wav" in err
     for words in (["embed", "-o", tmp_path / "v"], ["detect", "-o", tmp_path / "e\x1b"]):
-        code, said, err = run(*words, odd_names, "--model", odd_model)
-        assert code == 2 and clean(said) and clean(err)
-    code, said, err = run("inspect", odd_model)
-    assert code == 0 and clean(said + err)
-    code, said, err = run("predict", "x\x1b[2J\nx", "--model", odd_model)
-    assert code == 2 and clean(said + err) and len(err.splitlines()) == 1
+        code, output, err = run(*words, odd_names, "--model", odd_model)
+        assert code == 2 and clean(output) and clean(err)
+    code, output, err = run("inspect", odd_model)
+    assert code == 0 and clean(output + err)
+    code, output, err = run("predict", "x\x1b[2J\nx", "--model", odd_model)
+    assert code == 2 and clean(output + err) and len(err.splitlines()) == 1
 
 
 def test_json_comes_back_exactly(run: Any, odd_model: Path, odd_names: Path) -> None:
-    code, said, _ = run("predict", odd_names, "--model", odd_model, "--json")
-    lines = [json.loads(line) for line in said.splitlines()]
-    assert code == 2 and len(lines) == 3 and clean(said)
+    code, output, _ = run("predict", odd_names, "--model", odd_model, "--json")
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert code == 2 and len(lines) == 3 and clean(output)
     labels = {answer["label"] for line in lines for answer in line["predictions"]}
     assert labels == {"犬 ü", "=cmd|x", "esc\x1b[2J\x9b\nx", "😀 é"}
-    assert "犬 ü" in said and any(Path(line["path"]).name == "c1\x9b2J é.wav" for line in lines)
+    assert "犬 ü" in output and any(Path(line["path"]).name == "c1\x9b2J é.wav" for line in lines)
 
 
 @pytest.mark.parametrize(("encoding", "as_json"), [("cp1252", False), ("ascii", True)])
@@ -335,12 +335,14 @@ def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = done.stdout.decode(encoding)
+    output = done.stdout.decode(encoding)
     if as_json:
-        labels = {p["label"] for line in said.splitlines() for p in json.loads(line)["predictions"]}
+        labels = {
+            p["label"] for line in output.splitlines() for p in json.loads(line)["predictions"]
+        }
         assert labels == {"犬 ü", "=cmd|x", "esc\x1b[2J\x9b\nx", "😀 é"}
     else:
-        assert "\\u72ac" in said and "\\U0001f600" in said
+        assert "\\u72ac" in output and "\\U0001f600" in output
 
 
 def test_lines_are_printed_in_a_locale_of_ascii() -> None:
@@ -428,8 +430,8 @@ def test_a_setting_that_is_written_as_an_option_gets_a_hint(
 
 
 def test_vectors_are_not_written_to_other_kinds_of_files(run: Any, tmp_path: Path) -> None:
-    code, said, err = run("embed", "x.wav", "--model", "nowhere", "-o", tmp_path / "o.csv")
-    assert code == 2 and not said and len(err.splitlines()) == 1
+    code, output, err = run("embed", "x.wav", "--model", "nowhere", "-o", tmp_path / "o.csv")
+    assert code == 2 and not output and len(err.splitlines()) == 1
     assert "a .parquet file or a folder" in err and not list(tmp_path.iterdir())
 
 
@@ -439,8 +441,8 @@ def test_an_empty_folder_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    code, said, err = run(*words, "empty", "--model", model)
-    assert code == 2 and not said and len(err.splitlines()) == 1
+    code, output, err = run(*words, "empty", "--model", model)
+    assert code == 2 and not output and len(err.splitlines()) == 1
     assert err.startswith("eat: empty: no recordings in it") and ".flac" in err
 
 
@@ -452,15 +454,15 @@ def test_patterns_that_no_shell_has_expanded_are(
         with open(name, "wb") as file:
             soundfile.write(file, np.zeros(800, np.int16), 16_000, format="WAV")
     for pattern, count in {"*.wav": 3, "c[1].wav": 1, "?.txt": 1}.items():
-        code, said, _ = run("predict", pattern, "--model", odd_model, "--json")
-        assert code == 0 and len(said.splitlines()) == count
+        code, output, _ = run("predict", pattern, "--model", odd_model, "--json")
+        assert code == 0 and len(output.splitlines()) == count
     code, _, err = run("predict", "*.flac", "--model", odd_model)
     assert code == 2 and "*.flac: no such file or folder" in err
 
 
 def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> None:
-    code, said, _ = run("recipes")
-    names = [line.split("\t")[0] for line in said.splitlines()[1:-1]]
+    code, output, _ = run("recipes")
+    names = [line.split("\t")[0] for line in output.splitlines()[1:-1]]
     assert code == 0 and "eat_tiny" in names
     for name in names:
         code, resolved, _ = run("recipes", name)
@@ -468,8 +470,8 @@ def test_every_recipe_can_be_shown_and_read_back(run: Any, tmp_path: Path) -> No
         (tmp_path / "again.yaml").write_text(resolved, encoding="utf-8")
         code, again, _ = run("recipes", tmp_path / "again.yaml")
         assert code == 0 and again == resolved
-    code, said, _ = run("recipes", "eat_tiny", "--options")
-    assert code == 0 and "utterance_weight\t" in said
+    code, output, _ = run("recipes", "eat_tiny", "--options")
+    assert code == 0 and "utterance_weight\t" in output
 
 
 def commands() -> dict[str, typer.models.CommandInfo]:
@@ -518,9 +520,9 @@ def test_commands_end_with_the_next_step_unless_they_print_json_or_yaml(
         ("data", "manifest", clips, tmp_path / "m.csv"): f"eat data show {tmp_path / 'm.csv'}",
         ("data", "pack", clips, tmp_path / "packed", "--jobs", 1): "eat pretrain eat_tiny",
     }.items():
-        code, said, err = run(*words)
+        code, output, err = run(*words)
         assert code == 0, err
-        assert said.splitlines()[-1].startswith(f"next: {step}"), words
+        assert output.splitlines()[-1].startswith(f"next: {step}"), words
     for words in (
         ("predict", sound, "--model", model, "--json"),
         ("inspect", model, "--json"),
@@ -528,16 +530,16 @@ def test_commands_end_with_the_next_step_unless_they_print_json_or_yaml(
         ("recipes", "eat_tiny"),
         ("pretrain", "eat_tiny", "--print-config"),
     ):
-        code, said, err = run(*words)
-        assert code == 0 and "next:" not in said, err
+        code, output, err = run(*words)
+        assert code == 0 and "next:" not in output, err
 
 
 def test_help_lists_the_commands_in_four_groups(run: Any) -> None:
-    _, said, _ = run("--help")
-    titles = [line.split()[1] for line in said.splitlines() if re.match(r"\W+ \w+ \W+$", line)]
+    _, output, _ = run("--help")
+    titles = [line.split()[1] for line in output.splitlines() if re.match(r"\W+ \w+ \W+$", line)]
     assert titles == ["Options", *cli.PANELS] == ["Options", "learn", "use", "look", "share"]
     for name in commands():
-        assert name.split()[0] in said.split()
+        assert name.split()[0] in output.split()
 
 
 @needs_data
@@ -546,9 +548,11 @@ def test_statistics_of_a_corpus_are_measured(run: Any, tmp_path: Path) -> None:
     folder.mkdir()
     for path in sorted((DATA / "esc10" / "audio").glob("1-*-0.ogg"))[:3]:
         shutil.copy(path, folder)
-    code, said, _ = run("data", "stats", tmp_path, "--json")
-    told = json.loads(said)
-    assert code == 0 and told["clips"] == 3 and -16 < told["mean"] < 5 and 0 < told["std"] < 10
+    code, output, _ = run("data", "stats", tmp_path, "--json")
+    values = json.loads(output)
+    assert (
+        code == 0 and values["clips"] == 3 and -16 < values["mean"] < 5 and 0 < values["std"] < 10
+    )
 
 
 def test_the_environment_does_not_matter_for_exit_codes() -> None:

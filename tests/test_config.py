@@ -265,7 +265,7 @@ def test_a_file_that_is_not_text_gets_one_sentence(tmp_path):
     assert line == "mine.yaml: cannot be read as YAML (invalid start byte)"
 
 
-def test_a_recipe_that_does_not_exist_is_told_from_those_that_do(shipped):
+def test_a_recipe_that_does_not_exist_is_refused_with_the_nearest_ones(shipped):
     assert mistakes("eat_bse") == [
         "no recipe called 'eat_bse'; did you mean eat_base or eat_tiny? `eat recipes` lists all"
     ]

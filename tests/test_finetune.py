@@ -50,15 +50,15 @@ def classifier(path: Path, task: str, mode: str = "CLS_TOKEN") -> EATForAudioCla
     state_path = path.with_name(path.name.replace("finetune_", "pretrain_")).with_name(
         path.stem.replace("finetune_", "pretrain_") + "_state.safetensors"
     )
-    told = sidecar(state_path)["model_cfg"]
+    changes = sidecar(state_path)["model_cfg"]
     recorded = tensors(path)
     model = EATForAudioClassification(
         EATConfig(
-            embed_dim=told["embed_dim"],
-            depth=told["depth"],
-            num_heads=told["num_heads"],
-            mlp_ratio=told["mlp_ratio"],
-            norm_eps=told["norm_eps"],
+            embed_dim=changes["embed_dim"],
+            depth=changes["depth"],
+            num_heads=changes["num_heads"],
+            mlp_ratio=changes["mlp_ratio"],
+            norm_eps=changes["norm_eps"],
             num_classes=len(recorded[f"{task}.head.bias"]),
             pooling=POOLINGS[mode],
             head_norm_eps=1e-6,
@@ -110,19 +110,22 @@ def test_a_shorter_clip_gives_the_released_logits(path: Path) -> None:
 
 @each
 def test_losses_and_gradients_are_as_released(path: Path) -> None:
-    recorded, known = tensors(path), sidecar(path)["scalars"]
-    for case, told in known.items():
+    recorded, record = tensors(path), sidecar(path)["scalars"]
+    for case, changes in record.items():
         task, phase, mode = case.split(".")
         model = classifier(path, task, mode)
         images, labels = recorded["imgs"][:, 0], recorded[f"{task}.labels"]
         if phase == "train" and task == "esc50":
             labels = augment.smooth(labels, 0.1)
-        if phase == "train" and told["lam"] is not None:
-            images, labels = augment.mixup(images, told["lam"]), augment.mixup(labels, told["lam"])
+        if phase == "train" and changes["lam"] is not None:
+            images, labels = (
+                augment.mixup(images, changes["lam"]),
+                augment.mixup(labels, changes["lam"]),
+            )
         logits = model(images).logits
         close(logits, recorded[f"{case}.logits"])
         loss = classification_loss(logits, labels, LOSSES[task])["loss"]
-        assert loss.item() == pytest.approx(told["final_loss"], rel=1e-4), case
+        assert loss.item() == pytest.approx(changes["final_loss"], rel=1e-4), case
         if f"{case}._predictions" in recorded:
             close(logits.sigmoid(), recorded[f"{case}._predictions"])
         loss.backward()
@@ -137,8 +140,8 @@ def test_losses_and_gradients_are_as_released(path: Path) -> None:
 
 @each
 def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Path) -> None:
-    recorded, told = tensors(path), sidecar(path)["trainer_3_steps"]
-    config = told["config"]
+    recorded, changes = tensors(path), sidecar(path)["trainer_3_steps"]
+    config = changes["config"]
     model = classifier(path, "audioset").train()
     optim = Optim(
         lr=config["lr"],
@@ -152,7 +155,7 @@ def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Pa
     )
     groups = parameter_groups(model.named_parameters(), optim, layers=model)
     optimizer = adamw(groups, optim)
-    for index, step in enumerate(told["steps"]):
+    for index, step in enumerate(changes["steps"]):
         set_rates(optimizer, optim, index, config["max_update"])
         by_name = {n: g for g in optimizer.param_groups for n in g["names"]}
         for name, rate in step["lr"].items():
@@ -193,13 +196,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(data: Path, **told: Any) -> FinetuneRun:
-    return FinetuneRun(**({"data": str(data), "encoder": SMALL} | SHORT | told))
+def settings(data: Path, **changes: Any) -> FinetuneRun:
+    return FinetuneRun(**({"data": str(data), "encoder": SMALL} | SHORT | changes))
 
 
-def of(method: str, **told: Any) -> FreshEncoder:
+def of(method: str, **changes: Any) -> FreshEncoder:
     """The small encoder of a method."""
-    return SMALL.model_copy(update={"method": method} | told)
+    return SMALL.model_copy(update={"method": method} | changes)
 
 
 each_method = pytest.mark.parametrize("method", model_types())
@@ -320,11 +323,11 @@ def test_clips_without_a_label_are_learnt_and_scored_as_negatives(
     data: Path, tmp_path: Path
 ) -> None:
     tables = data / "cases" / "tables" / "negatives"
-    told = settings(tables / "train.csv", loss="bce_mean", steps=1)
-    run(told, out=tmp_path / "out", start=None)
-    found = evaluate_model(tmp_path / "out", tables / "test.csv", device="cpu")
-    assert (found.metric, found.clips) == ("mAP", 6)
-    assert {row["label"]: row["clips"] for row in found.classes} == {
+    changes = settings(tables / "train.csv", loss="bce_mean", steps=1)
+    run(changes, out=tmp_path / "out", start=None)
+    result = evaluate_model(tmp_path / "out", tables / "test.csv", device="cpu")
+    assert (result.metric, result.clips) == ("mAP", 6)
+    assert {row["label"]: row["clips"] for row in result.classes} == {
         "animal": 0,
         "cat": 2,
         "dog": 2,
@@ -346,9 +349,7 @@ def test_folds_must_be_named_or_crossed(data: Path) -> None:
     assert test is not None and train.splits == ("1", "2", "4", "5") and test.splits == ("3",)
 
 
-def test_a_run_leaves_a_model_that_knows_its_labels_and_its_score(
-    made: Path, tmp_path: Path
-) -> None:
+def test_a_run_leaves_a_model_with_its_labels_and_its_score(made: Path, tmp_path: Path) -> None:
     done = run(settings(made), out=tmp_path / "out", start=None)
     assert done.evaluation is not None and done.evaluation.clips == 10
     model = EATForAudioClassification.from_pretrained(tmp_path / "out")
@@ -362,8 +363,8 @@ def test_fine_tuning_begins_with_the_encoder_it_is_given(
 ) -> None:
     encoder = EATModel(SMALL.config())
     save(encoder, EATFeatureExtractor(mean=-1.0, std=3.0), tmp_path / "encoder")
-    told = settings(made, steps=1, optim=Optim(lr=1e-9), freeze=freeze)
-    run(told, out=tmp_path / "out", start=tmp_path / "encoder")
+    changes = settings(made, steps=1, optim=Optim(lr=1e-9), freeze=freeze)
+    run(changes, out=tmp_path / "out", start=tmp_path / "encoder")
     tuned = EATForAudioClassification.from_pretrained(tmp_path / "out")
     for name, tensor in encoder.model.state_dict().items():
         frozen = freeze and not name.startswith("blocks.1")
@@ -376,30 +377,30 @@ def test_fine_tuning_begins_with_the_encoder_it_is_given(
 def test_cross_validation_tests_every_fold_and_goes_on_where_it_was(
     data: Path, tmp_path: Path
 ) -> None:
-    told = settings(data / "esc10", steps=1, clips=ClipSettings(seconds=0.5))
-    first = cross_validate(told, out=tmp_path, start=None)
+    changes = settings(data / "esc10", steps=1, clips=ClipSettings(seconds=0.5))
+    first = cross_validate(changes, out=tmp_path, start=None)
     assert list(first.scores) == ["1", "2", "3", "4", "5"] and 0 <= first.mean <= 1
     (tmp_path / "fold-5" / "evaluation.json").unlink()
-    assert cross_validate(told, out=tmp_path, start=None, resume=True) == first
+    assert cross_validate(changes, out=tmp_path, start=None, resume=True) == first
 
 
 @needs_data
 def test_several_labels_per_clip_are_learnt_and_scored_by_map(data: Path, tmp_path: Path) -> None:
-    told = settings(data / "audioset_mini", loss="bce_per_label", steps=2, batch=2)
-    done = run(told, out=tmp_path / "out", start=None)
+    changes = settings(data / "audioset_mini", loss="bce_per_label", steps=2, batch=2)
+    done = run(changes, out=tmp_path / "out", start=None)
     assert done.evaluation is not None
     assert done.evaluation.metric == "mAP" and done.evaluation.without_positive == 527 - 13
     with pytest.raises(SettingError, match="loss=cross_entropy is no loss"):
         run(settings(data / "audioset_mini"), out=tmp_path / "x", start=None)
 
 
-def learner(made: Path, **told: Any) -> tuple[Classification, Batch]:
+def learner(made: Path, **changes: Any) -> tuple[Classification, Batch]:
     """A classifier about to learn, and a batch of four clips of one second."""
-    asked = settings(made, **told)
+    requested = settings(made, **changes)
     corpus = open_corpus(made)
-    model, features = start_from(None, asked, corpus)
-    batch = ClipBatches(corpus, asked.clips, batch=4, seed=0)[3]
-    return Classification(model, features, asked), batch
+    model, features = start_from(None, requested, corpus)
+    batch = ClipBatches(corpus, requested.clips, batch=4, seed=0)[3]
+    return Classification(model, features, requested), batch
 
 
 def prepared(learner: Classification, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -433,8 +434,8 @@ def test_stripes_are_silenced_labels_smoothed_and_mixed_when_asked(made: Path) -
     assert changed.any() and (silenced[changed] == 0).all()
     smoothed = prepared(*learner(made, augment=Augmentation(label_smoothing=0.2)))[2]
     assert smoothed.min() == pytest.approx(0.02) and smoothed.max() == pytest.approx(0.82)
-    told = Augmentation(mixup=0.8, mixup_share=1.0)
-    x, _, labels = prepared(*learner(made, augment=told))
+    changes = Augmentation(mixup=0.8, mixup_share=1.0)
+    x, _, labels = prepared(*learner(made, augment=changes))
     share = (labels * plain[2]).sum(dim=1).max()
     assert 0.5 <= share < 1 and torch.allclose(labels.sum(dim=1), torch.ones(4))
     both = torch.stack([augment.mixup(plain[0], s) for s in (share, 1 - share)])
@@ -487,8 +488,8 @@ def test_a_resumed_run_wants_the_encoder_and_the_settings_it_began_with(
     with pytest.raises(CheckpointError, match="was begun with"):
         run(settings(made), out=tmp_path / "out", start=None, resume=True)
     with pytest.raises(CheckpointError, match="was begun with drop_path=0.0, not drop_path=0.5"):
-        told = settings(made, drop_path=0.5)
-        run(told, out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
+        changes = settings(made, drop_path=0.5)
+        run(changes, out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
     again = run(settings(made), out=tmp_path / "out", start=tmp_path / "encoder", resume=True)
     assert again.evaluation is not None
 
@@ -496,10 +497,10 @@ def test_a_resumed_run_wants_the_encoder_and_the_settings_it_began_with(
 def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = settings(made, lora=2, optim=Optim(lr=1e-2, clip=0.0))
-    model, features = start_from(None, told, open_corpus(made))
+    changes = settings(made, lora=2, optim=Optim(lr=1e-2, clip=0.0))
+    model, features = start_from(None, changes, open_corpus(made))
     save(model, features, tmp_path / "before")
-    run(told, out=tmp_path / "run", start=str(tmp_path / "before"))
+    run(changes, out=tmp_path / "run", start=str(tmp_path / "before"))
     before = load_file(tmp_path / "before" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model.safetensors")
     assert before.keys() == after.keys(), "the model that is kept has the usual names"
@@ -514,12 +515,12 @@ def test_low_rank_additions_learn_and_the_model_that_is_kept_holds_them(
     assert changed - inside == behind, "the classifier learns as ever"
     for name in inside:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2
-    test = split(open_corpus(made), told)[1]
+    test = split(open_corpus(made), changes)[1]
     assert test is not None
     kept = EATForAudioClassification.from_pretrained(tmp_path / "run")
-    scores = predict_corpus(kept, load_features(tmp_path / "run"), test, told.clips)
-    said = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluate_scores(scores, test.label_names, multi_label=False).value == said["value"]
+    scores = predict_corpus(kept, load_features(tmp_path / "run"), test, changes.clips)
+    messages = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluate_scores(scores, test.label_names, multi_label=False).value == messages["value"]
 
 
 def test_low_rank_additions_ask_for_the_package_they_need(
@@ -541,8 +542,8 @@ def test_an_encoder_of_any_method_is_fine_tuned_from_a_folder_and_from_nothing(
     spec = METHODS[method]
     encoder = spec.encoder(of(method).config())
     save(encoder, spec.feature_extractor(mean=-1.0, std=3.0), tmp_path / "encoder")
-    told = settings(made, encoder=SMALL, steps=1, optim=Optim(lr=1e-9))
-    done = run(told, out=tmp_path / "out", start=tmp_path / "encoder")
+    changes = settings(made, encoder=SMALL, steps=1, optim=Optim(lr=1e-9))
+    done = run(changes, out=tmp_path / "out", start=tmp_path / "encoder")
     assert done.evaluation is not None and done.evaluation.clips == 10
     tuned = spec.classifier.from_pretrained(tmp_path / "out")
     kept = tuned.model.state_dict()
@@ -583,8 +584,8 @@ def test_low_rank_additions_to_all_linear_maps_of_all_blocks_learn_and_so_does_t
 
 
 def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) -> None:
-    told = settings(made, encoder=of("audiomae"), hidden_columns=0.5, hidden_rows=0.25)
-    model, _ = start_from(None, told, open_corpus(made))
+    changes = settings(made, encoder=of("audiomae"), hidden_columns=0.5, hidden_rows=0.25)
+    model, _ = start_from(None, changes, open_corpus(made))
     x = torch.randn(2, 64, 128)
     model.train()
     assert model.encode(x).patches.shape[1] == 2 * 6  # of 4 columns and 8 rows
@@ -594,20 +595,20 @@ def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) ->
 
 @pytest.mark.parametrize("method", [name for name in model_types() if name != "audiomae"])
 def test_other_encoders_cannot_leave_patches_out(made: Path, method: str) -> None:
-    told = settings(made, encoder=of(method), hidden_rows=0.2)
+    changes = settings(made, encoder=of(method), hidden_rows=0.2)
     with pytest.raises(
         SettingError,
         match=f"hidden_rows=0.2: an encoder of {method} has no such setting; expected 0",
     ):
-        start_from(None, told, open_corpus(made))
+        start_from(None, changes, open_corpus(made))
 
 
 def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path: Path) -> None:
     spec = METHODS["beats"]
     save(spec.encoder(of("beats").config()), spec.feature_extractor(), tmp_path)
-    told = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
+    changes = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
     with pytest.raises(SettingError, match=r"encoder.pooling=cls: expected one of mean, linear"):
-        start_from(tmp_path, told, open_corpus(made))
+        start_from(tmp_path, changes, open_corpus(made))
 
 
 @each_method
@@ -617,8 +618,8 @@ def test_pooling_is_that_of_the_encoder_unless_another_is_wanted(
     spec, corpus = METHODS[method], open_corpus(made)
     save(spec.encoder(of(method).config()), spec.feature_extractor(), tmp_path)
     assert SMALL.pooling == "mean"
-    told = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
-    assert start_from(tmp_path, told, corpus)[0].config.pooling == "mean"
+    changes = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
+    assert start_from(tmp_path, changes, corpus)[0].config.pooling == "mean"
     usual = start_from(None, settings(made, encoder=of(method, pooling=None)), corpus)[0]
     assert usual.config.pooling == ("cls" if method == "eat" else "mean")
 
@@ -635,6 +636,8 @@ def test_binary_cross_entropies_differ_by_what_they_are_divided_by() -> None:
 
 def test_stripes_in_frequency_may_be_of_another_share(made: Path) -> None:
     plain = prepared(*learner(made))[0]
-    told = Augmentation(mask=0.0, mask_frequency=0.9)
-    changed = (prepared(*learner(made, augment=told))[0] != plain)[:, :96]  # where there is sound
+    changes = Augmentation(mask=0.0, mask_frequency=0.9)
+    changed = (prepared(*learner(made, augment=changes))[0] != plain)[
+        :, :96
+    ]  # where there is sound
     assert changed.any() and torch.equal(changed.any(dim=1), changed.all(dim=1))

@@ -48,22 +48,22 @@ def written(folder: Path, *lines: str) -> str:
     return str(file)
 
 
-def told(place: Path) -> dict[str, object]:
+def recipe_of(place: Path) -> dict[str, object]:
     return json.loads((place / "run.json").read_text(encoding="utf-8"))["recipe"]
 
 
 def test_every_stage_learns_from_the_one_before_and_the_last_lies_where_a_single_run_would(
     stages: list[chain.Stage], tmp_path: Path
 ) -> None:
-    out, said = tmp_path / "beats", []
-    settings = chain.run(stages, out=out, on_stage=said.append)
+    out, messages = tmp_path / "beats", []
+    settings = chain.run(stages, out=out, on_stage=messages.append)
     assert [one.method for one in settings] == ["beats", "beats_tokenizer", "beats"]
     first, second = out / "1-beats_tiny_iter1", out / "2-beats_tiny_tokenizer"
-    assert told(second)["teacher"] == str(first)
-    assert told(second)["codes"] == 16
-    assert told(out)["tokenizer"] == str(second)
+    assert recipe_of(second)["teacher"] == str(first)
+    assert recipe_of(second)["codes"] == 16
+    assert recipe_of(out)["tokenizer"] == str(second)
     assert load_model(out).config.model_type == "beats"
-    assert said[1] == "stage 2 of 3: beats_tiny_tokenizer"
+    assert messages[1] == "stage 2 of 3: beats_tiny_tokenizer"
 
 
 def test_a_chain_goes_on_with_the_stage_that_was_not_finished(
@@ -98,8 +98,8 @@ def test_a_fine_tuned_model_may_stand_between_two_iterations(corpus: Path, tmp_p
     lines = ["beats_tiny_iter1", "beats_tiny_finetune", "beats_tiny_tokenizer target=logits"]
     stages = chain.stages_of(written(tmp_path, *lines), [f"data={corpus}", *SMALL])
     chain.run(stages, out=(out := tmp_path / "out"))
-    assert told(out)["teacher"] == str(out / "2-beats_tiny_finetune")
-    assert told(out)["target"] == "logits"
+    assert recipe_of(out)["teacher"] == str(out / "2-beats_tiny_finetune")
+    assert recipe_of(out)["target"] == "logits"
 
 
 @pytest.mark.parametrize(

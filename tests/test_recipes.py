@@ -93,9 +93,9 @@ def eat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["eat", *words])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
+        return ended.value.code, output.out, output.err
 
     return eat
 
@@ -131,23 +131,23 @@ def test_the_command_on_top_of_a_recipe_runs_that_recipe(
     words = shlex.split(recipe.about(name).command)
     words = words[1:] if words[0] == "eat" else words[words.index("eat_audio") + 1 :]
     assert words[1] == name and any(word.startswith("data=") for word in words)
-    code, said, err = eat(*words, "--print-config")
+    code, output, err = eat(*words, "--print-config")
     assert code == 0, err
     changes = [word for word in words[2:] if re.match(r"[\w.]+=", word)]
     if name in CHAINS:
         out = Path(words[words.index("--out") + 1])
         stages = [stage.settings(out) for stage in chain.stages_of(name, changes)]
-        assert said == "---\n".join(map(recipe.dump, stages))
+        assert output == "---\n".join(map(recipe.dump, stages))
     else:
-        assert said == recipe.dump(recipe.load(schema(name), name, changes))
+        assert output == recipe.dump(recipe.load(schema(name), name, changes))
     assert not list(tmp_path.iterdir())  # nothing was run
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if recipe.about(name).epochs])
 def test_the_epochs_of_a_recipe_are_its_steps_times_its_clips(name: str) -> None:
     epochs, equation = recipe.about(name).epochs.split(" = ")
-    heard, clips = equation.partition(" (")[0].split(" / ")
-    numbers = {unit: int(n) for n, unit in re.findall(r"([\d_]+) ([A-Za-z-]+)", heard)}
+    clips_trained_on, clips = equation.partition(" (")[0].split(" / ")
+    numbers = {unit: int(n) for n, unit in re.findall(r"([\d_]+) ([A-Za-z-]+)", clips_trained_on)}
     run = resolved(name)
     assert numbers["steps"] == run.steps and numbers["clips"] == run.batch
     assert numbers.get("micro-batches", 1) == run.accumulate
@@ -170,8 +170,9 @@ def test_a_published_recipe_has_the_published_schedule(name: str, form: str) -> 
 
 def gpus(words: list[str]) -> int:
     """How many processes a command starts."""
-    told = [int(words[words.index(w) + 1]) for w in ("--nnodes", "--nproc-per-node") if w in words]
-    return math.prod(told)
+    options = ("--nnodes", "--nproc-per-node")
+    counts = [int(words[words.index(option) + 1]) for option in options if option in words]
+    return math.prod(counts)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_AUDIOMAE)
@@ -192,9 +193,9 @@ def test_a_published_recipe_of_audio_mae_has_the_published_schedule(name: str) -
     ],
 )
 def test_rates_of_audio_mae_are_the_released_ones(name: str, schedule: str) -> None:
-    run, told = resolved(name), golden("lr_schedules")["schedules"][schedule]
-    assert (run.optim.lr, run.optim.min_lr) == (told["lr"], told["min_lr"])
-    share = told["warmup_epochs"] / told["epochs"]
+    run, published = resolved(name), golden("lr_schedules")["schedules"][schedule]
+    assert (run.optim.lr, run.optim.min_lr) == (published["lr"], published["min_lr"])
+    share = published["warmup_epochs"] / published["epochs"]
     assert run.optim.warmup / run.steps == pytest.approx(share, rel=2e-3)
 
 
@@ -235,7 +236,7 @@ def test_fine_tuning_of_audio_mae_is_what_its_scripts_and_table_3_say() -> None:
         assert run["augment.noise"] is noise
 
 
-def test_the_tiny_recipes_of_methods_hear_the_same_sound_as_often() -> None:
+def test_the_tiny_recipes_of_methods_train_on_the_same_sound_as_often() -> None:
     differ = differences_of_shared("audiomae_tiny", "eat_tiny")
     assert differ == {"method": "audiomae"}
 
@@ -300,12 +301,12 @@ def test_the_large_run_differs_from_base_as_its_released_file_does() -> None:
     ],
 )
 def test_a_fine_tuning_schedule_is_the_released_one(name: str, schedule: str) -> None:
-    run, told = resolved(name), golden("schedule_a")["lr"][schedule]
+    run, published = resolved(name), golden("schedule_a")["lr"][schedule]
     assert (run.steps, run.optim.lr, run.optim.min_lr, run.optim.warmup) == (
-        told["max_update"],
-        told["lr"],
-        told["min_lr"],
-        told["warmup"],
+        published["max_update"],
+        published["lr"],
+        published["min_lr"],
+        published["warmup"],
     )
 
 
@@ -319,11 +320,11 @@ def test_a_fine_tuning_schedule_is_the_released_one(name: str, schedule: str) ->
     ],
 )
 def test_a_fine_tuning_recipe_masks_as_the_released_script(name: str, augmented: str) -> None:
-    run, told = resolved(name), golden("augment_a")["specaug"]["as_run"][augmented]
-    assert round(run.clips.seconds * 100) == told["T"]
-    assert run.augment.mask == told["mask_ratio"]
-    assert run.augment.mask * 128 == pytest.approx(told["freqm"])
-    assert run.augment.mask * told["T"] == pytest.approx(told["timem"])
+    run, published = resolved(name), golden("augment_a")["specaug"]["as_run"][augmented]
+    assert round(run.clips.seconds * 100) == published["T"]
+    assert run.augment.mask == published["mask_ratio"]
+    assert run.augment.mask * 128 == pytest.approx(published["freqm"])
+    assert run.augment.mask * published["T"] == pytest.approx(published["timem"])
 
 
 def test_fine_tuning_recipes_are_what_the_released_scripts_and_table_4_say() -> None:
@@ -342,10 +343,13 @@ def test_fine_tuning_recipes_are_what_the_released_scripts_and_table_4_say() -> 
         "eat_esc50_finetune": ("cross_entropy", "esc50", 0.0, False, 0.1),
         "eat_speech_commands_finetune": ("bce_per_clip", "speech_commands", 0.8, True, 0.0),
     }
-    told = ("loss", "clips.statistics", "augment.mixup", "augment.noise", "augment.label_smoothing")
+    names = (
+        *("loss", "clips.statistics", "augment.mixup", "augment.noise"),
+        "augment.label_smoothing",
+    )
     for name, values in each.items():
         run = flat(resolved(name).model_dump())
-        expected = shared | dict(zip(told, values, strict=True))
+        expected = shared | dict(zip(names, values, strict=True))
         assert {setting: run[setting] for setting in expected} == expected, name
 
 
@@ -367,8 +371,8 @@ def test_only_recipes_for_audioset_sized_runs_have_the_weight_that_makes_short_o
 
 
 def test_eat_recipes_lists_what_each_costs_and_brings(eat: Any) -> None:
-    code, said, _ = eat("recipes")
-    header, *rows = (line.split("\t") for line in said.splitlines()[:-1])
+    code, output, _ = eat("recipes")
+    header, *rows = (line.split("\t") for line in output.splitlines()[:-1])
     assert code == 0 and header == ["name", "what it is", "cost", "expected result"]
     assert [row[0] for row in rows] == ALL
     by_name = {row[0]: row for row in rows}
@@ -376,8 +380,8 @@ def test_eat_recipes_lists_what_each_costs_and_brings(eat: Any) -> None:
 
 
 def test_the_page_about_recipes_has_the_table_of_eat_recipes(eat: Any) -> None:
-    _, said, _ = eat("recipes")
-    cells = [line.split("\t") for line in said.splitlines()[1:-1]]
+    _, output, _ = eat("recipes")
+    cells = [line.split("\t") for line in output.splitlines()[1:-1]]
     table = "\n".join(f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in cells)
     assert table in DOCS.read_text(encoding="utf-8"), f"docs/recipes.md should say\n{table}"
 
@@ -391,9 +395,9 @@ def test_the_recipe_that_the_page_writes_works(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_shown_with_the_comment_on_top_of_it(eat: Any) -> None:
-    _, said, _ = eat("recipes", "eat_base_as2m", "optim.lr=1e-4")
-    assert said.startswith(recipe.head("eat_base_as2m"))
-    assert yaml.safe_load(said)["optim"]["lr"] == 1e-4
+    _, output, _ = eat("recipes", "eat_base_as2m", "optim.lr=1e-4")
+    assert output.startswith(recipe.head("eat_base_as2m"))
+    assert yaml.safe_load(output)["optim"]["lr"] == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -410,27 +414,27 @@ def test_a_recipe_is_shown_with_the_comment_on_top_of_it(eat: Any) -> None:
 def test_a_printed_run_is_the_same_run_when_it_is_read_back(
     words: list[str], kind: type[Settings], eat: Any, tmp_path: Path
 ) -> None:
-    code, said, err = eat(*words, "--print-config")
+    code, output, err = eat(*words, "--print-config")
     assert code == 0, err
-    (tmp_path / "mine.yaml").write_text(said, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(output, encoding="utf-8")
     changes = [word for word in words[2:] if "=" in word]
     again = recipe.load(kind, tmp_path / "mine.yaml")
     assert again == recipe.load(kind, words[1], changes)
-    assert eat(words[0], str(tmp_path / "mine.yaml"), "--print-config")[1] == said
+    assert eat(words[0], str(tmp_path / "mine.yaml"), "--print-config")[1] == output
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_run_that_is_not_only_printed_needs_a_folder(command: str, eat: Any) -> None:
     name = {"pretrain": "eat_tiny", "finetune": "eat_tiny_finetune"}[command]
-    code, said, err = eat(command, name, "data=x")
-    assert code == 2 and not said
+    code, output, err = eat(command, name, "data=x")
+    assert code == 2 and not output
     assert err == "eat: --out is not set; expected a folder for checkpoints, logs and the model\n"
 
 
 def test_printing_a_run_reports_all_its_mistakes_at_once(eat: Any) -> None:
     words = ("optim.lrr=1e-4", "steps=4.5", "clips.crp=start", "batch=0")
-    code, said, err = eat("pretrain", "eat_tiny", *words, "--print-config")
-    assert code == 2 and not said
+    code, output, err = eat("pretrain", "eat_tiny", *words, "--print-config")
+    assert code == 2 and not output
     assert sorted(err.splitlines()) == [
         "eat: batch=0: more than 0 is expected",
         "eat: clips.crp=start: no such setting; did you mean clips.crop?",

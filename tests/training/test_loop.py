@@ -58,9 +58,9 @@ def numbers(start: int = 0, batch: int = 4) -> Iterator[Numbers]:
         yield Numbers(torch.arange(step * batch, (step + 1) * batch).float() % 7)
 
 
-def train(line: Line, training: Training, batches: Iterator[Numbers], **told: object) -> Line:
+def train(line: Line, training: Training, batches: Iterator[Numbers], **options: object) -> Line:
     optimizer = adamw(parameter_groups(line.named_parameters(), OPTIM), OPTIM)
-    fit(line, batches, optimizer, training, OPTIM, **told)  # type: ignore[arg-type]
+    fit(line, batches, optimizer, training, OPTIM, **options)  # type: ignore[arg-type]
     return line
 
 
@@ -96,7 +96,7 @@ def test_micro_batches_count_by_their_weight() -> None:
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_numbers_told_are_those_of_the_whole_step() -> None:
+def test_the_logged_metrics_are_those_of_the_whole_step() -> None:
     parts = iter([Numbers(torch.ones(2)), Numbers(3 * torch.ones(2))])
     logged: dict[int, dict[str, float]] = {}
     train(Line(), Training(steps=1, accumulate=2), parts, log=logged.__setitem__)
@@ -109,15 +109,15 @@ def test_precision_decides_how_losses_are_computed() -> None:
         with training.autocast(torch.device("cpu")):
             assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
-    seen: list[torch.dtype] = []
+    observed: list[torch.dtype] = []
 
     class Watching(Line):
         def forward(self, batch: Numbers, generator: torch.Generator) -> dict[str, Tensor]:
-            seen.append((self.slope[None] @ self.slope[:, None]).dtype)
+            observed.append((self.slope[None] @ self.slope[:, None]).dtype)
             return super().forward(batch, generator)
 
     train(Watching(), Training(steps=1, precision="bf16"), numbers())
-    assert seen == [torch.bfloat16]
+    assert observed == [torch.bfloat16]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_a_device_that_cannot_be_used_is_named_in_a_short_sentence(device: str) 
         pytest.skip("it is here")
     with pytest.raises(EatError, match=r"^device=.*: cannot be used here") as error:
         Training(device=device).on()
-    said = str(error.value)
-    assert "one of this machine: cpu" in said and len(said) < 300 and "\n" not in said
+    messages = str(error.value)
+    assert "one of this machine: cpu" in messages and len(messages) < 300 and "\n" not in messages
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is here")
@@ -140,18 +140,18 @@ def test_cuda_where_there_is_none_says_why() -> None:
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    seen: list[object] = []
+    observed: list[object] = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         train(
             Line(),
             Training(steps=1),
             numbers(),
-            on_step=lambda _: seen.append(signal.getsignal(signal.SIGHUP)),
+            on_step=lambda _: observed.append(signal.getsignal(signal.SIGHUP)),
         )
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert seen == [signal.SIG_IGN]
+    assert observed == [signal.SIG_IGN]
 
 
 def test_noise_is_a_function_of_seed_and_step() -> None:
@@ -165,14 +165,14 @@ def test_noise_is_a_function_of_seed_and_step() -> None:
 BROKEN = Numbers(torch.tensor([torch.inf, 1.0]))
 
 
-def test_a_gradient_that_is_not_finite_is_left_out_said_and_counted() -> None:
-    said: list[str] = []
+def test_a_gradient_that_is_not_finite_is_left_out_reported_and_counted() -> None:
+    messages: list[str] = []
     logged: dict[int, dict[str, float]] = {}
     parts = [Numbers(torch.ones(2)), BROKEN, Numbers(torch.ones(2)), BROKEN, BROKEN]
     training = Training(steps=5, log_every=1, patience=3)
-    line = train(Line(), training, iter(parts), on_warning=said.append, log=logged.__setitem__)
-    assert [words.split(",")[0] for words in said] == [f"step {s}: left out" for s in (1, 3, 4)]
-    assert "its gradient is" in said[0] and "(loss inf)" in said[0]
+    line = train(Line(), training, iter(parts), on_warning=messages.append, log=logged.__setitem__)
+    assert [words.split(",")[0] for words in messages] == [f"step {s}: left out" for s in (1, 3, 4)]
+    assert "its gradient is" in messages[0] and "(loss inf)" in messages[0]
     assert [logged[step]["skipped"] for step in range(1, 6)] == [0, 1, 1, 2, 3]
     assert line.steps == [1, 3] and line.slope.isfinite().all()
 
@@ -199,7 +199,7 @@ def test_training_gives_up_after_too_many_of_them_in_a_row() -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_nothing_but_the_last_one() -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
     def save(step: int) -> None:
         if step in full:
@@ -207,8 +207,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_nothing_but_the_last_one() -> 
 
     full = {2, 4}
     training = Training(steps=5, save_every=2)
-    train(Line(), training, numbers(), save=save, on_warning=said.append)
-    assert said == [f"step-{s}: cannot be written (no space); training goes on" for s in (2, 4)]
+    train(Line(), training, numbers(), save=save, on_warning=messages.append)
+    assert messages == [f"step-{s}: cannot be written (no space); training goes on" for s in (2, 4)]
     full = {5}
     with pytest.raises(CheckpointError, match="step-5"):
         train(Line(), training, numbers(), save=save)
@@ -261,16 +261,16 @@ def eat(*words: str) -> list[str]:
 
 @needs_data
 def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: Path) -> None:
-    told = [f"data={data / 'esc10'}", 'splits=["1"]']
+    options = [f"data={data / 'esc10'}", 'splits=["1"]']
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     whole = tmp_path / "whole"
-    subprocess.run(eat(*told, "--out", str(whole)), env=environment, check=True, timeout=300)
+    subprocess.run(eat(*options, "--out", str(whole)), env=environment, check=True, timeout=300)
 
     killed = tmp_path / "killed"
     moment = int.from_bytes(os.urandom(2), "big") % 16 + 5  # any step, another one each time
     process = subprocess.Popen(
-        eat(*told, "--out", str(killed)), env=environment, stderr=subprocess.DEVNULL
+        eat(*options, "--out", str(killed)), env=environment, stderr=subprocess.DEVNULL
     )
     log = killed / "log.jsonl"
     while process.poll() is None:
@@ -282,7 +282,7 @@ def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: 
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
 
     subprocess.run(
-        eat(*told, "--out", str(killed), "--resume"), env=environment, check=True, timeout=300
+        eat(*options, "--out", str(killed), "--resume"), env=environment, check=True, timeout=300
     )
     last = "checkpoints/step-00000024"
     for name in ("objective.safetensors", "optimiser.safetensors", "model.safetensors"):

@@ -35,10 +35,10 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_holds_the_step_what_was_given_and_what_was_measured(tmp_path: Path) -> None:
-    told = log(tmp_path)
-    told.skip("a.wav: cannot be read")
-    told.on_step(5)
-    told.write(5, {"loss": 2.5, "lr": 1e-3})
+    run_log = log(tmp_path)
+    run_log.skip("a.wav: cannot be read")
+    run_log.on_step(5)
+    run_log.write(5, {"loss": 2.5, "lr": 1e-3})
     (line,) = lines(tmp_path)
     assert line["step"] == 5 and line["train/loss"] == 2.5 and line["optim/lr"] == 1e-3
     assert line["perf/clips_per_second"] > 0 and line["perf/data_wait"] == 0
@@ -46,16 +46,16 @@ def test_a_line_holds_the_step_what_was_given_and_what_was_measured(tmp_path: Pa
     assert ("perf/gpu_memory_mb" in line) == torch.cuda.is_initialized()
 
 
-def test_speed_is_told_for_the_last_steps_and_for_all(
+def test_speed_is_logged_for_the_last_steps_and_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    told = log(tmp_path, start=10)
+    run_log = log(tmp_path, start=10)
     for done, seconds in ((20, 10.0), (30, 2.0)):
         now[0] += seconds
-        told.on_step(done)
-        told.write(done, {})
+        run_log.on_step(done)
+        run_log.write(done, {})
     first, second = lines(tmp_path)
     assert first["perf/clips_per_second"] == first["perf/clips_per_second_now"] == 8.0
     assert second["perf/clips_per_second_now"] == 40.0
@@ -67,18 +67,18 @@ def test_the_wait_for_batches_is_a_share_of_the_time(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    told = log(tmp_path)
+    run_log = log(tmp_path)
 
     def slow() -> Any:
         for batch in "abcd":
             now[0] += 3.0
             yield batch
 
-    passed = told.throughput.timed(slow())
+    passed = run_log.throughput.timed(slow())
     for step in (1, 2):
         assert [next(passed), next(passed)] == (["a", "b"] if step == 1 else ["c", "d"])
         now[0] += 4.0 if step == 1 else 18.0
-        told.write(step, {})
+        run_log.write(step, {})
     assert [line["perf/data_wait"] for line in lines(tmp_path)] == [0.6, 0.25]
     assert list(passed) == []
 
@@ -95,8 +95,8 @@ def test_a_resumed_run_forgets_later_steps_and_broken_lines_only(tmp_path: Path)
     kept = ['{"step": 0, "rank_mean": 3.0}', '{"step": 10, "loss": 2.0}']
     gone = ['{"step": 20, "loss": 1.0}', '{"step": 30, "lo']
     (tmp_path / "log.jsonl").write_text("\n".join([*kept, "[1]", *gone]), encoding="utf-8")
-    told = log(tmp_path, start=10)
-    assert told.has_step_zero
+    run_log = log(tmp_path, start=10)
+    assert run_log.has_step_zero
     assert [line["step"] for line in lines(tmp_path)] == [0, 10]
 
 
@@ -106,11 +106,11 @@ def test_a_run_that_begins_anew_forgets_everything(tmp_path: Path) -> None:
 
 
 def test_numbers_of_one_step_are_read_as_one_row(tmp_path: Path) -> None:
-    told = log(tmp_path)
-    told.add(0, {"rank_mean": 3.0})
-    told.write(10, {"loss": 2.0})
-    told.add(10, {"rank_mean": 4.0})
-    assert told.has_step_zero and len(lines(tmp_path)) == 3
+    run_log = log(tmp_path)
+    run_log.add(0, {"rank_mean": 3.0})
+    run_log.write(10, {"loss": 2.0})
+    run_log.add(10, {"rank_mean": 4.0})
+    assert run_log.has_step_zero and len(lines(tmp_path)) == 3
     first, second = read_log(tmp_path)
     assert first == {"step": 0, "train/rank_mean": 3.0}
     assert (second["train/loss"], second["train/rank_mean"]) == (2.0, 4.0)
@@ -143,11 +143,11 @@ def test_a_log_that_is_being_written_can_be_read(tmp_path: Path) -> None:
     assert read_log(tmp_path) == [{"step": 1, "train/loss": 2.0}]
 
 
-def test_a_full_disk_is_said_once_and_the_lines_after_it_are_whole(
+def test_a_full_disk_is_reported_once_and_the_lines_after_it_are_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = log(tmp_path)
-    told.write(1, {"loss": 3.0})
+    run_log = log(tmp_path)
+    run_log.write(1, {"loss": 3.0})
     with monkeypatch.context() as full:
 
         def half(self: Path, *_: object, **__: object) -> Any:
@@ -156,9 +156,9 @@ def test_a_full_disk_is_said_once_and_the_lines_after_it_are_whole(
             raise OSError(28, "No space left on device")
 
         full.setattr(Path, "open", half)
-        told.write(2, {"loss": 2.0})
-        told.write(3, {"loss": 2.0})
-    told.write(4, {"loss": 1.0})
+        run_log.write(2, {"loss": 2.0})
+        run_log.write(3, {"loss": 2.0})
+    run_log.write(4, {"loss": 1.0})
     assert [row["step"] for row in read_log(tmp_path)] == [1, 4]
     assert capsys.readouterr().err.count("No space left on device") == 1
 
@@ -181,14 +181,14 @@ def test_a_terminal_that_is_gone_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Gone())
-    with log(tmp_path) as told:
-        told.on_step(1)
-        told.message("a sentence")
-        told.write(1, {"loss": 1.0})
+    with log(tmp_path) as run_log:
+        run_log.on_step(1)
+        run_log.message("a sentence")
+        run_log.write(1, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == [1]
 
 
-def test_what_is_said_has_no_control_characters(
+def test_messages_have_no_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log(tmp_path).message("skipped: a\x1b[2Jb.wav")
@@ -204,7 +204,7 @@ def test_memory_is_left_out_where_the_system_keeps_no_account(
     assert "perf/memory_mb" not in line and line["train/loss"] == 1.0
 
 
-def test_a_tracker_that_fails_is_said_once_and_left_alone(
+def test_a_tracker_that_fails_is_reported_once_and_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken:
@@ -218,10 +218,10 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(
             raise AssertionError("it was left alone")
 
     broken = Broken()
-    with log(tmp_path) as told:
-        told.writer.trackers["wandb"] = broken  # type: ignore[union-attr]
-        told.write(1, {"loss": 1.0})
-        told.write(2, {"loss": 1.0})
+    with log(tmp_path) as run_log:
+        run_log.writer.trackers["wandb"] = broken  # type: ignore[union-attr]
+        run_log.write(1, {"loss": 1.0})
+        run_log.write(2, {"loss": 1.0})
     assert broken.calls == 1 and len(lines(tmp_path)) == 2
     assert capsys.readouterr().err.count("warning: wandb cannot be written (no network)") == 1
 
@@ -229,14 +229,14 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(
 def test_a_process_that_does_not_lead_writes_and_says_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = LogSettings(tensorboard=importlib.util.find_spec("tensorboard") is not None)
-    with log(tmp_path, is_main=False, settings=asked) as told:
-        told.on_step(1)
-        told.skip("a.wav: cannot be read")
-        told.write(1, {"loss": 1.0})
-        told.add(0, {"rank_mean": 1.0})
+    tracked = LogSettings(tensorboard=importlib.util.find_spec("tensorboard") is not None)
+    with log(tmp_path, is_main=False, settings=tracked) as run_log:
+        run_log.on_step(1)
+        run_log.skip("a.wav: cannot be read")
+        run_log.write(1, {"loss": 1.0})
+        run_log.add(0, {"rank_mean": 1.0})
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
-    assert told.skipped and told.has_step_zero and told.throughput.clips_per_second > 0
+    assert run_log.skipped and run_log.has_step_zero and run_log.throughput.clips_per_second > 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("tensorboard", True), ("wandb", "project")])
@@ -250,10 +250,10 @@ def test_a_package_that_is_missing_is_named(
 
 @pytest.mark.filterwarnings("default")  # of what TensorBoard imports
 @needs["tensorboard"]
-def test_tensorboard_is_told_the_same_numbers(tmp_path: Path) -> None:
-    with log(tmp_path, settings=LogSettings(tensorboard=True)) as told:
-        told.write(1, {"loss": 2.5})
-        told.add(1, {"rank_mean": 4.0})
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    with log(tmp_path, settings=LogSettings(tensorboard=True)) as run_log:
+        run_log.write(1, {"loss": 2.5})
+        run_log.add(1, {"rank_mean": 4.0})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -264,28 +264,28 @@ def test_tensorboard_is_told_the_same_numbers(tmp_path: Path) -> None:
     assert (loss.step, loss.value) == (1, 2.5)
 
 
-def test_wandb_is_told_the_same_numbers_and_the_recipe(
+def test_wandb_gets_the_same_numbers_and_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began: list[dict[str, Any]] = []
-    told_it: list[dict[str, float]] = []
+    wandb_rows: list[dict[str, float]] = []
 
     def init(**options: Any) -> SimpleNamespace:
         began.append(options)
         return SimpleNamespace(
-            define_metric=lambda *_, **__: None, log=told_it.append, finish=lambda: None
+            define_metric=lambda *_, **__: None, log=wandb_rows.append, finish=lambda: None
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=object()))
     settings = LogSettings(wandb="birds")
     for start in (0, 1):
-        with log(tmp_path, settings=settings, start=start, config={"steps": 100}) as told:
-            told.write(start + 1, {"loss": 2.5})
+        with log(tmp_path, settings=settings, start=start, config={"steps": 100}) as run_log:
+            run_log.write(start + 1, {"loss": 2.5})
     first, second = began
     assert first["project"] == "birds" and first["config"] == {"steps": 100}
     assert first["id"] == second["id"] and first["name"] == tmp_path.name
-    assert [(row["step"], row["train/loss"]) for row in told_it] == [(1, 2.5), (2, 2.5)]
-    assert "perf/data_wait" in told_it[0]
+    assert [(row["step"], row["train/loss"]) for row in wandb_rows] == [(1, 2.5), (2, 2.5)]
+    assert "perf/data_wait" in wandb_rows[0]
 
 
 @pytest.mark.slow  # W&B starts a process of its own
@@ -297,13 +297,13 @@ def test_wandb_offline_keeps_the_run_and_goes_on_in_it(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     settings = LogSettings(wandb="test")
-    with log(tmp_path, settings=settings, config={"steps": 100}) as told:
-        assert told.writer and "wandb" in told.writer.trackers
-        told.write(1, {"loss": 2.5})
-    known = (tmp_path / "wandb.id").read_text(encoding="utf-8")
-    with log(tmp_path, settings=settings, start=1) as told:
-        told.write(2, {"loss": 2.0})
-        assert told.writer and "wandb" in told.writer.trackers
-    assert (tmp_path / "wandb.id").read_text(encoding="utf-8") == known
-    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb"))
+    with log(tmp_path, settings=settings, config={"steps": 100}) as run_log:
+        assert run_log.writer and "wandb" in run_log.writer.trackers
+        run_log.write(1, {"loss": 2.5})
+    identifier = (tmp_path / "wandb.id").read_text(encoding="utf-8")
+    with log(tmp_path, settings=settings, start=1) as run_log:
+        run_log.write(2, {"loss": 2.0})
+        assert run_log.writer and "wandb" in run_log.writer.trackers
+    assert (tmp_path / "wandb.id").read_text(encoding="utf-8") == identifier
+    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{identifier}/run-{identifier}.wandb"))
     assert kept and all(file.stat().st_size > 1_000 for file in kept)

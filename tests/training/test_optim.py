@@ -17,20 +17,20 @@ TABLES = golden_sets("finetune_layer_decay_table*.json")
 
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.stem)
 def test_learning_rates_are_as_released(path: Path) -> None:
-    known, recorded = sidecar(path)["lr"], tensors(path)
-    for name, told in known.items():
+    records, recorded = sidecar(path)["lr"], tensors(path)
+    for name, record in records.items():
         steps = recorded[f"lr.{name}.step"].tolist()
         values = recorded[f"lr.{name}.value"].tolist()
         checked = 0
-        for step, value in [*zip(steps, values, strict=True), *told["samples"]]:
-            if step >= told["max_update"]:
+        for step, value in [*zip(steps, values, strict=True), *record["samples"]]:
+            if step >= record["max_update"]:
                 continue  # no run takes a step beyond its last; the released cosine restarts there
             ours = learning_rate(
                 step,
-                peak=told["lr"],
-                min_lr=told["min_lr"],
-                warmup=told["warmup"],
-                steps=told["max_update"],
+                peak=record["lr"],
+                min_lr=record["min_lr"],
+                warmup=record["warmup"],
+                steps=record["max_update"],
             )
             assert ours == pytest.approx(value, rel=1e-9, abs=1e-18), (name, step)
             checked += 1
@@ -40,8 +40,8 @@ def test_learning_rates_are_as_released(path: Path) -> None:
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.stem)
 def test_the_teachers_pace_is_as_released(path: Path) -> None:
     recorded = tensors(path)
-    for name, told in sidecar(path)["ema"].items():
-        tau = EMASchedule(start=told["start"], end=told["end"], steps=told["end_step"])
+    for name, record in sidecar(path)["ema"].items():
+        tau = EMASchedule(start=record["start"], end=record["end"], steps=record["end_step"])
         steps, values = recorded[f"ema.{name}.step"], recorded[f"ema.{name}.value"]
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
             assert tau.decay(step) == pytest.approx(value, rel=1e-9)
@@ -49,23 +49,25 @@ def test_the_teachers_pace_is_as_released(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_parameter_learns_at_the_released_rate(path: Path) -> None:
-    known = sidecar(path)
+    records = sidecar(path)
     tasks = {
-        name: told for name, told in known.items() if isinstance(told, dict) and "params" in told
+        name: record
+        for name, record in records.items()
+        if isinstance(record, dict) and "params" in record
     }
     assert tasks
-    for told in tasks.values():
+    for record in tasks.values():
         depth = 1 + max(
-            int(name.split(".")[2]) for name in told["params"] if name.startswith("model.blocks.")
+            int(name.split(".")[2]) for name in record["params"] if name.startswith("model.blocks.")
         )
         model = EATForAudioClassification(EATConfig(embed_dim=24, depth=depth, num_heads=2))
         optim = Optim(
-            lr=told["base_lr"], min_lr=1e-6, layer_decay=0.65, weight_decay=0.05, decay_all=True
+            lr=record["base_lr"], min_lr=1e-6, layer_decay=0.65, weight_decay=0.05, decay_all=True
         )
         groups = parameter_groups(model.named_parameters(), optim, layers=model)
         ours = {name: group for group in groups for name in group["names"]}
-        assert len(ours) == len(told["params"])
-        for name, expected in told["params"].items():
+        assert len(ours) == len(record["params"])
+        for name, expected in record["params"].items():
             plain = name.replace("modality_encoders.IMAGE.", "")
             plain = plain.replace("context_encoder.norm", "pre_norm")
             group = ours[plain if plain.startswith("model.") else f"model.{plain}"]
@@ -85,8 +87,8 @@ def test_biases_norms_and_the_cls_token_are_spared_from_decay_unless_asked() -> 
 
 
 def test_a_linear_schedule_falls_along_a_line_to_its_lowest_rate() -> None:
-    told = {"peak": 5.0, "min_lr": 1.0, "warmup": 4, "steps": 12, "schedule": "linear"}
-    rates = [learning_rate(step, **told) for step in range(13)]
+    record = {"peak": 5.0, "min_lr": 1.0, "warmup": 4, "steps": 12, "schedule": "linear"}
+    rates = [learning_rate(step, **record) for step in range(13)]
     assert rates == pytest.approx([1, 2, 3, 4, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1])
 
 

@@ -32,10 +32,10 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "msvcrt"):
 for name in ("SIGHUP", "SIGCHLD", "SIGKILL", "pthread_sigmask"):
     delattr(signal, name)
 opened = os.open
-def open_no_folder(path, *told, **named):
+def open_no_folder(path, *arguments, **named):
     if os.path.isdir(path):
         raise PermissionError(13, "Permission denied", path)
-    return opened(path, *told, **named)
+    return opened(path, *arguments, **named)
 os.open = open_no_folder
 os.name = "other"
 import eat_audio as eat
@@ -45,8 +45,8 @@ from eat_audio.pretraining import run as pretrain
 from eat_audio.config import load
 data, out, *words = sys.argv[1:]
 def train(resume):
-    asked = load(pretrain.schema, "eat_tiny", [f"data={data}", *words])
-    return pretrain.run(asked, out=Path(out), resume=resume)
+    settings = load(pretrain.schema, "eat_tiny", [f"data={data}", *words])
+    return pretrain.run(settings, out=Path(out), resume=resume)
 train(False); train(True)
 model = eat.load(out)
 print(type(model.embed(next(Path(data).rglob("*.wav")))).__name__)
