@@ -1,4 +1,4 @@
-"""The command that compares methods of pre-training."""
+"""Compare methods of pre-training at the same cost: `python -m benchmarks.compare_methods`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,13 +26,13 @@ def compare(
     ],
     *,
     out: Annotated[
-        Path, Option(help="Folder for all runs and the result; what is there is not run again.")
+        Path, Option(help="Folder for all runs and the result; finished runs in it are reused.")
     ],
     minutes: Annotated[
         float | None, Option(help="Budget: CPU minutes of each pre-training, one thread.")
     ] = None,
     tflop: Annotated[float | None, Option(help="Budget: so many 10^12 operations each.")] = None,
-    clips: Annotated[int | None, Option(help="Budget: so many clips heard by each.")] = None,
+    clips: Annotated[int | None, Option(help="Budget: so many clips each.")] = None,
     seeds: Annotated[int, Option(help="Every recipe is run with so many seeds.")] = 1,
     folds: Annotated[
         int | None, Option(help="Test on the first so many folds only; on all by default.")
@@ -61,17 +61,17 @@ def compare(
 ) -> None:
     """Compare methods at the same cost: pre-train, probe, fine-tune, table, figure, verdict.
 
-    Each recipe is shortened to the budget and keeps its shape; no tested clip is ever heard before.
-    Started again, the same command goes on.
+    Each recipe is shortened to the budget and keeps its shape; no model is trained on test clips.
+    Started again, the same command continues.
 
-    Example: eat compare eat_tiny audiomae_tiny beats_tiny data=ESC-50/ --minutes 10 --seeds 3
-    --folds 2 --out runs/compare
+    Example: python -m benchmarks.compare_methods eat_tiny audiomae_tiny data=ESC-50/ --minutes 10
+    --seeds 3 --folds 2 --out runs/compare
     """
-    asked_budget = {"minutes": minutes, "tflop": tflop, "clips": clips}
-    given = {unit: amount for unit, amount in asked_budget.items() if amount is not None}
-    if len(given) != 1:
-        found = " and ".join(f"--{unit}" for unit in given) or "none"
-        raise SettingError(f"one budget is expected, --minutes, --tflop or --clips; found {found}")
+    budgets = {"minutes": minutes, "tflop": tflop, "clips": clips}
+    budget = {unit: amount for unit, amount in budgets.items() if amount is not None}
+    if len(budget) != 1:
+        names = " and ".join(f"--{unit}" for unit in budget) or "none"
+        raise SettingError(f"one budget is expected, --minutes, --tflop or --clips; found {names}")
     if finetune and no_finetune:
         raise SettingError(f"--no-finetune contradicts --finetune {finetune[0]}")
 
@@ -79,8 +79,8 @@ def compare(
     from benchmarks.compare_methods.summary import about, table, verdict
     from eat_audio.models import model_types
 
-    ((unit, amount),) = given.items()
-    asked = comparison.Asked(
+    ((unit, amount),) = budget.items()
+    request = comparison.Request(
         recipes=tuple(word for word in words if "=" not in word),
         changes=tuple(word for word in words if "=" in word),
         budget=comparison.Budget(amount, unit),  # type: ignore[arg-type]
@@ -92,7 +92,9 @@ def compare(
         finetune_steps=finetune_steps,
         workers=workers,
     )
-    summary = comparison.run(asked, out=out, say=lambda sentence: print_lines(sentence, error=True))
+    summary = comparison.run(
+        request, out=out, say=lambda sentence: print_lines(sentence, error=True)
+    )
     columns, rows = table(summary)
     show_table(f"{summary.budget} each", tuple(columns), rows)
     print_lines(*verdict(summary), about(summary), f"figure, settings: {out}/compare.html")
@@ -100,14 +102,14 @@ def compare(
 
 def _by_method(words: list[str], methods: list[str]) -> dict[str, str]:
     """["eat=eat_esc10_finetune"] -> {"eat": "eat_esc10_finetune"}."""
-    named = {}
+    recipes = {}
     for word in words:
         method, equals, name = word.partition("=")
         if not equals or not name or method not in methods:
-            known = ", ".join(methods)
-            raise SettingError(f"--finetune {word}: expected METHOD=RECIPE, with one of {known}")
-        named[method] = name
-    return named
+            choices = ", ".join(methods)
+            raise SettingError(f"--finetune {word}: expected METHOD=RECIPE, with one of {choices}")
+        recipes[method] = name
+    return recipes
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A corpus -> what may be heard and what is tested, once for every fold or as it was published."""
+"""Divide a corpus into training and test splits: every published fold, or the published split."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ class Part:
     """One division of a corpus."""
 
     name: str
-    heard: tuple[str, ...]
-    """Splits that are pre-trained on, and learnt from."""
-    tested: tuple[str, ...]
+    train: tuple[str, ...]
+    """Splits to pre-train on, and to learn labels from."""
+    test: tuple[str, ...]
 
 
 def divide(corpus: Corpus, folds: int | None) -> list[Part]:
-    """Published folds, each tested once, or the published split.
+    """Return the published folds, each tested once, or the published split.
 
     Raises:
-        RecipeError: There are not so many folds, or neither folds nor a split to be tested on.
+        SettingError: There are fewer folds, or neither folds nor a test split.
     """
     splits = corpus.splits
     try:

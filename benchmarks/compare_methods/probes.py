@@ -1,8 +1,8 @@
-"""Encoders in folders -> what a linear classifier finds in them, part by part.
+"""Probe encoders in folders with a linear classifier, one score per fold.
 
-Learnt from the clips that an encoder may have heard, tested on those of the part that it has not.
-The view is never chosen by its score: CLS token and mean of patches side by side where there is a
-CLS token, else the mean.
+It is trained on the clips that the encoder was pre-trained on, and tested on the other fold. The
+view is never chosen by its score: CLS token and mean of patches side by side where there is a CLS
+token, else the mean.
 """
 
 from collections.abc import Sequence
@@ -38,41 +38,41 @@ def log_mel_scores(plan: Plan) -> list[float]:
     """Score log-mel statistics without any encoder on all parts."""
     ids: list[str] = []
     pooled, labels = [], []
-    for batch in ordered_batches(_corpus(plan, plan.parts), _heard(plan), batch=32):
+    for batch in ordered_batches(_corpus(plan, plan.parts), _clip_settings(plan), batch=32):
         if batch.ids:
             assert batch.labels is not None
             ids += batch.ids
             pooled.append(log_mel_statistics(batch))
             labels.append(batch.labels)
-    vectors, truth = torch.cat(pooled).numpy(), torch.cat(labels).numpy()
-    return [_score(plan, part, ids, vectors, truth) for part in plan.parts]
+    vectors, targets = torch.cat(pooled).numpy(), torch.cat(labels).numpy()
+    return [_score(plan, part, ids, vectors, targets) for part in plan.parts]
 
 
 def _scores(
     plan: Plan, encoder: AudioEncoder, features: AudioFeatureExtractor, parts: Sequence[Part]
 ) -> list[float]:
-    heard: Vectors = clip_vectors(encoder, features, _corpus(plan, parts), _heard(plan))
-    vectors = heard.views["mean" if heard.cls is None else "both"]
-    return [_score(plan, part, heard.ids, vectors, heard.labels) for part in parts]
+    clips: Vectors = clip_vectors(encoder, features, _corpus(plan, parts), _clip_settings(plan))
+    vectors = clips.views["mean" if clips.cls is None else "both"]
+    return [_score(plan, part, clips.ids, vectors, clips.labels) for part in parts]
 
 
 def _score(plan: Plan, part: Part, ids: Sequence[str], vectors: Array, labels: Array) -> float:
     split = {clip.id: clip.split for clip in plan.corpus.clips}
-    there = np.array([split[clip_id] for clip_id in ids])
-    known, tested = np.isin(there, part.heard), np.isin(there, part.tested)
+    splits = np.array([split[clip_id] for clip_id in ids])
+    train, test = np.isin(splits, part.train), np.isin(splits, part.test)
     return linear_score(
-        vectors[known],
-        labels[known],
-        vectors[tested],
-        labels[tested],
+        vectors[train],
+        labels[train],
+        vectors[test],
+        labels[test],
         multi_label=plan.corpus.multi_label,
     )
 
 
 def _corpus(plan: Plan, parts: Sequence[Part]) -> Corpus:
-    """All clips that some parts need."""
-    return plan.corpus.select(*{name for part in parts for name in (*part.heard, *part.tested)})
+    """Return all clips that some parts need."""
+    return plan.corpus.select(*{name for part in parts for name in (*part.train, *part.test)})
 
 
-def _heard(plan: Plan) -> ClipSettings:
+def _clip_settings(plan: Plan) -> ClipSettings:
     return ClipSettings(seconds=plan.seconds)

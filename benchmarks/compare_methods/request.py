@@ -1,4 +1,4 @@
-"""What somebody asks of a comparison: which recipes, with what budget, how often, tested how."""
+"""The request for a comparison: recipes, budget, seeds, folds."""
 
 import math
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What shall be compared.
+class Request:
+    """What to compare.
 
     Raises:
-        RecipeError: A number that cannot be, or words that contradict each other.
+        SettingError: A number is out of range, or a setting contradicts another.
     """
 
     recipes: tuple[str, ...]
@@ -48,7 +48,7 @@ class Asked:
     points: int = 3
     """Probe so many encoders of every run: at 1, 1/2, 1/4, ... of its steps."""
     reference: str | None = None
-    """Whose score at the end the others have to reach; the first recipe if None."""
+    """The recipe whose final score the others have to reach; the first if None."""
     finetune: dict[str, str] | None = None
     """Recipes of fine-tuning by method; {method}_tiny_finetune where one is not named. None: no
     fine-tuning."""
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def labels(self) -> list[str]:
-        """What the recipes are called in the result."""
+        """Names of the recipes in the result."""
         return [Path(name).stem for name in self.recipes]
 
     @property

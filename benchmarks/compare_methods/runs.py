@@ -1,15 +1,15 @@
-"""A plan -> runs in folders, and their scores.
+"""Carry out a plan: runs in folders, and their scores.
 
     out/plan.json
         NAME/seed-0/fold-1/            a pre-training, its stages in numbered folders in it
-            cost.json                  CPU and wall seconds, one entry for every time it was begun
-            probe.json                 what a linear probe found at the points of its budget
-            finetuned/                 what fine-tuning has made of it
+            cost.json                  CPU and wall seconds, one entry for every start
+            probe.json                 linear probes at the points of its budget
+            finetuned/                 the fine-tuned encoder
         NAME/random.json               the same probe of encoders of its shape with random weights
         scratch/METHOD-.../seed-0/...  the same fine-tuning from random weights
 
-Every training is a process of its own on one thread, so that its CPU time is its own. What is
-finished is read and not run again; what was stopped goes on from its last step.
+Every training is a process of its own on one thread, so that its CPU time is its own. Finished runs
+are read and not run again; a stopped one continues from its last step.
 """
 
 import hashlib
@@ -34,27 +34,27 @@ from eat_audio.training.checkpoint import checkpoints, keep_model_only, read_jso
 from eat_audio.training.metrics_log import read_log
 
 LAST = 5
-"""Logged steps whose numbers are averaged to tell what a run had learnt."""
+"""Logged steps whose metrics are averaged for the end of a run."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """An encoder in the course of a pre-training, and what it had cost by then."""
+    """An encoder in the course of a pre-training, and its cost so far."""
 
     stage: str
     steps: int
     """Of that stage."""
     clips: int
-    """Heard so far, in all stages."""
+    """So far, in all stages."""
     tflop: float
     cpu_seconds: float | None
-    """None where a run was killed together with whoever counted."""
+    """None where a run was killed together with this process."""
     probe: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A method, pre-trained with one seed on one part, and what came of it."""
+    """A method, pre-trained with one seed on one part, and its scores."""
 
     method: str
     seed: int
@@ -63,7 +63,7 @@ class Run:
     wall_seconds: float | None
     points: list[Point]
     learnt: dict[str, dict[str, float]]
-    """Stage -> what its objective told at the end: loss, how many labels were guessed right, ..."""
+    """Stage -> its metrics at the end: loss, share of labels predicted correctly, ..."""
     finetuned: float | None = None
     scratch: float | None = None
 
@@ -75,7 +75,7 @@ class Results:
     metric: str
     runs: list[Run]
     random: dict[str, list[list[float]]]
-    """Method -> seed -> part: the probe of an encoder that has learnt nothing."""
+    """Method -> seed -> part: the probe of an encoder with random weights."""
     log_mel: list[float]
     """Part by part: the same classifier on log-mel statistics."""
 
@@ -86,31 +86,33 @@ class Results:
 def pretrain_and_probe(
     plan: Plan, method: Method, seed: int, part: Part, out: Path, spawn: Spawn
 ) -> Run:
-    """All of a method's stages, then a probe of what there was at the points of its budget."""
-    here = out / method.label / f"seed-{seed}" / part.name
+    """Run all stages of a method, then probe the encoders at the points of its budget."""
+    run_folder = out / method.label / f"seed-{seed}" / part.name
     used: list[Usage | None] = []
     places: list[tuple[Leg, int, Path]] = []
     for leg in method.legs:
-        looks = plan.asked.points if leg is method.legs[-1] else 1
-        settings = leg.settings(here, seed, part, points=looks)
-        place = leg.stage.path(here)
+        looks = plan.request.points if leg is method.legs[-1] else 1
+        settings = leg.settings(run_folder, seed, part, points=looks)
+        place = leg.stage.path(run_folder)
         used.append(train("pretrain", settings, place, marker="config.json", spawn=spawn))
-        if leg.usual.method == method.name:  # a tokenizer is no encoder to be compared
+        if leg.defaults.method == method.name:  # a tokenizer is no encoder to be compared
             for halved in reversed(range(looks)):
                 steps = leg.steps // 2**halved
                 folder = place / "checkpoints" / f"step-{steps:08d}" if halved else place
                 places.append((leg, steps, folder))
     scores = _kept(
-        here / "probe.json",
+        run_folder / "probe.json",
         lambda: [probe_scores(plan, folder, [part])[0] for *_, folder in places],
     )
-    _slim(here)
+    _slim(run_folder)
     points = [
         _point(method, used, leg, steps, score)
         for (leg, steps, _), score in zip(places, scores, strict=True)
     ]
     whole = None if None in used else [each for each in used if each is not None]
-    learnt = {Path(leg.stage.recipe).stem: _learnt(leg.stage.path(here)) for leg in method.legs}
+    learnt = {
+        Path(leg.stage.recipe).stem: _learnt(leg.stage.path(run_folder)) for leg in method.legs
+    }
     return Run(
         method.label,
         seed,
@@ -123,7 +125,7 @@ def pretrain_and_probe(
 
 
 def _learnt(place: Path) -> dict[str, float]:
-    """What an objective told: means over the last `LAST` of the logged steps."""
+    """Return the means of the metrics over the last `LAST` logged steps."""
     rows = [row for row in read_log(place) if "train/loss" in row][-LAST:]
     if not rows:  # it was too short to log a step
         return {}
@@ -134,7 +136,7 @@ def _learnt(place: Path) -> dict[str, float]:
 def _point(
     method: Method, used: Sequence[Usage | None], leg: Leg, steps: int, score: float
 ) -> Point:
-    """What had been spent when a stage had done so many steps: of it, and of those before it."""
+    """Return the cost of all stages up to so many steps of one."""
     place = method.legs.index(leg)
     shares = [1.0] * place + [steps / leg.steps]
     spent = list(zip(method.legs, used, shares, strict=False))
@@ -150,13 +152,13 @@ def _point(
 
 
 def _slim(place: Path) -> None:
-    """Keep the encoders of a finished run, and not what would only be needed to go on."""
+    """Keep the encoders of a finished run, and remove what only resuming needs."""
     for folder in checkpoints(place):
         keep_model_only(folder)
 
 
 def _kept(file: Path, find: Callable[[], Any]) -> Any:
-    """What was found out before, or is now."""
+    """Return the scores in a file; compute and write them if it does not exist."""
     if not file.is_file():
         write_json(file, {"scores": find()})
     return read_json(file)["scores"]
@@ -166,39 +168,39 @@ def _kept(file: Path, find: Callable[[], Any]) -> Any:
 
 
 def finetuning(plan: Plan, method: Method, seed: int, part: Part) -> FinetuneRun:
-    """The settings that teach an encoder of a method the labels of a part.
+    """Return the settings that fine-tune an encoder of a method on a part.
 
     Raises:
-        RecipeError: There is no such recipe, or it cannot learn these labels.
+        SettingError: There is no such recipe, or it is not for these labels.
     """
-    named = plan.asked.finetune or {}
+    named = plan.request.finetune or {}
     name = named.get(method.name, f"{method.name}_tiny_finetune")
     usual = recipe.load(FinetuneRun, name)
-    steps = plan.asked.finetune_steps or usual.steps
-    shape = method.legs[-1].usual.encoder.model_dump(exclude={"pooling"})
-    told = {
+    steps = plan.request.finetune_steps or usual.steps
+    shape = method.legs[-1].defaults.encoder.model_dump(exclude={"pooling"})
+    changes = {
         "data": plan.data,
         "seed": seed,
         "steps": steps,
         "optim.warmup": min(round(usual.optim.warmup * steps / usual.steps), steps - 1),
-        "train_splits": list(part.heard),
-        "test_splits": list(part.tested),
+        "train_splits": list(part.train),
+        "test_splits": list(part.test),
         "save_every": steps,
         "keep": 1,
         "encoder.method": method.name,
         **{f"encoder.{setting}": value for setting, value in shape.items()},
     }
-    return recipe.load(FinetuneRun, name, [f"{k}={json.dumps(v)}" for k, v in told.items()])
+    return recipe.load(FinetuneRun, name, [f"{k}={json.dumps(v)}" for k, v in changes.items()])
 
 
 def from_scratch(settings: FinetuneRun) -> FinetuneRun:
-    """The same from random weights: all of them learn, and none more slowly than others."""
+    """Return the same from random weights: all are trained, at the full rate."""
     optim = settings.optim.model_copy(update={"layer_decay": 1.0})
     return settings.model_copy(update={"optim": optim, "freeze": 0, "lora": 0})
 
 
 def _finetuned(settings: FinetuneRun, out: Path, start: Path | None, spawn: Spawn) -> float:
-    """Its score on the tested clips."""
+    """Return its score on the test clips."""
     train("finetune", settings, out, marker="evaluation.json", start=start, spawn=spawn)
     for folder in checkpoints(out):
         shutil.rmtree(folder)
@@ -206,7 +208,7 @@ def _finetuned(settings: FinetuneRun, out: Path, start: Path | None, spawn: Spaw
 
 
 def _shared(settings: FinetuneRun) -> str:
-    """A name that is the same for runs from random weights that differ in seed and part only."""
+    """Return a name for runs from random weights that differ in seed and part only."""
     tree = settings.model_dump(mode="json", exclude={"seed", "train_splits", "test_splits"})
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
     return f"{settings.encoder.method}-{digest}"
@@ -228,7 +230,7 @@ def run_all(plan: Plan, out: Path, *, say: Say, spawn: Spawn) -> Results:
         EatError: What the user can mend.
         KeyboardInterrupt: It was stopped.
     """
-    seeds = range(plan.asked.seeds)
+    seeds = range(plan.request.seeds)
     jobs: dict[tuple[str, int, str], Callable[[], Any]] = {}
     scratch: dict[tuple[str, int, str], tuple[str, int, str]] = {}
     for seed in seeds:
@@ -236,7 +238,7 @@ def run_all(plan: Plan, out: Path, *, say: Say, spawn: Spawn) -> Results:
             for method in plan.methods:
                 key = (method.label, seed, part.name)
                 jobs[key] = partial(_whole_run, plan, method, seed, part, out, spawn)
-                if plan.asked.finetune is None:
+                if plan.request.finetune is None:
                     continue
                 bare = from_scratch(finetuning(plan, method, seed, part))
                 open_labeled(bare)  # says now, not in hours, that its loss is not for such labels
@@ -244,33 +246,33 @@ def run_all(plan: Plan, out: Path, *, say: Say, spawn: Spawn) -> Results:
                 place = out / shared[0] / f"seed-{seed}" / part.name
                 jobs.setdefault(shared, partial(_finetuned, bare, place, None, spawn))
     with stoppable(say):
-        found = _in_turn(jobs, plan.asked.workers, say)
+        results = _in_turn(jobs, plan.request.workers, say)
         random = {
             method.label: _random(plan, method, out / method.label) for method in plan.methods
         }
         log_mel = _kept(out / f"log-mel-{len(plan.parts)}.json", lambda: log_mel_scores(plan))
     runs = [
-        replace(found[key], scratch=found[scratch[key]] if key in scratch else None)
+        replace(results[key], scratch=results[scratch[key]] if key in scratch else None)
         for key in jobs
-        if isinstance(found[key], Run)
+        if isinstance(results[key], Run)
     ]
     return Results("mAP" if plan.corpus.multi_label else "accuracy", runs, random, log_mel)
 
 
 def _whole_run(plan: Plan, method: Method, seed: int, part: Part, out: Path, spawn: Spawn) -> Run:
     run = pretrain_and_probe(plan, method, seed, part, out, spawn)
-    if plan.asked.finetune is None:
+    if plan.request.finetune is None:
         return run
-    here = out / method.label / f"seed-{seed}" / part.name
+    run_folder = out / method.label / f"seed-{seed}" / part.name
     settings = finetuning(plan, method, seed, part)
-    return replace(run, finetuned=_finetuned(settings, here / "finetuned", here, spawn))
+    return replace(run, finetuned=_finetuned(settings, run_folder / "finetuned", run_folder, spawn))
 
 
 def _random(plan: Plan, method: Method, place: Path) -> list[list[float]]:
-    """The probe of random encoders, seed by seed, part by part."""
+    """Return the probe of random encoders, by seed and part."""
     shaped = place / "seed-0" / plan.parts[0].name
     rows = []
-    for seed in range(plan.asked.seeds):
+    for seed in range(plan.request.seeds):
         file = place / f"random-{seed}-{len(plan.parts)}.json"
         rows.append(_kept(file, partial(random_scores, plan, shaped, seed)))
     return rows
@@ -279,8 +281,8 @@ def _random(plan: Plan, method: Method, place: Path) -> list[list[float]]:
 def _in_turn(
     jobs: dict[tuple[str, int, str], Callable[[], Any]], workers: int, say: Say
 ) -> dict[tuple[str, int, str], Any]:
-    """What all jobs found, `workers` of them at a time."""
-    found: dict[tuple[str, int, str], Any] = {}
+    """Run all jobs, `workers` of them at a time; return their results."""
+    results: dict[tuple[str, int, str], Any] = {}
     clock = time.perf_counter()
     pool = ThreadPoolExecutor(workers)
 
@@ -292,25 +294,25 @@ def _in_turn(
         waiting = {pool.submit(begin, key): key for key in jobs}
         for done in as_completed(waiting):
             key = waiting[done]
-            found[key] = done.result()
-            left = (time.perf_counter() - clock) / len(found) * (len(jobs) - len(found))
-            say(_sentence(key, found[key], f"{len(found)} of {len(jobs)}", left))
+            results[key] = done.result()
+            left = (time.perf_counter() - clock) / len(results) * (len(jobs) - len(results))
+            say(_sentence(key, results[key], f"{len(results)} of {len(jobs)}", left))
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-    return found
+    return results
 
 
-def _sentence(key: tuple[str, int, str], found: Any, count: str, left: float) -> str:
+def _sentence(key: tuple[str, int, str], results: Any, count: str, left: float) -> str:
     name = f"{count}: {_name(key)}"
-    if not isinstance(found, Run):
-        told = f"fine-tuned from scratch {found:.1%}"
+    if not isinstance(results, Run):
+        outcome = f"fine-tuned from scratch {results:.1%}"
     else:
-        told = f"probe {found.points[-1].probe:.1%}"
-        told += "" if found.cpu_seconds is None else f" after {found.cpu_seconds:.0f} CPU s"
-        told += "" if found.finetuned is None else f", fine-tuned {found.finetuned:.1%}"
-    return f"{name}: {told}" + (f"; about {left / 60:.0f} min left" if left >= 30 else "")
+        outcome = f"probe {results.points[-1].probe:.1%}"
+        outcome += "" if results.cpu_seconds is None else f" after {results.cpu_seconds:.0f} CPU s"
+        outcome += "" if results.finetuned is None else f", fine-tuned {results.finetuned:.1%}"
+    return f"{name}: {outcome}" + (f"; about {left / 60:.0f} min left" if left >= 30 else "")
 
 
 def _name(key: tuple[str, int, str]) -> str:

@@ -1,10 +1,10 @@
-"""Methods -> what a step of each costs, in CPU seconds on one thread.
+"""Measure the CPU seconds of a step of every method, on one thread.
 
 The methods take turns of a few steps, so that whatever else the machine does meets all of them
 alike; the first step of a turn does not count, as it finds the processor's caches full of another
-method, and of the others the median does. Every step hears the same few clips: those that a run
+method, and of the others the median does. Every step gets the same few clips: those that a run
 keeps in memory are decoded in its first epoch only, which would count for too much here. That
-epoch and start-up are not in it.
+epoch and start-up are not included.
 """
 
 import time
@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.compare_methods.folds import Part
-from benchmarks.compare_methods.plan import Method, told
+from benchmarks.compare_methods.plan import Method, run_changes
 from eat_audio.data.splits import sample
 from eat_audio.pretraining import run as pretraining
 from eat_audio.pretraining.method import PretrainRun
@@ -43,7 +43,7 @@ def seconds_per_step(
 
     Args:
         methods: What is measured, each with its own batch.
-        part: Which clips they hear.
+        part: The clips.
         clock: What is read before and after a step.
         turns: How often it is each one's turn.
     """
@@ -79,14 +79,14 @@ def one_thread() -> Iterator[None]:
 
 
 def _stages(method: Method, part: Part, place: Path, steps: int) -> Iterator[PretrainRun]:
-    """The settings of every stage; what the next one begins with is made, however little learnt."""
+    """Yield the settings of every stage; all but the last are run for two steps before."""
     out = place / method.label
     for leg in method.legs:
-        changes = told(leg.usual, steps, 0, part, points=1)
+        changes = run_changes(leg.defaults, steps, 0, part, points=1)
         settings = leg.stage.settings(out, *changes)
         assert isinstance(settings, PretrainRun)
         if leg is not method.legs[-1]:
-            short = leg.stage.settings(out, *told(leg.usual, 2, 0, part, points=1))
+            short = leg.stage.settings(out, *run_changes(leg.defaults, 2, 0, part, points=1))
             assert isinstance(short, PretrainRun)
             pretraining.run(short, out=leg.stage.path(out))
         yield settings

@@ -1,7 +1,7 @@
-"""An `eat` command -> a process of its own, on one thread, so that its CPU time is its own.
+"""Run `eat` commands as processes of one thread, so that the CPU time of each is its own.
 
-What a training took is kept beside it, one entry for every time it was begun: a run that was
-stopped and goes on has cost both.
+The cost of a training is kept beside it, one entry for every start: a run that was stopped and
+continued has cost both.
 """
 
 import os
@@ -20,21 +20,21 @@ from eat_audio.errors import EatError, SettingError
 from eat_audio.training.checkpoint import read_json, write_json
 
 PLACES = {"data", "labels", "teacher", "tokenizer"}
-"""Settings that say where something lies, and not what it is."""
+"""Settings that are paths."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took, in seconds."""
+    """The cost of a process, in seconds."""
 
     cpu: float
     wall: float
 
 
 Spawn = Callable[[Sequence[str], Path], Usage]
-"""Runs an `eat` command that tells its troubles into a file."""
+"""Runs an `eat` command whose stderr goes into a file."""
 
 _children: set[int] = set()
 _stopped = threading.Event()
@@ -44,32 +44,32 @@ def spawn(words: Sequence[str], errors: Path) -> Usage:
     """Run an `eat` command as a process on one thread, away from the terminal's signals.
 
     Raises:
-        EatError: The command says why it could not be done.
-        RuntimeError: It ended by a mistake of ours.
+        EatError: The command ended with a message about a mistake.
+        RuntimeError: It ended by a bug.
     """
     if _stopped.is_set():
         raise KeyboardInterrupt
     clock = time.perf_counter()
-    with errors.open("w", encoding="utf-8") as told:
+    with errors.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(
             [sys.executable, "-m", "eat_audio", *words],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=file,
             start_new_session=True,
         )
     _children.add(child.pid)
-    _, status, used = os.wait4(child.pid, 0)
+    _, status, usage = os.wait4(child.pid, 0)
     _children.discard(child.pid)
     child.returncode = code = os.waitstatus_to_exitcode(status)  # it is not to be waited for again
     if code not in (0, 130) and not _stopped.is_set():
-        said = errors.read_text(encoding="utf-8", errors="replace").strip()
-        last = (said.splitlines() or [f"ended with {code} and said nothing"])[-1]
+        output = errors.read_text(encoding="utf-8", errors="replace").strip()
+        last = (output.splitlines() or [f"ended with {code} without a message"])[-1]
         if code == 2:
             raise EatError(last.removeprefix("eat: "))
-        raise RuntimeError(f"eat {' '.join(words)}\n{said[-2_000:]}")
-    return Usage(used.ru_utime + used.ru_stime, time.perf_counter() - clock)
+        raise RuntimeError(f"eat {' '.join(words)}\n{output[-2_000:]}")
+    return Usage(usage.ru_utime + usage.ru_stime, time.perf_counter() - clock)
 
 
 @contextmanager
@@ -107,15 +107,15 @@ def train(
         kind: "pretrain" or "finetune".
         settings: The resolved recipe.
         out: The folder.
-        marker: The file that is there as soon as the run is finished.
+        marker: The file that exists as soon as the run is finished.
         start: What fine-tuning begins with.
         spawn: Runs the command.
 
     Returns:
-        What it took, every time it was begun taken together; None where nobody knows.
+        The cost of all starts together; None if one of them is unknown.
 
     Raises:
-        RecipeError: The folder holds a run with other settings.
+        SettingError: The folder holds a run with other settings.
         KeyboardInterrupt: It was stopped.
     """
     record, resolved = out / "cost.json", settings.model_dump(mode="json")
@@ -125,19 +125,19 @@ def train(
             raise SettingError(f"{out}: was made with other settings; remove it")
         return _sum(read_json(record)["begun"])
     out.mkdir(parents=True, exist_ok=True)
-    begun = read_json(record)["begun"] if record.is_file() else []
-    write_json(record, {"begun": [*begun, None]})
+    starts = read_json(record)["begun"] if record.is_file() else []
+    write_json(record, {"begun": [*starts, None]})
     (out / "recipe.yaml").write_text(recipe.dump(settings), encoding="utf-8")
     words = [kind, str(out / "recipe.yaml"), "--out", str(out), "--resume"]
-    used = spawn(words + (["--from", str(start)] if start else []), out / "errors.txt")
-    begun = [*begun, asdict(used)]
-    write_json(record, {"begun": begun})
+    usage = spawn(words + (["--from", str(start)] if start else []), out / "errors.txt")
+    starts = [*starts, asdict(usage)]
+    write_json(record, {"begun": starts})
     if not (out / marker).is_file():
         raise KeyboardInterrupt
-    return _sum(begun)
+    return _sum(starts)
 
 
-def _sum(begun: Sequence[dict[str, float] | None]) -> Usage | None:
-    if any(used is None for used in begun):
+def _sum(starts: Sequence[dict[str, float] | None]) -> Usage | None:
+    if any(usage is None for usage in starts):
         return None
-    return Usage(*(sum(used[name] for used in begun if used) for name in ("cpu", "wall")))
+    return Usage(*(sum(usage[name] for usage in starts if usage) for name in ("cpu", "wall")))

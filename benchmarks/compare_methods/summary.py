@@ -1,4 +1,4 @@
-"""Scores and costs -> a table, and what it says in plain sentences.
+"""Summarize scores and costs in a table and in sentences.
 
 Costs are means over all runs of a method; scores are means over parts for every seed, then mean
 and standard deviation over seeds. The speed-up is the paper's: how much less one method has spent
@@ -28,10 +28,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a curve: what a method had spent, and how good it was."""
+    """A point of a curve: a cost and a score."""
 
     minutes: float
-    """CPU minutes; nan where nobody knows."""
+    """CPU minutes; nan if unknown."""
     clips: int
     probe: Score
 
@@ -47,13 +47,13 @@ class Row:
     clips: int
     epochs: float
     cpu_hours: float
-    """Of one pre-training, nan where nobody knows; so is `clips_per_second`."""
+    """Of one pre-training, nan if unknown; so is `clips_per_second`."""
     clips_per_second: float
     gflop_per_clip: float
     tflop: float
     curve: tuple[Mark, ...]
     random: Score
-    """The probe of encoders that have learnt nothing."""
+    """The probe of encoders with random weights."""
     finetuned: Score | None = None
     scratch: Score | None = None
     """The same fine-tuning from random weights."""
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a comparison has found."""
+    """The result of a comparison."""
 
     metric: str
     budget: str
@@ -87,11 +87,11 @@ def summarize(plan: Plan, results: Results) -> Summary:
     """Means and spreads of everything."""
     return Summary(
         metric=results.metric,
-        budget=str(plan.asked.budget),
-        reference=plan.asked.compared_with,
+        budget=str(plan.request.budget),
+        reference=plan.request.compared_with,
         rows=tuple(_row(plan, results, method) for method in plan.methods),
         log_mel=100 * mean(results.log_mel),
-        seeds=plan.asked.seeds,
+        seeds=plan.request.seeds,
         parts=len(plan.parts),
     )
 
@@ -100,11 +100,11 @@ def _row(plan: Plan, results: Results, method: Method) -> Row:
     runs = [run for run in results.runs if run.method == method.label]
     curve = []
     for place in range(len(runs[0].points)):
-        there = [run.points[place] for run in runs]
-        minutes = _mean([p.cpu_seconds for p in there]) / 60
-        curve.append(Mark(minutes, there[0].clips, _score(runs, [p.probe for p in there])))
+        points = [run.points[place] for run in runs]
+        minutes = _mean([p.cpu_seconds for p in points]) / 60
+        curve.append(Mark(minutes, points[0].clips, _score(runs, [p.probe for p in points])))
     seconds = _mean([run.cpu_seconds for run in runs])
-    part_clips = [len(plan.corpus.select(*part.heard)) for part in plan.parts]
+    part_clips = [len(plan.corpus.select(*part.train)) for part in plan.parts]
     return Row(
         method=method.label,
         title=method.title,
@@ -123,13 +123,13 @@ def _row(plan: Plan, results: Results, method: Method) -> Row:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else math.nan
+    numbers = [value for value in values if value is not None]
+    return mean(numbers) if numbers else math.nan
 
 
 def _optional(runs: Sequence[Run], values: Sequence[float | None]) -> Score | None:
-    known = [value for value in values if value is not None]
-    return _score(runs, known) if len(known) == len(runs) else None
+    numbers = [value for value in values if value is not None]
+    return _score(runs, numbers) if len(numbers) == len(runs) else None
 
 
 def _score(runs: Sequence[Run], values: Sequence[float]) -> Score:
@@ -165,13 +165,13 @@ def speed_up(row: Row, reference: Row) -> float | None:
 
 
 def verdict(summary: Summary) -> list[str]:
-    """What won, by how much, and what should make one doubt it: sentences."""
+    """Return sentences: the winner, its lead, and reasons for doubt."""
     return [
         _winner(summary, "probe"),
         *([_winner(summary, "finetuned")] if all(row.finetuned for row in summary.rows) else []),
         *_reached(summary),
         *_nothing_learnt(summary),
-        *([] if summary.seeds > 1 else ["One seed tells no spread: more of them would (--seeds)."]),
+        *([] if summary.seeds > 1 else ["One seed gives no spread; --seeds adds more."]),
     ]
 
 
@@ -182,35 +182,37 @@ def _winner(summary: Summary, kind: str) -> str:
     best = scores[order[0]]
     when = "Best" if kind == "probe" else "Best after fine-tuning"
     how = f"{summary.metric}, linear probe" if kind == "probe" else summary.metric
-    said = f"{when}, with {summary.budget} of pre-training each: {order[0]}, {best} % ({how})"
+    sentence = f"{when}, with {summary.budget} of pre-training each: {order[0]}, {best} % ({how})"
     if len(order) == 1:
-        return said + "."
+        return sentence + "."
     second = scores[order[1]]
     gap = best.mean - second.mean
-    said += f"; next {order[1]}, {second} %"
+    sentence += f"; next {order[1]}, {second} %"
     if gap == 0:
-        return said + ": no difference."
+        return sentence + ": no difference."
     if best.spread is None:
-        return said + f": {gap:.1f} points."
+        return sentence + f": {gap:.1f} points."
     spread = math.hypot(best.spread, second.spread)
     within = "within" if gap <= spread else "more than"
-    return said + f": {gap:.1f} points, which is {within} the spread over seeds ({spread:.1f})."
+    return sentence + f": {gap:.1f} points, which is {within} the spread over seeds ({spread:.1f})."
 
 
 def _reached(summary: Summary) -> list[str]:
     """Which methods get as far as the reference, and for how much less."""
     reference = summary.row(summary.reference)
     goal = f"the {reference.probe.mean:.1f} % that {reference.method} ends with"
-    said = []
+    sentences = []
     for row in summary.rows:
         if row is reference:
             continue
         factor = speed_up(row, reference)
         if factor is None:
-            said.append(f"{row.method} does not reach {goal}.")
+            sentences.append(f"{row.method} does not reach {goal}.")
         elif math.isfinite(factor):
-            said.append(f"{row.method} reaches {goal} at {_times(factor)} its pre-training cost.")
-    return said
+            sentences.append(
+                f"{row.method} reaches {goal} at {_times(factor)} its pre-training cost."
+            )
+    return sentences
 
 
 def _times(factor: float) -> str:
@@ -218,13 +220,13 @@ def _times(factor: float) -> str:
 
 
 def _nothing_learnt(summary: Summary) -> list[str]:
-    """What was no use."""
-    said = [
+    """Return sentences about encoders that are no better than their baselines."""
+    sentences = [
         f"{row.method} is no better than random weights ({row.random} %) for a linear probe."
         for row in summary.rows
         if row.probe.mean <= row.random.mean
     ]
-    said += [
+    sentences += [
         f"{row.method}, fine-tuned, is no better than the same from scratch ({row.scratch} %)."
         for row in summary.rows
         if row.finetuned and row.scratch and row.finetuned.mean <= row.scratch.mean
@@ -233,8 +235,8 @@ def _nothing_learnt(summary: Summary) -> list[str]:
     if below:
         who = f"{', '.join(below)} {'is' if len(below) == 1 else 'are'}"
         level = f"log-mel statistics without any encoder ({summary.log_mel:.1f} %)"
-        said.append(f"{who} below {level}.")
-    return said
+        sentences.append(f"{who} below {level}.")
+    return sentences
 
 
 # ---- the table ----
@@ -245,7 +247,7 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     reference = summary.row(summary.reference)
     rows = {
         "steps": [row.steps for row in summary.rows],
-        "clips heard": [f"{row.clips:,}" for row in summary.rows],
+        "clips": [f"{row.clips:,}" for row in summary.rows],
         "epochs": [short(round(row.epochs, 1)) for row in summary.rows],
         "CPU-hours": [_or_dash(row.cpu_hours) for row in summary.rows],
         "clips per CPU second": [_or_dash(row.clips_per_second) for row in summary.rows],
@@ -283,7 +285,7 @@ def _speed_up_cell(row: Row, reference: Row) -> str:
 
 
 def about(summary: Summary) -> str:
-    """How the numbers are to be read."""
+    """Return how to read the numbers."""
     over_seeds = f"{summary.seeds} seeds" if summary.seeds > 1 else "1 seed"
     parts = f"{summary.parts} folds" if summary.parts > 1 else "1 test split"
     spread = "; ±: standard deviation over seeds" if summary.seeds > 1 else ""

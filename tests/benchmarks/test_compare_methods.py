@@ -1,4 +1,4 @@
-"""A comparison of methods: paid the same, judged the same, and told as the numbers say."""
+"""A comparison of methods: equal cost, equal evaluation, sentences that follow from the numbers."""
 
 import csv
 import itertools
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.compare_methods import Asked, Budget, figure
-from benchmarks.compare_methods import step_cost as meter
-from benchmarks.compare_methods import subprocesses as children
+from benchmarks.compare_methods import Budget, Request, figure, step_cost, subprocesses
 from benchmarks.compare_methods.__main__ import app
 from benchmarks.compare_methods.folds import divide
 from benchmarks.compare_methods.plan import Method, make_plan, scaled
@@ -54,20 +52,20 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty labeled clips in three folds."""
     folder = tmp_path_factory.mktemp("made")
     file = write_corpus(folder, clips_per_family=3, seconds=2.56, seed=0)
-    with file.open(newline="") as there:
-        rows = list(csv.DictReader(there))
+    with file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
     for number, row in enumerate(rows):
         row["split"] = str(1 + number % 3)
-    with file.open("w", newline="") as there:
-        writer = csv.DictWriter(there, rows[0])
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     return file
 
 
-def asked(listing: Path, *recipes: str, **changes: Any) -> Asked:
-    told = {"budget": Budget(16, "clips"), "folds": 1, "points": 2} | changes
-    return Asked(recipes or ("eat_tiny",), changes=(f"data={listing}", *SMALL), **told)
+def request(listing: Path, *recipes: str, **changes: Any) -> Request:
+    options = {"budget": Budget(16, "clips"), "folds": 1, "points": 2} | changes
+    return Request(recipes or ("eat_tiny",), changes=(f"data={listing}", *SMALL), **options)
 
 
 def in_process(words: Sequence[str], errors: Path) -> Usage:
@@ -83,14 +81,16 @@ def never(*_: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def compared(listing: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, Path]:
+def compared(listing: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, Path]:
     """A finished comparison of two methods, as small as can be."""
     out = tmp_path_factory.mktemp("compared")
-    told = asked(listing, "eat_tiny", "audiomae_tiny", finetune={}, finetune_steps=2)
+    comparison_request = request(
+        listing, "eat_tiny", "audiomae_tiny", finetune={}, finetune_steps=2
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "spawn", in_process)
-        comparison.run(told, out=out)
-    return told, out
+        patch.setattr(subprocesses, "spawn", in_process)
+        comparison.run(comparison_request, out=out)
+    return comparison_request, out
 
 
 # ---- a budget -> steps ----
@@ -108,32 +108,36 @@ def test_a_warm_up_stays_shorter_than_the_run() -> None:
 
 
 def test_clips_are_divided_by_the_batch(listing: Path, tmp_path: Path) -> None:
-    (method,) = make_plan(asked(listing), tmp_path, never).methods
+    (method,) = make_plan(request(listing), tmp_path, never).methods
     assert [leg.steps for leg in method.legs] == [4] and method.clips == 16
 
 
 def test_operations_are_divided_by_those_of_a_step(listing: Path, tmp_path: Path) -> None:
-    (method,) = make_plan(asked(listing), tmp_path / "a", never).methods
-    told = asked(listing, budget=Budget(method.tflop, "tflop"))
-    (same,) = make_plan(told, tmp_path / "b", never).methods
+    (method,) = make_plan(request(listing), tmp_path / "a", never).methods
+    comparison_request = request(listing, budget=Budget(method.tflop, "tflop"))
+    (same,) = make_plan(comparison_request, tmp_path / "b", never).methods
     assert same.legs[0].steps == method.legs[0].steps and method.tflop > 0
 
 
 def test_minutes_are_divided_by_what_a_step_takes(listing: Path, tmp_path: Path) -> None:
-    told = asked(listing, "eat_tiny", "audiomae_tiny", budget=Budget(0.5, "minutes"))
+    comparison_request = request(
+        listing, "eat_tiny", "audiomae_tiny", budget=Budget(0.5, "minutes")
+    )
     costs = {"eat_tiny": [0.5], "audiomae_tiny": [0.25]}
-    plan = make_plan(told, tmp_path, lambda methods, part: [costs[m.label] for m in methods])
+    plan = make_plan(
+        comparison_request, tmp_path, lambda methods, part: [costs[m.label] for m in methods]
+    )
     assert [method.legs[0].steps for method in plan.methods] == [60, 120]
-    assert plan.methods[0].legs[0].usual.device == "cpu"
+    assert plan.methods[0].legs[0].defaults.device == "cpu"
 
 
 def test_a_step_costs_the_median_of_those_behind_the_first_of_a_turn(
     listing: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(asked(listing), tmp_path, never)
+    plan = make_plan(request(listing), tmp_path, never)
     took = [90, 80, 80, 80] + [70, 1, 2, 100]  # seconds of two turns
     ticks = iter([float(sum(took[:n])) for step in range(8) for n in (step, step + 1)])
-    measured = meter.seconds_per_step(
+    measured = step_cost.seconds_per_step(
         plan.methods, plan.parts[0], clock=lambda: next(ticks), turns=2
     )
     assert measured == [[2.0]]
@@ -142,14 +146,14 @@ def test_a_step_costs_the_median_of_those_behind_the_first_of_a_turn(
 def test_stages_share_a_budget_as_their_recipes_say(listing: Path, tmp_path: Path) -> None:
     method = staged(listing, tmp_path, Budget(64_000, "clips"))
     assert [leg.steps for leg in method.legs] == [4_000, 2_000, 10_000]
-    first, second, last = (leg.usual for leg in method.legs)
+    first, second, last = (leg.defaults for leg in method.legs)
     assert (first.method, second.method, last.method) == ("beats", "beats_tokenizer", "beats")
 
 
 def staged(listing: Path, folder: Path, budget: Budget) -> Method:
     file = folder / "staged.yaml"
     file.write_text(json.dumps({"stages": STAGES}), encoding="utf-8")
-    (method,) = make_plan(asked(listing, str(file), budget=budget), folder / "out", never).methods
+    (method,) = make_plan(request(listing, str(file), budget=budget), folder / "out", never).methods
     return method
 
 
@@ -157,12 +161,12 @@ def staged(listing: Path, folder: Path, budget: Budget) -> Method:
 
 
 def test_a_restart_runs_nothing_again_and_says_the_same(
-    compared: tuple[Asked, Path], monkeypatch: pytest.MonkeyPatch
+    compared: tuple[Request, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, out = compared
+    comparison_request, out = compared
     before = (out / "compare.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(children, "spawn", never)
-    summary = comparison.run(told, out=out)
+    monkeypatch.setattr(subprocesses, "spawn", never)
+    summary = comparison.run(comparison_request, out=out)
     assert markdown(summary) == before == (out / "compare.md").read_text(encoding="utf-8")
 
 
@@ -175,20 +179,20 @@ def test_a_restart_runs_nothing_again_and_says_the_same(
     ],
 )
 def test_another_question_is_refused(
-    change: dict[str, Any], sentence: str, compared: tuple[Asked, Path]
+    change: dict[str, Any], sentence: str, compared: tuple[Request, Path]
 ) -> None:
-    told, out = compared
+    comparison_request, out = compared
     with pytest.raises(SettingError, match=rf"plan\.json: was made {sentence}; choose another"):
-        make_plan(replace(told, **change), out, never)
+        make_plan(replace(comparison_request, **change), out, never)
 
 
-def test_more_seeds_and_folds_belong_to_the_same_plan(compared: tuple[Asked, Path]) -> None:
-    told, out = compared
-    plan = make_plan(replace(told, seeds=2, folds=None), out, never)
+def test_more_seeds_and_folds_belong_to_the_same_plan(compared: tuple[Request, Path]) -> None:
+    comparison_request, out = compared
+    plan = make_plan(replace(comparison_request, seeds=2, folds=None), out, never)
     assert len(plan.parts) == 3 and plan.methods[0].legs[0].steps == 4
 
 
-def test_the_tested_fold_is_never_heard_before(compared: tuple[Asked, Path], listing: Path) -> None:
+def test_no_run_is_trained_on_the_test_fold(compared: tuple[Request, Path], listing: Path) -> None:
     _, out = compared
     corpus = open_corpus(listing)
     others = corpus.select("2", "3").fingerprint()
@@ -197,14 +201,14 @@ def test_the_tested_fold_is_never_heard_before(compared: tuple[Asked, Path], lis
     assert len(finished) == 6  # of two methods: pre-trained, fine-tuned, from scratch
     assert {json.loads(run.read_text(encoding="utf-8"))["data"] for run in finished} == {others}
     (part,) = divide(corpus, 1)
-    assert part.tested == ("1",) and part.heard == ("2", "3")
+    assert part.test == ("1",) and part.train == ("2", "3")
 
 
-def test_the_record_tells_what_every_run_has_learnt(compared: tuple[Asked, Path]) -> None:
+def test_the_record_tells_what_every_run_has_learnt(compared: tuple[Request, Path]) -> None:
     _, out = compared
     for run in json.loads((out / "compare.json").read_text(encoding="utf-8"))["runs"]:
-        here = out / run["method"] / f"seed-{run['seed']}" / run["part"]
-        (row,) = [row for row in read_log(here) if "train/loss" in row]
+        folder = out / run["method"] / f"seed-{run['seed']}" / run["part"]
+        (row,) = [row for row in read_log(folder) if "train/loss" in row]
         assert run["learnt"][run["method"]]["loss"] == row["train/loss"]
 
 
@@ -213,7 +217,7 @@ def test_a_published_split_is_kept() -> None:
         name, folds, splits = "c", (), ("train", "valid", "test")
 
     (part,) = divide(Published(), None)  # type: ignore[arg-type]
-    assert (part.heard, part.tested) == (("train",), ("test",))
+    assert (part.train, part.test) == (("train",), ("test",))
 
 
 def test_what_was_stopped_goes_on_and_has_cost_both(tmp_path: Path) -> None:
@@ -225,10 +229,10 @@ def test_what_was_stopped_goes_on_and_has_cost_both(tmp_path: Path) -> None:
             (tmp_path / "run/config.json").write_text("{}", encoding="utf-8")
         return Usage(1.5, 2.0)
 
-    told = {"marker": "config.json", "spawn": stopped_at_first}
+    options = {"marker": "config.json", "spawn": stopped_at_first}
     with pytest.raises(KeyboardInterrupt):
-        train("pretrain", settings, tmp_path / "run", **told)  # type: ignore[arg-type]
-    used = train("pretrain", settings, tmp_path / "run", **told)  # type: ignore[arg-type]
+        train("pretrain", settings, tmp_path / "run", **options)  # type: ignore[arg-type]
+    used = train("pretrain", settings, tmp_path / "run", **options)  # type: ignore[arg-type]
     assert used == Usage(3.0, 4.0) and all("--resume" in words for words in calls)
 
 
@@ -241,23 +245,23 @@ def test_what_a_killed_run_had_cost_is_not_made_up(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(
         json.dumps({"recipe": settings.model_dump(mode="json")}), encoding="utf-8"
     )
-    told = {"marker": "config.json", "spawn": never}
-    assert train("pretrain", settings, tmp_path, **told) is None  # type: ignore[arg-type]
+    options = {"marker": "config.json", "spawn": never}
+    assert train("pretrain", settings, tmp_path, **options) is None  # type: ignore[arg-type]
 
 
 # ---- what is written ----
 
 
-def test_every_method_is_in_all_that_is_written(compared: tuple[Asked, Path]) -> None:
-    told, out = compared
+def test_every_method_is_in_all_that_is_written(compared: tuple[Request, Path]) -> None:
+    comparison_request, out = compared
     record = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     html, text = (
         (out / "compare.html").read_text(encoding="utf-8"),
         (out / "compare.md").read_text(encoding="utf-8"),
     )
     assert "|  | eat_tiny | audiomae_tiny | log-mel statistics |" in text
-    assert "| steps | 4 | 4 |" in text and "| clips heard | 16 | 16 |" in text
-    for name in told.labels:
+    assert "| steps | 4 | 4 |" in text and "| clips | 16 | 16 |" in text
+    for name in comparison_request.labels:
         assert html.count(name) > 5
         assert record["settings"][name] and record["finetuning"][name]
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
@@ -269,7 +273,7 @@ def test_every_method_is_in_all_that_is_written(compared: tuple[Asked, Path]) ->
         assert 0 <= run["finetuned"] <= 1 and 0 <= run["scratch"] <= 1
 
 
-def test_nothing_tells_where_the_clips_lay(compared: tuple[Asked, Path], listing: Path) -> None:
+def test_nothing_tells_where_the_clips_lay(compared: tuple[Request, Path], listing: Path) -> None:
     _, out = compared
     for name in ("compare.json", "compare.html", "compare.md"):
         assert str(listing) not in (out / name).read_text(encoding="utf-8")
@@ -282,8 +286,8 @@ def row(method: str, *scores: float, spread: float | None = 1.0, **changes: Any)
     """A method with a score at 1, 2, 4, ... CPU minutes."""
     curve = [Mark(2.0**n, 100 * 2**n, Score(s, spread)) for n, s in enumerate(scores)]
     costs = {"cpu_hours": 0.1, "clips_per_second": 10.0, "gflop_per_clip": 1.0, "tflop": 1.0}
-    told = {"title": "", "steps": "8", "clips": 800, "epochs": 2.0, **costs, **changes}
-    return Row(method, curve=tuple(curve), random=Score(20.0, 1.0), **told)
+    options = {"title": "", "steps": "8", "clips": 800, "epochs": 2.0, **costs, **changes}
+    return Row(method, curve=tuple(curve), random=Score(20.0, 1.0), **options)
 
 
 def summary(*rows: Row, seeds: int = 3) -> Summary:
@@ -311,7 +315,7 @@ def test_equal_scores_have_no_winner_by_points() -> None:
 def test_one_seed_claims_no_certainty() -> None:
     rows = row("eat", 50, spread=None), row("beats", 40, spread=None)
     first, *_, last = verdict(summary(*rows, seeds=1))
-    assert first.endswith("40.0 %: 10.0 points.") and last.startswith("One seed tells no spread")
+    assert first.endswith("40.0 %: 10.0 points.") and last.startswith("One seed gives no spread")
 
 
 def test_fine_tuning_may_have_another_winner() -> None:
@@ -333,27 +337,27 @@ def test_the_speed_up_is_the_cost_of_the_first_point_as_good_as_the_reference_in
 
 
 def test_what_does_not_reach_the_reference_is_said_and_shown() -> None:
-    told = summary(row("eat", 40, 45), row("mae", 60, 61), row("beats", 50, 60))
-    assert "eat does not reach the 60.0 % that beats ends with." in verdict(told)
+    result = summary(row("eat", 40, 45), row("mae", 60, 61), row("beats", 50, 60))
+    assert "eat does not reach the 60.0 % that beats ends with." in verdict(result)
     assert "mae reaches the 60.0 % that beats ends with at 1/2.0 of its pre-training cost." in (
-        verdict(told)
+        verdict(result)
     )
-    _, (*_, last) = table(told)
+    _, (*_, last) = table(result)
     assert last == ["speed-up over beats", "not reached", "2.0", "1 (reference)", ""]
 
 
 def test_an_encoder_that_has_learnt_nothing_is_not_praised() -> None:
-    said = verdict(summary(row("eat", 19), row("beats", 50)))
-    assert "eat is no better than random weights (20.0 ± 1.0 %) for a linear probe." in said
-    assert "eat is below log-mel statistics without any encoder (30.0 %)." in said
+    sentences = verdict(summary(row("eat", 19), row("beats", 50)))
+    assert "eat is no better than random weights (20.0 ± 1.0 %) for a linear probe." in sentences
+    assert "eat is below log-mel statistics without any encoder (30.0 %)." in sentences
 
 
 def test_pre_training_that_does_not_help_fine_tuning_is_not_praised() -> None:
     worse = replace(row("beats", 50), finetuned=Score(70.0, 1.0), scratch=Score(78.0, 2.0))
     better = replace(row("eat", 40), finetuned=Score(70.0, 1.0), scratch=Score(60.0, 2.0))
-    said = verdict(summary(better, worse))
-    assert "beats, fine-tuned, is no better than the same from scratch (78.0 ± 2.0 %)." in said
-    assert not any(sentence.startswith("eat, fine-tuned") for sentence in said)
+    sentences = verdict(summary(better, worse))
+    assert "beats, fine-tuned, is no better than the same from scratch (78.0 ± 2.0 %)." in sentences
+    assert not any(sentence.startswith("eat, fine-tuned") for sentence in sentences)
 
 
 def test_an_unknown_cost_is_shown_as_such_and_drawn_nowhere() -> None:
@@ -383,9 +387,9 @@ def test_the_command_runs_processes_and_prints_the_verdict(
 ) -> None:
     words = ["eat_tiny", f"data={listing}", *SMALL, "--clips", 8, "--points", 1, "--folds", 1]
     words += ["--no-finetune", "--out", tmp_path / "out"]
-    code, said, err = eat(monkeypatch, capsys, *words, app=app)
+    code, sentences, err = eat(monkeypatch, capsys, *words, app=app)
     assert code == 0, err
-    assert "Best, with 8 clips of pre-training each: eat_tiny, " in said
+    assert "Best, with 8 clips of pre-training each: eat_tiny, " in sentences
     assert "1 of 1: eat_tiny, seed 0, fold-1: probe " in err
     (cost,) = json.loads(
         (tmp_path / "out/eat_tiny/seed-0/fold-1/cost.json").read_text(encoding="utf-8")
@@ -420,18 +424,18 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = [*words[:1], f"data={listing}", *SMALL, *words[1:], "--out", tmp_path / "out"]
-    code, said, err = eat(monkeypatch, capsys, *told, app=app)
-    assert code == 2 and not said and "Traceback" not in err
+    result = [*words[:1], f"data={listing}", *SMALL, *words[1:], "--out", tmp_path / "out"]
+    code, sentences, err = eat(monkeypatch, capsys, *result, app=app)
+    assert code == 2 and not sentences and "Traceback" not in err
     (line,) = err.splitlines()
     assert line.startswith("eat: ") and sentence in line
     assert not list(tmp_path.iterdir())
 
 
 def test_clips_without_labels_are_refused(listing: Path, tmp_path: Path) -> None:
-    with listing.open(newline="") as there:
-        paths = [row["path"] for row in itertools.islice(csv.DictReader(there), 4)]
+    with listing.open(newline="") as stream:
+        paths = [row["path"] for row in itertools.islice(csv.DictReader(stream), 4)]
     bare = listing.with_name("bare.csv")
     bare.write_text("path\n" + "".join(f"{path}\n" for path in paths), encoding="utf-8")
     with pytest.raises(EatError, match="fewer than two labels"):
-        make_plan(asked(bare), tmp_path, never)
+        make_plan(request(bare), tmp_path, never)
