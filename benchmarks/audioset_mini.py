@@ -4,8 +4,8 @@
 
 For every seed: pre-train `eat_audioset_mini` on the 200 unlabeled clips of `train.tsv`, fine-tune
 on them in the form of AudioSet-20K, test on the 100 clips of `eval.tsv`; and the same fine-tuning
-from random weights. No source recording of `eval.tsv` is heard before testing: those of `train.tsv`
-are others, and nothing else is used. The score is the mean over the 13 of 527 classes that have a
+from random weights. No source recording of `eval.tsv` is trained on: those of `train.tsv` are
+others, and nothing else is used. The score is the mean over the 13 of 527 classes that have a
 positive in `eval.tsv`; chance is 22.9 %.
 """
 

@@ -89,7 +89,7 @@ WAYS = [
         "BEATs, iterations 1 to 3",
         (FIRST, TOKENIZER, NEXT, TOKENIZER, NEXT),
         BEATS_HOURS,
-        "whether the hours include tokenizers; the epochs told with them, 342, are of encoders",
+        "whether the hours include tokenizers; the epochs with them, 342, are of encoders",
     ),
     Way(
         "BEATs, iterations 1 to 3, labels stored",
@@ -140,7 +140,7 @@ def count(words: str) -> Stage:
 
 
 def labeling() -> float:
-    """Operations of a tokenizer that hears every clip of the corpus once."""
+    """Operations of a tokenizer that encodes every clip of the corpus once."""
     name, *changes = NEXT.split()
     cost = pretraining(recipe.load(schema, name, changes), seconds=SECONDS)
     return cost.forward["tokenizer"] * AS2M_CLIPS
@@ -152,7 +152,7 @@ STAGE_COLUMNS = (
 )
 WAY_COLUMNS = (
     *("way to an encoder", "EFLOP", "beside EAT", "published GPU-hours", "beside EAT"),
-    *("TFLOP/s per GPU, from both", "not known, or told in two ways"),
+    *("TFLOP/s per GPU, from both", "not known, or published in two ways"),
 )
 
 
@@ -208,13 +208,13 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_head(*WAY_COLUMNS)]
     for way in found["ways"]:
-        told = way["published"]
+        shown = way["published"]
         hours = ["not published", "", ""]
-        if told is not None:
+        if shown is not None:
             hours = [
-                f"{told['gpu_hours']:,} ({told['gpu']}; {told['source']})",
-                f"{told['hours_to_eat']:.2f}",
-                f"{told['tera_per_second']:.1f}",
+                f"{shown['gpu_hours']:,} ({shown['gpu']}; {shown['source']})",
+                f"{shown['hours_to_eat']:.2f}",
+                f"{shown['tera_per_second']:.1f}",
             ]
         cells = [way["title"], f"{way['exa']:.1f}", f"{way['exa_to_eat']:.2f}", *hours]
         lines.append(f"| {' | '.join([*cells, way['unknown']])} |")
@@ -229,22 +229,22 @@ def conclusion(found: dict[str, Any]) -> str:
     one, other = found["stages"][EAT], found["stages"][LOCAL]
     per_mask = other["giga_per_clip"] / (one["giga_per_clip"] / one["masks"])
 
-    def told(way: dict[str, Any], name: str) -> float:
+    def shown(way: dict[str, Any], name: str) -> float:
         return float(way["published"][name])
 
     sentences = [
         "The published speed-ups of EAT "
-        f"({told(beats, 'hours_to_eat'):.2f} times over BEATs, {told(mae, 'hours_to_eat'):.2f} "
+        f"({shown(beats, 'hours_to_eat'):.2f} times over BEATs, {shown(mae, 'hours_to_eat'):.2f} "
         "times over Audio-MAE) are ratios of GPU-hours of different GPUs, and operations explain "
         "about half of the first and nothing of the second:",
         f"BEATs' three iterations take {stored['exa_to_eat']:.1f} to {beats['exa_to_eat']:.1f} "
         f"times the operations of EAT's 10 epochs, and Audio-MAE {mae['exa_to_eat']:.2f} times, "
         "which is fewer.",
         "The rest is what counting does not see, hardware, precision, code and waiting for data: "
-        f"the hours amount to {told(eat, 'tera_per_second'):.0f} TFLOP/s per GPU for EAT, "
-        f"{told(stored, 'tera_per_second'):.0f} to {told(beats, 'tera_per_second'):.0f} for BEATs "
-        "(less if its hours leave tokenizers out) and "
-        f"{told(mae, 'tera_per_second'):.1f} for Audio-MAE.",
+        f"the hours amount to {shown(eat, 'tera_per_second'):.0f} TFLOP/s per GPU for EAT, "
+        f"{shown(stored, 'tera_per_second'):.0f} to {shown(beats, 'tera_per_second'):.0f} for "
+        "BEATs (less if its hours leave tokenizers out) and "
+        f"{shown(mae, 'tera_per_second'):.1f} for Audio-MAE.",
         f"What operations do show is the price of a masked view: one of Audio-MAE's costs "
         f"{per_mask:.1f} of EAT's, which sees a clip through {one['masks']} in every epoch.",
     ]

@@ -1,11 +1,11 @@
-"""How well does `eat detect` find what is heard when, and by how long a window?
+"""How well does `eat detect` find events, and with how long a window?
 
     python -m benchmarks.detect runs/esc10
 
 Scenes are made of ESC-10 clips, cut to where they sound, with 0.5 to 2 s of silence after each;
-every fold's are heard by the tagger that `make esc10` fine-tuned without that fold. So what sounds
-when is known to the 10 ms, and those are what is counted: F1 over pairs of 10 ms and label. The
-taggers are weak (that is what `make esc10` says), so the rows are to be compared with each other.
+every fold's are classified by the tagger that `make esc10` fine-tuned without that fold. So events
+are known to the 10 ms, and the score is F1 over pairs of 10 ms and label. The taggers are weak (see
+`make esc10`), so the rows are to be compared with each other.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def scene(corpus: Corpus, clips: int, seed: int) -> tuple[Array, NDArray[np.int6
         waveform = load_audio(clip.path).numpy()
         cells = waveform[: len(waveform) // CELL * CELL].reshape(-1, CELL)
         loud = np.flatnonzero(np.sqrt(np.square(cells).mean(axis=1)) > SOUNDS)
-        heard = cells[loud[0] : loud[-1] + 1]
+        event = cells[loud[0] : loud[-1] + 1]
         silence = np.zeros((round(draw.uniform(*SILENCE) * 100), CELL), np.float32)
-        sound += [heard, silence]
-        truth += [np.full(len(heard), clip.labels[0]), np.full(len(silence), -1)]
+        sound += [event, silence]
+        truth += [np.full(len(event), clip.labels[0]), np.full(len(silence), -1)]
     return np.concatenate(sound).ravel(), np.concatenate(truth)
 
 
@@ -72,14 +72,14 @@ def main() -> None:
     parser.add_argument("--data", default=str(place), help="the corpus (%(default)s)")
     parser.add_argument("--folds", nargs="+", default=["1", "2"], help="(1 and 2)")
     parser.add_argument("--clips", type=int, default=20, help="in every scene (%(default)s)")
-    told = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    corpus = open_corpus(told.data)
+    corpus = open_corpus(options.data)
     total = {name: np.zeros(4, np.int64) for name in VARIANTS}
-    for fold in told.folds:
-        predictor = load(told.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
-        heard = corpus.select(fold).with_labels(predictor.labels)
-        sound, truth = scene(heard, told.clips, seed=int(fold))
+    for fold in options.folds:
+        predictor = load(options.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
+        clips = corpus.select(fold).with_labels(predictor.labels)
+        sound, truth = scene(clips, options.clips, seed=int(fold))
         for name, changes in VARIANTS.items():
             total[name] += counts(predictor, sound, truth, replace(Rules(), **changes))
     usual = [name for name, changes in VARIANTS.items() if replace(Rules(), **changes) == Rules()]
@@ -87,8 +87,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for name, (both, found, true, events) in total.items():
         shares = (2 * both / (found + true), both / max(found, 1), both / true)
-        told = f"{name} (default)" if name in usual else name
-        print(f"| {told} | " + " | ".join(f"{100 * x:.1f}" for x in shares) + f" | {events} |")
+        title = f"{name} (default)" if name in usual else name
+        print(f"| {title} | " + " | ".join(f"{100 * x:.1f}" for x in shares) + f" | {events} |")
 
 
 if __name__ == "__main__":

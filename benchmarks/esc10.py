@@ -4,7 +4,7 @@
 
 For every seed and fold: pre-train `eat_esc10` on the unlabeled clips of the other four folds,
 fine-tune on them, test on the fold; and the same fine-tuning from random weights. No clip of a
-fold is ever heard, with or without its label, by the model that is tested on it; nothing is
+fold is ever used, with or without its label, to train the model that is tested on it; nothing is
 chosen by looking at a test score of the run.
 """
 

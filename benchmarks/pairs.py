@@ -39,7 +39,7 @@ class Part:
     folder: str
     """Its name, and that of its folder below `seed-0`; empty if there is only one part."""
     pretraining: Sequence[str] = ()
-    """What `eat pretrain` is told beside the recipe."""
+    """Settings of `eat pretrain` beside the recipe."""
     finetuning: Sequence[str] = ()
 
 
@@ -106,17 +106,17 @@ def run_pair(benchmark: Benchmark, data: str, out: Path, seed: int, part: Part) 
     """Scores of one seed on one part, from a pre-trained and from a random encoder."""
     here = out / f"seed-{seed}" / part.folder
     common = [f"data={data}", f"seed={seed}"]
-    told = [*common, *part.pretraining]
+    changes = [*common, *part.pretraining]
     encoder = here / "pretrain"
-    if not finished(encoder, "config.json", recipe.load(EATRun, benchmark.pretraining, told)):
-        eat("pretrain", benchmark.pretraining, *told, "--out", str(encoder), "--resume")
+    if not finished(encoder, "config.json", recipe.load(EATRun, benchmark.pretraining, changes)):
+        eat("pretrain", benchmark.pretraining, *changes, "--out", str(encoder), "--resume")
     scores = {}
     recipes = (benchmark.finetuning, benchmark.scratch)
     for start, name in zip(STARTS, recipes, strict=True):
-        told = [*common, *part.finetuning]
-        if not finished(here / start, "evaluation.json", recipe.load(FinetuneRun, name, told)):
+        changes = [*common, *part.finetuning]
+        if not finished(here / start, "evaluation.json", recipe.load(FinetuneRun, name, changes)):
             source = ["--from", str(encoder)] if start == "pretrained" else []
-            eat("finetune", name, *told, *source, "--out", str(here / start), "--resume")
+            eat("finetune", name, *changes, *source, "--out", str(here / start), "--resume")
         scores[start] = json.loads((here / start / "evaluation.json").read_text(encoding="utf-8"))
     values = ", ".join(f"{start} {scores[start]['value']:.1%}" for start in STARTS)
     print(" ".join(f"seed {seed} {part.folder}".split()) + f": {values}", flush=True)
@@ -159,9 +159,9 @@ def summary(scores: Scores, *, seeds: int, parts: Sequence[str]) -> dict[str, An
     first = [scores[0, part]["pretrained"] for part in parts]
     return {
         "metric": first[0]["metric"],
-        "test_clips": sum(told["clips"] for told in first),
-        "unreadable_clips": sum(len(told["unreadable"]) for told in first),
-        "classes_without_positive": max(told["without_positive"] for told in first),
+        "test_clips": sum(one["clips"] for one in first),
+        "unreadable_clips": sum(len(one["unreadable"]) for one in first),
+        "classes_without_positive": max(one["without_positive"] for one in first),
         **rows,
     }
 
@@ -170,8 +170,8 @@ def _by_class(evaluations: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean over runs of what every class that was tested scored, in percent."""
     metric = evaluations[0]["metric"]
     found: dict[str, list[float]] = {}
-    for told in evaluations:
-        for row in told["classes"]:
+    for evaluation in evaluations:
+        for row in evaluation["classes"]:
             if row[metric] is not None:
                 found.setdefault(row["label"], []).append(100 * row[metric])
     return {label: round(mean(values), 2) for label, values in found.items()}
@@ -219,21 +219,21 @@ def main(benchmark: Benchmark, description: str) -> None:
     add("--out", type=Path, default=runs, help="keeps runs, and finds them again (%(default)s)")
     add("--seeds", type=int, default=3, help="how many (%(default)s)")
     add("--workers", type=int, default=cores, help="runs at a time, one thread each (%(default)s)")
-    told = parser.parse_args()
-    jobs = [(seed, part) for seed in range(told.seeds) for part in benchmark.parts]
-    with ThreadPoolExecutor(told.workers) as pool:
-        done = pool.map(lambda job: run_pair(benchmark, told.data, told.out, *job), jobs)
+    options = parser.parse_args()
+    jobs = [(seed, part) for seed in range(options.seeds) for part in benchmark.parts]
+    with ThreadPoolExecutor(options.workers) as pool:
+        done = pool.map(lambda job: run_pair(benchmark, options.data, options.out, *job), jobs)
         scores = {(seed, part.folder): one for (seed, part), one in zip(jobs, done, strict=True)}
-    rows = summary(scores, seeds=told.seeds, parts=[part.folder for part in benchmark.parts])
-    print(table(benchmark, rows, seeds=told.seeds), end="")
+    rows = summary(scores, seeds=options.seeds, parts=[part.folder for part in benchmark.parts])
+    print(table(benchmark, rows, seeds=options.seeds), end="")
     RESULTS.mkdir(exist_ok=True)
     record = {
         "benchmark": benchmark.name,
-        "seeds": told.seeds,
+        "seeds": options.seeds,
         **rows,
         "references": benchmark.references,
         "recipes": _recipes(benchmark),
-        "data": open_corpus(told.data).fingerprint(),
+        "data": open_corpus(options.data).fingerprint(),
         "versions": {
             name: version(name) for name in ("eat-audio", "torch", "transformers", "numpy")
         },
@@ -242,7 +242,7 @@ def main(benchmark: Benchmark, description: str) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (RESULTS / f"{benchmark.name}.json").write_text(text + "\n", encoding="utf-8")
     (RESULTS / f"{benchmark.name}.md").write_text(
-        table(benchmark, rows, seeds=told.seeds), encoding="utf-8"
+        table(benchmark, rows, seeds=options.seeds), encoding="utf-8"
     )
 
 

@@ -46,12 +46,15 @@ def write_manifest(folder: Path, clips: int) -> Path:
     labels = [f"/m/{number:05x}" for number in range(CLASSES)]
     lines = (f'{number},{label},"Class {number}"\n' for number, label in enumerate(labels))
     (folder / "label_descriptors.csv").write_text("".join(lines), encoding="utf-8")
-    with (folder / "train.tsv").open("w") as rows, (folder / "train.lbl").open("w") as heard:
+    with (
+        (folder / "train.tsv").open("w") as rows,
+        (folder / "train.lbl").open("w") as labels_of_rows,
+    ):
         rows.write(".\n")
         for number, own in enumerate(_labels(clips)):
             name = f"Y{number:011x}"
             rows.write(f"unbalanced/{number % 1_000:03d}/{name}.flac\t160000\n")
-            heard.write(f"{name}\t{','.join(labels[label] for label in own)}\n")
+            labels_of_rows.write(f"{name}\t{','.join(labels[label] for label in own)}\n")
     return folder / "train.tsv"
 
 
@@ -153,15 +156,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2_000_000)
     parser.add_argument("--measure", metavar="CORPUS", help=argparse.SUPPRESS)
     parser.add_argument("--balance", action="store_true", help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.measure:
-        print(json.dumps(measure(told.measure, balance=told.balance)))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, balance=options.balance)))
         return
     rows, loads = [], []
     with tempfile.TemporaryDirectory() as folder:
         places = {
-            ".tsv and .lbl": write_manifest(Path(folder, "manifest"), told.clips),
-            "shard index": write_index(Path(folder, "shards"), told.clips),
+            ".tsv and .lbl": write_manifest(Path(folder, "manifest"), options.clips),
+            "shard index": write_index(Path(folder, "shards"), options.clips),
         }
         for name, place in places.items():
             for epoch, words in (("all clips", []), (f"balanced, {DRAWN:,}", ["--balance"])):
@@ -171,8 +174,8 @@ def main() -> None:
                 rows.append({"corpus": name, "epoch": epoch} | json.loads(done.stdout))
                 print(rows[-1], flush=True)
     results = {
-        "command": f"python -m benchmarks.scale --clips {told.clips}",
-        "clips": told.clips,
+        "command": f"python -m benchmarks.scale --clips {options.clips}",
+        "clips": options.clips,
         "cores": os.cpu_count(),
         "load": round(mean(loads), 1),
         "python": platform.python_version(),

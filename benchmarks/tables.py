@@ -48,8 +48,8 @@ def projection(runs: list[dict[str, Any]]) -> str:
         for row in run.get("rows", []):
             if row["bench"] == "pretrain" and row["way"] == "ours" and row["gflop_s"]:
                 hours = CLIPS * 10 * cost / 1e9 / row["gflop_s"] / 3600
-                told = [place, row["name"], _number(row["gflop_s"]), f"{hours:,.0f}"]
-                lines.append(f"| {' | '.join(told)} |")
+                cells = [place, row["name"], _number(row["gflop_s"]), f"{hours:,.0f}"]
+                lines.append(f"| {' | '.join(cells)} |")
     if not any(run["host"]["gpu"] for run in runs):
         lines.append("| NVIDIA H200 | | not measured | not measured |")
     return "\n".join(lines) + "\n"
@@ -114,8 +114,8 @@ def _pair(pair: dict[str, Any]) -> str:
 
 def _shares(pair: dict[str, Any]) -> str:
     """Where a row that missed its target spends its time."""
-    told = ", ".join(f"`{name}` {share:.0%}" for name, share in pair["shares"].items())
-    return f'Where ours goes in "{pair["name"]}": {told}.'
+    cells = ", ".join(f"`{name}` {share:.0%}" for name, share in pair["shares"].items())
+    return f'Where ours goes in "{pair["name"]}": {cells}.'
 
 
 def _number(value: object) -> str:

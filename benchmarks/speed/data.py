@@ -176,12 +176,12 @@ def _loading(
         if work is not None:
             made = torch.stack([plain_data.spectrogram(waveform) for waveform in plain])
             return relative(_seen_by_a_model(batch)[0], made)
-        heard = batch.waveforms.float() / 2**15
+        decoded = batch.waveforms.float() / 2**15
         longest = max(map(len, plain))
-        if abs(heard.shape[1] - longest) > 1:  # resamplers round a length in their own ways
+        if abs(decoded.shape[1] - longest) > 1:  # resamplers round a length in their own ways
             return math.inf
-        both = min(heard.shape[1], longest)
-        return relative(heard[:, :both], torch.stack([waveform[:both] for waveform in plain]))
+        both = min(decoded.shape[1], longest)
+        return relative(decoded[:, :both], torch.stack([waveform[:both] for waveform in plain]))
 
     return Case(
         name=name,

@@ -37,12 +37,12 @@ def embed(size: str, device: str) -> Iterator[Case]:
     """A folder of recordings -> a Parquet file, and one waveform -> its vector.
 
     The recordings are those of `esc10` in the folder that EAT_DATA names; without it, drawn ones
-    of 1 to 10 s. The plain way hears one file after the other at its own length, and writes once.
+    of 1 to 10 s. The plain way encodes one file after the other at its own length, and writes once.
     """
     torch.manual_seed(0)
     model = EATModel(EATConfig.named(size)).to(device)  # type: ignore[arg-type]
     predictor = Predictor(model, EATFeatureExtractor())
-    told = {"size": size, "dtype": "float32"}
+    settings = {"size": size, "dtype": "float32"}
 
     waveforms = [0.1 * torch.randn(round(SECONDS * SAMPLE_RATE)) for _ in range(BUFFERS)]
 
@@ -59,7 +59,7 @@ def embed(size: str, device: str) -> Iterator[Case]:
         clips=1,
         difference=partial(apart, ours, theirs, waveforms[0]),
         within=WITHIN["float32"],
-        settings=told | {"batch": 1, "seconds": SECONDS},
+        settings=settings | {"batch": 1, "seconds": SECONDS},
     )
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,7 +85,7 @@ def embed(size: str, device: str) -> Iterator[Case]:
             clips=len(paths),
             difference=lambda: relative(_written(all_of_ours()), _written(all_of_theirs())),
             within=WITHIN["float32"],
-            settings=told | {"files": what},
+            settings=settings | {"files": what},
         )
 
 

@@ -160,7 +160,7 @@ def compare(
 def shares(case: Case, *, most: int = 6) -> dict[str, float]:
     """Where ours spends its time: the share of the operations, or functions, that take most of it.
 
-    What is made of floating point operations is told by torch's operations, all else by Python's
+    Work of floating point operations is shown by torch's operations, all else by Python's
     functions, each without what it calls.
     """
     if case.flop is None:

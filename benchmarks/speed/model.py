@@ -56,17 +56,17 @@ def pretrain(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Ca
     for clones in (4, 1):
         for dtype, target in (("float32", 1.07), ("bfloat16", 2.0)):
             method = EATMethod(masks=clones, mask_noise=0.0)
-            told = settings_of(size, 2, dtype, seconds) | {"clones": clones}
+            settings = settings_of(size, 2, dtype, seconds) | {"clones": clones}
             yield gradients(
-                f"pre-training, {clones} clones, {in_words(told)}",
+                f"pre-training, {clones} clones, {in_words(settings)}",
                 objective,
                 partial(our_losses, objective, method),
                 partial(plain_losses, objective, method),
-                examples(objective, method, told["batch"], seconds, device),
-                told,
+                examples(objective, method, settings["batch"], seconds, device),
+                settings,
                 device,
                 target=target,
-                flop=step_flop(size, clones, seconds) * told["batch"],
+                flop=step_flop(size, clones, seconds) * settings["batch"],
             )
 
 
@@ -110,9 +110,9 @@ def whole_step(
         return loss.detach()
 
     inputs = examples(ours, method, batch, seconds, device)
-    told = settings_of(size, batch, dtype, seconds) | {"clones": clones}
+    settings = settings_of(size, batch, dtype, seconds) | {"clones": clones}
     return Case(
-        name=f"pre-training step with optimizer and EMA, {clones} clones, {in_words(told)}",
+        name=f"pre-training step with optimizer and EMA, {clones} clones, {in_words(settings)}",
         ours=turns(our_step, inputs),
         plain=turns(plain_step, inputs),
         clips=batch,
@@ -123,7 +123,7 @@ def whole_step(
         within=WITHIN[dtype],
         target=target,
         flop=step_flop(size, clones, seconds) * batch,
-        settings=told,
+        settings=settings,
     )
 
 
@@ -149,14 +149,14 @@ def finetune(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Ca
         return {"loss": plain.finetuning_loss(model.model, *example, LOSS)}
 
     for dtype, target in {"bfloat16": 1.8}.items() if gpu else {"float32": None}.items():
-        told = settings_of(size, batch, dtype, seconds)
+        settings = settings_of(size, batch, dtype, seconds)
         yield gradients(
-            f"fine-tuning, {in_words(told)}",
+            f"fine-tuning, {in_words(settings)}",
             model,
             ours,
             theirs,
             inputs,
-            told,
+            settings,
             device,
             target=target,
             flop=flop,
@@ -187,9 +187,9 @@ def infer(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Case]
             def theirs(x: Tensor) -> Tensor:
                 return plain.vectors(reference.model, x)
 
-            told = settings_of(size, batch, dtype, seconds)
+            settings = settings_of(size, batch, dtype, seconds)
             yield Case(
-                name=f"inference, {in_words(told)}",
+                name=f"inference, {in_words(settings)}",
                 ours=turns(ours, inputs),
                 plain=turns(theirs, inputs),
                 clips=batch,
@@ -197,7 +197,7 @@ def infer(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Case]
                 within=WITHIN[dtype],
                 target=target,
                 flop=flop * batch,
-                settings=told,
+                settings=settings,
             )
 
 
@@ -205,7 +205,7 @@ def infer(size: str, device: str, *, seconds: float = SECONDS) -> Iterator[Case]
 
 
 def fresh_objective(size: str, device: str, seconds: float) -> EATPretraining:
-    """An objective with random weights, the same at every call, whose decoder hears no noise."""
+    """An objective with random weights, the same at every call, whose decoder gets no noise."""
     torch.manual_seed(0)
     method = EATMethod(mask_noise=0.0)
     frames = whole_patches(seconds)
@@ -248,15 +248,15 @@ def gradients(
     ours: Callable[[Any], dict[str, Tensor]],
     theirs: Callable[[Any], dict[str, Tensor]],
     inputs: list[Any],
-    told: dict[str, Any],
+    settings: dict[str, Any],
     device: str,
     *,
     target: float | None,
     flop: float,
 ) -> Case:
     """A case of losses and gradients of one module, on the same weights both ways."""
-    reference = told["dtype"] if device.startswith("cuda") else "float32"
-    our_step = partial(step_of, module, ours, device, told["dtype"])
+    reference = settings["dtype"] if device.startswith("cuda") else "float32"
+    our_step = partial(step_of, module, ours, device, settings["dtype"])
     plain_step = partial(step_of, module, theirs, device, reference)
 
     def difference() -> float:
@@ -268,12 +268,12 @@ def gradients(
         name=name,
         ours=turns(our_step, inputs),
         plain=turns(plain_step, inputs),
-        clips=told["batch"],
+        clips=settings["batch"],
         difference=difference,
-        within=WITHIN[told["dtype"]],
+        within=WITHIN[settings["dtype"]],
         target=target,
         flop=flop,
-        settings=told,
+        settings=settings,
     )
 
 
@@ -313,5 +313,5 @@ def settings_of(size: str, batch: int, dtype: str, seconds: float) -> dict[str, 
     return {"size": size, "batch": batch, "dtype": dtype, "seconds": seconds}
 
 
-def in_words(told: dict[str, Any]) -> str:
-    return f"batch {told['batch']}, {told['dtype']}"
+def in_words(settings: dict[str, Any]) -> str:
+    return f"batch {settings['batch']}, {settings['dtype']}"

@@ -78,7 +78,7 @@ def measure(
         raise BenchError(f"size={size}: expected one of {', '.join(SIZES)}")
     _check_device(device)
     most = ceilings(device)
-    told = {
+    head = {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _commit(),
@@ -102,7 +102,7 @@ def measure(
                 found.points.append(asdict(item))
                 points.append({"bench": name} | asdict(item))
         show(found)
-    return told | {"rows": rows, "pairs": pairs, "points": points}
+    return head | {"rows": rows, "pairs": pairs, "points": points}
 
 
 def cases(name: str, size: str, device: str) -> Iterator[Any]:

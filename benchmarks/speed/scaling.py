@@ -68,11 +68,11 @@ def scaling(
     names = {"length": "seconds"}
     for axis in axes:
         rate = 0.0
-        for told in places[axis]:
-            ms, memory = _cost(**told, device=device, repeats=repeats)
-            gflop = step_flop(told["size"], told["clones"], told["seconds"]) / 1e9
+        for values in places[axis]:
+            ms, memory = _cost(**values, device=device, repeats=repeats)
+            gflop = step_flop(values["size"], values["clones"], values["seconds"]) / 1e9
             rate = rate or ms / gflop
-            value = told[names.get(axis, axis)]
+            value = values[names.get(axis, axis)]
             yield Point(axis, f"{value}", ms, gflop * rate, gflop, memory)
 
 
