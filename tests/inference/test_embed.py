@@ -33,7 +33,6 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """Five recordings of 0.5 to 11 seconds, two of them with the same name."""
     places = ["a/dog.wav", "b/dog.wav", "b/owl.wav", "c/cat.wav", "c/long.wav"]
     for place, seconds in zip(places, [0.5, 1, 1.5, 2, 11], strict=True):
         path = tmp_path / "clips" / place
@@ -48,7 +47,6 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def read(out: Path) -> dict[str, Any]:
-    """The vectors of every path, in whichever form they were written."""
     if out.is_dir():
         with (out / "index.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -168,7 +166,6 @@ def test_finished_files_are_not_embedded_again(
 
 
 def interrupted_after(count: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The predictor is interrupted after so many files."""
     embed_many = predictor.embed_many
 
     def replacement(*arguments: Any, **options: Any) -> Any:
@@ -318,7 +315,6 @@ def test_a_change_while_a_job_was_interrupted_is_noticed(
 
 
 def as_older_versions_wrote(out: Path) -> None:
-    """Take away what says of which versions of the files the vectors are."""
     if out.is_dir():
         with (out / "index.csv").open(newline="", encoding="utf-8") as file:
             rows = [row[:3] for row in csv.reader(file)]
