@@ -3,19 +3,16 @@
 import os
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conftest import needs_any_name
 from eat_audio.audio.fbank import STATISTICS
 from eat_audio.data import layout_names
 from eat_audio.data.corpus import Clip, Corpus, missing_files
 from eat_audio.data.datasets import adapter_named, adapters, open_corpus
 from eat_audio.data.datasets.base import audio_below
 from eat_audio.data.datasets.folder import labeled_by_folder
-from eat_audio.data.splits import hold_out
 from eat_audio.errors import DataError, EatWarning
 
 
@@ -443,120 +440,6 @@ def test_lines_for_words_that_are_not_here_are_counted(tmp_path):
     )
 
 
-# Tables beside recordings
-
-
-@pytest.mark.parametrize(
-    "tables",
-    [
-        {"metadata.csv": "file_name,label\na.wav,dog\nb.wav,cat\n"},
-        {"labels.csv": "id,category\n", "x.csv": "file,category\na.wav,dog\nb.wav,cat\n"},
-        {"train.csv": "path,label\na.wav,dog\n", "test.csv": "path,label\nb.wav,cat\n"},
-        {"a.txt": "0.0\t1.0\tdog\n", "b.txt": "0.0\t1.0\tcat\n"},
-        {"meta/labels.csv": "filename,label\na,dog\nb,cat\n"},
-    ],
-    ids=lambda tables: "+".join(tables),
-)
-def test_tables_beside_recordings_give_their_labels(tmp_path, tables):
-    files(tmp_path, "a.wav", "b.wav", *tables)
-    for name, text in tables.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    corpus = open_corpus(tmp_path)
-    names_of_files = {Path(c.path).name: corpus.label_names[c.labels[0]] for c in corpus.clips}
-    assert names_of_files == {"a.wav": "dog", "b.wav": "cat"} and missing_files(corpus) == []
-    assert set(corpus.splits) == ({"train", "test"} if "test.csv" in tables else {"train"})
-
-
-def test_tables_that_are_not_clear_are_named(tmp_path):
-    files(tmp_path, "a.wav", "b.wav")
-    (tmp_path / "metadata.csv").write_text("file_name,label\na.wav,dog\n", encoding="utf-8")
-    corpus = open_corpus(tmp_path)
-    assert corpus.label_names == () and "lists 1 of the 2 recordings" in corpus.notes[1]
-    (tmp_path / "metadata.csv").write_text(
-        "file_name,label\na.wav,dog\nb.wav,cat\n", encoding="utf-8"
-    )
-    (tmp_path / "other.csv").write_text("file_name,label\na.wav,x\nb.wav,y\n", encoding="utf-8")
-    corpus = open_corpus(tmp_path)
-    assert corpus.label_names == ()
-    assert "not used: metadata.csv, other.csv; data=" in corpus.notes[-1]
-
-
-def test_folders_of_classes_go_before_a_table_beside_them(tmp_path):
-    files(tmp_path, "dog/a.wav", "cat/b.wav")
-    (tmp_path / "labels.csv").write_text("path,label\ndog/a.wav,x\ncat/b.wav,y\n", encoding="utf-8")
-    corpus = open_corpus(tmp_path)
-    assert corpus.label_names == ("cat", "dog") and "not used: labels.csv" in corpus.notes[0]
-
-
-# Paths in tables
-
-
-@pytest.mark.parametrize(
-    ("written", "name"),
-    [
-        ("wav\\a.wav", "wav/a.wav"),
-        (".\\wav\\a.wav", "wav/a.wav"),
-        (" a.wav ", "a.wav"),
-        pytest.param("K\u00e4uzchen.wav", "Ka\u0308uzchen.wav", marks=needs_any_name),
-        pytest.param("Ka\u0308uzchen.wav", "K\u00e4uzchen.wav", marks=needs_any_name),
-        ("../x/a.wav", "../x/a.wav"),
-        ("~/a.wav", "home/a.wav"),
-    ],
-)
-def test_paths_are_taken_as_they_are_meant(tmp_path, monkeypatch, written, name):
-    root = files(tmp_path / "root", name)
-    monkeypatch.setenv("HOME", str(root / "home"))
-    (root / "clips.csv").write_text(f"path,label\n{written},dog\n", encoding="utf-8")
-    corpus = open_corpus(root / "clips.csv")
-    assert missing_files(corpus) == []
-    assert os.path.samefile(corpus.clips[0].path, root / name)
-
-
-@pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        (
-            "wav/a.wav",
-            "not one of its files is there; the first that was tried is .*wav/a.wav; rel",
-        ),
-        ("https://x.org/a.wav", "line 2: 'https://x.org/a.wav' is a URL"),
-        ("a\0.wav", "line 2: the path .* holds a NUL character"),
-    ],
-)
-def test_a_path_that_leads_nowhere_is_shown(tmp_path, written, message):
-    (tmp_path / "clips.csv").write_text(f"path,label\n{written},dog\n", encoding="utf-8")
-    with pytest.raises(DataError, match=f"clips.csv:? ?{message}"):
-        open_corpus(tmp_path / "clips.csv")
-
-
-@pytest.mark.parametrize(
-    ("name", "labels", "splits"),
-    [
-        ("tables/start_end/clips.csv", "cricket owl", {"train": 3}),
-        ("tables/list_labels/clips.csv", "animal cat dog", {"train": 6}),
-        ("tables/split_words/clips.csv", "cat dog", {"train": 8, "test": 4}),
-        ("tables/windows_paths/clips.csv", "cat dog", {"train": 6}),
-        ("tables/unicode_labels/clips.csv", "K\u00e4uzchen \u72ac", {"train": 12}),
-        ("tables/negatives/train.csv", "animal cat dog", {"train": 6}),
-        ("tables/label_words/clips.csv", "cat dog", {"train": 6}),
-        ("folders/capital_splits", "cat dog", {"train": 8, "test": 4}),
-        ("folders/lists_with_backslashes", "no yes", {"train": 5, "valid": 1, "test": 2}),
-    ],
-)
-def test_cases_of_real_use_are_understood(data, name, labels, splits):
-    corpus = open_corpus(data / "cases" / name)
-    assert (" ".join(corpus.label_names), counts(corpus)) == (labels, splits)
-    assert missing_files(corpus) == []
-
-
-def test_clips_without_a_label_are_negatives_where_there_may_be_several(data):
-    location = data / "cases" / "tables" / "negatives" / "test.csv"
-    corpus = open_corpus(location, several=True)
-    assert corpus.multi_label and sum(not clip.labels for clip in corpus.clips) == 2
-    with pytest.raises(DataError, match="test.csv line 4: no label, but others have one"):
-        open_corpus(location)
-
-
 # Nothing there
 
 
@@ -610,80 +493,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         open_corpus(files(tmp_path, "notes.txt") / "notes.txt")
 
 
-# Holding out
-
-
-def toy(*sizes: int) -> Corpus:
-    """As many clips of each class."""
-    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    clips = tuple(Clip(f"c{n}", Path(f"c{n}.wav"), (label,)) for n, label in enumerate(labels))
-    return Corpus("toy", clips, tuple(f"class {n}" for n in range(len(sizes))))
-
-
-def per_class(corpus: Corpus, split: str) -> list[int]:
-    times = Counter(clip.labels[0] for clip in corpus.select(split).clips)
-    return [times[label] for label in range(len(corpus.label_names))]
-
-
-def test_every_class_gives_its_share():
-    split = hold_out(toy(100, 50, 10), 0.2, seed=1)
-    assert per_class(split, "test") == [20, 10, 2]
-    assert per_class(split, "train") == [80, 40, 8]
-
-
-def test_small_classes_give_their_share_together_and_none_vanishes():
-    split = hold_out(toy(*[3] * 40, 1), 0.2, seed=1)
-    assert len(split.select("test")) == 24
-    assert min(per_class(split, "train")) >= 1
-
-
-def test_the_seed_decides_and_the_order_does_not():
-    corpus = toy(50, 50)
-    backwards = replace(corpus, clips=corpus.clips[::-1])
-    held = [
-        set(ids(hold_out(c, 0.2, seed=s).select("test")))
-        for c, s in [(corpus, 1), (backwards, 1), (corpus, 2)]
-    ]
-    assert held[0] == held[1] != held[2]
-
-
-def test_stretches_of_a_recording_stay_together():
-    clips = tuple(
-        Clip(f"{n}@{start}", Path(f"{n}.wav"), (), "train", float(start), 1.0)
-        for n in range(40)
-        for start in range(5)
-    )
-    split = hold_out(Corpus("toy", clips), 0.25, seed=0, split="valid")
-    sides = {part: {clip.path for clip in split.select(part).clips} for part in split.splits}
-    assert len(sides["valid"]) == 10
-    assert not sides["valid"] & sides["train"]
-
-
-def test_several_labels_count_for_the_rarest():
-    clips = tuple(Clip(f"c{n}", Path(f"c{n}"), (0, 1) if n < 10 else (0,)) for n in range(100))
-    split = hold_out(Corpus("toy", clips, ("speech", "bell"), multi_label=True), 0.2, seed=0)
-    assert sum(1 in clip.labels for clip in split.select("test").clips) == 2
-
-
-def test_other_splits_are_left_alone():
-    corpus = toy(20)
-    moved = replace(corpus, clips=(replace(corpus.clips[0], split="test"), *corpus.clips[1:]))
-    split = hold_out(moved, 0.5, seed=0, split="valid")
-    assert ids(split.select("test")) == ["c0"]
-    assert len(split) == 20
-
-
-@pytest.mark.parametrize(
-    ("sizes", "share", "target"),
-    [((1, 1), 0.5, "test"), ((9,), 0.0, "test"), ((9,), 1.0, "test"), ((9,), 0.5, "train")],
-)
-def test_what_cannot_be_held_out_is_refused(sizes, share, target):
-    with pytest.raises(DataError, match="toy"):
-        hold_out(toy(*sizes), share, seed=0, split=target)
-
-
-def test_splits_that_are_no_numbers_are_no_folds():
-    assert toy(3).folds == ()
+# Statistics
 
 
 def test_statistics_that_are_promised_exist(data):

@@ -1,5 +1,6 @@
 """Words for splits, in any case and spelling; nothing is learnt from what is called a test."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eat_audio.data.splits import (
     canonical_split,
     cross_validation,
     fold_number,
+    hold_out,
     role_of,
     sample,
     split_in_folder_name,
@@ -115,6 +117,10 @@ def test_a_split_may_be_selected_in_other_words(tmp_path):
     assert len(open_corpus(tmp_path / "clips.csv").select("Testing")) == 1
 
 
+def ids_of(corpus: Corpus) -> list[str]:
+    return [clip.id for clip in corpus.clips]
+
+
 # Folds and samples
 
 
@@ -175,3 +181,79 @@ def test_a_sample_is_the_same_every_time_and_keeps_the_order() -> None:
     numbers = [int(clip.id[1:]) for clip in few.clips]
     assert numbers == sorted(numbers) and set(numbers) != set(range(20))
     assert sample(corpus, 50) is corpus
+
+
+# Holding out
+
+
+def toy(*sizes: int) -> Corpus:
+    """As many clips of each class."""
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    clips = tuple(Clip(f"c{n}", Path(f"c{n}.wav"), (label,)) for n, label in enumerate(labels))
+    return Corpus("toy", clips, tuple(f"class {n}" for n in range(len(sizes))))
+
+
+def per_class(corpus: Corpus, split: str) -> list[int]:
+    times = Counter(clip.labels[0] for clip in corpus.select(split).clips)
+    return [times[label] for label in range(len(corpus.label_names))]
+
+
+def test_every_class_gives_its_share():
+    split = hold_out(toy(100, 50, 10), 0.2, seed=1)
+    assert per_class(split, "test") == [20, 10, 2]
+    assert per_class(split, "train") == [80, 40, 8]
+
+
+def test_small_classes_give_their_share_together_and_none_vanishes():
+    split = hold_out(toy(*[3] * 40, 1), 0.2, seed=1)
+    assert len(split.select("test")) == 24
+    assert min(per_class(split, "train")) >= 1
+
+
+def test_the_seed_decides_and_the_order_does_not():
+    corpus = toy(50, 50)
+    backwards = replace(corpus, clips=corpus.clips[::-1])
+    held = [
+        set(ids_of(hold_out(c, 0.2, seed=s).select("test")))
+        for c, s in [(corpus, 1), (backwards, 1), (corpus, 2)]
+    ]
+    assert held[0] == held[1] != held[2]
+
+
+def test_stretches_of_a_recording_stay_together():
+    clips = tuple(
+        Clip(f"{n}@{start}", Path(f"{n}.wav"), (), "train", float(start), 1.0)
+        for n in range(40)
+        for start in range(5)
+    )
+    split = hold_out(Corpus("toy", clips), 0.25, seed=0, split="valid")
+    sides = {part: {clip.path for clip in split.select(part).clips} for part in split.splits}
+    assert len(sides["valid"]) == 10
+    assert not sides["valid"] & sides["train"]
+
+
+def test_several_labels_count_for_the_rarest():
+    clips = tuple(Clip(f"c{n}", Path(f"c{n}"), (0, 1) if n < 10 else (0,)) for n in range(100))
+    split = hold_out(Corpus("toy", clips, ("speech", "bell"), multi_label=True), 0.2, seed=0)
+    assert sum(1 in clip.labels for clip in split.select("test").clips) == 2
+
+
+def test_other_splits_are_left_alone():
+    corpus = toy(20)
+    moved = replace(corpus, clips=(replace(corpus.clips[0], split="test"), *corpus.clips[1:]))
+    split = hold_out(moved, 0.5, seed=0, split="valid")
+    assert ids_of(split.select("test")) == ["c0"]
+    assert len(split) == 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "target"),
+    [((1, 1), 0.5, "test"), ((9,), 0.0, "test"), ((9,), 1.0, "test"), ((9,), 0.5, "train")],
+)
+def test_what_cannot_be_held_out_is_refused(sizes, share, target):
+    with pytest.raises(DataError, match="toy"):
+        hold_out(toy(*sizes), share, seed=0, split=target)
+
+
+def test_splits_that_are_no_numbers_are_no_folds():
+    assert toy(3).folds == ()

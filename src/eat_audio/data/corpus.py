@@ -292,11 +292,8 @@ def with_unique_ids(clips: Iterable[Clip]) -> Clips:
     do, theirs are the whole path and the stretch, and only if need be begin with the split.
     """
     clips = Clips.of(clips)
-    paths = clips.column("id")
-    in_archive = clips.column("offset").is_valid().to_pylist()
-    pairs = zip(paths.to_pylist(), in_archive, strict=True)
-    short = [path if complete else os.path.splitext(path)[0] for path, complete in pairs]
-    ids = pa.array(short, pa.large_binary())
+    parts = [_short_ids(clips[n : n + CHUNK]) for n in range(0, len(clips), CHUNK)]
+    ids = pa.concat_arrays(parts) if parts else clips.column("id")
     for longer in (_path_and_stretch, _split_path_and_stretch):
         repeated = repeated_in(ids)
         if not repeated.any():
@@ -306,6 +303,12 @@ def with_unique_ids(clips: Iterable[Clip]) -> Clips:
     if repeated_in(ids).any():
         ids = texts(map(_split_path_and_stretch, clips))
     return clips.changed(id=ids)
+
+
+def _short_ids(clips: Clips) -> pa.Array:
+    columns = (clips.column("id").to_pylist(), clips.column("offset").to_pylist())
+    ids = [os.path.splitext(p)[0] if n is None else p for p, n in zip(*columns, strict=True)]
+    return pa.array(ids, pa.large_binary())
 
 
 def _path_and_stretch(clip: Clip) -> str:
