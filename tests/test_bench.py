@@ -34,9 +34,9 @@ def test_the_table_names_the_device_and_the_batch(
 ) -> None:
     code, out, err = eat(monkeypatch, capsys, "bench", "eat_tiny", *SMALL, "--steps", 1)
     assert code == 0, err
-    head, *rows, last, following = out.splitlines()
+    head, *rows, last = out.splitlines()
     assert head == "work\tclips per second" and len(rows) == 3
-    assert following.startswith("next: eat ")
+    assert err.splitlines()[-1].startswith("next: eat ")
     assert last.startswith("cpu (") and last.endswith("2 s a clip, batches of 2")
 
 

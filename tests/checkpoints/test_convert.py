@@ -84,8 +84,9 @@ def test_the_licence_is_shown_when_weights_are_converted(
 
 def test_a_released_file_becomes_a_folder(convert: Any, released: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "eat"
-    said = f"{out}: EATModel, 41 tensors\nnext: eat inspect {out}\n"
-    assert convert(released, out) == (0, said, unknown(out))
+    output = f"{out}: EATModel, 41 tensors\n"
+    step = f"next: eat inspect {out}\n"
+    assert convert(released, out) == (0, output, unknown(out) + step)
     files = {path.name for path in out.iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert same(out, released)

@@ -317,7 +317,11 @@ def finished(
     arguments += [f"data={listing}", f"monitor.data={listing}", "monitor.clips=30"]
     messages = io.StringIO()
     called = TINY.get(method, f"{method}_tiny")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(messages):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(messages),
+        contextlib.redirect_stderr(messages),
+    ):
         patch.setattr(
             sys, "argv", ["eat", "pretrain", called, *arguments, "--out", str(home / "run")]
         )

@@ -56,7 +56,10 @@ MACHINE_READABLE = ("as_json", "print_config")
 
 
 class Command(TyperCommand):
-    """A command whose last line on stdout is the next step, unless it prints JSON or YAML."""
+    """A command whose last line is the next step, unless it prints JSON or YAML.
+
+    It is on stderr where stdout is no terminal, as programs read tables there.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, then print "next: ..."."""
@@ -69,7 +72,7 @@ class Command(TyperCommand):
             arguments = {key: shlex.quote(str(value)) for key, value in ctx.params.items()}
             step = NEXT.get(name, "eat --help").format(**arguments)
         if step:
-            print_lines(f"next: {step}")
+            print_lines(f"next: {step}", error=not Console().is_terminal)
         return None
 
 
