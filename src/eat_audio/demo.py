@@ -124,7 +124,7 @@ def run(
     with stage("predicting a clip that it was not trained on, and the report"):
         path, label = write_unseen(out / "unseen.wav", None if data is None else test, seconds)
         predictions = load(out / "finetuned").predict(out / "unseen.wav", top_k=5)
-        guesses = [(one.label, one.score) for one in predictions]
+        label_scores = [(one.label, one.score) for one in predictions]
         scores = score_rows(probes, tuned, scratch)
         title = f"{tuned.metric} on {tuned.clips:,} test clips of {corpus.name}"
         sections: list[report.Section] = [
@@ -134,7 +134,7 @@ def run(
                 [
                     ("text", f"{path}, which is {label}:"),
                     ("audio", data_url((out / "unseen.wav").read_bytes(), "audio/wav")),
-                    ("bars", "Prediction", [(*guess, "") for guess in guesses], 0),
+                    ("bars", "Prediction", [(*bar, "") for bar in label_scores], 0),
                 ],
             ),
         ]
@@ -143,8 +143,8 @@ def run(
             sections += [(f"{kind}: {heading}", blocks) for heading, blocks in of_run]
     record = {"demo": "finished", "corpus": corpus.name, "train": len(train), "test": tuned.clips}
     record |= {"probes": asdict(probes), "finetuned": asdict(tuned), "scratch": asdict(scratch)}
-    record |= {"path": path, "label": label, "predictions": guesses, "seconds": times}
-    best = ", ".join(f"{name} {as_percent(score)}" for name, score in guesses[:3])
+    record |= {"path": path, "label": label, "predictions": label_scores, "seconds": times}
+    best = ", ".join(f"{name} {as_percent(score)}" for name, score in label_scores[:3])
     print_lines("", title, *(f"  {name:42}{score}" for name, score in scores))
     print_lines(verdict(tuned, scratch), f"{path} is {label}; the model says {best}")
     finish(out, record, sections, next_commands(out, data))

@@ -43,7 +43,7 @@ def encoded(encoder, batches):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_clip_has_its_vector_in_order(wrapper, tmp_path, method):
     place = write_model(tmp_path, method)
-    encoder = wrapper.MTEBEncoder("me/mine", place=place, device="cpu")
+    encoder = wrapper.MTEBEncoder("me/mine", source=place, device="cpu")
     found = encoded(encoder, [{"audio": clips()[:2]}, {"audio": clips()[2:]}])
     own = eat.load(place, device="cpu")
     expected = [own.embed(clip["array"]).clip for clip in clips()]
@@ -51,7 +51,7 @@ def test_every_clip_has_its_vector_in_order(wrapper, tmp_path, method):
 
 
 def test_other_rates_and_channels_are_resampled_and_mixed(wrapper, tmp_path):
-    encoder = wrapper.MTEBEncoder("me/mine", place=write_model(tmp_path), device="cpu")
+    encoder = wrapper.MTEBEncoder("me/mine", source=write_model(tmp_path), device="cpu")
     (clip, *_) = clips(rate=44_100)
     both = {"array": np.stack([clip["array"]] * 2), "sampling_rate": 44_100}
     plain = soxr.resample(clip["array"], 44_100, 16_000, quality="HQ")
@@ -60,7 +60,7 @@ def test_other_rates_and_channels_are_resampled_and_mixed(wrapper, tmp_path):
 
 
 def test_a_batch_without_sound_is_refused(wrapper, tmp_path):
-    encoder = wrapper.MTEBEncoder("me/mine", place=write_model(tmp_path), device="cpu")
+    encoder = wrapper.MTEBEncoder("me/mine", source=write_model(tmp_path), device="cpu")
     with pytest.raises(AudioError, match="a batch holds text; expected audio"):
         encoded(encoder, [{"text": ["dog"]}])
 

@@ -39,7 +39,7 @@ NEXT = {
     "detect": "open the pictures in {out}, or its label tracks in Audacity",
     "evaluate": "eat predict FILES --model {model}",
     "probe": "eat finetune eat_tiny_finetune --from {model} data={data} --out runs/finetuned",
-    "inspect": "eat probe {place} --data LABELED_CLIPS",
+    "inspect": "eat probe {source} --data LABELED_CLIPS",
     "report": "open the page in a browser",
     "bench": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
     "convert": "eat inspect {out}",

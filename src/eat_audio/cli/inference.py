@@ -54,7 +54,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    places: AudioPaths,
+    inputs: AudioPaths,
     *,
     model: ModelSource,
     top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
@@ -68,7 +68,7 @@ def predict(
     from eat_audio.inference.predictor import load, predict_files
 
     failed = []
-    for result in predict_files(expanded(places), load(model, device=device), top_k=top_k):
+    for result in predict_files(expanded(inputs), load(model, device=device), top_k=top_k):
         if as_json:
             print_json(asdict(result))
         elif result.error is None:
@@ -80,7 +80,7 @@ def predict(
 
 @app.command()
 def embed(
-    places: AudioPaths,
+    inputs: AudioPaths,
     *,
     model: ModelSource,
     out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
@@ -99,7 +99,7 @@ def embed(
 
     check_output(out)
     predictor = load(model, device=device)
-    done = embed_files(expanded(places), predictor, out, level=cast(Any, level), hop_ms=hop)
+    done = embed_files(expanded(inputs), predictor, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
@@ -107,7 +107,7 @@ def embed(
 
 @app.command()
 def detect(
-    places: AudioPaths,
+    inputs: AudioPaths,
     *,
     model: ModelSource,
     out: Annotated[Path, Option("-o", "--out", help="Folder for four files per recording.")],
@@ -136,7 +136,7 @@ def detect(
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     predictor = load(model, device=device)
     failed = []
-    for result in detect_files(expanded(places), predictor, out, rules, plot=timeline):
+    for result in detect_files(expanded(inputs), predictor, out, rules, plot=timeline):
         if result.detection is None:
             failed.append(result.error or "")
             continue
@@ -150,7 +150,7 @@ def detect(
 
 @app.command()
 def convert(
-    place: Annotated[str, Argument(help="A released file, a model folder, a run or a Hub id.")],
+    source: Annotated[str, Argument(help="A released file, a model folder, a run or a Hub id.")],
     out: Annotated[Path, Argument(help="Where to: a new folder; with --to released a new file.")],
     *,
     to: Annotated[
@@ -172,7 +172,7 @@ def convert(
     from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import load_model_and_features, on_disk
 
-    path = on_disk(place)
+    path = on_disk(source)
     model, features = load_model_and_features(path, teacher=teacher)
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
     print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
@@ -184,7 +184,7 @@ def convert(
 
 @app.command()
 def inspect(
-    place: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
+    source: Annotated[str, Argument(help="A run's folder, a model folder, a file or a Hub id.")],
     *,
     as_json: AsJSON = False,
 ) -> None:
@@ -194,23 +194,23 @@ def inspect(
 
     Example: eat inspect runs/mine
     """
-    description = _description(place)
+    description = _description(source)
     if as_json:
         print_json(description)
     else:
-        show_table(place, ("what", "value"), list(_rows(description)))
+        show_table(source, ("what", "value"), list(_rows(description)))
 
 
-def _description(place: str) -> dict[str, Any]:
+def _description(source: str) -> dict[str, Any]:
     """Return the properties of a model by name; groups are mappings, missing ones are None."""
     from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import contents, load_features, load_model, on_disk
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
 
-    model, features = load_model(place), load_features(place)
-    encoder = load_model(place, AudioEncoder)  # comparable with the one that training began with
-    path = on_disk(place)
+    model, features = load_model(source), load_features(source)
+    encoder = load_model(source, AudioEncoder)  # comparable with the one that training began with
+    path = on_disk(source)
     folder = path.parent if path.is_file() else model_folder(path)
     record = _run_record(folder)
     if saved := checkpoints(folder):  # a finished run: its last checkpoint has the step
@@ -235,7 +235,7 @@ def _description(place: str) -> dict[str, Any]:
         "front_end": features and {name: getattr(features, name) for name in front_end},
         "fingerprint": fingerprint(model.state_dict()),
         "encoder_fingerprint": fingerprint(encoder.model.state_dict()),
-        "file": _tensor_counts(contents(place), model.state_dict()),
+        "file": _tensor_counts(contents(source), model.state_dict()),
         "configuration": {name: getattr(config, name) for name in settings},
         "started_from": origin.get("encoder") if isinstance(origin, dict) else None,
         "step": record.get("step"),

@@ -110,9 +110,9 @@ def roll_and_gain(waveforms: Tensor, lengths: Tensor, shift: Tensor, gain: Tenso
     Returns:
         Waveforms (B, S), float32; int16 input keeps its scale.
     """
-    places = torch.arange(waveforms.shape[1], device=waveforms.device).expand_as(waveforms)
+    positions = torch.arange(waveforms.shape[1], device=waveforms.device).expand_as(waveforms)
     source = torch.where(
-        places < lengths[:, None], (places - shift[:, None]) % lengths[:, None], places
+        positions < lengths[:, None], (positions - shift[:, None]) % lengths[:, None], positions
     )
     return waveforms.gather(1, source).float() * gain[:, None].float()
 
@@ -143,9 +143,9 @@ def noise_and_roll(
         shift: (B,) frames, to the right.
     """
     noisy = spectrogram + noise * scale[:, None, None] / 10
-    places = torch.arange(spectrogram.shape[1], device=noisy.device).expand(len(noisy), -1)
-    turned = (places - shift[:, None]) % frames[:, None]
-    source = torch.where(places < frames[:, None], turned, places)
+    positions = torch.arange(spectrogram.shape[1], device=noisy.device).expand(len(noisy), -1)
+    turned = (positions - shift[:, None]) % frames[:, None]
+    source = torch.where(positions < frames[:, None], turned, positions)
     return noisy.gather(1, source[..., None].expand_as(noisy))
 
 

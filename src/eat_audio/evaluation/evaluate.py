@@ -87,7 +87,7 @@ class Evaluation:
 
 
 def evaluate_model(
-    place: str | Path,
+    source: str | Path,
     data: str | Path,
     *,
     splits: Iterable[str] = (),
@@ -100,7 +100,7 @@ def evaluate_model(
     released files are) has the corpus' names, if they are as many.
 
     Args:
-        place: See `load_model`.
+        source: See `load_model`.
         data: See `open_corpus`.
         splits: Splits of the corpus; by default "test", else "eval", else everything.
         seconds: How much of each clip is used, from its beginning; if None 60 s, or 10.24 s
@@ -110,10 +110,10 @@ def evaluate_model(
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.
     """
-    model, features = load_model_and_features(place)
+    model, features = load_model_and_features(source)
     classifier = require_classifier(model)
     if is_regression(model.config):
-        raise CheckpointError(f"{place}: predicts numbers (regression), not classes to be scored")
+        raise CheckpointError(f"{source}: predicts numbers (regression), not classes to be scored")
     if seconds is not None and not 0 < seconds < math.inf:
         raise SettingError(f"seconds={seconds:g}: more than 0 is expected")
     corpus = open_corpus(data, several=several_labels(model.config))

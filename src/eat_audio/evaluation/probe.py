@@ -99,7 +99,7 @@ class ProbeResult:
 
 
 def probe_encoder(
-    place: str | Path,
+    source: str | Path,
     data: str | Path,
     *,
     seconds: float = 10.24,
@@ -110,7 +110,7 @@ def probe_encoder(
     """Probe an encoder (a classifier's, too), random ones of the same shape, and log-mel.
 
     Args:
-        place: See `load_model`.
+        source: See `load_model`.
         data: Labeled clips, see `open_corpus`.
         seconds: How much of every clip is used, from its beginning.
         seeds: How many encoders of the same shape with random weights are probed.
@@ -122,7 +122,7 @@ def probe_encoder(
     """
     corpus = labeled_corpus(data)
     corpus = corpus if max_clips is None else sample(corpus, max_clips)
-    encoder, features = load_model_and_features(place, AudioEncoder)
+    encoder, features = load_model_and_features(source, AudioEncoder)
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}

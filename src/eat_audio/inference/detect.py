@@ -154,7 +154,7 @@ def detect(
 
 
 def detect_files(
-    places: Iterable[str | Path],
+    inputs: Iterable[str | Path],
     predictor: Predictor,
     out: str | Path,
     rules: Rules | None = None,
@@ -170,11 +170,11 @@ def detect_files(
     are replaced.
 
     Raises:
-        EatError: A place does not exist, the model is no classifier, or `out` cannot be written.
+        EatError: An input does not exist, the model is no classifier, or `out` cannot be written.
             What is wrong with a single file is part of its result, and the others go on.
     """
     rules, out = rules or Rules(), Path(out)
-    paths = find_recordings(places)
+    paths = find_recordings(inputs)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: cannot be written (not a folder)")
     for path, stem in zip(track(paths, "detect", len(paths)), _stems(paths), strict=True):

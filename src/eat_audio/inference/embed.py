@@ -33,7 +33,7 @@ class Summary:
 
 
 def embed_files(
-    places: Iterable[str | Path],
+    inputs: Iterable[str | Path],
     predictor: Predictor,
     out: str | Path,
     *,
@@ -44,7 +44,7 @@ def embed_files(
     """Write the vectors of files, and of all recordings in folders.
 
     Args:
-        places: Files and folders.
+        inputs: Files and folders.
         predictor: From `load`.
         out: A `.parquet` file with a row per vector: `path`, for frames and patches `seconds`
             (the middle of their 160 ms), for patches `row` (0 to 7, low frequencies first),
@@ -57,13 +57,13 @@ def embed_files(
         hop_ms: Milliseconds from one frame to the next: 160, 80 or 40.
 
     Raises:
-        EatError: A place does not exist; or `out` cannot be written, holds something else, or is
+        EatError: An input does not exist; or `out` cannot be written, holds something else, or is
             written by another job.
     """
     out = Path(out)
     check_output(out)
     level = check_level(level, hop_ms)
-    origins = list({one.key: one for one in map(Origin.of, find_recordings(places))}.values())
+    origins = list({one.key: one for one in map(Origin.of, find_recordings(inputs))}.values())
     with open_store(out, _made_by(predictor, level, hop_ms)) as store:
         missing = store.missing(origins)
         failed = []

@@ -125,13 +125,13 @@ def _checked_rate(rate: Any) -> int:
     )
 
 
-def find_recordings(places: Iterable[str | Path]) -> list[Path]:
+def find_recordings(inputs: Iterable[str | Path]) -> list[Path]:
     """Return what `find_audio` finds; warn of folders without any recording.
 
     Raises:
         AudioError: As `find_audio`; or there are only folders without recordings.
     """
-    folders = [Path(place) for place in places]
+    folders = [Path(place) for place in inputs]
     paths = find_audio(folders)
     for folder in folders:
         inside = folder in paths or any(path.is_relative_to(folder) for path in paths)

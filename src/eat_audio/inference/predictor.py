@@ -88,13 +88,13 @@ class FilePrediction:
     error: str | None = None
 
 
-def load(place: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Predictor":
-    """Load a model for inference: see `load_model` for places and errors.
+def load(source: str | Path, *, device: str = "auto", overlap: float = 0.0) -> "Predictor":
+    """Load a model for inference: see `load_model` for sources and errors.
 
     Without a front end beside the weights (released files have none) it is the method's own for
     AudioSet.
     """
-    model, features = load_model_and_features(place)
+    model, features = load_model_and_features(source)
     nn.Module.to(model, Training(device=device).on())
     return Predictor(model, features, overlap=overlap)
 
@@ -330,15 +330,15 @@ Listener = Predictor
 
 
 def predict_files(
-    places: Iterable[str | Path], predictor: Predictor, *, top_k: int = 12, batch: int = 8
+    inputs: Iterable[str | Path], predictor: Predictor, *, top_k: int = 12, batch: int = 8
 ) -> Iterator[FilePrediction]:
     """Yield the likeliest labels of files, and of all recordings in folders, in sorted order.
 
     Raises:
-        EatError: A place does not exist, or the model is no classifier. What is wrong with a
+        EatError: An input does not exist, or the model is no classifier. What is wrong with a
             single file is part of its result, and the others go on.
     """
-    paths = find_recordings(places)
+    paths = find_recordings(inputs)
     results = track(predictor.predict_many(paths, top_k, batch=batch), "predict", len(paths))
     for path, result in zip(paths, results, strict=True):
         if isinstance(result, AudioError):

@@ -22,21 +22,21 @@ class EmbeddingModule(nn.Module):
     """Any model of this package as a module that embeds waveforms.
 
     Args:
-        place: A run's folder, a model folder, a file or a Hub id; by default the value of the
+        source: A run's folder, a model folder, a file or a Hub id; by default the value of the
             environment variable EAT_MODEL.
 
     Raises:
-        CheckpointError: No place is given, or there is no such model.
+        CheckpointError: No source is given, or there is no such model.
     """
 
-    def __init__(self, place: str | Path = "") -> None:
+    def __init__(self, source: str | Path = "") -> None:
         super().__init__()
-        place = str(place) or os.environ.get(VARIABLE, "")
-        if not place:
+        source = str(source) or os.environ.get(VARIABLE, "")
+        if not source:
             raise CheckpointError(
                 f"no model is given; expected a path, or {VARIABLE} set to a folder or a Hub id"
             )
-        self.predictor: Predictor = load(place, device="cpu")
+        self.predictor: Predictor = load(source, device="cpu")
         self.model = self.predictor.model  # a part of this module, so that `to` moves it
         self.rate = SAMPLE_RATE
         self.width: int = self.model.config.hidden_size

@@ -22,8 +22,8 @@ HOP_MS = 40
 class HearModel(EmbeddingModule):
     """A model with the attributes that HEAR reads."""
 
-    def __init__(self, place: str = "") -> None:
-        super().__init__(place)
+    def __init__(self, source: str = "") -> None:
+        super().__init__(source)
         self.sample_rate = self.rate
         self.scene_embedding_size = self.timestamp_embedding_size = self.width
 

@@ -39,10 +39,10 @@ class MTEBEncoder(AbsEncoder):
     """Any model of this package: one vector per clip.
 
     Args:
-        model_name: MTEB's name of the model; also its Hub id without `place`.
+        model_name: MTEB's name of the model; also its Hub id without `source`.
         revision: Of the Hub id; None for a model on this machine.
         device: cpu, cuda, ...; None: a GPU if there is one.
-        place: A run's folder, a model folder or a file.
+        source: A run's folder, a model folder or a file.
         **kwargs: Ignored; MTEB passes them to other models.
     """
 
@@ -52,13 +52,13 @@ class MTEBEncoder(AbsEncoder):
         revision: str | None = None,
         device: str | None = None,
         *,
-        place: str | Path | None = None,
+        source: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        if place is None and revision is not None:
-            place = _download(model_name, revision)
+        if source is None and revision is not None:
+            source = _download(model_name, revision)
         self.model_name = model_name
-        self.model: Predictor = load(place or model_name, device=device or "auto")
+        self.model: Predictor = load(source or model_name, device=device or "auto")
 
     def encode(
         self,
@@ -86,26 +86,26 @@ class MTEBEncoder(AbsEncoder):
         return np.stack(vectors)
 
 
-def encoder(place: str | Path, *, name: str, device: str | None = None) -> MTEBEncoder:
+def encoder(source: str | Path, *, name: str, device: str | None = None) -> MTEBEncoder:
     """Return a model ready for `mteb.evaluate`, with its description; see `model_meta`."""
-    model = MTEBEncoder(name, device=device, place=place)
-    model.mteb_model_meta = model_meta(place, name=name)
+    model = MTEBEncoder(name, device=device, source=source)
+    model.mteb_model_meta = model_meta(source, name=name)
     return model
 
 
-def model_meta(place: str | Path, *, name: str, revision: str | None = None) -> ModelMeta:
+def model_meta(source: str | Path, *, name: str, revision: str | None = None) -> ModelMeta:
     """Return MTEB's description; add a licence and the training data before you publish it.
 
     Args:
-        place: A run's folder, a model folder, a file or a Hub id.
+        source: A run's folder, a model folder, a file or a Hub id.
         name: OWNER/NAME, as on the Hub or as it is going to be.
         revision: Of the Hub id, if the model is there.
     """
-    model = load(place, device="cpu").model
+    model = load(source, device="cpu").model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelMeta(
         loader=MTEBEncoder,
-        loader_kwargs={} if revision else {"place": str(place)},
+        loader_kwargs={} if revision else {"source": str(source)},
         name=name,
         revision=revision,
         n_parameters=parameters,

@@ -59,12 +59,12 @@ class Exported:
 
 
 def export(
-    place: str | Path, out: Path, *, takes: Input = "waveform", gives: What = "embed"
+    source: str | Path, out: Path, *, takes: Input = "waveform", gives: What = "embed"
 ) -> Exported:
     """Write a model as ONNX (`.onnx`) or for `torch.export.load` (`.pt2`), and compare the two.
 
     Args:
-        place: See `load_model`.
+        source: See `load_model`.
         out: The file; its ending decides what it is.
         takes: "waveform": floats (B, S) in [-1, 1] at 16 kHz; "logmel": the values of the model's
             front end, (B, T, 128), T a multiple of 16.
@@ -80,12 +80,14 @@ def export(
     missing = [name for name in NEEDED[out.suffix] if find_spec(name) is None]
     if missing:
         raise EatError(f"{missing[0]} is not installed (pip install 'eat-audio[onnx]')")
-    predictor = load(place, device="cpu")
+    predictor = load(source, device="cpu")
     if gives == "classify" and not isinstance(predictor.model, AudioClassifier):
-        raise CheckpointError(f"{place}: is an encoder without a classifier; expected a classifier")
+        raise CheckpointError(
+            f"{source}: is an encoder without a classifier; expected a classifier"
+        )
     if takes == "waveform" and predictor.features.released_padding:
         raise CheckpointError(
-            f"{place}: does not mask padding (released_padding), so its waveforms cannot be of "
+            f"{source}: does not mask padding (released_padding), so its waveforms cannot be of "
             "any length; export with logmel as input"
         )
     with written_aside(out) as aside:

@@ -18,10 +18,10 @@ from eat_audio.integrations.encoder import EmbeddingModule
 
 
 class EATAudioEncoder(EmbeddingModule):
-    """Any model of this package, at `place` or at the value of EAT_MODEL."""
+    """Any model of this package, at `source` or at the value of EAT_MODEL."""
 
-    def __init__(self, place: str | Path = "") -> None:
-        super().__init__(place)
+    def __init__(self, source: str | Path = "") -> None:
+        super().__init__(source)
         self.sampling_rate = self.rate
         self.output_dim = self.width
         self.hop_size_in_ms = round(COLUMN_SECONDS * 1_000)

@@ -350,30 +350,30 @@ def _neighbor_blocks(run: RunFolder) -> list[Block]:
     except EatError as error:
         return [("missing", f"Not shown: {error}. --data CORPUS searches other labeled clips.")]
     by_id, reader = {clip.id: clip for clip in corpus.clips}, ClipReader()
-    found = [by_id[name] for name in vectors.ids]
-    labels = [set(clip.labels) for clip in found]
+    clips = [by_id[name] for name in vectors.ids]
+    labels = [set(clip.labels) for clip in clips]
     units = unit_vectors(vectors.mean)
-    ids, cosines = nearest(units, units, len(found))
+    ids, cosines = nearest(units, units, len(clips))
     ranked = [
         [(m, cosine) for m, cosine in zip(*row, strict=True) if m != n][:NEIGHBORS]
         for n, row in enumerate(zip(ids.tolist(), cosines.tolist(), strict=True))
     ]
 
     def cell(number: int, kind: str, note: str) -> tuple[str, ...]:
-        clip = found[number]
+        clip = clips[number]
         waveform = reader.read(clip, seconds)
         values = features.log_mel(waveform[None], torch.tensor([len(waveform)])).values[0]
         return kind, figures.thumbnail(values.numpy()), clip.id, _label(clip, corpus), note
 
     rows = []
-    for query in _queries(found):
+    for query in _queries(clips):
         cells = [cell(query, "query", "")]
         for number, cosine in ranked[query]:
             same = bool(labels[number] & labels[query])
             cells.append(cell(number, "same" if same else "other", "✓ " * same + f"{cosine:.2f}"))
         rows.append(cells)
     hits = sum(bool(labels[n] & labels[row[0][0]]) for n, row in enumerate(ranked) if row)
-    return [("neighbors", rows, len(found), corpus.name, hits / len(found))]
+    return [("neighbors", rows, len(clips), corpus.name, hits / len(clips))]
 
 
 def _queries(clips: Sequence[Clip]) -> list[int]:
