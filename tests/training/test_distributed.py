@@ -314,8 +314,14 @@ def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """Start a process that minds SIGHUP, even if these tests run under nohup."""
     return subprocess.Popen(
-        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
@@ -326,7 +332,10 @@ def test_a_run_that_is_preempted_or_loses_its_terminal_saves(
     process = start([sys.executable, *long_run(corpus, tmp_path)])
     wait_for(tmp_path, 5, process)
     process.send_signal(sent)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, stderr
     step = int(re.search(r"stopped after step (\d+) of", stderr)[1])  # type: ignore[index]
     assert (tmp_path / "checkpoints" / f"step-{step:08d}" / "run.json").is_file()
