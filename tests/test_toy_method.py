@@ -31,19 +31,15 @@ from torch import nn
 from eat_audio.masking import random_masks
 from eat_audio.models.eat.modeling import EATModel
 from eat_audio.pretraining.method import Pretraining, PretrainRun
-from eat_audio.rng import clip_keys
 
 
 class ToyPretraining(Pretraining):
-    def __init__(self, config, method, features, **clips):
-        super().__init__(config, method, features, **clips)
+    def build(self, config):
         self.student = EATModel(config)
         self.head = nn.Linear(config.embed_dim, 1)
 
     def forward(self, batch, generator):
-        clips = self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
-        keys = clip_keys(self.seed, batch.epochs, batch.clips, 1)
-        masks = self.method.sample_masks(keys, self.student.grid(clips.values), clips.columns)
+        clips, masks, _ = self.masked_batch(batch)
         hidden = masks.hidden[:, 0]  # (B, N)
         target = clips.values.unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).mean(dim=(2, 4))
         patches = self.student.model.embed(clips.values).masked_fill(hidden[..., None], 0)

@@ -303,9 +303,9 @@ def apart(ours: Callable[[Any], Tensor], theirs: Callable[[Any], Tensor], exampl
 
 
 def step_flop(size: str, clones: int, seconds: float) -> float:
-    """Of one clip, forward and backward."""
-    encoder = EncoderSettings(size=size)
-    run = EATRun(encoder=encoder, masks=clones, clips=ClipSettings(seconds=seconds))
+    """Return the operations of one clip, forward and backward; those of any block are the same."""
+    encoder, clips = EncoderSettings(size=size), ClipSettings(seconds=seconds)
+    run = EATRun(encoder=encoder, masks=clones, block=(2, 2), clips=clips)
     return flops.pretraining(run).total
 
 
