@@ -14,7 +14,7 @@ def test_the_page_shows_the_numbers_that_were_measured():
 def test_two_million_clips_fit_into_a_laptop():
     for row in json.loads(scale.RESULTS.read_text(encoding="utf-8"))["rows"]:
         _, busy = map(sum, zip(row["open"], row["first_batch"], strict=True))
-        assert busy < 10 and row["peak_mb"] < 2_000
+        assert busy < 30 and row["peak_mb"] < 2_000
 
 
 def test_a_small_corpus_is_measured_in_both_forms(tmp_path):

@@ -35,8 +35,8 @@ COLUMNS = pa.schema(
     ]
 )
 """Text is UTF-8 as bytes, because file names need not be text (they are surrogates then)."""
-CHUNK = 65_536
-"""Clips that are Python objects at a time."""
+CHUNK, FEW = 65_536, 512
+"""Clips that are Python objects at a time; few, where the garbage collector would go through them."""
 
 
 class Span(NamedTuple):
@@ -240,8 +240,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """Return a text that is the same for the same clips and labels, wherever they lie."""
         digest = hashlib.sha256(repr(self.label_names).encode())
-        for first in range(0, len(self), CHUNK):
-            part = self.table[first : first + CHUNK]
+        for first in range(0, len(self), FEW):
+            part = self.table[first : first + FEW]
             ids = map(_decode, part.column("id").to_pylist())
             labels = map(tuple, part.column("labels").to_pylist())
             times = (part.column(name).to_pylist() for name in ("start", "seconds"))
