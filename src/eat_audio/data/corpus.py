@@ -36,7 +36,7 @@ COLUMNS = pa.schema(
 )
 """Text is UTF-8 as bytes, because file names need not be text (they are surrogates then)."""
 CHUNK, FEW = 65_536, 512
-"""Clips that are Python objects at a time; few, where the garbage collector would go through them."""
+"""Clips that are Python objects at a time; few, where garbage collection would visit them."""
 
 
 class Span(NamedTuple):
