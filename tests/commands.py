@@ -39,6 +39,11 @@ class Ended:
     grown: int
     """Megabytes above an idle process."""
 
+    @property
+    def messages(self) -> list[str]:
+        """The lines on stderr, without the next step."""
+        return [line for line in self.err.splitlines() if not line.startswith("next: ")]
+
     def succeeds(self) -> Self:
         """Itself, of which nothing went wrong."""
         assert self.code == 0, f"exit code {self.code}\n{self.out[-1_000:]}\n{self.err[-3_000:]}"

@@ -430,7 +430,8 @@ def test_a_report_needs_no_display_and_no_home_that_can_be_written(
     }
     words = [sys.executable, "-m", "eat_audio", "report", finished, "-o", tmp_path / "page.html"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "next: open the page in a browser\n"
     assert (tmp_path / "page.html").is_file() and not list(home.iterdir())
 
 
