@@ -215,6 +215,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_nothing_but_the_last_one() -> 
 
 
 def test_an_interrupt_saves_the_step_that_was_being_made() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     saved: list[int] = []
 
     def interrupting() -> Iterator[Numbers]:
