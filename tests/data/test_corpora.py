@@ -6,38 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from empty_files import counts, files, ids, labels_agree_with
 
 from eat_audio.audio.fbank import STATISTICS
 from eat_audio.data import layout_names
-from eat_audio.data.corpus import Clip, Corpus, missing_files
+from eat_audio.data.corpus import Clip, missing_files
 from eat_audio.data.datasets import adapter_named, adapters, open_corpus
 from eat_audio.data.datasets.base import audio_below
 from eat_audio.data.datasets.folder import labeled_by_folder
 from eat_audio.errors import DataError, EatWarning
-
-
-def files(folder: Path, *names: str) -> Path:
-    """Empty files below a folder: no corpus is decoded here."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
-def counts(corpus: Corpus) -> dict[str, int]:
-    return dict(Counter(clip.split for clip in corpus.clips))
-
-
-def ids(corpus: Corpus) -> list[str]:
-    return [clip.id for clip in corpus.clips]
-
-
-def labels_agree_with(corpus: Corpus, folder_of: int) -> bool:
-    return all(
-        Path(clip.path).parts[folder_of] == corpus.label_names[clip.labels[0]]
-        for clip in corpus.clips
-    )
-
 
 # ESC-50
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_batches import noise_batch
 from torch import Tensor
 
 from conftest import golden_sets, needs, sidecar, tensors
-from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, random_masks
 from eat_audio.models.audiomae.modeling import AudioMAEConfig
 from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
@@ -213,22 +213,6 @@ def small(attention: str = "local", **changes: Any) -> AudioMAEPretraining:
     decoder = DecoderSettings(attention=attention, width=32, depth=4, heads=4)
     method = AudioMAEMethod(decoder=decoder, **changes)
     return AudioMAEPretraining(config, method, AudioMAEFeatureExtractor(), frames=256, seed=1)
-
-
-def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
-    """Clips of noise, each the same at every call."""
-    count = round(16_000 * seconds)
-    waves = [
-        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
-        for number in ids
-    ]
-    return Batch(
-        step=0,
-        waveforms=torch.stack(waves).to(torch.int16),
-        lengths=torch.full((len(ids),), count),
-        clips=torch.tensor(ids),
-        epochs=torch.full((len(ids),), epoch),
-    )
 
 
 @pytest.mark.parametrize("columns", [1, 3, 6, 12, 13])

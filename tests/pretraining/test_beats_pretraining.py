@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
+from small_batches import FEATURES, SMALL, noise_batch
 from torch import Tensor, nn
 
 from conftest import needs_data
@@ -50,18 +51,6 @@ from eat_audio.rng import clip_keys
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import Optim, adamw, parameter_groups
 
-FEATURES = BEATsFeatureExtractor()
-SMALL = BEATsConfig(
-    embed_dim=16,
-    encoder_layers=2,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=64,
-    encoder_attention_heads=2,
-    dropout=0.0,
-    attention_dropout=0.0,
-    dropout_input=0.0,
-    encoder_layerdrop=0.0,
-)
 CODES = RandomTokenizerSettings(codes=64, width=32)
 LITERAL = RandomTokenizerSettings(input_norm="none", projection_norm="none", code_norm="none")
 
@@ -70,23 +59,6 @@ def small(frames: int = 256, **changes: Any) -> BEATsPretraining:
     torch.manual_seed(0)
     method = BEATsMethod(**{"random": CODES, "predictor_layers": 2} | changes)
     return BEATsPretraining(SMALL, method, FEATURES, frames=frames, seed=1)
-
-
-def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
-    """Clips of noise, each the same at every call."""
-    count = round(16_000 * seconds)
-    waves = [
-        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
-        for number in ids
-    ]
-    return Batch(
-        step=0,
-        waveforms=torch.stack(waves).to(torch.int16),
-        lengths=torch.full((len(ids),), count),
-        clips=torch.tensor(ids),
-        epochs=torch.full((len(ids),), epoch),
-        ids=[str(number) for number in ids],
-    )
 
 
 def close(model: Tensor, expected: Tensor, atol: float = 1e-5) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_batches import noise_batch
 from torch import Tensor, nn
 
 from conftest import golden_sets, needs, sidecar, tensors
-from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.checkpoint import DECODER, encoder_names
@@ -350,22 +350,6 @@ def small(**changes: Any) -> EATPretraining:
     config = EATConfig(embed_dim=32, depth=2, num_heads=2)
     method = EATMethod(masks=3, decoder=DecoderSettings(layers=2, groups=4), **changes)
     return EATPretraining(config, method, EATFeatureExtractor(), frames=256, seed=1).train()
-
-
-def noise_batch(ids: list[int], epoch: int = 0, seconds: float = 2.6) -> Batch:
-    """Clips of noise, each the same at every call."""
-    count = round(16_000 * seconds)
-    waves = [
-        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
-        for number in ids
-    ]
-    return Batch(
-        step=0,
-        waveforms=torch.stack(waves).to(torch.int16),
-        lengths=torch.full((len(ids),), count),
-        clips=torch.tensor(ids),
-        epochs=torch.full((len(ids),), epoch),
-    )
 
 
 def test_a_short_clips_losses_do_not_depend_on_its_padding() -> None:

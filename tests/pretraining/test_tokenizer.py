@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from small_batches import FEATURES, SMALL
 from torch import Tensor
 
 from conftest import golden_sets, sidecar, tensors
@@ -32,18 +33,6 @@ QUANTIZERS = [
     (path, case) for path in golden_sets("quantizer*.json") for case in sidecar(path)["cases"]
 ]
 TOKENIZERS = golden_sets("tokenizer*.json")
-FEATURES = BEATsFeatureExtractor()
-SMALL = BEATsConfig(
-    embed_dim=16,
-    encoder_layers=2,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=64,
-    encoder_attention_heads=2,
-    dropout=0.0,
-    attention_dropout=0.0,
-    dropout_input=0.0,
-    encoder_layerdrop=0.0,
-)
 each_case = pytest.mark.parametrize(
     ("path", "case"), QUANTIZERS, ids=[f"{path.stem}-{case}" for path, case in QUANTIZERS]
 )

@@ -380,7 +380,7 @@ def _queries(clips: Sequence[Clip]) -> list[int]:
     """Return numbers of clips with different labels."""
     used: set[int] = set()
     queries = []
-    for number in sorted(range(len(clips)), key=lambda n: hash_id(f"asked {clips[n].id}")):
+    for number in sorted(range(len(clips)), key=lambda n: hash_id(f"query {clips[n].id}")):
         if clips[number].labels and not used & set(clips[number].labels):
             used |= set(clips[number].labels)
             queries.append(number)
