@@ -287,7 +287,7 @@ def test_that_nothing_was_tested_is_noted(made: Path, tmp_path: Path) -> None:
     done = run(settings(place, steps=1), out=tmp_path / "out", start=None)
     assert done.evaluation is None
     assert done.note == (
-        "no test split: nothing was tested (validation: not learnt from; "
+        "no test split: nothing was tested (validation: not trained on; "
         "test_splits=[validation] tests it)"
     )
 

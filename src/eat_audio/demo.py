@@ -146,7 +146,7 @@ def run(
     record |= {"path": path, "label": label, "predictions": label_scores, "seconds": times}
     best = ", ".join(f"{name} {as_percent(score)}" for name, score in label_scores[:3])
     print_lines("", title, *(f"  {name:42}{score}" for name, score in scores))
-    print_lines(verdict(tuned, scratch), f"{path} is {label}; the model says {best}")
+    print_lines(verdict(tuned, scratch), f"{path} is {label}; predicted: {best}")
     finish(out, record, sections, next_commands(out, data))
     return record
 

@@ -420,7 +420,7 @@ def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> s
     if test is None:
         valid = ", ".join(Roles.of(corpus.splits).valid)
         first = valid.partition(",")[0]
-        unused = f" ({valid}: not learnt from; test_splits=[{first}] tests it)" if valid else ""
+        unused = f" ({valid}: not trained on; test_splits=[{first}] tests it)" if valid else ""
         return f"no test split: nothing was tested{unused}"
     if len(corpus.splits) == 1 and not settings.test_splits:
         return f"no test split: {len(test)} of {len(corpus)} clips were held out and tested"

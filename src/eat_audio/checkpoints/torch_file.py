@@ -53,7 +53,7 @@ def read_pickled(path: str | Path) -> dict[str, Any]:
     with. The state of an optimizer is left out.
 
     Raises:
-        CheckpointError: It is no such file, is damaged, or asks for code to be run.
+        CheckpointError: It is no such file, is damaged, or needs code to be run.
     """
     try:
         with open(path, "rb") as file:

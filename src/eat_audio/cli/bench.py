@@ -23,7 +23,7 @@ def bench(
 ) -> None:
     """Measure clips per second on this machine: embedding, pre-training and fine-tuning.
 
-    The clips are noise in memory, so that decoding does not count, as long as the recipe's.
+    The clips are noise in memory, of the length in the recipe: decoding is not measured.
 
     Example: eat bench eat_base_as2m batch=4 device=cpu
     """

@@ -31,7 +31,6 @@ Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {
-    "demo": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
     "recipes": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
     "tokenize": "eat pretrain beats_tiny_iter2 data={data} labels={out} --out runs/beats",
     "predict": "eat detect FILES --model {model} -o events/",

@@ -33,11 +33,12 @@ def demo(
     data: Annotated[
         Path | None, Option(help="Your own clips, one folder per class, instead of synthetic ones.")
     ] = None,
-) -> None:
+) -> str:
     """Run the full pipeline in a few minutes: pre-train, probe, fine-tune, predict, report."""
     from eat_audio import demo as demonstration
 
     demonstration.run(out=out, data=data)
+    return ""  # it prints next steps of its own
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Read and write manifests: tables of clips (.csv) and the .tsv and .lbl of wav2vec and EAT.
 
 A table has a header: `path,label`, and `split`, `start`, `seconds`, `id` where they are needed,
-under these names or others that columns.py knows. A .tsv holds a root folder, then
+under these names or others that columns.py lists. A .tsv holds a root folder, then
 `path<TAB>samples` per clip; labels are in the .lbl beside it, line by line, and their names in
 `label_descriptors.csv`. No recording is opened; `missing_files` checks whether they exist.
 """
@@ -332,7 +332,7 @@ def write_tsv(corpus: Corpus, path: str | Path, *, samples: Sequence[int]) -> No
     is written, and the labels' numbers are their ids.
 
     Args:
-        corpus: Whole files of one split: the format knows no stretches and no splits.
+        corpus: Whole files of one split: the format has no stretches and no splits.
         path: Of the `.tsv`; labels go to the `.lbl` beside it.
         samples: Length of each clip; the released code drops clips below 10_000.
 

@@ -1,1 +1,1 @@
-"""How anything learns: one loop, one optimizer, one kind of checkpoint. Knows no method."""
+"""One training loop, one optimizer and one kind of checkpoint, for every method."""

@@ -38,9 +38,9 @@ class Optim(Settings):
     decay_all: bool = False
     """Also decay biases, norms and the CLS token, as the released runs did (by mistake)."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Block i of n learns at layer_decay^(n - i) of the rate; all else at the full rate."""
+    """Block i of n is trained at layer_decay^(n - i) of the rate; all else at the full rate."""
     stem_decay: bool = False
-    """What comes before the blocks learns at layer_decay^(n + 1) of the rate, as in the released
+    """What comes before the blocks is trained at layer_decay^(n + 1) of the rate, as in the released
     Audio-MAE, not at the full rate, as in the released EAT."""
     clip: float = Field(4.0, ge=0)
     """Longest gradient that is applied as it is; 0: any."""

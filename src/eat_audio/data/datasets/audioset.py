@@ -69,7 +69,7 @@ def recognize(corpus: Corpus) -> Corpus:
 
 
 Row = tuple[str, str, tuple[float, float] | None]
-"""A line of a list: a YouTube id or a path on somebody's machine, labels separated by commas, and
+"""A line of a list: a YouTube id or a path on another machine, labels separated by commas, and
 the start and end of the clip in the video, in seconds, if the list holds them."""
 
 
