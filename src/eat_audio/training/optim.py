@@ -40,7 +40,7 @@ class Optim(Settings):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Block i of n is trained at layer_decay^(n - i) of the rate; all else at the full rate."""
     stem_decay: bool = False
-    """What comes before the blocks is trained at layer_decay^(n + 1) of the rate, as in the released
+    """Layers before the blocks are trained at layer_decay^(n + 1) of the rate, as in the released
     Audio-MAE, not at the full rate, as in the released EAT."""
     clip: float = Field(4.0, ge=0)
     """Longest gradient that is applied as it is; 0: any."""
