@@ -24,6 +24,7 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches, whole_patches
 from eat_audio.data.scan import contents_fingerprint
+from eat_audio.data.soft_labels import with_soft_labels
 from eat_audio.data.splits import Roles, hold_out, role_of, train_and_test
 from eat_audio.data.transforms import Augmentation, augment
 from eat_audio.errors import DataError, SettingError
@@ -67,6 +68,8 @@ class FinetuneRun(TrainSettings):
     task: Literal["finetune"] = "finetune"
     data: str | None = None
     """A manifest (.tsv, .csv), or a folder in one of the known layouts, with labels."""
+    soft_labels: str | None = None
+    """A .parquet file of a teacher's class probabilities, for classes and clips without labels."""
     train_splits: tuple[str, ...] = ()
     """Splits to learn from; by default "train", or all folds but the tested one."""
     test_splits: tuple[str, ...] = ()
@@ -99,6 +102,8 @@ class FinetuneRun(TrainSettings):
     def _fits_together(self) -> Self:
         if self.augment.mixup and self.batch % 2:
             raise ValueError(f"batch={self.batch}: mixup needs an even number")
+        if self.soft_labels is not None and self.loss == "cross_entropy":
+            raise ValueError("soft_labels: loss=cross_entropy has no place for them; say bce_mean")
         if self.freeze and self.lora:
             raise ValueError(f"freeze={self.freeze}: with lora={self.lora} all blocks are frozen")
         return self
@@ -122,7 +127,7 @@ class Classification(LayeredObjective):
             spectrogram, mask, labels = self.prepare(batch, generator)
         logits = self.model(spectrogram, mask).logits.float()
         losses = classification_loss(logits, labels, self.settings.loss)
-        right = (logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
+        right = (logits.argmax(dim=1) == labels.nan_to_num().argmax(dim=1)).float().mean()
         return losses | {"accuracy": right.detach()}
 
     def prepare(
@@ -145,13 +150,16 @@ class Classification(LayeredObjective):
 def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Return the loss of logits (B, C) against probabilities (B, C), by its released name.
 
-    With "weight", micro-batches of one step are averaged by their number of labels.
+    NaN is a class of which nothing is known; it has no part in binary cross-entropies. With
+    "weight", micro-batches of one step are averaged by their number of labels.
     """
     if kind == "cross_entropy":
         return {"loss": F.cross_entropy(logits, labels)}
-    total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    known = (~labels.isnan()).to(logits.dtype)
+    labels = labels.nan_to_num()
+    total = F.binary_cross_entropy_with_logits(logits, labels, known, reduction="sum")
     if kind == "bce_mean":
-        return {"loss": total / labels.numel()}
+        return {"loss": total / known.sum().clamp(min=1.0)}
     if kind == "bce_per_clip":
         return {"loss": total / len(labels)}
     count = labels.sum().clamp(min=1.0)
@@ -365,6 +373,8 @@ def open_labeled(settings: FinetuneRun) -> Corpus:
     if settings.data is None:
         raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
     corpus = open_corpus(settings.data, several=settings.loss != "cross_entropy")
+    if settings.soft_labels is not None:
+        return with_soft_labels(corpus, settings.soft_labels)
     if not corpus.label_names:
         reason = "".join(f"; {note}" for note in corpus.notes)
         raise SettingError(f"data={settings.data}: its clips have no labels to learn{reason}")
@@ -378,7 +388,9 @@ def open_labeled(settings: FinetuneRun) -> Corpus:
 
 
 def _refuse_one_label(corpus: Corpus, where: str) -> None:
-    """Raise unless the clips differ in their labels."""
+    """Raise unless the clips differ in their labels, or have soft ones."""
+    if corpus.soft_labels is not None:
+        return
     labels, first = corpus.table.labels()
     names = [corpus.label_names[number] for number in np.unique(labels)]
     if len(names) == 1 and bool((np.diff(first) == 1).all()):
@@ -392,6 +404,8 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
         SettingError: The splits do not say which to train on, or those have one label only.
     """
     splits = corpus.splits
+    if corpus.soft_labels is not None and not corpus.labeled():
+        return corpus.select(*(settings.train_splits or splits)), None
     named = {*settings.train_splits, *settings.test_splits}
     if corpus.folds and not settings.test_splits:
         raise SettingError(
@@ -412,7 +426,12 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     for names in filter(None, (train, test)):
         if not corpus.select(*names).table.labels()[0].size:
             raise SettingError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
-    return train_clips, corpus.select(*test) if test else None
+    return train_clips, _to_test(corpus.select(*test)) if test else None
+
+
+def _to_test(corpus: Corpus) -> Corpus:
+    """Return the clips to test on: with soft labels, those that have labels of their own."""
+    return corpus if corpus.soft_labels is None else corpus.labeled()
 
 
 def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> str:

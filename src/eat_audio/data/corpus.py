@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from eat_audio.data.splits import named_split, numbered_folds
 from eat_audio.errors import DataError
+
+if TYPE_CHECKING:
+    from eat_audio.data.soft_labels import SoftLabels
 
 COLUMNS = pa.schema(
     [
@@ -193,6 +196,8 @@ class Corpus:
     """Log-mel statistics: the name of published ones in `STATISTICS`, or mean and deviation."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Sentences about what lies beside the clips and is not used."""
+    soft_labels: "SoftLabels | None" = field(default=None, compare=False)
+    """A teacher's probabilities, as training targets."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clips", Clips.of(self.clips))
@@ -246,7 +251,13 @@ class Corpus:
             labels = map(tuple, part.column("labels").to_pylist())
             times = (part.column(name).to_pylist() for name in ("start", "seconds"))
             digest.update("".join(map(repr, zip(ids, labels, *times, strict=True))).encode())
+        if self.soft_labels is not None:
+            digest.update(self.soft_labels.fingerprint().encode())
         return f"{len(self)} clips, sha256 {digest.hexdigest()[:16]}"
+
+    def labeled(self) -> "Corpus":
+        """Return the clips that have labels."""
+        return replace(self, clips=self.table.take(np.flatnonzero(np.diff(self.table.labels()[1]))))
 
     def with_labels(self, names: Sequence[str]) -> "Corpus":
         """Return the same clips with labels numbered as in `names`, as those of a model.

@@ -88,7 +88,7 @@ class Batch:
     """(B,) int64, the epoch of each clip: with its number, the key of its random draws, so that
     they depend neither on the batch nor on its size."""
     labels: Tensor | None = None
-    """(B, classes) float, 0 or 1."""
+    """(B, classes) float, 0 or 1; with soft labels probabilities, NaN where nothing is known."""
     ids: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """One sentence for every clip that could not be read and was replaced or left out."""
@@ -250,6 +250,8 @@ class ClipBatches(Dataset[Batch]):
         batch = collate(clips, waveforms, classes, step, unreadable, epochs)
         new = [message for message in dict.fromkeys(messages) if message not in self._warned]
         self._warned.update(new)
+        if self.corpus.soft_labels is not None and batch.labels is not None:
+            batch.labels = self.corpus.soft_labels.targets(batch.ids, batch.labels)
         return replace(batch, warnings=new)
 
     def _row(
