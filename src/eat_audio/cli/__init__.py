@@ -68,6 +68,8 @@ app = build_app()
 
 def main(command: typer.Typer = app) -> NoReturn:
     """Run the command; turn the user's mistakes into one sentence and exit code 2."""
+    # OpenMP's threads would otherwise spin while they wait; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _escape_unencodable()
     warnings.showwarning = _one_line_warnings(warnings.showwarning)
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AsJSON, show_table
+from eat_audio.cli.console import AsJSON, Precision, show_table
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
@@ -44,6 +44,7 @@ def probe(
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
     clips: Annotated[int | None, Option(min=2, help="Use at most so many clips.")] = None,
     as_json: AsJSON = False,
+    precision: Precision = "auto",
 ) -> None:
     """Measure how well a linear classifier works on the features of a frozen encoder.
 
@@ -62,6 +63,7 @@ def probe(
         seeds=seeds,
         neighbors=neighbors if knn else None,
         max_clips=clips,
+        precision=precision,
     )
     if as_json:
         print_json(asdict(result))

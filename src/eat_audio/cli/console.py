@@ -28,6 +28,9 @@ PrintConfig = Annotated[
 ModelSource = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
 AudioPaths = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
+Precision = Annotated[
+    str, Option(help="fp32, bf16; auto: bf16 where the hardware has it natively.")
+]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {

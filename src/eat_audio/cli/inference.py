@@ -16,6 +16,7 @@ from eat_audio.cli.console import (
     AudioPaths,
     Device,
     ModelSource,
+    Precision,
     end_of_job,
     expanded,
     show_table,
@@ -39,11 +40,20 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
     as_json: AsJSON = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
     from eat_audio.evaluation.evaluate import evaluate_model
 
-    result = evaluate_model(model, data, splits=tuple(split or ()), seconds=seconds)
+    result = evaluate_model(
+        model,
+        data,
+        splits=tuple(split or ()),
+        seconds=seconds,
+        device=device,
+        precision=precision,
+    )
     if out is not None:
         result.write(out)
     if as_json:
@@ -60,15 +70,17 @@ def predict(
     top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
     as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Label files: the likeliest labels of each, with scores.
 
     Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
     """
-    from eat_audio.inference.predictor import load, predict_files
+    from eat_audio.inference.predictor import predict_files
 
+    predictor = _predictor(model, device, precision)
     failed = []
-    for result in predict_files(expanded(inputs), load(model, device=device), top_k=top_k):
+    for result in predict_files(expanded(inputs), predictor, top_k=top_k):
         if as_json:
             print_json(asdict(result))
         elif result.error is None:
@@ -89,16 +101,16 @@ def embed(
     ] = "clip",
     hop: Annotated[int, Option(help="Milliseconds from frame to frame: 160, 80 or 40.")] = 160,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Turn files into vectors; what is already in --out is not done again.
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
     from eat_audio.inference.embed import check_output, embed_files
-    from eat_audio.inference.predictor import load
 
     check_output(out)
-    predictor = load(model, device=device)
+    predictor = _predictor(model, device, precision)
     done = embed_files(expanded(inputs), predictor, out, level=cast(Any, level), hop_ms=hop)
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
@@ -121,6 +133,7 @@ def detect(
     quiet: Annotated[float, Option(help="dBFS of a step below which it has no event.")] = -70.0,
     top: Annotated[int | None, Option(help="Labels per file at most; the surest ones.")] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Detect events in files: onset, offset, label and score of each.
 
@@ -130,11 +143,10 @@ def detect(
     Example: eat detect dog.wav recordings/ --model runs/esc50 -o events/
     """
     from eat_audio.inference.detect import Rules, detect_files
-    from eat_audio.inference.predictor import load
     from eat_audio.report.figures import timeline
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
-    predictor = load(model, device=device)
+    predictor = _predictor(model, device, precision)
     failed = []
     for result in detect_files(expanded(inputs), predictor, out, rules, plot=timeline):
         if result.detection is None:
@@ -146,6 +158,16 @@ def detect(
         ]
         show_table(result.path, ("onset", "offset", "label", "score"), rows, heading=True)
     end_of_job(failed)
+
+
+def _predictor(model: str, device: str, precision: str) -> Any:
+    """Load a model for inference, and set the number of threads that it needs."""
+    from eat_audio.inference.predictor import load
+    from eat_audio.training.hardware import limit_threads
+
+    predictor = load(model, device=device, precision=precision)
+    limit_threads(predictor.model.config.hidden_size)
+    return predictor
 
 
 @app.command()

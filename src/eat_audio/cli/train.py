@@ -110,7 +110,7 @@ def tokenize(
     from eat_audio.data.datasets import open_corpus
     from eat_audio.pretraining.beats import stored_labels
     from eat_audio.pretraining.beats.tokenizer import load_tokenizer
-    from eat_audio.training.loop import Training
+    from eat_audio.training.hardware import find_device
 
     done = stored_labels.tokenize(
         open_corpus(data),
@@ -118,7 +118,7 @@ def tokenize(
         out,
         seconds=seconds,
         batch=batch,
-        device=Training(device=device).on(),
+        device=find_device(device),
     )
     print_lines(f"{out}: labels of {done.done} clips, {done.skipped} were there already")
     usage = stored_labels.label_usage(out)

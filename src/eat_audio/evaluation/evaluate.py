@@ -36,7 +36,7 @@ from eat_audio.models.common.modeling import (
 )
 from eat_audio.progress import track
 from eat_audio.text import csv_cell
-from eat_audio.training.loop import Training
+from eat_audio.training.hardware import prepare_inference
 from eat_audio.writing import write_json, write_text
 
 WINDOW_SECONDS = 10.24
@@ -93,6 +93,7 @@ def evaluate_model(
     splits: Iterable[str] = (),
     seconds: float | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Evaluation:
     """Evaluate a fine-tuned model on labeled clips.
 
@@ -106,6 +107,7 @@ def evaluate_model(
         seconds: How much of each clip is used, from its beginning; if None 60 s, or 10.24 s
             by a model that does not mask padding.
         device: cpu, cuda, ...; auto: a GPU if there is one.
+        precision: Of the weights: fp32, bf16, or auto (bf16 where the device has it natively).
 
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.
@@ -126,7 +128,7 @@ def evaluate_model(
     multi_label = corpus.multi_label or several_labels(model.config)
     corpus = replace(corpus, multi_label=multi_label)
     default = WINDOW_SECONDS if features.released_padding else MAX_SECONDS
-    torch.nn.Module.to(model, Training(device=device).on())
+    prepare_inference(classifier, device=device, precision=precision)
     clips = ClipSettings(seconds=seconds or default)
     scores = predict_corpus(classifier, features, corpus, clips)
     return evaluate_scores(scores, corpus.label_names, multi_label=multi_label)

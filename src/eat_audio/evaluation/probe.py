@@ -34,6 +34,7 @@ from eat_audio.evaluation.metrics import (
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.common.modeling import AudioEncoder, AudioModel
+from eat_audio.training.hardware import prepare_inference
 
 RESAMPLINGS = 20
 """Bootstrap samples of the test clips, for the standard error of a score."""
@@ -106,6 +107,7 @@ def probe_encoder(
     seeds: int = 3,
     neighbors: int | None = None,
     max_clips: int | None = None,
+    precision: str = "auto",
 ) -> ProbeResult:
     """Probe an encoder (a classifier's, too), random ones of the same shape, and log-mel.
 
@@ -116,6 +118,7 @@ def probe_encoder(
         seeds: How many encoders of the same shape with random weights are probed.
         neighbors: How many clips vote; None: no k-NN.
         max_clips: Use at most so many clips, the same ones every time.
+        precision: Of the weights: fp32, bf16, or auto (bf16 where the CPU has it natively).
 
     Raises:
         EatError: The encoder cannot be loaded, or the corpus has no labels.
@@ -124,6 +127,8 @@ def probe_encoder(
     corpus = corpus if max_clips is None else sample(corpus, max_clips)
     encoder, features = load_model_and_features(source, AudioEncoder)
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
+    for model in models:
+        prepare_inference(model, device="cpu", precision=precision)
     vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
     by_id = {clip.id: clip for clip in corpus.clips}
     folds = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])

@@ -91,6 +91,7 @@ def _made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     features = predictor.features
+    half = predictor.model.dtype == torch.bfloat16
     return {
         "level": level,
         "weights": digest.hexdigest()[:16],
@@ -100,4 +101,4 @@ def _made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
         "window": predictor.samples,
         "hop": predictor.hop,
         "hop_ms": hop_ms,
-    }
+    } | ({"precision": "bf16"} if half else {})

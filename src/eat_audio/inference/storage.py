@@ -92,7 +92,8 @@ class Store:
         start = record.pop(START, None) if isinstance(record, dict) else None
         if record != self.made_by:
             other = isinstance(record, dict) and record
-            names = [n for n in self.made_by if other and other.get(n) != self.made_by[n]]
+            settings = self.made_by | record if isinstance(record, dict) else {}
+            names = [n for n in settings if other and other.get(n) != self.made_by.get(n)]
             content = f"vectors with another {', '.join(names)}" if names else "something else"
             raise DataError(
                 f"{self.out}: holds {content}; expected nothing, or vectors to go on with"

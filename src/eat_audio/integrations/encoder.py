@@ -36,7 +36,7 @@ class EmbeddingModule(nn.Module):
             raise CheckpointError(
                 f"no model is given; expected a path, or {VARIABLE} set to a folder or a Hub id"
             )
-        self.predictor: Predictor = load(source, device="cpu")
+        self.predictor: Predictor = load(source, device="cpu", precision="fp32")
         self.model = self.predictor.model  # a part of this module, so that `to` moves it
         self.rate = SAMPLE_RATE
         self.width: int = self.model.config.hidden_size

@@ -101,7 +101,7 @@ def model_meta(source: str | Path, *, name: str, revision: str | None = None) ->
         name: OWNER/NAME, as on the Hub or as it is going to be.
         revision: Of the Hub id, if the model is there.
     """
-    model = load(source, device="cpu").model
+    model = load(source, device="cpu", precision="fp32").model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelMeta(
         loader=MTEBEncoder,

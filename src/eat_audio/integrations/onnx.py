@@ -80,7 +80,7 @@ def export(
     missing = [name for name in NEEDED[out.suffix] if find_spec(name) is None]
     if missing:
         raise EatError(f"{missing[0]} is not installed (pip install 'eat-audio[onnx]')")
-    predictor = load(source, device="cpu")
+    predictor = load(source, device="cpu", precision="fp32")
     if gives == "classify" and not isinstance(predictor.model, AudioClassifier):
         raise CheckpointError(
             f"{source}: is an encoder without a classifier; expected a classifier"

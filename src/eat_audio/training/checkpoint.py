@@ -49,8 +49,8 @@ from eat_audio.training.records import (
     damage,
     differences,
     digests,
+    earlier_record,
     micro_batches,
-    read_record,
     step_folders,
     step_of,
 )
@@ -97,7 +97,7 @@ class Run:
         saved = step_folders(self.out)
         resuming = resume and (bool(saved) or (self.out / RECORD).is_file())
         if resuming:
-            self._check_same_run(self._earlier_record(saved))
+            self._check_same_run(earlier_record(self.out))
         elif saved:
             raise CheckpointError(f"{self.out}: holds a run already; --resume continues it")
         self.process_group.barrier()  # all processes have read before one of them writes
@@ -210,17 +210,6 @@ class Run:
 
     # ---- resuming
 
-    def _earlier_record(self, saved: list[Path]) -> dict[str, Any]:
-        """The record of the run to resume; if it is missing, the copy in a checkpoint."""
-        folders = [self.out] if (self.out / RECORD).is_file() else saved[::-1]
-        failures = []
-        for folder in folders:
-            try:
-                return read_record(folder / RECORD)
-            except CheckpointError as error:
-                failures.append(error)
-        raise CheckpointError(f"{self.out}: has no record to resume from ({failures[0]})")
-
     def _newest_intact(self, saved: list[Path]) -> int:
         """The step of the newest intact checkpoint; 0 if there are none. Rename damaged ones."""
         damaged: list[tuple[Path, str]] = []
@@ -256,7 +245,11 @@ class Run:
     def _conflicts(self, earlier: dict[str, Any]) -> Iterator[str]:
         now = json.loads(json.dumps(self._record(), default=str))
         resumable = resumable_names(type(self.settings))
-        for name, old, new in differences(earlier["recipe"], now["recipe"]):
+        recipe = earlier["recipe"]
+        if recipe.get("precision") == "auto":  # of a version that resolved it when it trained
+            device = next(self.objective.parameters()).device
+            recipe = recipe | {"precision": "bf16" if device.type == "cuda" else "fp32"}
+        for name, old, new in differences(recipe, now["recipe"]):
             if not resumable & {name, name.partition(".")[0]}:
                 yield f"with {name}={old}, not {name}={new}; a resumed run keeps its recipe"
         if micro_batches(earlier) != micro_batches(now):

@@ -103,11 +103,6 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
-def local_rank() -> int:
-    """Return the number of this process on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def init_process_group(device: torch.device) -> ProcessGroup:
     """Return the process group that torchrun has started, of GPUs (NCCL) or CPUs (gloo)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -5,7 +5,6 @@ function of (seed, step), so a resumed run repeats what the uninterrupted one wo
 """
 
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,21 +18,18 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from eat_audio.config import Settings, resumable
-from eat_audio.errors import CheckpointError, EatError, Interrupted, Preempted, TrainingDiverged
-from eat_audio.text import printable
+from eat_audio.errors import CheckpointError, Interrupted, Preempted, TrainingDiverged
 from eat_audio.training.distributed import (
     SINGLE_PROCESS,
     Parallel,
     ProcessGroup,
     full_tensor,
     grad_sync,
-    local_rank,
 )
+from eat_audio.training.hardware import Precision, find_device, resolve_precision
 from eat_audio.training.metrics_log import LogSettings
 from eat_audio.training.optim import Optim, set_rates
 from eat_audio.training.workers import save_on_failure
-
-CPU = torch.device("cpu")
 
 
 class Training(Settings):
@@ -45,8 +41,9 @@ class Training(Settings):
     accumulate: PositiveInt = resumable(1)
     """Micro-batches per optimizer step; the loss keeps its meaning."""
     seed: int = Field(0, ge=0, le=2**40)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU, else fp32."""
+    precision: Precision = "auto"
+    """bf16: autocast, with losses and weights in float32; auto: bf16 on a GPU that computes in it
+    natively, else fp32. A run's record says which; a resumed run keeps it."""
     device: str = resumable("auto")
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one, each process of a machine its own."""
     parallel: Parallel = resumable("ddp")
@@ -65,37 +62,19 @@ class Training(Settings):
         Raises:
             EatError: It does not exist.
         """
-        if self.device == "auto":
-            return torch.device("cuda", local_rank()) if torch.cuda.is_available() else CPU
-        try:
-            device = torch.device(self.device)
-            torch.zeros((), device=device).item()  # "meta" is a device, but nothing is on it
-        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-            raise EatError(
-                f"device={printable(self.device)[:60]}: cannot be used here{_cuda_reason(error)}; "
-                f"expected auto or one of this machine: {', '.join(_devices())}"
-            ) from None
-        return device
+        return find_device(self.device)
+
+    def resolved_precision(self, device: torch.device) -> Literal["fp32", "bf16"]:
+        """Return the precision to train in; auto is bf16 only on a GPU, where it is usual."""
+        if self.precision == "auto" and device.type != "cuda":
+            return "fp32"
+        return resolve_precision(self.precision, device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context in which losses are computed."""
-        precision = self.precision
-        if precision == "auto":
-            precision = "bf16" if device.type == "cuda" else "fp32"
-        if precision == "fp32":
+        if self.resolved_precision(device) == "fp32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
-
-
-def _cuda_reason(error: Exception) -> str:
-    """The first sentence of an error if CUDA wrote it; other errors only list kernels."""
-    text = str(error).partition("\n")[0].partition(". ")[0]
-    return f" ({text})" if re.search("cuda|nvidia", text, re.I) and len(text) < 120 else ""
-
-
-def _devices() -> list[str]:
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 class Objective(Protocol):

@@ -80,6 +80,23 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def earlier_record(out: Path) -> dict[str, Any]:
+    """Read the record of the run in a folder; if it is missing, the copy in a checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folders = [out] if (out / RECORD).is_file() else step_folders(out)[::-1]
+    failures = []
+    for folder in folders:
+        try:
+            return read_record(folder / RECORD)
+        except CheckpointError as error:
+            failures.append(error)
+    reason = f" ({failures[0]})" if failures else ""
+    raise CheckpointError(f"{out}: has no record to resume from{reason}")
+
+
 def micro_batches(record: dict[str, Any]) -> int:
     """Return the number of micro-batches in an optimizer step, over all processes."""
     return record["recipe"].get("accumulate", 1) * record.get("processes", 1)

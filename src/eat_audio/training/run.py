@@ -11,11 +11,14 @@ from typing import Any, NamedTuple, Self
 from pydantic import model_validator
 from torch import Tensor
 
+from eat_audio.errors import CheckpointError
 from eat_audio.training.checkpoint import Run
 from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup, apply_fsdp
+from eat_audio.training.hardware import DTYPES
 from eat_audio.training.loop import Training, fit
 from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.optim import LayeredObjective, Optim, adamw, parameter_groups
+from eat_audio.training.records import earlier_record
 
 OpenBatches = Callable[..., Iterator[Any]]
 """Called with `start=, stop=`: returns micro-batches of this process by their numbers."""
@@ -75,6 +78,21 @@ class Trainer:
             fit(self.objective, micro, self.optimizer, until, self.settings.optim, start=step)  # type: ignore[arg-type]
             yield
 
+    def _precision(self, earlier: Path | None) -> str:
+        """Return the precision to train in; auto is that of the run in a folder, if there is one.
+
+        It is part of the record, so that a run that goes on elsewhere keeps its precision.
+        """
+        device = next(self.objective.parameters()).device
+        resolved = self.settings.resolved_precision(device)
+        if self.settings.precision != "auto" or earlier is None:
+            return resolved
+        try:
+            recorded = earlier_record(earlier)["recipe"].get("precision")
+        except CheckpointError:  # there is no run yet, or `Run.begin` says what is wrong with it
+            return resolved
+        return recorded if recorded in DTYPES else resolved
+
     def train(
         self,
         out: Path,
@@ -104,7 +122,10 @@ class Trainer:
         Raises:
             EatError: See `fit` and `Run`.
         """
-        settings, group = self.settings, self.process_group
+        group = self.process_group
+        settings = self.settings.model_copy(
+            update={"precision": self._precision(out if resume else None)}
+        )
         run = Run(
             out,
             settings,
@@ -120,7 +141,7 @@ class Trainer:
         start = run.begin(resume=resume)
         with TrainingLog(
             out,
-            title,
+            f"{title}, {settings.precision}",
             steps=settings.steps,
             start=start,
             clips_per_step=settings.batch * settings.accumulate * group.ranks,
