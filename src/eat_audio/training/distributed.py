@@ -10,12 +10,17 @@ one does with R times the accumulation: the same clips, the same random numbers,
 Checkpoints hold full tensors either way, so a run may be resumed with the other one.
 """
 
+import atexit
+import itertools
 import os
 import re
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
@@ -33,7 +38,11 @@ from eat_audio.errors import EatError
 Parallel = Literal["ddp", "fsdp"]
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it ends."""
+"""How long a process waits in one exchange for others that are alive but busy."""
+PULSE, SILENCE = 3.0, 40.0
+"""Seconds between two signs of life of a process, and without one until it is given up."""
+ENDED = "ended"
+"""The last sign of a process that ends on purpose."""
 LOST = re.compile("gloo|nccl|connection|peer|timed out|store", re.IGNORECASE)
 """Parts of error messages when another process is gone."""
 
@@ -111,11 +120,77 @@ def init_process_group(device: torch.device) -> ProcessGroup:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _pulse.start(dist.get_rank(), dist.get_world_size())
     return ProcessGroup(dist.get_rank(), dist.get_world_size())
+
+
+class _Pulse:
+    """Show in the store of the group that this process lives, and end it if another is silent.
+
+    A stopped process, or a machine without power, closes no connection: the others would wait
+    for it until `TIMEOUT`. One that is only slow (it writes a checkpoint, say) shows signs of life
+    all the same. The main process watches all others, and they watch the main process.
+    """
+
+    def __init__(self) -> None:
+        self.store: Any = None
+        self.rank = 0
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.key = f"eat_audio/pulse/{attempt}"
+
+    def start(self, rank: int, ranks: int) -> None:
+        """Begin, in a thread with a connection of its own to the store."""
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self.store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)
+        self.rank = rank
+        watched = list(range(1, ranks)) if rank == 0 else [0]
+        threading.Thread(target=self._watch, args=(rank, watched), daemon=True).start()
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Tell the others that this process ends on purpose."""
+        if self.store is not None:
+            with suppress(RuntimeError):  # the store went with the group
+                self.store.set(f"{self.key}/{self.rank}", ENDED)
+
+    def _watch(self, rank: int, watched: list[int]) -> None:
+        """Count the own beats during which another process shows no sign of life.
+
+        Own beats, not seconds: whoever was stopped with all the others blames none of them.
+        """
+        keys = [f"{self.key}/{other}" for other in watched]
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        last: list[str] = []
+        silent = [0] * len(watched)
+        for beat in itertools.count():
+            try:
+                self.store.set(f"{self.key}/{rank}", f"{beat} {process}")
+                signs = self.store.multi_get(keys) if self.store.check(keys) else []
+            except RuntimeError:  # the store went with the group
+                return
+            signs = [sign.decode() for sign in signs]
+            for number, sign in enumerate(signs if last else []):
+                unchanged = sign == last[number] != ENDED
+                silent[number] = silent[number] + 1 if unchanged else 0
+                if silent[number] * PULSE > SILENCE:
+                    print(
+                        f"eat: rank {watched[number]} ({sign.partition(' ')[2]}) has shown no sign "
+                        f"of life for {SILENCE:.0f} s; rank {rank} ends; --resume goes on from "
+                        "the last checkpoint",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(2)
+            last = signs
+            time.sleep(PULSE)
+
+
+_pulse = _Pulse()
 
 
 def exit_process(code: int) -> NoReturn:
     """Flush the output and end a process without the tear-down, in which gloo may abort."""
+    _pulse.end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
