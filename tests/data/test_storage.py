@@ -138,7 +138,7 @@ def test_the_error_names_a_missing_package(
     with pytest.raises(
         EatError, match=rf"needs {package}; install it .*eat-audio\[data\]"
     ) as error:
-        sound_of(clip)
+        load_audio(sound_of(clip))
     assert not isinstance(error.value, AudioError)  # which would be skipped, clip by clip
 
 

@@ -26,6 +26,7 @@ from eat_audio.audio.recording import (
     SAMPLE_RATE,
     AudioArray,
     AudioBytes,
+    AudioFile,
     Source,
     collected_warnings,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "AudioArray",
     "AudioBytes",
     "AudioFacts",
+    "AudioFile",
     "Opened",
     "Source",
     "audio_claims",

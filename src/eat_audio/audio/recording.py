@@ -58,7 +58,19 @@ class AudioArray:
         return self.name
 
 
-Source = str | Path | AudioBytes | AudioArray
+@dataclass(frozen=True)
+class AudioFile:
+    """A recording that is opened by a function, and its name for messages."""
+
+    name: str
+    open: Callable[[], io.RawIOBase]
+    """Returns a file that can be read and sought, with no errors for callers in C."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | AudioBytes | AudioArray | AudioFile
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class File(Protocol):
     def fileno(self) -> int: ...
 
 
-def open_bytes(source: str | Path | AudioBytes) -> io.BytesIO | io.FileIO:
+def open_bytes(source: str | Path | AudioBytes | AudioFile) -> Any:
     """Open a source; pipes, devices and folders are refused without being opened.
 
     Raises:
@@ -130,6 +142,8 @@ def open_bytes(source: str | Path | AudioBytes) -> io.BytesIO | io.FileIO:
     """
     if isinstance(source, AudioBytes):
         return io.BytesIO(source.data)
+    if isinstance(source, AudioFile):
+        return source.open()
     try:
         if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for its writer
             raise AudioError(f"{source}: is not a file")
