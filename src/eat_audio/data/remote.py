@@ -5,12 +5,14 @@ of S3 sign URLs, which are then read like any other, so that the same limits hol
 """
 
 import io
+import os
 import posixpath
 import shutil
 import tempfile
 import threading
 import time
 import urllib.request
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -81,7 +83,7 @@ def recording_at(url: str) -> AudioFile:
 
     def open_url() -> io.RawIOBase:
         try:
-            return RangeFile(url) if url.lower().endswith((".wav", ".flac")) else _copy(url)
+            return (RangeFile if url.lower().endswith((".wav", ".flac")) else _open_copy)(url)
         except DataError as error:
             raise AudioError(*error.args) from error
 
@@ -129,23 +131,29 @@ def unreadable(location: object, reason: object) -> DataError:
     return DataError(f"{location}: cannot be read ({reason})")
 
 
-_copies = threading.local()
-"""The URL and the copy of the last recording that a thread has opened."""
+class _Copy:
+    """A temporary copy of a file, which is removed with this object."""
 
-
-def _copy(url: str) -> io.FileIO:
-    """Open a temporary copy of a file."""
-    if getattr(_copies, "url", None) != url:
-        _copies.url = None
-        file = tempfile.NamedTemporaryFile(prefix="eat_audio_")  # noqa: SIM115 - closed by the next
-        with RangeFile(url) as remote:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        descriptor, self.path = tempfile.mkstemp(prefix="eat_audio_")
+        weakref.finalize(self, os.unlink, self.path)
+        with RangeFile(url) as remote, open(descriptor, "wb") as file:
             if remote.seek(0, io.SEEK_END) > LARGEST:
                 raise too_large(url, LARGEST)
             remote.seek(0)
             shutil.copyfileobj(remote, file, BLOCK)
-        file.flush()
-        _copies.file, _copies.url = file, url
-    return open(_copies.file.name, "rb", buffering=0)
+
+
+_last = threading.local()
+"""The copy of the last recording that a thread has opened."""
+
+
+def _open_copy(url: str) -> io.FileIO:
+    if getattr(_last, "copy", None) is None or _last.copy.url != url:
+        _last.copy = None
+        _last.copy = _Copy(url)
+    return open(_last.copy.path, "rb", buffering=0)
 
 
 class RangeFile(io.RawIOBase):
