@@ -141,7 +141,7 @@ class _Pulse:
     def start(self, rank: int, ranks: int) -> None:
         """Begin, in a thread with a connection of its own to the store."""
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)
+        self.store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
         self.rank = rank
         watched = list(range(1, ranks)) if rank == 0 else [0]
         threading.Thread(target=self._watch, args=(rank, watched), daemon=True).start()
