@@ -14,6 +14,7 @@ ORDER = [
     ("text",),
     ("errors",),
     ("writing",),
+    ("lock",),
     ("yaml_text",),
     ("config",),
     ("progress",),
@@ -41,13 +42,14 @@ MAY_IMPORT = {
 }
 """By room: which rooms its files may import."""
 
-MAY_IMPORT["training"] = {"text", "errors", "writing", "config", "training"}
+MAY_IMPORT["training"] = {"text", "errors", "writing", "lock", "config", "training"}
 """Training does not depend on sound or on methods."""
 
 for room in (
     "text",
     "errors",
     "writing",
+    "lock",
     "yaml_text",
     "config",
     "progress",

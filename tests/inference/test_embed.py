@@ -371,7 +371,7 @@ def test_a_recording_that_fails_to_be_read_does_not_blame_the_output(
     usual = windows.stream_int16
 
     def failing(path: Any, **arguments: Any) -> Any:
-        if path.name == "owl.wav":
+        if Path(path).name == "owl.wav":
             raise OSError(5, "Input/output error")
         return usual(path, **arguments)
 

@@ -60,9 +60,18 @@ def test_the_vectors_of_a_clip_do_not_depend_on_its_batch(
         close(result, reference)
 
 
-def test_windows_of_similar_length_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("packs", "expected"),
+    [
+        (True, [[1, 1, 1], [3, 10, 10], [10]]),
+        (False, [[1], [10], [10, 10], [1], [3], [1]]),
+    ],
+)
+def test_windows_of_similar_length_share_a_batch_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch, packs: bool, expected: list[list[int]]
+) -> None:
     predictor = make_predictor()
-    sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 3, 1, 3, 1])]
+    sounds = [sound(seconds, seed=n) for n, seconds in enumerate([1, 30.72, 1, 3, 1])]
     alone = [next(predictor.embed_many([one], "clip")) for one in sounds]
     batches: list[list[int]] = []
     run_batch = predictor._run_batch
@@ -72,9 +81,10 @@ def test_windows_of_similar_length_share_a_batch(monkeypatch: pytest.MonkeyPatch
         return run_batch(windows, what)
 
     monkeypatch.setattr(predictor, "_run_batch", recording)
+    monkeypatch.setattr(Predictor, "packs", packs)
     for result, reference in zip(predictor.embed_many(sounds, "clip", batch=3), alone, strict=True):
         close(result, reference)
-    assert batches == [[1, 1, 1], [3, 3]]
+    assert batches == expected
 
 
 def test_the_levels_are_those_of_the_model() -> None:

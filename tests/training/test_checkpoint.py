@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from eat_audio.config import Settings, resumable
-from eat_audio.errors import CheckpointError, EatWarning
+from eat_audio.errors import CheckpointError, EatWarning, OutputError
 from eat_audio.training.checkpoint import (
     Run,
     checkpoints,
@@ -383,7 +383,7 @@ def test_a_run_resumes_only_with_the_encoder_that_it_began_with(tmp_path: Path) 
 def test_an_output_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CheckpointError, match="cannot be made"), lock_run_dir(path):
+        with pytest.raises(OutputError, match="cannot be made"), lock_run_dir(path):
             pass
 
 
@@ -406,7 +406,7 @@ with lock_run_dir(Path(sys.argv[1])):
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
         message = rf"in use by another run \(process {other.pid} on "
-        with pytest.raises(CheckpointError, match=message), lock_run_dir(tmp_path):
+        with pytest.raises(OutputError, match=message), lock_run_dir(tmp_path):
             pass
         other.kill()
     with lock_run_dir(tmp_path):  # a lock ends with its process, however that ended

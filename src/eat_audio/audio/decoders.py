@@ -138,7 +138,7 @@ def _array(source: AudioArray) -> Recording:
         for start in range(first, len(source.samples), BLOCK):
             yield mono(source.samples[None, start : start + BLOCK], scale)
 
-    return Recording(source.rate, 1, len(source.samples) / source.rate, blocks)
+    return Recording(source.rate, 1, len(source.samples) / source.rate, blocks, seekable=True)
 
 
 def _has_pyav() -> bool:
@@ -299,6 +299,7 @@ def _recording(
         (lambda first: (block[:, 0].copy() for block in decoded(first))) if as_stored else None,
         claimed,
         complaint,
+        exact,
     )
 
 
@@ -388,8 +389,17 @@ class _Track:
             claimed = seconds
         if self.walk is not None:
             seconds = self.walk.seconds
-        channels = self.track.codec_context.channels
-        return Recording(self.rate, channels, seconds, self._blocks, claimed=claimed)
+        return Recording(
+            self.rate,
+            self.track.codec_context.channels,
+            seconds,
+            self._blocks,
+            claimed=claimed,
+            seekable=self._seekable(),
+        )
+
+    def _seekable(self) -> bool:
+        return self.mpeg is not None and (self.walk is None or self.walk.steady)
 
     def _blocks(self, first: int) -> Blocks:
         begin = self._seek(first)
@@ -405,8 +415,7 @@ class _Track:
 
     def _seek(self, first: int) -> Fraction | None:
         """Seek to shortly before a sample, if that is exact: the time at which the file begins."""
-        steady = self.mpeg is not None and (self.walk is None or self.walk.steady)
-        if not steady or first <= NO_SEEK:
+        if not self._seekable() or first <= NO_SEEK:
             return None
         begin = self.track.start_time or 0
         time = begin + int(Fraction(first - RUN_UP, self.rate) / self.track.time_base)

@@ -82,7 +82,7 @@ def load_int16(path: Source, *, start: float = 0.0, seconds: float | None = None
     """Return `to_int16` of `load_audio`; 16-bit mono files at 16 kHz are read as they are."""
     first, length = _stretch(path, start, seconds)
     with opened(path) as recording:
-        return _waveform(_int16(recording, path, first, length))
+        return _waveform(_not_empty(_int16(recording, path, first, length), path, first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +107,20 @@ def open_int16(path: Source) -> Iterator[Opened]:
         def read(start: float, seconds: float | None) -> Tensor:
             if recording.stored is None:  # what is decoded can be read once
                 return load_int16(path, start=start, seconds=seconds)
-            return _waveform(_int16(recording, path, *_stretch(path, start, seconds)))
+            first, length = _stretch(path, start, seconds)
+            return _waveform(_not_empty(_int16(recording, path, first, length), path, first))
 
         yield Opened(recording.seconds, read)
 
 
 def stream_int16(
-    path: Source, *, seconds: float, hop: float | None = None
+    path: Source, *, seconds: float, hop: float | None = None, start: float = 0.0
 ) -> Iterator[tuple[float, Tensor]]:
     """Read one recording of any length in windows of `seconds`, in bounded memory.
 
     A window begins `hop` seconds after the one before (None: at its end). The last one may be
-    shorter; one that only repeats the end of the window before is left out.
+    shorter; one that only repeats the end of the window before is left out. The first one begins
+    at `start`, as if others had come before it: there may be none.
 
     Yields:
         (start in seconds, waveform (samples,)): slices of what `load_int16` returns.
@@ -130,7 +132,7 @@ def stream_int16(
     step = size if hop is None else _samples("hop", hop, at_least=1)
     if step > size:
         raise EatError(f"hop={hop:g} leaves gaps between windows of {seconds:g} s")
-    return _windows(path, size, step)
+    return _windows(path, size, step, _samples("start", start, at_least=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +245,13 @@ def _waveform(blocks: Iterator[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate(list(blocks)))
 
 
-def _windows(path: Source, size: int, step: int) -> Iterator[tuple[float, Tensor]]:
+def _windows(path: Source, size: int, step: int, start: int) -> Iterator[tuple[float, Tensor]]:
     pieces: list[NDArray[np.int16]] = []  # from sample `start` on, `held` in all,
-    start = held = fresh = 0  # of which the last `fresh` were in no window yet
+    held = 0
+    fresh = step - size if start else 0  # of which the last `fresh` were in no window yet
     with opened(path) as recording:
-        for block in _int16(recording, path, 0, None):
+        blocks = _int16(recording, path, start, None)
+        for block in blocks if start else _not_empty(blocks, path, 0):
             pieces.append(block)
             held, fresh = held + len(block), fresh + len(block)
             if held < size:
@@ -265,10 +269,10 @@ def _windows(path: Source, size: int, step: int) -> Iterator[tuple[float, Tensor
 def _int16(
     recording: Recording, path: Source, start: int, length: int | None
 ) -> Iterator[NDArray[np.int16]]:
-    """Samples `start` to `start + length` (None: the end) at 16 kHz; refuses to be empty."""
+    """Samples `start` to `start + length` (None: the end) at 16 kHz."""
     if recording.stored is not None:
-        return _not_empty(sliced(recording.stored(start), 0, length), path, start)
-    floats = _not_empty(_floats(recording, path, start, length), path, start)
+        return sliced(recording.stored(start), 0, length)
+    floats = _floats(recording, path, start, length)
     return (to_int16(torch.from_numpy(block)).numpy() for block in floats)
 
 

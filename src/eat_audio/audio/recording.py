@@ -90,6 +90,8 @@ class Recording:
     """Seconds that a header claims, where that is no estimate."""
     complaint: str = ""
     """The warning when it has been read to its end."""
+    seekable: bool = False
+    """Whether `blocks` begins at any sample exactly, and without decoding all before it."""
 
     def shortfall(self, seconds: float) -> str:
         """Return what it lacks of its claim if it holds so much, as a sentence; or nothing."""

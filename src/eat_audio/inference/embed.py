@@ -64,7 +64,7 @@ def embed_files(
     check_output(out)
     level = check_level(level, hop_ms)
     origins = list({one.key: one for one in map(Origin.of, find_recordings(inputs))}.values())
-    with open_store(out, _made_by(predictor, level, hop_ms)) as store:
+    with open_store(out, made_by(predictor, level, hop_ms)) as store:
         missing = store.missing(origins)
         failed = []
         files = (origin.file for origin in missing)
@@ -84,7 +84,7 @@ def check_output(out: Path) -> None:
     raise DataError(f"{out}: vectors go into a .parquet file or a folder, not into {out.suffix}")
 
 
-def _made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
+def made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
     """Return all that decides the vectors of a file: vectors of two models never mix."""
     digest = hashlib.sha256()
     for name, tensor in predictor.model.state_dict().items():

@@ -9,7 +9,7 @@ Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,15 +28,18 @@ from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     COLUMN_SECONDS,
     Array,
+    Columns,
     Grid,
     Level,
     Mean,
+    Unit,
     Window,
     centered_windows,
     check_level,
     chunks_of,
     frame_centers,
     grouped,
+    grouped_by_unit,
     passes_for,
     windows_of,
 )
@@ -148,6 +151,19 @@ class Predictor:
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
     @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
+    def packs(self) -> bool:
+        """Whether windows of several recordings share a batch.
+
+        A CPU gains little from it, and the last bits of a result depend on the size of its batch.
+        """
+        return self.device.type != "cpu"
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, in their order; LABEL_0 and so on where they have none."""
         return label_names(self.model.config)
@@ -224,6 +240,25 @@ class Predictor:
         for result in results:
             yield result if isinstance(result, AudioError) else result[0]
 
+    def embed_units(
+        self, units: Iterable[Unit], level: Level, *, batch: int = 8, hop_ms: int = 160
+    ) -> Iterator[tuple[Array, int] | AudioError]:
+        """Yield the vectors of stretches of files, see `embed_many`, and their columns of 160 ms.
+
+        On a CPU the bytes depend on nothing but the stretch and `batch`. One behind the end of its
+        file, whose header claims more than there is, has no vectors.
+        """
+        passes = passes_for(hop_ms)
+        results = self._run(
+            units,
+            _features(*[{"clip": "clip", "frame": "frames", "patch": "patches"}[level]] * 2),
+            lambda: (Mean() if level == "clip" else Grid(passes), Columns()),
+            batch=batch,
+            passes=passes,
+        )
+        for result in results:
+            yield result if isinstance(result, AudioError) else (result[0], int(result[1]))
+
     def predict_many(
         self,
         inputs: Iterable[AudioInput],
@@ -290,9 +325,9 @@ class Predictor:
 
     def _run(
         self,
-        inputs: Iterable[AudioInput],
+        inputs: Iterable[AudioInput | Unit],
         outputs: Outputs,
-        mergers: Callable[[], tuple[Mean | Grid, ...]],
+        mergers: Callable[[], tuple[Mean | Grid | Columns, ...]],
         *,
         batch: int,
         passes: int = 1,
@@ -302,12 +337,14 @@ class Predictor:
         _check_positive("batch", batch)
         merged = mergers()
         windows = windows_of(inputs, self.samples, self.hop, passes, sampling_rate)
-        for group in grouped(windows, READ_AHEAD * batch):
+        if self.packs:
+            groups = grouped(windows, READ_AHEAD * batch)
+        else:
+            groups = grouped_by_unit(windows, batch)
+        for group in groups:
             parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
-            order = sorted(parts, key=lambda n: len(parts[n].waveform))  # to pad little
             results: dict[int, WindowResult] = {}
-            for first in range(0, len(order), batch):
-                numbers = order[first : first + batch]
+            for numbers in self._batches(parts, batch):
                 batch_results = self._run_batch([parts[n] for n in numbers], outputs)
                 results.update(zip(numbers, batch_results, strict=True))
             for n, item in enumerate(group):
@@ -319,6 +356,15 @@ class Predictor:
                     yield item or tuple(merger.result() for merger in merged)
                     merged = mergers()
 
+    def _batches(self, windows: dict[int, Window], count: int) -> Iterator[list[int]]:
+        """Yield keys of at most `count` windows, of similar length if `packs`, else of equal."""
+        order = sorted(windows, key=lambda n: len(windows[n].waveform))
+        if self.packs:
+            yield from (order[first : first + count] for first in range(0, len(order), count))
+        else:
+            runs = groupby(order, lambda n: len(windows[n].waveform))
+            yield from (list(numbers) for _, numbers in runs)
+
     @torch.inference_mode()
     def _run_batch(self, windows: list[Window], outputs: Outputs) -> list[WindowResult]:
         """Return the outputs of some windows, padded to one batch."""
@@ -327,8 +373,7 @@ class Predictor:
         lengths = torch.tensor([len(window.waveform) for window in windows])
         # Where padding is not masked, its length must not depend on the other windows.
         fixed = self.frames if self.features.released_padding else None
-        device = next(self.model.parameters()).device
-        spectrograms = self.features.log_mel(waveforms.to(device), lengths, frames=fixed)
+        spectrograms = self.features.log_mel(waveforms.to(self.device), lengths, frames=fixed)
         tensors = outputs(self.model, spectrograms.values, spectrograms.frame_mask)
         arrays = [tensor.float().cpu().numpy() for tensor in tensors]
         columns = [-(-count // PATCH_FRAMES) for count in spectrograms.frames.tolist()]

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eat_audio.errors import CheckpointError, DataError, EatWarning, OutputError
+from eat_audio.errors import DataError, EatWarning, OutputError
 from eat_audio.inference.inputs import storable
 from eat_audio.inference.windows import Array, frame_centers
+from eat_audio.lock import lock_folder
 from eat_audio.text import csv_cell, from_csv_cell, printable
-from eat_audio.training.checkpoint import lock_run_dir
 from eat_audio.writing import ASIDE, aside_name, remove_leftovers, write_json, written_aside
 
 PART_SECONDS = 30
@@ -158,8 +158,8 @@ def open_store(out: Path, made_by: dict[str, Any]) -> "Iterator[Table | Folder]"
     store = Table(out, made_by) if is_table(out) else Folder(out, made_by)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock_run_dir(store.folder))
-        except CheckpointError as error:
+            stack.enter_context(lock_folder(store.folder))
+        except OutputError as error:
             reason = str(error.args[0]).removeprefix(f"{store.folder}: ")
             raise OutputError(f"{out}: {reason}") from error
         stack.callback(store.close)
@@ -357,7 +357,9 @@ class Table(Store):
     def add(self, origin: Origin, vectors: Array) -> None:
         """Hold the rows of a recording, and write all that are held now and then."""
         path = self.path_text(origin)
-        for rows in _rows(path, origin.stamp, vectors, self.schema, self.made_by["hop_ms"]):
+        size, modified = origin.stamp or (None, None)
+        cells = {"path": path, "size": size, "modified": modified}
+        for rows in vector_rows(cells, vectors, self.schema, self.made_by["hop_ms"]):
             self.waiting.append(rows)
             self.bytes += rows.nbytes
         if time.monotonic() - self.since > PART_SECONDS or self.bytes > PART_BYTES:
@@ -422,24 +424,34 @@ def _stamps(rows: pa.RecordBatch) -> dict[str, Stamp | None]:
     }
 
 
-def _rows(
-    path: str, stamp: Stamp | None, vectors: Array, schema: pa.Schema, hop_ms: int
+def vector_rows(
+    cells: dict[str, Any], vectors: Array, schema: pa.Schema, hop_ms: int, *, first_frame: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """Yield one row per vector, a few thousand at a time."""
+    """Yield one row per vector, a few thousand at a time.
+
+    Args:
+        cells: What is the same in all rows, by column.
+        vectors: (D,), (T', D) or (T', F', D).
+        schema: The columns; of `seconds`, `row` and `embedding` those that it has are computed.
+        hop_ms: Milliseconds from one frame to the next.
+        first_frame: Number of the first one in the recording.
+    """
     flat = vectors.reshape(-1, vectors.shape[-1])
     bands = vectors.shape[1] if vectors.ndim == 3 else 1  # rows of patches per column
-    seconds = frame_centers(len(flat) // bands, hop_ms)
-    size, modified = stamp or (None, None)
+    seconds = frame_centers(first_frame + len(flat) // bands, hop_ms)[first_frame:]
     for first in range(0, len(flat), ROWS):
         part = flat[first : first + ROWS]
         numbers = np.arange(first, first + len(part))
         ends = pa.array(np.arange(len(part) + 1, dtype=np.int32) * flat.shape[1])
-        cells = {
-            "path": pa.repeat(pa.scalar(path, pa.string()), len(part)),
+        value = schema.field("embedding").type.value_type
+        values = part.ravel().astype(value.to_pandas_dtype())
+        columns = {
             "seconds": pa.array(seconds[numbers // bands]),
             "row": pa.array((numbers % bands).astype(np.int8)),
-            "embedding": pa.ListArray.from_arrays(ends, pa.array(part.ravel())),
-            "size": pa.repeat(pa.scalar(size, pa.int64()), len(part)),
-            "modified": pa.repeat(pa.scalar(modified, pa.int64()), len(part)),
+            "embedding": pa.ListArray.from_arrays(ends, pa.array(values)),
         }
-        yield pa.RecordBatch.from_arrays([cells[name] for name in schema.names], schema=schema)
+        for name in schema.names:
+            if name not in columns:
+                cell = pa.scalar(cells[name], schema.field(name).type)
+                columns[name] = pa.repeat(cell, len(part))
+        yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)

@@ -1,14 +1,19 @@
 """Cut audio of any length into a model's windows, and merge the outputs of the windows.
 
 No samples of a window are kept after the model has run on it: memory does not grow with the length
-of the audio, but for the vectors of the result.
+of the audio, but for the vectors of the result. A recording is processed in units of 600 s, each
+read, and put into batches, as if the others did not exist: what is computed for one does not depend
+on where, or with which others, it is computed.
 
 Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, stream_int16, to_int16
+from eat_audio.audio.decoders import opened
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.errors import AudioError, SettingError
-from eat_audio.inference.inputs import AudioInput, audio_source
+from eat_audio.inference.inputs import AudioInput, audio_source, storable
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -31,6 +37,24 @@ Level = Literal["clip", "frame", "patch"]
 LEVELS: tuple[Level, ...] = ("clip", "frame", "patch")
 HOPS_MS = (160, 80, 40)
 """Possible milliseconds from one frame vector to the next."""
+UNIT_SECONDS = 600
+"""A unit of a recording: all windows that begin within so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A stretch of a file that is processed by itself: some consecutive windows of it."""
+
+    path: str
+    start: float = 0.0
+    """Seconds; a multiple of the hop of the windows."""
+    seconds: float | None = None
+    """From its first window to the first one after it; None: to the end of the file."""
+
+    @property
+    def id(self) -> str:
+        """The same on all machines that see the file under the same path."""
+        return f"{storable(self.path)}@{self.start:.2f}"
 
 
 @dataclass(frozen=True)
@@ -41,23 +65,66 @@ class Window:
     waveform: Tensor
     shift: int = 0  # the number of its pass
 
+    @property
+    def unit(self) -> int:
+        """The number of its unit in the recording."""
+        return int(self.column * COLUMN_SAMPLES // (UNIT_SECONDS * SAMPLE_RATE))
+
 
 class Mean:
-    """The mean over windows, weighted by their valid columns; of the first pass: (D,)."""
+    """The mean over windows, weighted by their valid columns; of the first pass: (D,).
+
+    It is the mean over the means of units, so that these suffice to compute it.
+    """
 
     def __init__(self) -> None:
+        self.units: list[tuple[Array, int]] = []  # the mean of each, and its columns
+        self.unit = -1
         self.total: NDArray[np.float64] = np.zeros(0)
         self.columns = 0
 
     def add(self, window: Window, row: Array, count: int) -> None:
         """Add the next window's row, for so many valid columns."""
         if window.shift == 0:
+            if window.unit != self.unit:
+                self._end_unit()
+            self.unit = window.unit
             weighted = row.astype(np.float64) * count
             self.total = self.total + weighted if self.columns else weighted
             self.columns += count
 
+    def _end_unit(self) -> None:
+        if self.columns:
+            self.units.append(((self.total / self.columns).astype(np.float32), self.columns))
+            self.columns = 0
+
     def result(self) -> Array:
-        return (self.total / self.columns).astype(np.float32)
+        self._end_unit()
+        return mean_of_units(self.units)
+
+
+class Columns:
+    """The valid columns of the windows of the first pass: ()."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, window: Window, row: Array, count: int) -> None:
+        """Add the next window's."""
+        self.count += count if window.shift == 0 else 0
+
+    def result(self) -> Array:
+        return np.array(self.count, np.float32)
+
+
+def mean_of_units(units: Iterable[tuple[Array, int]]) -> Array:
+    """Return the mean vector of a recording from those of its units and their columns."""
+    units = list(units)
+    if not units:
+        return np.zeros(0, np.float32)
+    vectors, columns = zip(*units, strict=True)
+    total = sum(v.astype(np.float64) * n for v, n in zip(vectors, columns, strict=True))
+    return (total / sum(columns)).astype(np.float32)
 
 
 class Grid:
@@ -65,6 +132,7 @@ class Grid:
 
     def __init__(self, passes: int = 1) -> None:
         self.passes = passes
+        self.first = 0  # column of the first window
         self.length = 0
         # sums in one growing array: small copies of every window would leave holes in the heap
         self.total: Array = np.zeros(0, np.float32)
@@ -73,7 +141,9 @@ class Grid:
     def add(self, window: Window, columns: Array, count: int) -> None:
         """Add the next window's columns, of which so many are valid."""
         columns = columns[:count]
-        first = window.column * self.passes + window.shift
+        if not self.length:
+            self.first = window.column
+        first = (window.column - self.first) * self.passes + window.shift
         end = first + (len(columns) - 1) * self.passes + 1
         if end > len(self.counts):
             self._grow(max(end, 2 * len(self.counts)), columns.shape[1:])
@@ -93,8 +163,29 @@ class Grid:
         return total / self.counts[: self.length].reshape(-1, *[1] * (total.ndim - 1))
 
 
+def units_of(path: Path, hop: int) -> list[Unit]:
+    """Return the units of a file, whose windows begin every `hop` samples without overlap.
+
+    A file in which no position can be reached exactly without decoding all before it is one unit.
+
+    Raises:
+        AudioError: It cannot be opened.
+    """
+    try:
+        with opened(path) as recording:
+            seconds = recording.seconds if recording.seekable else 0.0
+    except OSError as error:
+        raise read_error(path, error) from error
+    step = hop / SAMPLE_RATE
+    count = max(math.ceil(seconds / UNIT_SECONDS), 1)
+    starts = [math.ceil(number * UNIT_SECONDS / step) * step for number in range(count)]
+    starts = [start for start in starts if start < seconds or not start]
+    lengths = [after - start for start, after in pairwise(starts)]
+    return [Unit(str(path), *row) for row in zip(starts, [*lengths, None], strict=True)]
+
+
 def windows_of(
-    inputs: Iterable[AudioInput],
+    inputs: Iterable[AudioInput | Unit],
     samples: int,
     hop: int,
     passes: int,
@@ -107,11 +198,11 @@ def windows_of(
     """
     offset = COLUMN_SAMPLES // passes
     size, overlap = samples + (passes - 1) * offset, samples - hop
+    adjacent = overlap < COLUMN_SAMPLES
     for audio in inputs:
         error = None
         try:
-            chunks = overlapping_chunks(audio, size, hop, sampling_rate)
-            for (start, chunk), last in with_last(chunks):
+            for (start, chunk), last in _chunks(audio, size, hop, sampling_rate, adjacent):
                 column = round(start / COLUMN_SECONDS)
                 for shift in range(passes):
                     waveform = chunk[shift * offset :]
@@ -124,8 +215,27 @@ def windows_of(
         except AudioError as caught:
             error = caught
         except OSError as caught:
-            error = read_error(audio, caught)
+            error = read_error(audio.path if isinstance(audio, Unit) else audio, caught)
         yield error
+
+
+def _chunks(
+    audio: AudioInput | Unit, size: int, hop: int, sampling_rate: int | None, adjacent: bool
+) -> Iterator[tuple[tuple[float, Tensor], bool]]:
+    """Yield the chunks of an input, unit by unit, each with whether it is the last one."""
+    if isinstance(audio, Unit):
+        units = [audio]
+    else:
+        source = audio_source(audio, sampling_rate)
+        if not isinstance(source, Path) or not adjacent:
+            yield from with_last(overlapping_chunks(source, size, hop))
+            return
+        units = units_of(source, hop)
+    seconds = size / SAMPLE_RATE, hop / SAMPLE_RATE
+    for unit in units:
+        chunks = stream_int16(unit.path, seconds=seconds[0], hop=seconds[1], start=unit.start)
+        count = None if unit.seconds is None else round(unit.seconds / seconds[1])
+        yield from islice(with_last(chunks), count)
 
 
 def overlapping_chunks(
@@ -170,6 +280,22 @@ def with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         pending.append(item)
     if pending:
         yield pending.pop(), True
+
+
+def grouped_by_unit(
+    items: Iterator[Window | AudioError | None], count: int
+) -> Iterator[list[Window | AudioError | None]]:
+    """Yield the items in lists of at most `count` windows, all of the same unit."""
+    group: list[Window | AudioError | None] = []
+    for item in items:
+        if isinstance(item, Window) and group:
+            if len(group) == count or cast(Window, group[-1]).unit != item.unit:
+                yield group
+                group = []
+        group.append(item)
+        if not isinstance(item, Window):
+            yield group
+            group = []
 
 
 def grouped(

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from eat_audio.config import Settings, resumable_names
 from eat_audio.errors import CheckpointError, EatWarning, OutputError
+from eat_audio.lock import lock_folder
 from eat_audio.text import printable, shortened
 from eat_audio.training.distributed import (
     SINGLE_PROCESS,
@@ -42,7 +43,6 @@ from eat_audio.training.distributed import (
     distribute_like,
     full_tensor,
 )
-from eat_audio.training.lock import lock_run_dir as lock_run_dir
 from eat_audio.training.records import (
     RECORD,
     STATE,
@@ -266,6 +266,13 @@ class Run:
                 same_count = name == "data" and str(old).split(",")[0] == str(new).split(",")[0]
                 hint = "; or an earlier version, with other ids of clips, began it: finish it there"
                 yield f"on other {subject} ({old}, now {new}{hint if same_count else ''})"
+
+
+@contextmanager
+def lock_run_dir(out: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
+    """Make a run's folder and lock it for the block, in the main process; see `lock_folder`."""
+    with lock_folder(out) if process_group.is_main else nullcontext():
+        yield
 
 
 def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""Lock a run's folder, so that one living process at a time writes into it.
+"""Lock a folder, so that one living process at a time writes into it.
 
 Where the system has file locks (flock, or msvcrt on Windows), they end with the process, however
 it ends. Disks without locks get a file that names the process instead.
@@ -14,8 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eat_audio.errors import CheckpointError
-from eat_audio.training.distributed import SINGLE_PROCESS, ProcessGroup
+from eat_audio.errors import OutputError
 from eat_audio.writing import write_failure
 
 LOCK, HOLDER = ".lock", ".claim"
@@ -27,22 +26,19 @@ WINDOWS_BYTE = 1 << 30
 
 
 @contextmanager
-def lock_run_dir(out: Path, process_group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
-    """Make a run's folder and lock it for the block, in the main process.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Make a folder and lock it for the block.
 
     Raises:
-        CheckpointError: The folder cannot be made or written, or another run is writing into it.
+        OutputError: The folder cannot be made or written, or another process has locked it.
     """
-    if not process_group.is_main:
-        yield
-        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         reason = "not a folder" if isinstance(error, FileExistsError) else write_failure(error)
         verb = "written" if out.is_dir() else "made"
-        raise CheckpointError(f"{out}: cannot be {verb} ({reason})") from error
+        raise OutputError(f"{out}: cannot be {verb} ({reason})") from error
     try:
         locked = _lock(descriptor)
         if locked is None:
@@ -95,7 +91,7 @@ def _holder_file(out: Path) -> Iterator[None]:
                     raise _in_use(out, f"{holder}; if it is not, remove {path}") from None
                 path.unlink()
         except OSError as error:
-            raise CheckpointError(f"{out}: cannot be written ({write_failure(error)})") from error
+            raise OutputError(f"{out}: cannot be written ({write_failure(error)})") from error
     else:
         raise _in_use(out, "one that began just now")
     try:
@@ -126,5 +122,5 @@ def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _in_use(out: Path, holder: str) -> CheckpointError:
-    return CheckpointError(f"{out}: in use by another run ({holder})")
+def _in_use(out: Path, holder: str) -> OutputError:
+    return OutputError(f"{out}: in use by another run ({holder})")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from eat_audio.errors import CheckpointError
-from eat_audio.training.lock import HOLDER, LOCK, lock_run_dir
+from eat_audio.errors import OutputError
+from eat_audio.lock import HOLDER, LOCK, lock_folder
 
 
 @pytest.fixture(params=["flock", "nothing", "a disk without locks", "msvcrt"])
@@ -52,9 +52,9 @@ def locking() -> object:
 def test_a_folder_is_locked_once_and_free_afterwards(tmp_path: Path, locks: str) -> None:
     out = tmp_path / "run"
     for _ in range(2):
-        with lock_run_dir(out):
-            with pytest.raises(CheckpointError, match=rf"in use by another run \(.*{os.getpid()}"):
-                with lock_run_dir(out):
+        with lock_folder(out):
+            with pytest.raises(OutputError, match=rf"in use by another run \(.*{os.getpid()}"):
+                with lock_folder(out):
                     raise AssertionError("locked twice")
         if locks == "msvcrt":
             break  # the imitation does not notice that the file was closed
@@ -70,12 +70,12 @@ def test_the_lock_of_a_dead_process_is_free(
         [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True
     )
     (tmp_path / HOLDER).write_text(ended.stdout, encoding="utf-8")
-    with lock_run_dir(tmp_path):
+    with lock_folder(tmp_path):
         assert str(os.getpid()) in (tmp_path / HOLDER).read_text(encoding="utf-8")
     for holder in (f"process 1 on {os.uname().nodename}x", "rubbish", ""):
         (tmp_path / HOLDER).write_text(holder, encoding="utf-8")
-        with pytest.raises(CheckpointError, match=f"if it is not, remove .*{HOLDER}"):
-            with lock_run_dir(tmp_path):
+        with pytest.raises(OutputError, match=f"if it is not, remove .*{HOLDER}"):
+            with lock_folder(tmp_path):
                 raise AssertionError("locked")
 
 
@@ -83,11 +83,11 @@ def test_a_lock_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("eat_audio.training.lock.os.write", full)
+    monkeypatch.setattr("eat_audio.lock.os.write", full)
     with (
-        lock_run_dir(tmp_path),
-        pytest.raises(CheckpointError, match="in use"),
-        lock_run_dir(tmp_path),
+        lock_folder(tmp_path),
+        pytest.raises(OutputError, match="in use"),
+        lock_folder(tmp_path),
     ):
         pass
 
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     def read_only(*_: object) -> int:
         raise OSError(errno.EROFS, "Read-only file system", LOCK)
 
-    monkeypatch.setattr("eat_audio.training.lock.os.open", read_only)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\)"):
-        with lock_run_dir(tmp_path):
+    monkeypatch.setattr("eat_audio.lock.os.open", read_only)
+    with pytest.raises(OutputError, match=r"cannot be written \(Read-only file system\)"):
+        with lock_folder(tmp_path):
             pass
