@@ -61,6 +61,11 @@ def _are_labels(value: object) -> bool:
     return set(value) == numbers and all(isinstance(label, str) for label in value.values())
 
 
+def _are_thresholds(value: object) -> bool:
+    """Whether this is [0.2, 0.5, ...]."""
+    return isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)
+
+
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "architectures": lambda x: (
         x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
@@ -71,6 +76,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "label2id": lambda x: (
         x is None or (isinstance(x, dict) and all(type(n) is int for n in x.values()))
     ),
+    "thresholds": lambda x: x is None or _are_thresholds(x),
     "max_length": lambda x: type(x) is int and 0 < x <= LARGEST,
 }
 """What any `config.json` may hold beside the arguments of its configuration."""

@@ -25,7 +25,13 @@ Resume = Annotated[bool, Option("--resume", help="Continue the run in --out.")]
 PrintConfig = Annotated[
     bool, Option("--print-config", help="Print all settings of this run as YAML; run nothing.")
 ]
-ModelSource = Annotated[str, Option("--model", help="A run's folder, a model folder or a Hub id.")]
+ModelSource = Annotated[
+    str | None,
+    Option(
+        "--model",
+        help="A run's folder, a model folder or a Hub id; else the one that ships with it.",
+    ),
+]
 AudioPaths = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
 Precision = Annotated[
@@ -54,6 +60,11 @@ NEXT = {
     "data pack": "eat pretrain eat_tiny data={out} --out runs/mine",
 }
 """The step after a command, with its arguments; a command may return another one instead."""
+NEXT_WITHOUT_MODEL = {
+    "predict": "eat detect FILES -o events/",
+    "embed": "eat predict FILES",
+}
+"""The step after a command that used the model that ships with the package."""
 MACHINE_READABLE = ("as_json", "print_config")
 
 
@@ -72,7 +83,9 @@ class Command(TyperCommand):
             above = [ctx.parent.info_name] if ctx.parent.parent else []
             name = " ".join([*above, ctx.info_name])
             arguments = {key: shlex.quote(str(value)) for key, value in ctx.params.items()}
-            step = NEXT.get(name, "eat --help").format(**arguments)
+            no_model = ctx.params.get("model", name) is None
+            next_steps = NEXT | NEXT_WITHOUT_MODEL if no_model else NEXT
+            step = next_steps.get(name, "eat --help").format(**arguments)
         if step:
             print_lines(f"next: {step}", error=not Console().is_terminal)
         return None

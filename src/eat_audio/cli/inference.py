@@ -66,13 +66,16 @@ def evaluate(
 def predict(
     inputs: AudioPaths,
     *,
-    model: ModelSource,
+    model: ModelSource = None,
     top_k: Annotated[int, Option(min=1, help="Labels per file.")] = 12,
     as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Label files: the likeliest labels of each, with scores.
+
+    Without --model it is the tagger that ships with the package; where none of its labels reaches
+    its threshold, the answer is "no known sound".
 
     Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
     """
@@ -94,7 +97,7 @@ def predict(
 def embed(
     inputs: AudioPaths,
     *,
-    model: ModelSource,
+    model: ModelSource = None,
     out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
     level: Annotated[
         str, Option(help="clip: one vector; frame: one per --hop; patch: and per 16 mel bins.")
@@ -121,7 +124,7 @@ def embed(
 def detect(
     inputs: AudioPaths,
     *,
-    model: ModelSource,
+    model: ModelSource = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder for four files per recording.")],
     window: Annotated[float, Option(help="Seconds around one step: a multiple of 0.16.")] = 1.92,
     hop: Annotated[float, Option(help="Seconds of one step: a multiple of 0.01.")] = 0.16,
@@ -160,7 +163,7 @@ def detect(
     end_of_job(failed)
 
 
-def _predictor(model: str, device: str, precision: str) -> Any:
+def _predictor(model: str | None, device: str, precision: str) -> Any:
     """Load a model for inference, and set the number of threads that it needs."""
     from eat_audio.inference.predictor import load
     from eat_audio.training.hardware import limit_threads

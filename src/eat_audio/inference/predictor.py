@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
+from eat_audio.checkpoints import shipped
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.evaluation.evaluate import WINDOW_SECONDS, label_names, require_classifier
@@ -44,11 +45,18 @@ from eat_audio.inference.windows import (
     windows_of,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.modeling import AudioClassifier, AudioModel, scores_of
-from eat_audio.progress import track
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioModel,
+    scores_of,
+    thresholds_of,
+)
+from eat_audio.progress import print_lines, track
 from eat_audio.text import shortened
 from eat_audio.training.hardware import prepare_inference
 
+NO_KNOWN_SOUND = "no known sound"
+"""The answer of a model with thresholds where no label reaches its own."""
 READ_AHEAD = 4
 """Batches of windows that are read before one is run, so that those of similar length meet."""
 
@@ -92,7 +100,11 @@ class FilePrediction:
 
 
 def load(
-    source: str | Path, *, device: str = "auto", precision: str = "auto", overlap: float = 0.0
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    overlap: float = 0.0,
 ) -> "Predictor":
     """Load a model for inference: see `load_model` for sources and errors.
 
@@ -100,12 +112,15 @@ def load(
     AudioSet.
 
     Args:
-        source: See `load_model`.
+        source: See `load_model`; None: the model that ships, which a line on stderr names.
         device: cpu, cuda, ...; auto: a GPU if there is one.
         precision: Of the weights: fp32, bf16 (vectors differ by about 1 %, several times as fast),
             or auto: bf16 where the device computes in it natively, else fp32.
         overlap: See `Predictor`.
     """
+    if source is None:
+        source = shipped.FOLDER
+        print_lines(f"eat: no model was named: {shipped.summary(source)}", error=True)
     model, features = load_model_and_features(source)
     return Predictor(
         prepare_inference(model, device=device, precision=precision), features, overlap=overlap
@@ -201,7 +216,9 @@ class Predictor:
         """Return the likeliest labels of one recording, likeliest first.
 
         Scores are probabilities: of all classes together (softmax) if the model was trained to
-        give one label per clip, of each class by itself (sigmoid) if several.
+        give one label per clip, of each class by itself (sigmoid) if several. A model with
+        thresholds in its configuration returns the labels that reach theirs; where none does, the
+        only one is `NO_KNOWN_SOUND`, with the score 1 less the highest.
 
         Raises:
             AudioError: It cannot be read.
@@ -270,16 +287,23 @@ class Predictor:
         """Yield the likeliest labels of many recordings, in order, or what is wrong with one."""
         require_classifier(self.model)
         _check_positive("top_k", top_k)
-        names = self.labels
         for result in self._run(
             inputs, _scores, lambda: (Mean(),), batch=batch, sampling_rate=sampling_rate
         ):
             if isinstance(result, AudioError):
                 yield result
                 continue
-            (scores,) = result
-            best = np.argsort(-scores, kind="stable")[:top_k]
-            yield [Prediction(names[number], float(scores[number])) for number in best]
+            yield self._likeliest(result[0])[:top_k]
+
+    def _likeliest(self, scores: Array) -> list[Prediction]:
+        """Return the labels of a recording by their scores (classes,): see `predict`."""
+        thresholds = thresholds_of(self.model.config)
+        order = np.argsort(-scores, kind="stable")
+        reached = order if thresholds is None else order[(scores >= thresholds)[order]]
+        if not len(reached):
+            return [Prediction(NO_KNOWN_SOUND, 1.0 - float(scores.max()))]
+        names = self.labels
+        return [Prediction(names[number], float(scores[number])) for number in reached]
 
     def predict_frames(
         self,

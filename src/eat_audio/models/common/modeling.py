@@ -32,7 +32,10 @@ NEUTRAL = {"drop_path": 0.0, "hidden_columns": 0.0, "hidden_rows": 0.0, "gradien
 
 
 class AudioConfig(PreTrainedConfig):
-    """The shape of an encoder: what the configurations of all methods share."""
+    """The shape of an encoder: what the configurations of all methods share.
+
+    `thresholds`, of a classifier, are the scores from which on a label counts, one per class.
+    """
 
     attribute_map = {
         "hidden_size": "embed_dim",
@@ -55,6 +58,9 @@ class AudioConfig(PreTrainedConfig):
         if "num_labels" not in kwargs and "id2label" not in kwargs:
             kwargs["num_labels"] = num_classes
         super().__init__(**kwargs)
+        thresholds = thresholds_of(self)
+        if thresholds is not None and len(thresholds) != self.num_labels:
+            raise ValueError(f"{len(thresholds)} thresholds of {self.num_labels} labels")
         # transformers does not save two labels without names, so the number is kept here, too
         self.num_classes = self.num_labels or num_classes
 
@@ -126,7 +132,9 @@ class AudioConfig(PreTrainedConfig):
             "pooling": pooling,
             "problem_type": f"{'multi' if several else 'single'}_label_classification",
         }
-        return type(self)(**{**self.to_dict(), **self.finetune_overrides(settings), **head})
+        fields = {**self.to_dict(), **self.finetune_overrides(settings), **head}
+        fields.pop("thresholds", None)  # they belong to the labels before
+        return type(self)(**fields)
 
 
 @dataclass(frozen=True)
@@ -331,6 +339,11 @@ def _loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
     if labels.shape != (clips,) or labels.is_floating_point() or labels.is_complex():
         raise DataError(f"{given}: expected numbers of classes, int64, ({clips},)")
     return F.cross_entropy(logits, labels.long())
+
+
+def thresholds_of(config: PreTrainedConfig) -> list[float] | None:
+    """Return the scores from which on labels count, one per class; None if all of them do."""
+    return getattr(config, "thresholds", None)
 
 
 def several_labels(config: PreTrainedConfig) -> bool:

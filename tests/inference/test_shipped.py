@@ -1,0 +1,136 @@
+"""Without a name, the model that ships is used; below its thresholds it knows no sound."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import eat_audio as eat
+from eat_audio import cli
+from eat_audio.checkpoints import shipped
+from eat_audio.checkpoints.load import load_model
+from eat_audio.errors import CheckpointError
+from eat_audio.inference.predictor import NO_KNOWN_SOUND, Predictor
+from eat_audio.models import save
+from eat_audio.models.common.modeling import thresholds_of
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+from inference.predictors import make_predictor, sound, tiny, write
+
+CARD = (
+    "---\nlicense: mit\nsummary: a small model (right on 1.0% of all); --model names another\n---\n"
+)
+
+
+def with_thresholds(*thresholds: float) -> Predictor:
+    config = tiny(problem_type="multi_label_classification", thresholds=list(thresholds))
+    predictor = make_predictor(config)
+    predictor.model.model.head.weight.data /= 500  # so that no score is 1
+    return predictor
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `eat` with these arguments; return its exit code, stdout and stderr."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eat", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output, err = capsys.readouterr()
+        return end.value.code or 0, output, err
+
+    return run
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model in the place of the one that ships, whose thresholds nothing reaches."""
+    predictor = with_thresholds(1.0, 1.0, 1.0)
+    save(predictor.model.half(), predictor.features, tmp_path / "weights")
+    (tmp_path / "weights" / "README.md").write_text(CARD, encoding="utf-8")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def test_labels_count_from_their_thresholds_on() -> None:
+    clip = sound(1.0)
+    scores = {p.label: p.score for p in with_thresholds(0.0, 0.0, 0.0).predict(clip)}
+    assert len(scores) == 3
+    likeliest = max(scores, key=scores.get)
+    limits = [scores[name] if name == likeliest else 1.0 for name in ("cat", "dog", "owl")]
+    (only,) = with_thresholds(*limits).predict(clip)
+    assert (only.label, only.score) == (likeliest, scores[likeliest])
+
+
+def test_below_all_thresholds_there_is_no_known_sound() -> None:
+    clip = sound(1.0)
+    highest = with_thresholds(0.0, 0.0, 0.0).predict(clip)[0].score
+    (answer,) = with_thresholds(1.0, 1.0, 1.0).predict(clip)
+    assert answer.label == NO_KNOWN_SOUND == "no known sound"
+    assert answer.score == pytest.approx(1 - highest)
+
+
+def test_a_model_without_thresholds_returns_all_labels() -> None:
+    assert (
+        len(make_predictor(tiny(problem_type="multi_label_classification")).predict(sound(1.0)))
+        == 3
+    )
+
+
+def test_thresholds_are_kept_and_checked_with_a_model(weights: Path) -> None:
+    assert load_model(weights).config.thresholds == [1.0, 1.0, 1.0]
+    settings = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    for wrong in ([0.5, 0.5], [0.5, 0.5, 1.5], ["a", "b", "c"], 0.5):
+        (weights / "config.json").write_text(json.dumps(settings | {"thresholds": wrong}))
+        with pytest.raises(CheckpointError, match="describes no eat model"):
+            load_model(weights)
+
+
+def test_another_head_does_not_inherit_thresholds() -> None:
+    config = tiny(thresholds=[0.1, 0.2, 0.3])
+    assert thresholds_of(config) == [0.1, 0.2, 0.3]
+    assert thresholds_of(config.for_labels(["a", "b"], several=True, pooling="mean")) is None
+    assert "thresholds" not in EATConfig().to_diff_dict()
+
+
+def test_load_without_a_name_is_the_model_that_ships_in_float32(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor = eat.load(precision="fp32")
+    assert capsys.readouterr().err.splitlines() == [
+        "eat: no model was named: a small model (right on 1.0% of all); --model names another"
+    ]
+    assert isinstance(predictor.model, EATForAudioClassification)
+    assert next(predictor.model.parameters()).dtype == torch.float32
+    stored = load_model(weights).state_dict()
+    assert all(torch.equal(x, stored[name]) for name, x in predictor.model.state_dict().items())
+
+
+def test_commands_without_a_model_use_it_and_name_it(
+    run: Any, weights: Path, tmp_path: Path
+) -> None:
+    wav = write(tmp_path / "a.wav", sound(1.0))
+    for command in (
+        ["predict", wav, "--json"],
+        ["embed", wav, "-o", tmp_path / "v.parquet"],
+        ["detect", wav, "-o", tmp_path / "events"],
+    ):
+        code, output, err = run(*command)
+        assert code == 0 and err.count("no model was named") == 1, err
+        assert "None" not in output + err
+        if command[0] == "predict":
+            (answer,) = json.loads(output)["predictions"]
+            assert answer["label"] == NO_KNOWN_SOUND
+    code, output, err = run("predict", wav, "--model", weights)
+    assert code == 0 and "no model was named" not in err and NO_KNOWN_SOUND in output
+
+
+def test_a_package_without_the_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    with pytest.raises(CheckpointError, match="the model that ships with the package is not there"):
+        eat.load()
