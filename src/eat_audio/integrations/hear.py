@@ -25,7 +25,8 @@ class HearModel(EmbeddingModule):
     def __init__(self, source: str = "") -> None:
         super().__init__(source)
         self.sample_rate = self.rate
-        self.scene_embedding_size = self.timestamp_embedding_size = self.width
+        self.scene_embedding_size = self.model.config.pooled_size
+        self.timestamp_embedding_size = self.width
 
 
 def load_model(model_file_path: str = "") -> HearModel:

@@ -34,8 +34,9 @@ class EncoderSettings(Settings):
     depth: PositiveInt | None = None
     num_heads: PositiveInt | None = None
     mlp_ratio: PositiveFloat = 4.0
-    pooling: Literal["cls", "mean", "linear_softmax"] | None = None
-    """How a clip's vector is computed from its tokens; by default CLS in EAT, else the mean."""
+    pooling: Literal["cls", "mean", "linear_softmax", "statistics"] | None = None
+    """How a clip's vector is computed from its tokens; by default CLS in EAT, else the mean.
+    statistics: CLS, where there is one, mean and deviation of the patches."""
 
     def build_config(self, method: str) -> PreTrainedConfig:
         """Return the Hugging Face configuration of such an encoder of a method.

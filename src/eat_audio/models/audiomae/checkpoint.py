@@ -17,7 +17,7 @@ from eat_audio.models.common.feature_extraction import (
     AudioFeatureExtractor,
     AudioMAEFeatureExtractor,
 )
-from eat_audio.models.common.modeling import AudioModel
+from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 from eat_audio.models.common.released import ConvertedCheckpoint, check_tensors, model_state
 from eat_audio.text import shortened
 
@@ -64,8 +64,13 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
     """Return the content of a released file: {"model": tensors, "args": settings}.
 
     It cannot hold names of labels, nor the statistics of a corpus.
+
+    Raises:
+        CheckpointError: The released code pools in another way than this classifier.
     """
     config = cast(AudioMAEConfig, model.config)
+    if isinstance(model, AudioClassifier) and config.pooling != "mean":
+        raise CheckpointError(f"pools by {config.pooling}; the released code has the mean only")
     rows = config.mel_bins // config.patch_size
     period = config.pos_length if config.pos_layout == "released" else rows
     table = positions(config.pos_length * rows, config.embed_dim, period=period)

@@ -28,8 +28,8 @@ from eat_audio.models.common.layers import (
     check_spectrogram,
     drop_path,
     init_patch_embedding,
-    masked_mean,
     patch_mask,
+    pool,
 )
 from eat_audio.models.common.modeling import (
     SIZES,
@@ -40,7 +40,7 @@ from eat_audio.models.common.modeling import (
     EncoderOutput,
 )
 
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "statistics")
 LAYOUTS = ("released", "correct")
 
 
@@ -59,7 +59,8 @@ class AudioMAEConfig(AudioConfig):
             time-major sequence; a mistake that the released weights were trained with.
         pos_length: Columns of the position table of the released checkpoints (one column is
             16 frames, 160 ms); longer clips get a longer table.
-        pooling: The vector of a clip: "mean" of the patches, or "cls".
+        pooling: The vector of a clip: "mean" of the patches, "cls", or "statistics" (CLS, mean and
+            deviation of the patches).
         start_drop_path_rate: Stochastic depth of the first block.
         end_drop_path_rate: Stochastic depth of the last block.
         mask_t_prob: Share of columns of patches that are left out in training of a classifier.
@@ -210,18 +211,14 @@ class AudioMAEEncoder(nn.Module):
         x = states[-1] = self.norm(x)
         return x[:, 0], x[:, 1:], states
 
-    def pool(self, cls: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
-        """Return one vector per clip, as the configuration says: (B, D)."""
-        return cls if self.config.pooling == "cls" else masked_mean(patches, valid)
-
 
 class AudioMAEClassifier(AudioMAEEncoder):
     """An encoder with a norm and a linear head on its pooled output."""
 
     def __init__(self, config: AudioMAEConfig) -> None:
         super().__init__(config)
-        self.fc_norm = nn.LayerNorm(config.embed_dim, config.norm_eps)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.fc_norm = nn.LayerNorm(config.pooled_size, config.norm_eps)
+        self.head = nn.Linear(config.pooled_size, config.num_classes)
 
 
 def some_of_a_grid(
@@ -285,7 +282,8 @@ class AudioMAEPreTrainedModel(AudioModel):
 
     def _run(self, patches: Tensor, valid: Tensor | None) -> EncoderOutput:
         cls, patches, states = self.model(patches, valid)
-        return EncoderOutput(self.model.pool(cls, patches, valid), cls, patches, states, valid)
+        clip = pool(self.config.pooling, cls, patches, valid)
+        return EncoderOutput(clip, cls, patches, states, valid)
 
 
 class AudioMAEModel(AudioMAEPreTrainedModel, AudioEncoder):

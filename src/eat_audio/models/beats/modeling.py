@@ -28,8 +28,8 @@ from eat_audio.models.common.layers import (
     PatchEmbedding,
     check_spectrogram,
     convolve,
-    linear_softmax,
     masked_mean,
+    pool,
 )
 from eat_audio.models.common.modeling import (
     AudioClassifier,
@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, int]] = {
 """Base as released; tiny and small train on a laptop."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-POOLINGS = ("mean", "linear_softmax")
+POOLINGS = ("mean", "linear_softmax", "statistics")
 
 
 class BEATsConfig(AudioConfig):
@@ -71,11 +71,12 @@ class BEATsConfig(AudioConfig):
         gru_rel_pos: Whether every query gates its biases.
         layer_wise_gradient_decay_ratio: Factor of the gradient at the input of every block.
         predictor_dropout: Of patches, before the classifier.
-        pooling: The vector of a clip: "mean" of the patches (and of their logits, as released), or
-            "linear_softmax" over them.
+        pooling: The vector of a clip: "mean" of the patches (and of their logits, as released),
+            "linear_softmax" over them, or "statistics" (their mean and deviation).
     """
 
     sizes = SIZES
+    has_cls = False
     finetune_fields = {
         "drop_path": "encoder_layerdrop",
         "gradient_decay": "layer_wise_gradient_decay_ratio",
@@ -383,18 +384,13 @@ class BEATsEncoder(nn.Module):
         keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= share
         return torch.where(keep, output, x.to(output.dtype))
 
-    def pool(self, patches: Tensor, valid: Tensor | None) -> Tensor:
-        """Return one vector per clip, as the configuration says: (B, D)."""
-        pool = linear_softmax if self.config.pooling == "linear_softmax" else masked_mean
-        return pool(patches, valid)
-
 
 class BEATsClassifier(BEATsEncoder):
     """An encoder with a linear head on its patches."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__(config)
-        self.head = nn.Linear(config.encoder_embed_dim, config.num_classes)
+        self.head = nn.Linear(config.pooled_size, config.num_classes)
 
 
 def patches_valid(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
@@ -459,7 +455,8 @@ class BEATsPreTrainedModel(AudioModel):
         side, rows = self.config.input_patch_size, self.grid(input_values)[1]
         valid = patches_valid(attention_mask, side, rows)
         patches, states = encoder(encoder.embed(input_values), valid)
-        return EncoderOutput(encoder.pool(patches, valid), None, patches, states, valid)
+        clip = pool(self.config.pooling, None, patches, valid)
+        return EncoderOutput(clip, None, patches, states, valid)
 
 
 def _init_uniform(layer: nn.Linear | nn.Conv2d) -> None:
@@ -485,10 +482,13 @@ class BEATsForAudioClassification(BEATsPreTrainedModel, AudioClassifier):
     model: BEATsClassifier
     network = BEATsClassifier
 
+    def head_input(self, encoded: EncoderOutput) -> Tensor:
+        """Return what the linear head classifies: (B, `config.pooled_size`)."""
+        return F.dropout(encoded.clip, self.config.predictor_dropout, self.training)
+
     def logits(self, encoded: EncoderOutput) -> Tensor:
         """Return logits (B, classes): with mean pooling, the mean of the logits of patches."""
-        dropout = self.config.predictor_dropout
-        if self.config.pooling == "linear_softmax":
-            return self.model.head(F.dropout(encoded.clip, dropout, self.training))
-        patches = F.dropout(encoded.patches, dropout, self.training)
+        if self.config.pooling != "mean":
+            return super().logits(encoded)
+        patches = F.dropout(encoded.patches, self.config.predictor_dropout, self.training)
         return masked_mean(self.model.head(patches), encoded.valid)

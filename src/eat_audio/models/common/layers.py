@@ -19,6 +19,8 @@ from transformers import initialization as init
 
 SHORT = 128
 """Below so many tokens, plain matrix products beat fused attention on a CPU in bfloat16."""
+STD_EPS = 1e-6
+"""Added to variances before the square root, whose slope at 0 is infinite."""
 
 
 class PatchEmbedding(nn.Module):
@@ -192,6 +194,33 @@ def masked_mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
         return tokens.mean(dim=1)
     weights = valid.to(tokens.dtype)[..., None]
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def masked_statistics(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Return mean and standard deviation of the valid tokens (R, N, D), or of all: (R, 2D)."""
+    exact = tokens.float()
+    mean = masked_mean(exact, valid)
+    variance = masked_mean((exact - mean[:, None]).square(), valid)
+    return torch.cat([mean, (variance + STD_EPS).sqrt()], dim=1).to(tokens.dtype)
+
+
+def pool(kind: str, cls: Tensor | None, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """Return one vector per clip.
+
+    Args:
+        kind: "cls", "mean", "linear_softmax", or "statistics": the CLS token (where there is one),
+            the mean and the standard deviation of the patches, side by side.
+        cls: (B, D).
+        patches: (B, N, D).
+        valid: (B, N), False for patches of padding, which never count; None if there are none.
+    """
+    if kind == "cls":
+        assert cls is not None, "validated with the configuration"
+        return cls
+    if kind == "statistics":
+        both = masked_statistics(patches, valid)
+        return both if cls is None else torch.cat([cls, both], dim=1)
+    return (linear_softmax if kind == "linear_softmax" else masked_mean)(patches, valid)
 
 
 def linear_softmax(tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -44,6 +44,8 @@ class AudioConfig(PreTrainedConfig):
     }
     sizes: ClassVar[dict[str, dict[str, int]]]
     """The usual ones by name."""
+    has_cls: ClassVar[bool] = True
+    """Whether a CLS token stands before the patches."""
     finetune_fields: ClassVar[dict[str, str]] = {}
     """The settings of fine-tuning that this encoder has, and the fields they set."""
     finetune_constants: ClassVar[dict[str, Any]] = {}
@@ -97,6 +99,12 @@ class AudioConfig(PreTrainedConfig):
         changes = {cls.attribute_map.get(name, name): x for name, x in changes.items()}
         return cls(**cls.sizes[size] | changes)
 
+    @property
+    def pooled_size(self) -> int:
+        """The width of a clip's vector: D, with the pooling "statistics" 3D, or 2D without CLS."""
+        parts = 2 + self.has_cls if self.pooling == "statistics" else 1
+        return parts * self.hidden_size
+
     def finetune_overrides(self, settings: Mapping[str, float]) -> dict[str, Any]:
         """Return the fields that settings of fine-tuning change; `settings` has names of `NEUTRAL`.
 
@@ -142,7 +150,7 @@ class EncoderOutput:
     """The output of an encoder for a batch."""
 
     clip: Tensor
-    """(B, D): the vector of a clip, pooled as the configuration says."""
+    """(B, `config.pooled_size`): the vector of a clip, pooled as the configuration says."""
     cls: Tensor | None
     """(B, D): the CLS token, where the method has one."""
     patches: Tensor
@@ -151,6 +159,10 @@ class EncoderOutput:
     """The tokens before every block and after the last, a CLS token first: (B, N or 1 + N, D)."""
     valid: Tensor | None
     """(B, N): False for patches of padding; None if there are none."""
+
+    def layer(self, number: int) -> Tensor:
+        """Return the patches after so many blocks, 0 being what enters the first: (B, N, D)."""
+        return self.states[number][:, -self.patches.shape[1] :]
 
 
 @dataclass(frozen=True)
@@ -281,9 +293,13 @@ class AudioEncoder(AudioModel):
 class AudioClassifier(AudioModel):
     """An encoder with a classifier: normalized log-mel in, logits out."""
 
+    def head_input(self, encoded: EncoderOutput) -> Tensor:
+        """Return what the linear head classifies: (B, `config.pooled_size`)."""
+        return self.model.fc_norm(encoded.clip)
+
     def logits(self, encoded: EncoderOutput) -> Tensor:
         """Return the logits of encoded clips: (B, classes)."""
-        return self.model.head(self.model.fc_norm(encoded.clip))
+        return self.model.head(self.head_input(encoded))
 
     def forward(
         self,

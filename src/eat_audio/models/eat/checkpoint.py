@@ -173,9 +173,16 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
 
     It cannot hold names of labels, nor other statistics than those of AudioSet, ESC-50 and Speech
     Commands.
+
+    Raises:
+        CheckpointError: The released code pools in another way than this classifier.
     """
     config = cast(EATConfig, model.config)
     classifies = isinstance(model, AudioClassifier)
+    modes = {name: mode for mode, name in POOLINGS.items()}
+    if classifies and config.pooling not in modes:
+        expected = ", ".join(modes)
+        raise CheckpointError(f"pools by {config.pooling}; the released code has {expected} only")
     same = ("embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "norm_affine")
     encoder = {
         "_name": "data2vec_multi",
@@ -189,7 +196,7 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
     }
     classifier = {
         "_name": "mae_image_classification",
-        "prediction_mode": {name: mode for mode, name in POOLINGS.items()}[config.pooling],
+        "prediction_mode": modes.get(config.pooling),
         "num_classes": config.num_classes,
         "head_norm_eps": config.head_norm_eps,
         "pretrained_model_args": {"model": encoder},

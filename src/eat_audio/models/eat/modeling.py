@@ -26,9 +26,8 @@ from eat_audio.models.common.layers import (
     check_spectrogram,
     drop_path,
     init_patch_embedding,
-    linear_softmax,
-    masked_mean,
     patch_mask,
+    pool,
     sincos_positions,
 )
 from eat_audio.models.common.modeling import (
@@ -48,7 +47,7 @@ those that have been made float32 since."""
 SLACK_OF_BFLOAT16 = 4e-3
 ROWS = 8
 """128 mel bins in patches of 16."""
-POOLINGS = ("cls", "mean", "linear_softmax")
+POOLINGS = ("cls", "mean", "linear_softmax", "statistics")
 
 
 class EATConfig(AudioConfig):
@@ -60,7 +59,8 @@ class EATConfig(AudioConfig):
         num_heads: Attention heads per block.
         pos_length: Columns of the position table (one column is 16 frames, 160 ms); longer clips
             get a longer table.
-        pooling: The vector of a clip: "cls", "mean" of the patches, or "linear_softmax" over them.
+        pooling: The vector of a clip: "cls", "mean" of the patches, "linear_softmax" over them, or
+            "statistics" (CLS, mean and deviation of the patches).
         head_norm_eps: Epsilon of the norm before the classifier: 1e-5 in the released Hugging
             Face models, 1e-6 in the released fine-tuning code.
     """
@@ -217,22 +217,14 @@ class EATEncoder(nn.Module):
             updates.append(update)
         return x[:, 0], x[:, 1:], states, updates
 
-    def pool(self, cls: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
-        """Return one vector per clip, as the configuration says: (B, D)."""
-        if self.config.pooling == "mean":
-            return masked_mean(patches, valid)
-        if self.config.pooling == "linear_softmax":
-            return linear_softmax(patches, valid)
-        return cls
-
 
 class EATClassifier(EATEncoder):
     """An encoder with a norm and a linear head on its pooled output."""
 
     def __init__(self, config: EATConfig) -> None:
         super().__init__(config)
-        self.fc_norm = nn.LayerNorm(config.embed_dim, config.head_norm_eps)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.fc_norm = nn.LayerNorm(config.pooled_size, config.head_norm_eps)
+        self.head = nn.Linear(config.pooled_size, config.num_classes)
 
 
 class EATPreTrainedModel(AudioModel):
@@ -279,7 +271,8 @@ class EATPreTrainedModel(AudioModel):
         encoder = self.model
         valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
         cls, patches, states, _ = encoder(encoder.embed(input_values), valid)
-        return EncoderOutput(encoder.pool(cls, patches, valid), cls, patches, states, valid)
+        clip = pool(self.config.pooling, cls, patches, valid)
+        return EncoderOutput(clip, cls, patches, states, valid)
 
 
 class EATModel(EATPreTrainedModel, AudioEncoder):
