@@ -6,6 +6,7 @@ Source: the released `models/EAT_audio_classification.py`, `tasks/mae_image_clas
 and scripts, as observed (the recorded sets `finetune_tiny_a`, `augment_a`).
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -29,18 +30,23 @@ from eat_audio.data.splits import Roles, hold_out, role_of, train_and_test
 from eat_audio.data.transforms import Augmentation, augment
 from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
+from eat_audio.evaluation.metrics import STRENGTH
+from eat_audio.evaluation.probe import fit_head
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import add_lora, merge_lora
 from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
+from eat_audio.pretraining.ema import update_ema
 from eat_audio.pretraining.method import EncoderSettings
-from eat_audio.pretraining.run import make_features
+from eat_audio.pretraining.run import in_full, make_features
+from eat_audio.progress import print_lines
 from eat_audio.rng import clip_keys
 from eat_audio.training.checkpoint import fingerprint, lock_run_dir
-from eat_audio.training.distributed import ProcessGroup, init_process_group
+from eat_audio.training.distributed import ProcessGroup, distribute_like, init_process_group
 from eat_audio.training.optim import LayeredObjective, Optim
 from eat_audio.training.run import Trainer, TrainSettings, with_prefix
 from eat_audio.writing import write_json
+
 
 class FreshEncoder(EncoderSettings):
     """The encoder to start from if none is given; `pooling` counts in any case."""
@@ -89,6 +95,14 @@ class FinetuneRun(TrainSettings):
     lora: NonNegativeInt = 0
     """Rank of the additions that learn in place of the encoder's own weights, which stay as they
     are (LoRA, through the package peft); 0: the weights themselves learn."""
+    head_start: Literal["random", "probe"] = "random"
+    """probe: the head begins as the logistic regression of the training clips on the features of
+    the encoder as it is, standardized; a low `optim.lr` then keeps what both know."""
+    head_start_c: PositiveFloat = STRENGTH
+    """scikit-learn's C of that regression, the inverse of its regularization."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is then tested and kept as the model: the
+    mean of all steps until those are 1 / (1 - ema); 0: the weights of the last step."""
     clips: ClipSettings = ClipSettings()
     augment: Augmentation = Augmentation()
     optim: Optim = Optim(lr=5e-5, min_lr=1e-6, layer_decay=0.65, clip=0.0)
@@ -115,6 +129,17 @@ class Classification(LayeredObjective):
         self.features = features
         self.settings = settings
         self.frames = whole_patches(settings.clips.seconds)
+        self.average: AudioClassifier | None = None
+
+    @property
+    def result(self) -> AudioClassifier:
+        """The model that is tested and kept."""
+        return self.average or self.model
+
+    def start_average(self) -> None:
+        """Keep the average of the weights from now on, if the settings say so."""
+        if self.settings.ema:
+            self.average = copy.deepcopy(self.model).requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the loss of a batch and its share of right answers."""
@@ -139,7 +164,10 @@ class Classification(LayeredObjective):
         )
 
     def after_step(self, step: int) -> None:
-        """Do nothing after a step of fine-tuning."""
+        """Move the average of the weights, if there is one; `step` optimizer steps are done."""
+        if self.average is not None:
+            decay = min(self.settings.ema, 1 - 1 / step)
+            update_ema(self.average.parameters(), self.model.parameters(), decay)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
@@ -215,6 +243,28 @@ def freeze(model: AudioClassifier, blocks: int) -> None:
             parameter.requires_grad_(False)
 
 
+def start_head(objective: Classification, train: Corpus) -> str:
+    """Replace the head by a logistic regression on the encoder's features of training clips.
+
+    Returns:
+        How well the regression does on those clips: one sentence.
+    """
+    settings = objective.settings
+    head = fit_head(
+        in_full(objective.model),
+        objective.features,
+        train,
+        settings.clips,
+        softmax=settings.loss == "cross_entropy",
+        strength=settings.head_start_c,
+    )
+    for model in filter(None, (objective.model, objective.average)):
+        for name, parameter in model.model.head.named_parameters():
+            full = torch.from_numpy(getattr(head, name)).to(parameter.dtype)
+            parameter.data.copy_(distribute_like(full, parameter.data))
+    return f"the head begins as a logistic regression (C={settings.head_start_c:g}): {head.fit}"
+
+
 # ---- a run ----
 
 
@@ -255,7 +305,14 @@ def run(
         model, features = objective.model, objective.features
 
         def export(folder: Path, state: dict[str, Tensor]) -> None:
-            save(model, features, folder, state=merge_lora(with_prefix(state, "model.")))
+            kept = with_prefix(state, "average." if settings.ema else "model.")
+            save(model, features, folder, state=merge_lora(kept))
+
+        def prepare() -> None:
+            if settings.head_start == "probe":
+                sentence = start_head(objective, train)
+                if group.is_main:
+                    print_lines(sentence, error=True)
 
         with lock_run_dir(out, group):
             trainer.train(
@@ -266,6 +323,7 @@ def run(
                 origin=origin,
                 export=export,
                 resume=resume,
+                prepare=prepare,
             )
             evaluation = None if test is None else _test(settings, objective, test, out, group)
     return Finetuned(out, evaluation, tested_note(corpus, settings, test))
@@ -293,6 +351,7 @@ def make_trainer(
     objective = Classification(model, features, settings).to(settings.on()).train()
     freeze(model, settings.freeze)
     add_lora(model, settings.lora)
+    objective.start_average()
     steps = ClipBatches(
         train,
         settings.clips,
@@ -308,7 +367,7 @@ def make_trainer(
 def _test(
     settings: FinetuneRun, objective: Classification, test: Corpus, out: Path, group: ProcessGroup
 ) -> Evaluation:
-    model = objective.model
+    model = objective.result
     if group.ranks > 1:  # what is in memory may be a slice
         group.barrier()
         model = load_model(out, AudioClassifier)

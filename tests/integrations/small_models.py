@@ -10,14 +10,21 @@ METHODS = sorted(model_types())
 LABELS = ("dog", "rain", "rooster")
 
 
-def write_model(folder: Path, method: str = "eat", *, width: int = 48, blocks: int = 2) -> Path:
+def write_model(
+    folder: Path,
+    method: str = "eat",
+    *,
+    width: int = 48,
+    blocks: int = 2,
+    pooling: str = "mean",
+) -> Path:
     """A classifier with random weights and opinions; its folder."""
     spec = model_types()[method]
     torch.manual_seed(0)
     shape = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": 2}
     names = {spec.config.attribute_map.get(name, name): value for name, value in shape.items()}
     config = spec.config.named("tiny", **names)
-    config = config.for_labels(LABELS, several=False, drop_path=0.0, pooling="mean")
+    config = config.for_labels(LABELS, several=False, drop_path=0.0, pooling=pooling)
     model = spec.classifier(config)
     torch.nn.init.normal_(model.model.head.weight)
     save(model, spec.feature_extractor(), folder)

@@ -24,11 +24,20 @@ needs_onnx = pytest.mark.skipif(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("takes", ["waveform", "logmel"])
 @pytest.mark.parametrize("gives", ["embed", "classify"])
-def test_every_method_is_exported_in_every_way(tmp_path, method, takes, gives):
-    place = write_model(tmp_path / "model", method)
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+def test_every_method_is_exported_in_every_way(tmp_path, method, takes, gives, pooling):
+    place = write_model(tmp_path / "model", method, pooling=pooling)
     for name in ("model.onnx", "model.pt2"):
         done = onnx.export(place, tmp_path / name, takes=takes, gives=gives)
         assert done.difference < 1e-4
+
+
+def test_statistics_of_the_patches_are_exported(tmp_path):
+    if onnx.find_spec("onnx") is None:
+        pytest.skip("onnx is not installed (pip install 'eat-audio[onnx]')")
+    place = write_model(tmp_path / "model", blocks=1, pooling="statistics")
+    done = onnx.export(place, tmp_path / "model.pt2", takes="logmel", gives="classify")
+    assert done.difference < 1e-4
 
 
 @needs_onnx

@@ -6,6 +6,7 @@ import torch
 
 from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.layers import masked_statistics
 from eat_audio.models.common.modeling import Features
 
 SECONDS = (0.2, 1.0, 5.0, 10.0, 30.0)
@@ -39,3 +40,31 @@ def test_clips_of_any_length_sound_the_same_alone_and_together(method: str, atte
         torch.testing.assert_close(
             alone.patches[0, :columns], together.patches[number, :columns], rtol=0, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("method", sorted(model_types()))
+def test_statistics_are_of_the_valid_patches_alone_whatever_else_is_in_the_batch(
+    method: str,
+) -> None:
+    spec = METHODS[method]
+    torch.manual_seed(0)
+    config = spec.config.named("tiny", pooling="statistics")
+    config.num_hidden_layers = 1
+    encoder, features = spec.encoder(config).eval(), spec.feature_extractor()
+    clips = [noise(seconds) for seconds in (0.2, 1.0, 10.0)]
+    with torch.inference_mode():
+        together = encoder.features(**features(clips, sampling_rate=16_000))
+        for number, clip in enumerate(clips):
+            encoded = encoder.encode(**features([clip], sampling_rate=16_000))
+            assert encoded.valid is None or encoded.valid.all()
+            mean, std = encoded.patches[0].mean(dim=0), encoded.patches[0].std(dim=0, correction=0)
+            parts = [mean, std] if encoded.cls is None else [encoded.cls[0], mean, std]
+            assert len(together.clip[number]) == config.pooled_size == len(parts) * len(mean)
+            torch.testing.assert_close(together.clip[number], torch.cat(parts), rtol=0, atol=2e-4)
+            torch.testing.assert_close(encoded.clip[0], together.clip[number], rtol=0, atol=1e-5)
+
+
+def test_patches_that_are_all_alike_have_a_gradient() -> None:
+    tokens = torch.ones(1, 8, 4, requires_grad=True)
+    masked_statistics(tokens, None).sum().backward()
+    assert tokens.grad is not None and tokens.grad.isfinite().all()

@@ -64,6 +64,46 @@ def linear_predictions(train: Array, labels: Array, test: Array, *, multi_label:
     return scores
 
 
+def linear_head(
+    vectors: Array, labels: Array, *, softmax: bool, strength: float = STRENGTH
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fit a logistic regression on standardized vectors; return it as a linear layer of raw ones.
+
+    Args:
+        vectors: (clips, D).
+        labels: (clips, classes); of probabilities the likeliest, or those of a half and more.
+        softmax: One regression for all classes, of the clips with a label; else one per class.
+        strength: scikit-learn's C.
+
+    Returns:
+        Weights (classes, D) and biases (classes,). A class without clips, and one that all clips
+        have, has the weight 0 and the bias of half a clip more or less.
+    """
+    scaler = StandardScaler()
+    x = scaler.fit_transform(vectors.astype(np.float64))
+    weight, bias = np.zeros((labels.shape[1], x.shape[1])), np.zeros(labels.shape[1])
+    model = LogisticRegression(C=strength, max_iter=2_000)
+    if softmax:
+        labeled = labels.any(axis=1)
+        numbers = labels[labeled].argmax(axis=1)
+        present = np.unique(numbers)
+        if len(present) > 1:
+            model.fit(x[labeled], numbers)
+            sides = [[-0.5], [0.5]] if len(present) == 2 else 1  # of two: one row of differences
+            weight[present], bias[present] = model.coef_ * sides, (model.intercept_ * sides).flat
+        absent = np.setdiff1d(np.arange(len(bias)), present)
+        bias[absent] = np.logaddexp.reduce(bias[present]) - np.log(2 * len(numbers))
+    else:
+        positive = labels >= 0.5
+        counts = positive.sum(axis=0)
+        bias = np.log((counts + 0.5) / (len(x) - counts + 0.5))
+        for number in np.flatnonzero((counts > 0) & (counts < len(x))):
+            model.fit(x, positive[:, number])
+            weight[number], bias[number] = model.coef_[0], model.intercept_[0]
+    weight /= scaler.scale_
+    return weight, bias - weight @ scaler.mean_
+
+
 def knn_predictions(train: Array, labels: Array, test: Array, *, neighbors: int) -> Array:
     """Return the nearest training clips' labels, by their share of cosine similarity."""
     train, test = (_unit_length(vectors) for vectors in _standardized(train, test))

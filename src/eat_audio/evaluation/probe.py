@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio.fbank import log_mel
@@ -23,19 +24,23 @@ from eat_audio.data.splits import Folds, cross_validation, sample
 from eat_audio.errors import DataError
 from eat_audio.evaluation.evaluate import spectrogram_batches
 from eat_audio.evaluation.metrics import (
+    STRENGTH,
     Array,
     chance,
     effective_rank,
     knn_predictions,
+    linear_head,
     linear_predictions,
     mean_score,
     views,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean
-from eat_audio.models.common.modeling import AudioEncoder, AudioModel
+from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.training.hardware import prepare_inference
 
+HEAD_CLIPS = 20_000
+"""Clips that a head is fitted to at most; a regression holds the features of all."""
 RESAMPLINGS = 20
 """Bootstrap samples of the test clips, for the standard error of a score."""
 TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
@@ -222,6 +227,58 @@ def concatenated(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> tuple[Array |
     tokens, means = zip(*pairs, strict=True)
     present = [cls for cls in tokens if cls is not None]
     return _array(present) if present else None, _array(means)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear classifier of what enters the head of a model."""
+
+    weight: NDArray[np.float64]
+    """(classes, `config.pooled_size`)"""
+    bias: NDArray[np.float64]
+    """(classes,)"""
+    fit: str
+    """How well it does on the clips that it was fitted to, as a phrase."""
+
+
+def fit_head(
+    model: AudioClassifier,
+    features: AudioFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    *,
+    softmax: bool,
+    strength: float = STRENGTH,
+) -> LinearHead:
+    """Fit a head to labeled clips, read as in testing, by logistic regression; see `linear_head`.
+
+    Of more than `HEAD_CLIPS` clips it takes so many, the same ones every time.
+
+    Raises:
+        DataError: No clip can be read.
+    """
+    unreadable: list[str] = []
+    inputs, targets = [], []
+    for batch, spectrogram, mask in spectrogram_batches(
+        model,
+        features,
+        sample(corpus, HEAD_CLIPS),
+        clips,
+        batch=32,
+        title="head",
+        unreadable=unreadable,
+    ):
+        with torch.no_grad():  # positions that are cached here are used in training, too
+            inputs.append(model.head_input(model.encode(spectrogram, mask)).float())
+        assert batch.labels is not None
+        targets.append(batch.labels)
+    x, labels = _array(inputs), _array(targets)
+    weight, bias = linear_head(x, labels, softmax=softmax, strength=strength)
+    several = corpus.multi_label
+    score = mean_score(x @ weight.T + bias, labels >= 0.5, multi_label=several)
+    fit = f"{'mAP' if several else 'accuracy'} {score:.1%} on {len(x)} of {len(corpus)} clips"
+    missing = f", {len(unreadable)} cannot be read" if unreadable else ""
+    return LinearHead(weight, bias, fit + missing)
 
 
 def log_mel_statistics(batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
 from eat_audio.models import METHODS, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.modeling import AudioEncoder
+from eat_audio.models.common.lora import merge_lora
+from eat_audio.models.common.modeling import AudioModel
 from eat_audio.pretraining.method import Pretraining, PretrainRun, run_settings
 from eat_audio.training.checkpoint import lock_run_dir
 from eat_audio.training.distributed import ProcessGroup, full_tensor, init_process_group
 from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.run import Hooks, Trainer, with_prefix
+
+M = TypeVar("M", bound=AudioModel)
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
@@ -144,14 +147,14 @@ def make_monitor(
     return on_step
 
 
-def in_full(encoder: AudioEncoder) -> AudioEncoder:
-    """Return an encoder with full weights: itself, or a copy where they are sliced."""
-    if not any(isinstance(weight, DTensor) for weight in encoder.parameters()):
-        return encoder
+def in_full(model: M) -> M:
+    """Return a model with full weights: itself, or a copy where they are sliced."""
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return model
     with torch.random.fork_rng():  # training must draw the same numbers as without a monitor
-        copy = type(encoder)(encoder.config)
-    copy.load_state_dict({n: full_tensor(x) for n, x in encoder.state_dict().items()})
-    nn.Module.to(copy, next(encoder.parameters()).device)
+        copy = type(model)(model.config)
+    copy.load_state_dict(merge_lora({n: full_tensor(x) for n, x in model.state_dict().items()}))
+    nn.Module.to(copy, next(model.parameters()).device)
     return copy
 
 

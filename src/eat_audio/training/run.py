@@ -103,6 +103,7 @@ class Trainer:
         origin: dict[str, Any],
         export: Callable[[Path, dict[str, Tensor]], None],
         resume: bool,
+        prepare: Callable[[], None] = lambda: None,
         hooks: Callable[[TrainingLog], Hooks] = lambda log: Hooks(log.write),
     ) -> None:
         """Train from the newest checkpoint of `out`, or from the start, to the end.
@@ -117,6 +118,7 @@ class Trainer:
             origin: What else the run begins with: the encoder, the front end.
             export: Writes the finished model into a folder, given the objective's full state.
             resume: Whether a run in `out` may be continued.
+            prepare: Called before the first step of a run, and not when it is resumed.
             hooks: Makes what is called beside the log.
 
         Raises:
@@ -139,6 +141,8 @@ class Trainer:
             contents,
         )
         start = run.begin(resume=resume)
+        if start == 0:
+            prepare()
         with TrainingLog(
             out,
             f"{title}, {settings.precision}",
