@@ -25,7 +25,6 @@ from eat_audio.finetune import (
     Classification,
     FinetuneRun,
     FreshEncoder,
-    classification_loss,
     cross_validate,
     freeze,
     run,
@@ -35,6 +34,7 @@ from eat_audio.finetune import (
 from eat_audio.models import METHODS, model_types, save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.lora import add_lora
+from eat_audio.models.common.losses import classification_loss
 from eat_audio.models.eat.checkpoint import encoder_names
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates

@@ -14,7 +14,8 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, DataError
-from eat_audio.finetune import FinetuneRun, FreshEncoder, classification_loss, run
+from eat_audio.finetune import FinetuneRun, FreshEncoder, run
+from eat_audio.models.common.losses import classification_loss
 from eat_audio.training.optim import Optim
 
 SHORT: dict[str, Any] = {

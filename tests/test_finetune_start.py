@@ -193,3 +193,21 @@ def test_low_rank_additions_are_averaged_behind_a_head_that_begins_as_a_probe(
     assert kept.model.head.in_features == kept.config.pooled_size
     result = evaluate_model(tmp_path / "out", made, seconds=1.0, device="cpu")
     assert result.value > 0.3, "the probe of made sounds is far above one in ten"
+
+
+def test_probabilities_count_by_their_share_and_what_is_not_known_counts_nothing() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    labels = (x[:, :1] > 0).astype(np.float32)
+    plain = linear_head(x, labels, softmax=False)
+    repeated = np.concatenate([x, x, x, x])
+    soft = np.concatenate([labels, labels, labels, 1 - labels])
+    shares = linear_head(x, np.abs(labels - 0.25), softmax=False, strength=0.04)
+    for ours, theirs in zip(
+        shares, linear_head(repeated, soft, softmax=False, strength=0.01), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    unknown = np.concatenate([labels, np.full_like(labels, np.nan)])
+    mirrored = linear_head(np.concatenate([x, x]), unknown, softmax=False)
+    for ours, theirs in zip(mirrored, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -35,6 +34,7 @@ from eat_audio.evaluation.probe import fit_head
 from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import add_lora, merge_lora
+from eat_audio.models.common.losses import classification_loss
 from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
 from eat_audio.pretraining.ema import update_ema
 from eat_audio.pretraining.method import EncoderSettings
@@ -168,25 +168,6 @@ class Classification(LayeredObjective):
         if self.average is not None:
             decay = min(self.settings.ema, 1 - 1 / step)
             update_ema(self.average.parameters(), self.model.parameters(), decay)
-
-
-def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
-    """Return the loss of logits (B, C) against probabilities (B, C), by its released name.
-
-    NaN is a class of which nothing is known; it has no part in binary cross-entropies. With
-    "weight", micro-batches of one step are averaged by their number of labels.
-    """
-    if kind == "cross_entropy":
-        return {"loss": F.cross_entropy(logits, labels)}
-    known = (~labels.isnan()).to(logits.dtype)
-    labels = labels.nan_to_num()
-    total = F.binary_cross_entropy_with_logits(logits, labels, known, reduction="sum")
-    if kind == "bce_mean":
-        return {"loss": total / known.sum().clamp(min=1.0)}
-    if kind == "bce_per_clip":
-        return {"loss": total / len(labels)}
-    count = labels.sum().clamp(min=1.0)
-    return {"loss": total / count, "weight": count}
 
 
 # ---- the model ----

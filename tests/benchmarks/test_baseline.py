@@ -8,10 +8,10 @@ from benchmarks.speed import baseline as plain
 from benchmarks.speed.measure import relative
 from torch import Tensor, nn
 
-from eat_audio.finetune import classification_loss
 from eat_audio.inference.predictor import Predictor
 from eat_audio.masking import Masks
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.common.losses import classification_loss
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 from eat_audio.pretraining.eat import EATMethod, EATPretraining
 from eat_audio.rng import clip_keys

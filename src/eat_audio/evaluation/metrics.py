@@ -71,8 +71,9 @@ def linear_head(
 
     Args:
         vectors: (clips, D).
-        labels: (clips, classes); of probabilities the likeliest, or those of a half and more.
-        softmax: One regression for all classes, of the clips with a label; else one per class.
+        labels: (clips, classes): 0 or 1, or probabilities; NaN is not known.
+        softmax: One regression for all classes, of the likeliest label of clips that have one;
+            else one per class.
         strength: scikit-learn's C.
 
     Returns:
@@ -94,12 +95,16 @@ def linear_head(
         absent = np.setdiff1d(np.arange(len(bias)), present)
         bias[absent] = np.logaddexp.reduce(bias[present]) - np.log(2 * len(numbers))
     else:
-        positive = labels >= 0.5
-        counts = positive.sum(axis=0)
-        bias = np.log((counts + 0.5) / (len(x) - counts + 0.5))
-        for number in np.flatnonzero((counts > 0) & (counts < len(x))):
-            model.fit(x, positive[:, number])
-            weight[number], bias[number] = model.coef_[0], model.intercept_[0]
+        for number, column in enumerate(labels.T):
+            known = ~np.isnan(column)
+            shares = np.concatenate([column[known], 1 - column[known]])  # of both answers
+            yes, no = shares.reshape(2, -1).sum(axis=1)
+            bias[number] = np.log((yes + 0.5) / (no + 0.5))
+            if yes and no:
+                answers, twice = np.repeat([1, 0], known.sum()), np.tile(x[known], (2, 1))
+                used = shares > 0
+                model.fit(twice[used], answers[used], sample_weight=shares[used])
+                weight[number], bias[number] = model.coef_[0], model.intercept_[0]
     weight /= scaler.scale_
     return weight, bias - weight @ scaler.mean_
 
