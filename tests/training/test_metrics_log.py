@@ -83,6 +83,18 @@ def test_the_wait_for_batches_is_a_share_of_the_time(
     assert list(passed) == []
 
 
+def test_cpu_time_is_that_since_the_row_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [5.0]
+    monkeypatch.setattr(time, "process_time", lambda: now[0])
+    run_log = log(tmp_path)
+    for step, spent in ((1, 2.0), (2, 0.5)):
+        now[0] += spent
+        run_log.write(step, {})
+    assert [line["perf/cpu_seconds"] for line in lines(tmp_path)] == [2.0, 0.5]
+
+
 def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
     log(tmp_path).write(1, {"loss": float("nan"), "gradient_norm": float("inf")})
     (line,) = lines(tmp_path)

@@ -38,7 +38,7 @@ LABELS = (
 SURE_SPLITS = "split splits subset datasplit traintestsplit splitname partition".split()
 """Headers of columns that name splits whatever words are in them."""
 SPLIT_COLUMNS = [*SURE_SPLITS, *"set usage datasubset phase dataset mode".split()]
-FOLD_COLUMNS = "fold folds cvfold kfold foldid foldnumber".split()
+FOLD_COLUMNS = "fold folds cv cvfold kfold foldid foldnumber".split()
 TIMES = {
     "start": set("start starts begin begins beginning onset from tmin mint".split()),
     "end": set("end ends stop stops finish to until offset tmax maxt".split()),

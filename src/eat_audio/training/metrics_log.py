@@ -37,7 +37,7 @@ Row = dict[str, float]
 SHOWN = ("loss", "frame", "utterance", "accuracy", "map")  # beside the progress bar
 OPTIM = ("gradient_norm", "lr", "skipped", "tau")
 PERF = (
-    *("seconds", "clips_per_second", "clips_per_second_now", "data_wait"),
+    *("seconds", "cpu_seconds", "clips_per_second", "clips_per_second_now", "data_wait"),
     *("skipped_clips", "memory_mb", "gpu_memory_mb"),
 )
 PROBE = ("linear_", "knn_", "effective_rank_", "variance_", "monitor_seconds")
@@ -283,7 +283,7 @@ class ProgressBar:
 
 
 class Throughput:
-    """Clips per second, the share of the time spent waiting for batches, and peak memory."""
+    """Clips per second, CPU time, the share of the time spent waiting, and peak memory."""
 
     def __init__(self, clips_per_step: int, start: int) -> None:
         self.clips_per_step = clips_per_step
@@ -291,6 +291,7 @@ class Throughput:
         self.clock = time.perf_counter()
         self.waited = 0.0
         self._last = (start, self.clock)  # steps and time when `metrics` was last called
+        self._cpu = time.process_time()
 
     @property
     def clips_per_second(self) -> float:
@@ -307,15 +308,18 @@ class Throughput:
             before = time.perf_counter()
 
     def metrics(self) -> Row:
-        """Return the speed since the start and since the last call, waits and peak memory."""
+        """Return the speed since the start and since the last call, and what that call took."""
         (steps, since), now = self._last, time.perf_counter()
+        cpu = time.process_time()
         seconds = max(now - since, 1e-9)
         row = {
             "clips_per_second": round(self.clips_per_second, 3),
             "clips_per_second_now": round((self.done - steps) * self.clips_per_step / seconds, 3),
+            "cpu_seconds": round(cpu - self._cpu, 3),
             "data_wait": round(self.waited / seconds, 4),
             **memory(),
         }
+        self._cpu = cpu
         self._last, self.waited = (self.done, now), 0.0
         return row
 
