@@ -8,7 +8,7 @@ TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow esc10 fsdd audioset_mini compare cost bench lint clean
+.PHONY: help demo test slow small compare cost bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -23,14 +23,8 @@ test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
 slow: $(VENV)/dev.stamp  ## the tests that take longer
 	@$(TEST) -m slow $(ARGS)
 
-esc10: $(VENV)/eat.stamp  ## fine-tune and evaluate on ESC-10, read from the folder in EAT_DATA
-	@$(VENV)/bin/python -m benchmarks.esc10 $(ARGS)
-
-fsdd: $(VENV)/eat.stamp  ## the same on spoken digits, in the form of Speech Commands
-	@$(VENV)/bin/python -m benchmarks.fsdd $(ARGS)
-
-audioset_mini: $(VENV)/eat.stamp  ## the same on clips with several labels, in the form of AudioSet-20K
-	@$(VENV)/bin/python -m benchmarks.audioset_mini $(ARGS)
+small: $(VENV)/dev.stamp  ## pre-train tiny models, probe and fine-tune them on the corpora in EAT_DATA; core-hours
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.small $(ARGS)
 
 cost: $(VENV)/eat.stamp  ## count what pre-training on AudioSet-2M takes, method by method; nothing is trained
 	@$(VENV)/bin/python -m benchmarks.cost

@@ -1,11 +1,10 @@
 """How well does `eat detect` find events, and with how long a window?
 
-    python -m benchmarks.detect runs/esc10
+    python -m benchmarks.detect runs/small/finetuned/esc10
 
 Scenes are made of ESC-10 clips, cut to where they sound, with 0.5 to 2 s of silence after each;
-every fold's are classified by the tagger that `make esc10` fine-tuned without that fold. So events
-are known to the 10 ms, and the score is F1 over pairs of 10 ms and label. The taggers are weak (see
-`make esc10`), so the rows are to be compared with each other.
+every fold's are classified by the tagger that `make small` fine-tuned without that fold. So events
+are known to the 10 ms, and the score is F1 over pairs of 10 ms and label.
 """
 
 import argparse
@@ -68,7 +67,9 @@ def main() -> None:
     """Print a table: a row for every variant, over all folds together."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     place = Path(os.environ.get("EAT_DATA", "../shared/data")) / "esc10"
-    parser.add_argument("runs", type=Path, help="the folder that `make esc10` keeps its runs in")
+    parser.add_argument(
+        "runs", type=Path, help="where `make small` keeps its fine-tunings on ESC-10"
+    )
     parser.add_argument("--data", default=str(place), help="the corpus (%(default)s)")
     parser.add_argument("--folds", nargs="+", default=["1", "2"], help="(1 and 2)")
     parser.add_argument("--clips", type=int, default=20, help="in every scene (%(default)s)")
@@ -77,7 +78,7 @@ def main() -> None:
     corpus = open_corpus(options.data)
     total = {name: np.zeros(4, np.int64) for name in VARIANTS}
     for fold in options.folds:
-        predictor = load(options.runs / "seed-0" / f"fold-{fold}" / "pretrained", device="cpu")
+        predictor = load(options.runs / f"fold-{fold}" / "seed-0", device="cpu")
         clips = corpus.select(fold).with_labels(predictor.labels)
         sound, truth = scene(clips, options.clips, seed=int(fold))
         for name, changes in VARIANTS.items():

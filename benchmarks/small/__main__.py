@@ -8,6 +8,8 @@ Every cell is stored as soon as it is measured; a rerun skips what is there.
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -20,7 +22,6 @@ from typing import Any
 import torch
 
 from benchmarks.compare_methods import machine
-from benchmarks.pairs import eat
 from benchmarks.small import leaks, report, systems
 from benchmarks.small.datasets import DATASETS, Dataset, Recordings
 from benchmarks.small.encoders import Encoder, checkpoints, random_encoder
@@ -50,7 +51,7 @@ def main() -> None:
     add("--reference", type=Path, default=reference, help="holds yamnet/ (%(default)s)")
     add("--out", type=Path, default=Path("runs/small"), help="keeps runs and caches (%(default)s)")
     add("--json", type=Path, default=FILE, help="the results (%(default)s)")
-    add("--only", default="", help="datasets and systems, separated by commas: nothing else")
+    add("--only", default="", help="datasets, systems, recipes, separated by commas: nothing else")
     add("--seeds", type=int, default=3, help="at most so many (%(default)s)")
     add("--print", action="store_true", help="measure nothing, draw tables and figure")
     options = parser.parse_args()
@@ -63,19 +64,21 @@ def main() -> None:
         raise SystemExit(f"benchmarks.small: {error}") from None
     encoder = report.encoder_of(results, RECIPES[0])
     report.write_pages(results, encoder)
-    print_lines(report.table(results, encoder), *report.verdict(results, encoder))
+    print(report.table(results, encoder))
+    print_lines(*report.verdict(results, encoder))
 
 
 def measure_all(results: Results, options: argparse.Namespace) -> None:
     """Measure every cell that is missing, cheap systems first, and write each at once."""
     chosen = {word for word in options.only.split(",") if word}
-    unknown = chosen - {dataset.name for dataset in DATASETS} - {*report.ROWS}
-    if unknown:
-        names = ", ".join([*(dataset.name for dataset in DATASETS), *report.ROWS])
-        raise EatError(f"--only {','.join(sorted(unknown))}: expected some of {names}")
+    names = [*(dataset.name for dataset in DATASETS), *report.ROWS, *RECIPES]
+    if unknown := chosen - {*names}:
+        expected = ", ".join(names)
+        raise EatError(f"--only {','.join(sorted(unknown))}: expected some of {expected}")
     datasets = [dataset for dataset in DATASETS if dataset.name in chosen]
+    used = [name for name in RECIPES if name in chosen] or RECIPES
     opened: dict[str, Recordings] = {}
-    for system, places in planned(options, chosen & {*report.ROWS}):
+    for system, places in planned(options, chosen & {*report.ROWS}, used):
         for seed in range(min(system.seeds, options.seeds)):
             for dataset in places if not datasets else [d for d in places if d in datasets]:
                 if dataset.name not in opened:
@@ -84,7 +87,7 @@ def measure_all(results: Results, options: argparse.Namespace) -> None:
 
 
 def planned(
-    options: argparse.Namespace, names: set[str]
+    options: argparse.Namespace, names: set[str], used: Sequence[str]
 ) -> Iterator[tuple[System, Sequence[Dataset]]]:
     """Yield the systems and the datasets that each is measured on; pre-training runs if needed."""
     cache = options.out / "cache" / "vectors"
@@ -96,14 +99,17 @@ def planned(
     yield from chosen(classical[:-1])
     yield from chosen(systems.random_probes(lambda seed: random_encoder(RECIPES[0], seed), cache))
     yield from chosen(classical[-1:])
-    if not names or names & {*report.PRETRAINED, "scratch"}:
-        first = points(pretrained(RECIPES[0], options))
-        yield from chosen(systems.probes(first[-1], cache))
-        yield from curves(first[:-1], cache, names)
-        for recipe in RECIPES[1:]:
-            yield from curves(points(pretrained(recipe, options)), cache, names)
+    if names and not names & {*report.PRETRAINED, "scratch"}:
+        return
+    for recipe in used:
+        encoders = points(pretrained(recipe, options))
+        if recipe == RECIPES[0]:
+            yield from chosen(systems.probes(encoders.pop(), cache))
+        yield from curves(encoders, cache, names)
+    if RECIPES[0] in used:
+        last = points(pretrained(RECIPES[0], options))[-1]
         names_of = (f"{RECIPES[0]}_finetune", f"{RECIPES[0]}_scratch")
-        yield from chosen(systems.finetuned(first[-1], *names_of, options.out))
+        yield from chosen(systems.finetuned(last, *names_of, options.out))
 
 
 def curves(
@@ -126,6 +132,19 @@ def pretrained(recipe: str, options: argparse.Namespace) -> list[Encoder]:
         changes = [f"data={options.data / 'pool_open'}", f"save_every={steps // CHECKPOINTS}"]
         eat("pretrain", recipe, *changes, f"keep={CHECKPOINTS}", "--out", str(out), "--resume")
     return checkpoints(out, recipe)
+
+
+def eat(*words: str) -> None:
+    """Run an `eat` command on one thread.
+
+    Raises:
+        EatError: It failed; its last words are shown.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "eat_audio", *words]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise EatError(f"eat {' '.join(words)}\n{done.stderr[-2_000:]}")
 
 
 def points(encoders: Sequence[Encoder]) -> list[Encoder]:

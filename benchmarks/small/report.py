@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from benchmarks.small.datasets import DATASETS, Dataset
 from benchmarks.small.results import Results, Summary, summarize
@@ -80,12 +81,13 @@ def caption(results: Results, encoder: str) -> str:
             f"{made['cpu_seconds'] / 60:.0f} CPU minutes."
         )
     )
-    return (
+    text = (
         "Percent: accuracy; audioset_mini: macro mAP over the classes with positives. ±: standard "
         "error over test clips (clips of one recording are not independent, so it is optimistic); "
         "after the number of seeds: standard deviation over them. CPU s: one core, all five folds "
         f"of ESC-10, features included, pre-training not.{pretraining} Made by `make small`."
     )
+    return fill(text, 116)
 
 
 # ---- score against compute
