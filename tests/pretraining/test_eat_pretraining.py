@@ -190,7 +190,7 @@ def test_the_decoder_is_as_released(recorded: Any) -> None:
     source, masks = record["source"][:, 0], recorded_masks(record["mask"], len(record["source"]))
     _, visible = model.encode_visible(source, masks)
     noise = torch.zeros(len(visible), masks.n_patches, visible.shape[2])
-    decoder_input = model.decoder_input(visible, masks, None, noise)
+    decoder_input = model.decoder_input(visible, masks, noise)
     if "student.encoder_out_dense" in record:
         dense = record["student.encoder_out_dense"]
         close(decoder_input[: len(dense)], dense)
@@ -465,8 +465,8 @@ def test_a_narrower_decoder_learns_the_same_from_the_same_seed() -> None:
         )
         values = []
         for _ in range(3):
-            noise = torch.Generator().manual_seed(1)
-            loss = model.losses(torch.ones(2, 64, 128), masks, generator=noise)["loss"]
+            noise = model.sample_noise(masks, torch.Generator().manual_seed(1))
+            loss = model.losses(torch.ones(2, 64, 128), masks, noise=noise)["loss"]
             values.append(loss.item())
             loss.backward()
             adam.step()

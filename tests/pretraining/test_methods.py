@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from eat_audio.pretraining.method import EncoderSettings, Pretraining, PretrainR
 from eat_audio.pretraining.run import CollapseGuard, in_full, make_features, schema
 from eat_audio.report.report import write_report
 from eat_audio.rng import clip_keys
-from eat_audio.training.loop import fit
+from eat_audio.training.loop import finish_gradients, fit
 from eat_audio.training.metrics_log import TrainingLog, read_log
 from eat_audio.training.optim import adamw, parameter_groups
 
@@ -176,6 +177,83 @@ def test_every_parameter_that_learns_has_a_gradient(method: str) -> None:
     losses(model, clips([1, 2]))["loss"].backward()
     left = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert left == []
+
+
+# ---- a GPU ----
+
+
+def step(model: Pretraining, batch: Batch, run: PretrainRun) -> Tensor:
+    """All that a step does but the optimizer's part; return the gradient's norm."""
+    model(batch, None)["loss"].backward()
+    norm = finish_gradients(list(model.parameters()), torch.ones((), device=run.device), 4.0)
+    model.after_step(1)
+    return norm
+
+
+@each
+@pytest.mark.parametrize("samples", [[41_200, 41_200], [41_200, 16_000], [38_000, 38_000]])
+def test_a_step_reads_nothing_from_its_device(method: str, samples: list[int]) -> None:
+    """Tensors on the meta device have no values: what would wait for a GPU raises."""
+    batch = clips([1, 2], samples).to("meta")
+    meta = settings(method).model_copy(update={"device": "meta"})
+    assert step(objective(method).to("meta"), batch, meta).is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@each
+def test_steps_on_a_gpu_do_not_wait_for_it(method: str) -> None:
+    model = objective(method).cuda()
+    run = settings(method, steps=6, batch=2, precision="bf16", log_every=100, device="cuda")
+    groups = parameter_groups(model.named_parameters(), run.optim, layers=model)
+    pinned = clips([1, 2], [41_200, 16_000]).pin_memory()
+    modes = {4: "error", 5: "default"}  # tables are made in the first steps, the last one logs
+    set_mode = torch.cuda.set_sync_debug_mode
+    try:
+        fit(
+            model,
+            itertools.repeat(pinned),
+            adamw(groups, run.optim),
+            run,
+            run.optim,
+            on_step=lambda done: set_mode(modes[done]) if done in modes else None,
+        )
+    finally:
+        set_mode("default")
+
+
+@each_that_hides
+def test_without_the_padding_they_share_clips_have_the_same_losses(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = objective(method).eval(), clips([1, 2], [38_000, 38_000])  # of 41,200
+    cut = model.features.log_mel(
+        batch.waveforms, batch.lengths, frames=model._shared_frames(batch.lengths)
+    )
+    assert cut.values.shape[1] < model.frames and cut.attention_mask is None
+    whole = model.features.log_mel(batch.waveforms, batch.lengths, frames=model.frames)
+    values = []
+    for log_mel in (whole, cut):
+        monkeypatch.setattr(model, "log_mel", lambda _, one=log_mel: one)
+        values.append(losses(model, batch)["loss"].item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@each_that_hides
+def test_a_mask_that_masks_no_patch_is_left_out_and_changes_no_bit(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = objective(method), clips([1, 2], [40_560, 40_400])  # 251 of 256 frames
+    log_mel = model.log_mel(batch)
+    assert log_mel.frame_mask is not None or method == "beats"
+    assert log_mel.patch_mask(8) is None
+    without = losses(model, batch)["loss"]
+    columns = torch.full((2,), log_mel.values.shape[1] // 16)
+    every = torch.ones(2, 8 * int(columns[0]), dtype=torch.bool)
+    kind = type(log_mel)
+    monkeypatch.setattr(kind, "columns", property(lambda _: columns))
+    monkeypatch.setattr(kind, "patch_mask", lambda *_: every)
+    assert torch.equal(losses(model, batch)["loss"], without)
 
 
 # ---- its masks ----

@@ -16,6 +16,7 @@ Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
 
 import functools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -139,8 +140,8 @@ def spectrogram(
         front_end: Of the method.
 
     Returns:
-        Spectrograms (B, T, F), float32, without gradient, and the true frames of each (B,), int64,
-        both on the device of the waveforms.
+        Spectrograms (B, T, F), float32, without gradient, on the device of the waveforms, and the
+        true frames of each (B,), int64, on the CPU.
 
     Raises:
         AudioError: A clip has no samples.
@@ -169,10 +170,13 @@ def spectrogram(
     fill(out, waveforms, samples, counts, front_end)
     out.sub_(statistics.mean).div_(2 * statistics.std)
 
-    valid = torch.tensor(counts, dtype=torch.int64).to(device)
-    padding = -statistics.mean / (2 * statistics.std) if released_padding else 0.0
-    beyond = torch.arange(frames, device=device) >= valid[:, None]  # (B, T)
-    return out.masked_fill_(beyond[..., None], padding), valid
+    valid = torch.tensor(counts, dtype=torch.int64)
+    if min(counts, default=frames) < frames:
+        padding = -statistics.mean / (2 * statistics.std) if released_padding else 0.0
+        ends = valid.to(device, non_blocking=True)[:, None]
+        beyond = torch.arange(frames, device=device) >= ends  # (B, T)
+        out.masked_fill_(beyond[..., None], padding)
+    return out, valid
 
 
 @torch.no_grad()
@@ -207,7 +211,8 @@ def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
     clips = 1 if on_cpu else max(65_536 // stretch, 1)
     shape = len(waveforms), frames, front_end.mel_bins
     out = torch.empty(shape, dtype=torch.float32, device=device)
-    with torch.autocast(device.type, enabled=False):
+    # Meta tensors, on which shapes are followed, have no autocast.
+    with nullcontext() if waveforms.is_meta else torch.autocast(device.type, enabled=False):
         for row in range(0, len(waveforms), clips):
             for frame in range(0, frames, stretch):
                 last = min(frame + stretch, frames) - 1
@@ -333,7 +338,7 @@ def _fill_at_once(
 ) -> None:
     """The same for all clips together; what it leaves beyond `counts` has no meaning."""
     device = waveforms.device
-    length = torch.tensor(samples).to(device)[:, None]  # (B, 1)
+    length = torch.tensor(samples).to(device, non_blocking=True)[:, None]  # (B, 1)
     beyond = torch.arange(waveforms.shape[1], device=device) >= length  # (B, S)
     clips = _as_float(waveforms).masked_fill(beyond, 0)
     if front_end.centered:

@@ -72,18 +72,19 @@ def augment(
         gain = beta_gain(len(waveforms), generator)
         waveforms = roll_and_gain(waveforms, lengths, shift, gain) / 32_768
     spectrograms = log_mel(waveforms)
-    values, mask = spectrograms.values, spectrograms.frame_mask
+    values, mask = spectrograms.values, spectrograms.attention_mask
     if settings.noise:
         draws = uniform(keys, 2, purpose=NOISE)
         noise = torch.rand(values.shape, generator=generator, device=values.device)
         shift = (draws[:, 1] * 20).long() - 10
         frames = spectrograms.frames.clamp(max=values.shape[1])
+        frames = frames.to(values.device, non_blocking=True)
         frames = torch.full_like(frames, values.shape[1]) if roll_padding else frames
         values = noise_and_roll(values, frames, noise, draws[:, 0], shift)
     labels = smooth(labels, settings.label_smoothing)
-    if settings.mixup and bool(
-        torch.rand((), generator=generator, device=generator.device) < settings.mixup_share
-    ):
+    # On the CPU, whose generators are seeded alike, so that no device has to be waited for.
+    coin = generator if generator.device.type == "cpu" else None
+    if settings.mixup and bool(torch.rand((), generator=coin) < settings.mixup_share):
         share = beta(1, settings.mixup, generator)
         values, labels = mixup(values, share), mixup(labels, share)
         mask = None if mask is None else mask | mask.flip(0)

@@ -196,7 +196,7 @@ def spectrogram_batches(
         if group.ids:
             group = group.to(device)
             spectrograms = features.log_mel(group.waveforms, group.lengths, frames=frames)
-            yield group, spectrograms.values, spectrograms.frame_mask
+            yield group, spectrograms.values, spectrograms.attention_mask
     model.train(was_training)
     if not readable:
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")

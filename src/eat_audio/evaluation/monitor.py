@@ -108,7 +108,8 @@ class Monitor:
             encoder.eval()
             pairs = []
             for batch in self.spectrograms:
-                mask = None if batch.frame_mask is None else batch.frame_mask.to(device)
+                mask = batch.attention_mask
+                mask = None if mask is None else mask.to(device)
                 pairs.append(cls_and_mean(encoder, batch.values.to(device), mask))
         vectors = metrics.views(*concatenated(pairs))
         scores = self._scores(vectors)

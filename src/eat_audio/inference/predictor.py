@@ -398,7 +398,7 @@ class Predictor:
         # Where padding is not masked, its length must not depend on the other windows.
         fixed = self.frames if self.features.released_padding else None
         spectrograms = self.features.log_mel(waveforms.to(self.device), lengths, frames=fixed)
-        tensors = outputs(self.model, spectrograms.values, spectrograms.frame_mask)
+        tensors = outputs(self.model, spectrograms.values, spectrograms.attention_mask)
         arrays = [tensor.float().cpu().numpy() for tensor in tensors]
         columns = [-(-count // PATCH_FRAMES) for count in spectrograms.frames.tolist()]
         return [(tuple(array[n] for array in arrays), count) for n, count in enumerate(columns)]

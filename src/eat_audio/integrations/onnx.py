@@ -186,7 +186,7 @@ def _difference(predictor: Predictor, run: Run, takes: Input, gives: What) -> fl
     for noise in _noise(predictor):
         lengths = torch.full((len(noise),), noise.shape[1])
         spectrograms = predictor.features.log_mel(to_int16(noise), lengths)
-        values, mask = spectrograms.values, spectrograms.frame_mask
+        values, mask = spectrograms.values, spectrograms.attention_mask
         if gives == "embed":
             features = model.features(values, mask)
             expected = [features.clip, features.frames]

@@ -147,7 +147,8 @@ class EATPretraining(Pretraining):
     def forward(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return the losses of a batch; the generator gives the decoder's noise."""
         log_mel, masks, valid = self.masked_batch(batch, self.method.masks)
-        return self.losses(log_mel.values, masks, valid=valid, generator=generator)
+        noise = self.sample_noise(masks, generator)  # here, so that `losses` can be compiled
+        return self.losses(log_mel.values, masks, valid=valid, noise=noise)
 
     def losses(
         self,
@@ -155,13 +156,13 @@ class EATPretraining(Pretraining):
         masks: Masks,
         *,
         valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the losses above for normalized log-mel (B, T, F) and K masks of each clip.
 
         `valid` patches (B, N) are not padding; the decoder's noise (R, N, D) is given, or sampled.
         """
+        noise = self.sample_noise(masks, None) if noise is None else noise
         grid = self.student.grid(spectrogram)
         hidden_ids, weights = hidden_patches(masks)  # (R, H), (R, H)
         clip = torch.arange(len(spectrogram), device=spectrogram.device)
@@ -169,7 +170,7 @@ class EATPretraining(Pretraining):
 
         y = self.targets(spectrogram, valid)  # (B, N, D)
         cls, visible = self.encode_visible(spectrogram, masks)  # (R, D), (R, V, D)
-        x = self.decoder_input(visible, masks, generator, noise)  # (R, N, D)
+        x = self.decoder_input(visible, masks, noise)  # (R, N, D)
         valid_rows = None if valid is None else valid[clip]
         prediction = self.decoder(x, grid, hidden_ids, valid_rows).float()  # (R, H, D)
 
@@ -205,19 +206,16 @@ class EATPretraining(Pretraining):
         cls, tokens, _, _ = student(visible, visible_patches(masks)[1])
         return cls, tokens
 
-    def decoder_input(
-        self,
-        visible: Tensor,
-        masks: Masks,
-        generator: torch.Generator | None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def decoder_input(self, visible: Tensor, masks: Masks, noise: Tensor) -> Tensor:
         """Return the grid (R, N, D) of visible tokens (R, V, D), with noise for all others."""
-        if noise is None:
-            shape = (len(visible), masks.n_patches, visible.shape[2])
-            noise = torch.empty(shape, device=visible.device, dtype=visible.dtype)
-            noise.normal_(0.0, self.method.mask_noise, generator=generator)
         return scatter_tokens(visible.to(noise.dtype), masks.visible.flatten(0, 1), noise)
+
+    def sample_noise(self, masks: Masks, generator: torch.Generator | None) -> Tensor:
+        """Sample what the decoder reads in place of hidden patches: (R, N, D)."""
+        token = self.student.model.extra_tokens  # (1, 1, D)
+        rows = masks.visible.shape[0] * masks.per_clip
+        noise = token.new_empty(rows, masks.n_patches, token.shape[2])
+        return noise.normal_(0.0, self.method.mask_noise, generator=generator)
 
     def after_step(self, step: int) -> None:
         """Move the teacher towards the student; `step` optimizer steps are done."""

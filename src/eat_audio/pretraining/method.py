@@ -17,7 +17,7 @@ from eat_audio.config import Settings, resumable
 from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
-from eat_audio.masking import Masks
+from eat_audio.masking import MaskError, Masks
 from eat_audio.models import METHODS
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.modeling import AudioEncoder
@@ -190,8 +190,34 @@ class Pretraining(LayeredObjective):
         return self
 
     def log_mel(self, batch: Batch) -> LogMelBatch:
-        """Return the spectrograms of a batch, `frames` long."""
-        return self.features.log_mel(batch.waveforms, batch.lengths, frames=self.frames)
+        """Return the spectrograms of a batch, `frames` long.
+
+        On a GPU, whose fused attention takes no mask, those of clips of one length are only as long
+        as the clips: their losses are the same but for rounding.
+        """
+        frames = self.frames
+        if batch.waveforms.device.type != "cpu":
+            frames = self._shared_frames(batch.lengths)
+        return self.features.log_mel(batch.waveforms, batch.lengths, frames=frames)
+
+    def _shared_frames(self, lengths: Tensor) -> int:
+        """Return the frames in whole patches of clips (B,) of one length, if masks fit them."""
+        features = self.features
+        counts = {features.front_end.n_frames(length) for length in set(lengths.tolist())}
+        frames = {min(features.padded_frames(count), self.frames) for count in counts}
+        shared = frames.pop()
+        return shared if not frames and self._has_room(shared) else self.frames
+
+    def _has_room(self, frames: int) -> bool:
+        """Whether spectrograms of so many frames can be masked, and masked like padded ones."""
+        if self.features.released_padding:
+            return False
+        grid = self.student.grid(torch.empty(frames, self.features.feature_size, device="meta"))
+        try:
+            self.method.sample_masks(torch.zeros(1, 1, dtype=torch.int64), grid, None)
+        except MaskError:  # not one visible patch, or no room for a block
+            return False
+        return True
 
     @torch.no_grad()
     def masked_batch(

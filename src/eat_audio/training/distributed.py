@@ -67,11 +67,11 @@ class ProcessGroup:
         dist.all_reduce(total)
         return total / self.ranks
 
-    def any(self, flag: bool, *, device: torch.device) -> bool:
-        """Return whether the flag is set in any process."""
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process, by gloo: no GPU is waited for."""
         if self.ranks == 1:
             return flag
-        flags = torch.tensor(float(flag), device=device)
+        flags = torch.tensor(float(flag))
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags.item())
 
@@ -92,7 +92,10 @@ class ProcessGroup:
         """Return the callable whose gradients are averaged over the processes."""
         if self.ranks == 1 or isinstance(objective, FSDPModule):
             return objective
-        return DistributedDataParallel(objective)
+        # Buffers are the same in all processes at the start, and follow the same sums.
+        return DistributedDataParallel(
+            objective, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     @contextmanager
     def reporting_lost_peers(self) -> Iterator[None]:
@@ -119,7 +122,8 @@ def init_process_group(device: torch.device) -> ProcessGroup:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
         _pulse.start(dist.get_rank(), dist.get_world_size())
     return ProcessGroup(dist.get_rank(), dist.get_world_size())
 

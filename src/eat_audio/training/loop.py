@@ -5,10 +5,11 @@ function of (seed, step), so a resumed run repeats what the uninterrupted one wo
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, Literal, Protocol
 
@@ -48,6 +49,9 @@ class Training(Settings):
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one, each process of a machine its own."""
     parallel: Parallel = resumable("ddp")
     """How processes share the work: ddp, each holds the whole model; fsdp, each a slice of it."""
+    deterministic: bool = resumable(False)
+    """Only operations that give the same bits each time: on a GPU the others may differ in the last
+    digits from run to run, also of a resumed one. Slower there; a CPU has no others."""
     patience: PositiveInt = resumable(10)
     """Steps in a row whose gradient is not finite, and which are left out, before giving up."""
     log_every: PositiveInt = resumable(50)
@@ -106,7 +110,9 @@ def fit(
     """Train from step `start` to `training.steps`.
 
     A step whose gradient is not finite is left out and counted ("skipped"); weights stay as they
-    were. A checkpoint that cannot be written causes a warning and is tried again the next time.
+    were. A GPU leaves it out by itself and is never waited for: of its steps the warnings come one
+    step late, and `after_step` is called. A checkpoint that cannot be written causes a warning and
+    is tried again the next time.
 
     Args:
         objective: Losses of a batch, on the device to train on.
@@ -133,9 +139,10 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     forward, ranks = process_group.wrap(objective), process_group.ranks
     clock = time.perf_counter()
-    skipped = in_a_row = 0
+    norms = GradientNorms(training.patience, on_warning, late=device.type == "cuda")
     stop = _StopAfterStep(training)
-    with stop, save_on_failure(batches, stop, save, process_group, training.parallel) as batches:
+    saving = save_on_failure(batches, stop, save, process_group, training.parallel)
+    with deterministic(training.deterministic), stop, saving as batches:
         for step in range(start, training.steps):
             set_rates(optimizer, optim, step, training.steps)
 
@@ -155,32 +162,29 @@ def fit(
                     sums[name] = sums.get(name, 0.0) + value.detach() * batch_weight
 
             if isinstance(weight, Tensor):
-                weight = process_group.mean(weight).item()
-            norm = _finish_gradients(parameters, weight, optim.clip)
+                weight = process_group.mean(weight)
+            norm = finish_gradients(parameters, weight, optim.clip)
             metrics = {name: value / weight for name, value in sums.items()}
             done = step + 1
-            if math.isfinite(norm):
+            if norms.may_apply(step, norm, metrics, optimizer):
                 stop.finished = None
                 optimizer.step()
                 objective.after_step(done)
-                in_a_row = 0
-            else:
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-                on_warning(message := _not_finite(step, norm, metrics))
-                if in_a_row == training.patience:
-                    raise TrainingDiverged(f"{message}, {in_a_row} times in a row: given up")
             optimizer.zero_grad(set_to_none=True)
             stop.finished = done
             last = done == training.steps
-            stopping = process_group.any(stop.requested, device=device)
+            stopping = process_group.any(stop.requested)
+            logging, saving_now = done % training.log_every == 0, done % training.save_every == 0
+            if logging or saving_now or last or stopping:
+                norms.read()  # these steps wait for the device anyway
 
             on_step(done)
-            if done % training.log_every == 0 or last:
+            if logging or last:
                 averages = _mean_over_processes(metrics, process_group)
                 rate = max(group["lr"] for group in optimizer.param_groups)
-                averages |= {"gradient_norm": norm, "lr": rate, "skipped": skipped}
+                averages |= {"gradient_norm": norms.last, "lr": rate, "skipped": norms.skipped}
                 log(done, averages | {"seconds": time.perf_counter() - clock})
-            if done % training.save_every == 0 or last or stopping:
+            if saving_now or last or stopping:
                 try:
                     save(done)
                 except CheckpointError as error:
@@ -198,24 +202,88 @@ def _mean_over_processes(
     return dict(zip(metrics, values.tolist(), strict=True))
 
 
-def _not_finite(step: int, norm: float, metrics: dict[str, Tensor]) -> str:
-    values = ", ".join(f"{name} {value.item():.4g}" for name, value in metrics.items())
-    return f"step {step}: left out, as its gradient is {norm} ({values})"
-
-
 def _seed(generator: torch.Generator, seed: int, number: int) -> None:
     """Make the randomness of a micro-batch a function of (seed, its number)."""
     torch.manual_seed(seed * 1_000_003 + number)  # dropout and stochastic depth use this one
     generator.manual_seed(seed * 1_000_003 + number)
 
 
-def _finish_gradients(parameters: list[torch.nn.Parameter], weight: float, longest: float) -> float:
+def finish_gradients(
+    parameters: list[torch.nn.Parameter], weight: float | Tensor, longest: float
+) -> Tensor:
     """Divide the summed gradients by their weight and clip them; return their norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if weight != 1.0:
+    if isinstance(weight, Tensor) or weight != 1.0:
         torch._foreach_div_(gradients, weight)
-    norm = clip_grad_norm_(parameters, longest if longest > 0 else math.inf)
-    return full_tensor(norm).item()
+    return full_tensor(clip_grad_norm_(parameters, longest if longest > 0 else math.inf))
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Allow only operations that give the same bits each time, if `on`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if on:  # what cuBLAS needs, read when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+class GradientNorms:
+    """The gradient norms of steps: which are finite and applied, and how many were not.
+
+    A CPU's norm is read at once. That of a GPU is copied to pinned memory and read one step `late`,
+    so that the host, which launches the kernels, never waits; the fused optimizer itself leaves a
+    step out.
+    """
+
+    def __init__(self, patience: int, on_warning: Callable[[str], None], *, late: bool) -> None:
+        self.patience, self.on_warning, self.late = patience, on_warning, late
+        self.last = math.nan
+        """The norm that was read last."""
+        self.skipped = self.in_a_row = 0
+        self._pending: tuple[int, Tensor, dict[str, Tensor], torch.cuda.Event] | None = None
+
+    def may_apply(
+        self, step: int, norm: Tensor, metrics: dict[str, Tensor], optimizer: Any
+    ) -> bool:
+        """Return whether to take a step: not if its norm is known and not finite.
+
+        Raises:
+            TrainingDiverged: Too many in a row were not finite.
+        """
+        if not self.late:
+            return self._count(step, norm.item(), metrics)
+        self.read()  # of the step before
+        optimizer.found_inf = (~norm.isfinite()).float()
+        copy = torch.empty_like(norm, device="cpu", pin_memory=True)
+        copy.copy_(norm, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = step, copy, metrics, event
+        return True
+
+    def read(self) -> None:
+        """Count the norm that is still on its way, if there is one."""
+        if self._pending is not None:
+            step, norm, metrics, event = self._pending
+            self._pending = None
+            event.synchronize()
+            self._count(step, norm.item(), metrics)
+
+    def _count(self, step: int, norm: float, metrics: dict[str, Tensor]) -> bool:
+        self.last = norm
+        if math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in metrics.items())
+        self.on_warning(message := f"step {step}: left out, as its gradient is {norm} ({values})")
+        if self.in_a_row == self.patience:
+            raise TrainingDiverged(f"{message}, {self.in_a_row} times in a row: given up")
+        return False
 
 
 class _StopAfterStep:

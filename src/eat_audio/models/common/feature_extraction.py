@@ -34,7 +34,7 @@ class LogMelBatch:
     values: Tensor
     """(B, T, F), float32"""
     frames: Tensor
-    """Valid frames of each clip (B,), int64."""
+    """Valid frames of each clip (B,), int64, on the CPU: reading them waits for no device."""
     masked: bool = True
     """Whether padding is masked; the released code of EAT and Audio-MAE encodes it."""
     patch: int = fbank.PATCH_FRAMES
@@ -43,23 +43,37 @@ class LogMelBatch:
     @cached_property
     def frame_mask(self) -> Tensor | None:
         """Frames that are not padding (B, T), bool; None if all are valid."""
-        steps = self.values.shape[1]
+        steps, device = self.values.shape[1], self.values.device
         if not self.masked or bool((self.frames >= steps).all()):
             return None
-        return torch.arange(steps, device=self.frames.device) < self.frames[:, None]
+        frames = self.frames.to(device, non_blocking=True)
+        return torch.arange(steps, device=device) < frames[:, None]
+
+    @cached_property
+    def attention_mask(self) -> Tensor | None:
+        """The frame mask for an encoder; None if there is no patch of padding to mask."""
+        is_full = bool((self.frames > self.values.shape[1] - self.patch).all())
+        return None if is_full else self.frame_mask
 
     @property
     def columns(self) -> Tensor | None:
         """Valid columns of patches of each clip (B,), int64; None if all are valid."""
-        return None if self.frame_mask is None else -(-self.frames // self.patch)
+        if self.attention_mask is None:
+            return None
+        return -(-self.frames // self.patch).to(self.values.device, non_blocking=True)
 
     def patch_mask(self, rows: int) -> Tensor | None:
         """Patches that are not padding (B, N), bool, in columns of `rows`; None if all are."""
-        return patch_mask(self.frame_mask, self.patch, rows)
+        return patch_mask(self.attention_mask, self.patch, rows)
 
 
 class BEATsLogMelBatch(LogMelBatch):
     """The same, with the released rule for the patches of a clip that ends within a column."""
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """The frame mask: the last column may have patches of padding."""
+        return self.frame_mask
 
     def patch_mask(self, rows: int) -> Tensor | None:
         """Valid patches: the n-th is one if any of the n-th `patch` / `rows` frames is."""
@@ -266,7 +280,7 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         of_frame, of_patch = size // frames, max(frames // patches, 1)
         shares = [min(-(-length // of_frame), frames) for length in samples]
         valid = [2 * min(-(-count // of_patch), patches) for count in shares]
-        return BEATsLogMelBatch(values, torch.tensor(valid, device=values.device))
+        return BEATsLogMelBatch(values, torch.tensor(valid))
 
 
 def _frames_at_most(

@@ -212,7 +212,8 @@ class BEATsPretraining(BEATsObjective):
         """Return the labels of all patches (B, T', F'), -1 for padding."""
         grid = self.student.grid(log_mel.values)
         if self.stored is not None:
-            return self.stored.lookup(batch, grid).to(log_mel.values.device)
+            labels = self.stored.lookup(batch, grid)
+            return labels.to(log_mel.values.device, non_blocking=True)
         assert self.tokenizer is not None
         log_mel = self.log_mel_of(self.tokenizer.features, batch, log_mel)
         return self.tokenizer(log_mel.values, log_mel.patch_mask(grid[1]))

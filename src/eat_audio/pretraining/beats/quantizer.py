@@ -62,6 +62,7 @@ class Codebook(Float32Buffers):
         self.register_buffer("usage", torch.zeros(count))
         self.register_buffer("started", torch.zeros(()))
         self._pending: tuple[Tensor, Tensor] | None = None  # hits and sums since the last update
+        self._is_started = False  # what `started` says, on the host
 
     def forward(
         self, x: Tensor, valid: Tensor | None = None, generator: torch.Generator | None = None
@@ -73,15 +74,15 @@ class Codebook(Float32Buffers):
         """
         with no_autocast(x):
             z = F.normalize(x.float(), dim=-1)
-            learning = self.training and not x.is_meta  # on meta tensors only shapes are followed
             counts = torch.ones_like(z[..., 0], dtype=torch.bool) if valid is None else valid
-            if learning:
-                counts = counts & z.isfinite().all(dim=-1)  # if not, the loop skips the step
-                if not self.started:
+            counts = counts & z.isfinite().all(dim=-1)  # if not, the loop skips the step
+            if self.training and not x.is_meta and not self._is_started:
+                self._is_started = bool(self.started)
+                if not self._is_started:
                     self.initialize(z.detach()[counts], generator)
             labels = distances(z.detach(), self.codes).argmin(dim=-1)
-            if learning:
-                new = cluster_sums(z.detach()[counts], labels[counts], len(self.codes))
+            if self.training:
+                new = counted_sums(z.detach(), labels, counts, len(self.codes))
                 old = self._pending
                 self._pending = (old[0] + new[0], old[1] + new[1]) if old else new
             chosen = F.embedding(labels, self.codes)
@@ -101,6 +102,7 @@ class Codebook(Float32Buffers):
         if dist.is_initialized():
             dist.broadcast(self.codes, 0)
         self.started.fill_(1)
+        self._is_started = True
 
     @torch.no_grad()
     def update(self) -> None:
@@ -136,6 +138,19 @@ def cluster_sums(rows: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tens
     """
     chosen = F.one_hot(labels, count).to(rows.dtype)  # (R, K)
     return chosen.sum(dim=0), chosen.t() @ rows
+
+
+def counted_sums(rows: Tensor, labels: Tensor, counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return `cluster_sums` of the rows (..., W) that count, `counts` (...) says which.
+
+    A CPU selects them; a GPU, which would have to be waited for, gives the others a label of none.
+    """
+    if rows.device.type == "cpu":
+        return cluster_sums(rows[counts], labels[counts], count)
+    rows, labels, counts = rows.flatten(0, -2), labels.flatten(), counts.flatten()
+    rows = torch.where(counts[:, None], rows, 0)
+    hits, sums = cluster_sums(rows, torch.where(counts, labels, count), count + 1)
+    return hits[:count], sums[:count]
 
 
 def kmeans(

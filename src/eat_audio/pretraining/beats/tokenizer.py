@@ -180,7 +180,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, log_mel: LogMelBatch) -> Tensor:
         """Return the last layer (B, N, D), or the logits of clips (B, C); float32."""
-        encoded = self.model.encode(log_mel.values, log_mel.frame_mask)
+        encoded = self.model.encode(log_mel.values, log_mel.attention_mask)
         target = self.model.logits(encoded) if self.target == "logits" else encoded.patches
         return target.float()
 
