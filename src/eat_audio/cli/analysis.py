@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AsJSON, Precision, show_table
+from eat_audio.cli.console import AllowRemote, AsJSON, Precision, show_table
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
@@ -43,6 +43,7 @@ def probe(
     seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
     clips: Annotated[int | None, Option(min=2, help="Use at most so many clips.")] = None,
+    allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
     precision: Precision = "auto",
 ) -> None:

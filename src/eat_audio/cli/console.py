@@ -37,6 +37,24 @@ Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one
 Precision = Annotated[
     str, Option(help="fp32, bf16; auto: bf16 where the hardware has it natively.")
 ]
+
+
+def _allow_remote(allowed: bool) -> bool:
+    if allowed:
+        from eat_audio.data.remote import allow_remote
+
+        allow_remote()
+    return allowed
+
+
+AllowRemote = Annotated[
+    bool,
+    Option(
+        "--allow-remote",
+        callback=_allow_remote,
+        help="Read files from the URLs that a manifest names.",
+    ),
+]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {
@@ -57,6 +75,7 @@ NEXT = {
     "data prepare": "eat data show {out}/MANIFEST.csv",
     "data manifest": "eat data show {out}",
     "data show": "eat pretrain eat_tiny data={path} --out runs/mine",
+    "data index": "eat data show {folder}",
     "data pack": "eat pretrain eat_tiny data={out} --out runs/mine",
 }
 """The step after a command, with its arguments; a command may return another one instead."""

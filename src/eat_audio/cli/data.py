@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AsJSON, show_skipped, show_table
+from eat_audio.cli.console import AllowRemote, AsJSON, show_skipped, show_table
 from eat_audio.data import layout_names
 from eat_audio.errors import EatError
 from eat_audio.progress import print_json, print_lines
@@ -18,20 +18,23 @@ from eat_audio.text import sentence
 
 if TYPE_CHECKING:
     from eat_audio.data.corpus import Corpus
+    from eat_audio.data.shards import Packed
 
 MOST_MEASURED = 5_000
 """Clips whose headers are read to show durations; of more, a sample of so many."""
 MOST_LABELS = 30
 """Labels that are shown with their number of clips; of more, the most frequent."""
 
-CorpusPath = Annotated[str, Argument(help="A manifest, or a folder in a known layout.")]
+CorpusPath = Annotated[
+    str, Argument(help="A manifest, a folder in a known layout, a URL of either, or hf:NAME.")
+]
 Jobs = Annotated[int | None, Option(min=1, help="Processes; one per core by default.")]
 
 app = typer.Typer(name="data", help="Look at a corpus before training on it.", no_args_is_help=True)
 
 
 @app.command("show")
-def data_show(path: CorpusPath) -> None:
+def data_show(path: CorpusPath, *, allow_remote: AllowRemote = False) -> None:
     """Show how a corpus is read: clips, splits, labels, durations, what is missing or not used."""
     corpus, missing = _open(path, several=True)
     splits = Counter(clip.split for clip in corpus.clips)
@@ -110,6 +113,7 @@ def _durations(corpus: "Corpus", missing: set[str]) -> list[tuple[str, str]]:
 def data_stats(
     path: CorpusPath,
     split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
+    allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
 ) -> None:
     """Measure the mean and standard deviation that normalize a corpus' log-mel."""
@@ -182,15 +186,32 @@ def data_pack(
         Option("--format", help="FLAC, or WAV: twice the room, quicker to decode."),
     ] = "flac",
     jobs: Jobs = None,
+    allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
 ) -> None:
     """Copy a corpus into few large tar files with an index, for training from them."""
-    from eat_audio.audio import SAMPLE_RATE
     from eat_audio.data.datasets import open_corpus
     from eat_audio.data.shards import pack
 
     jobs = jobs or os.cpu_count() or 1
     packed = pack(open_corpus(path), out, clips_per_shard=clips_per_shard, kind=kind, jobs=jobs)
+    _show_packed(packed, out, as_json)
+
+
+@app.command("index")
+def data_index(
+    folder: Annotated[Path, Argument(help="Folder of .tar files in webdataset's format.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Make tar files that others have packed a corpus: an index beside them, written once."""
+    from eat_audio.data.webdataset import index_tars
+
+    _show_packed(index_tars(folder), folder, as_json)
+
+
+def _show_packed(packed: "Packed", out: Path, as_json: bool) -> None:
+    from eat_audio.audio import SAMPLE_RATE
+
     if as_json:
         print_json(asdict(packed), indent=1)
         return

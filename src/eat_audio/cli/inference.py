@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.console import (
+    AllowRemote,
     AsJSON,
     AudioPaths,
     Device,
@@ -39,6 +40,7 @@ def evaluate(
         float | None, Option(help="How much of every clip is used; all of it by default.")
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
+    allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
     device: Device = "auto",
     precision: Precision = "auto",

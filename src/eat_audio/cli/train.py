@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from eat_audio import config as recipes
 from eat_audio.cli.console import (
+    AllowRemote,
     Changes,
     Device,
     Out,
@@ -48,6 +49,7 @@ def pretrain(
     *,
     out: Out = None,
     resume: Resume = False,
+    allow_remote: AllowRemote = False,
     print_config: PrintConfig = False,
 ) -> str | None:
     """Pre-train an encoder on unlabeled audio, in one run or in the stages of the recipe.
@@ -147,6 +149,7 @@ def finetune(
     cross_validate: Annotated[
         bool, Option("--cross-validate", help="Once per fold; mean and standard deviation.")
     ] = False,
+    allow_remote: AllowRemote = False,
     print_config: PrintConfig = False,
 ) -> str | None:
     """Train a pre-trained encoder on your labels, then test it.

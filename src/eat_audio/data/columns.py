@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from eat_audio.data.corpus import Clip, is_url
 from eat_audio.data.labels import is_empty
+from eat_audio.data.remote import joined_url, remote_file
 from eat_audio.data.splits import FOLD_COLUMN, canonical_split, role_of
 from eat_audio.errors import DataError
 from eat_audio.text import from_csv_cell, shortened
@@ -371,8 +372,12 @@ class Row(NamedTuple):
     cells: Sequence[str]
     where: str
 
-    def clip(self, folder: Path) -> Clip:
-        """Return its clip without labels; the id is the given one, else the path."""
+    def clip(self, folder: Path | str) -> Clip:
+        """Return its clip without labels; the id is the given one, else the path.
+
+        Args:
+            folder: What relative paths count from; a str is a URL.
+        """
         columns, cells, where = self
         written = cells[columns.path]
         if not written.strip():
@@ -380,17 +385,18 @@ class Row(NamedTuple):
         if "\0" in written:
             raise DataError(f"{where}: the path {shortened(written)} holds a NUL character")
         if is_url(written):
-            raise DataError(
-                f"{where}: {shortened(written)} is a URL; expected a file on this machine"
-            )
-        path = existing_path(folder, written)
+            path, file = written, remote_file(written, self.where)
+        elif isinstance(folder, str):
+            path, file = written, joined_url(folder, written)
+        else:
+            path = existing_path(folder, written)
+            file = str(folder / os.path.expanduser(path))
         clip_id = os.path.normpath(path)
         if columns.id is not None:
             clip_id = from_csv_cell(cells[columns.id].strip())
             if not clip_id:
                 raise DataError(f"{where}: no id in this row")
         start, seconds = self.stretch()
-        file = str(folder / os.path.expanduser(path))
         return Clip(clip_id, file, (), self.split(), start, seconds)
 
     def stretch(self) -> tuple[float, float | None]:

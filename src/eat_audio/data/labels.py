@@ -29,7 +29,7 @@ Cells = Sequence[tuple[int, str]]
 """Cells of a column, each with its line."""
 
 
-def labels_of(cells: Cells, path: Path) -> list[list[str]]:
+def labels_of(cells: Cells, path: Path | str) -> list[list[str]]:
     """Return the labels of every cell.
 
     Raises:
@@ -138,7 +138,7 @@ def _unquoted(item: str) -> str:
         return item[1:-1]
 
 
-def _refuse_hot(listed: Sequence[list[str] | None], cells: Cells, path: Path) -> None:
+def _refuse_hot(listed: Sequence[list[str] | None], cells: Cells, path: Path | str) -> None:
     """Refuse vectors of 0 and 1, whose numbers are no names."""
     full = [labels for labels in listed if labels]
     lengths = {len(labels) for labels in full}
@@ -153,7 +153,7 @@ def _refuse_hot(listed: Sequence[list[str] | None], cells: Cells, path: Path) ->
 
 
 def _split_commas(
-    names: Sequence[Sequence[str]], comma: set[str], cells: Cells, path: Path
+    names: Sequence[Sequence[str]], comma: set[str], cells: Cells, path: Path | str
 ) -> dict[str, list[str]]:
     """Return the labels in every name with a comma: itself, or its parts.
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from eat_audio.data.corpus import (
     Clips,
     Corpus,
     Span,
+    is_url,
     joined,
     lists,
     repeated_in,
@@ -65,14 +66,14 @@ def read_csv(manifest: str | Path, *, several: bool = False) -> Corpus:
     defaults to "train", `id` to the path without suffix. Other columns are noted in the corpus.
 
     Args:
-        manifest: The table.
+        manifest: The table, or its URL: relative paths are below the folder of that.
         several: Whether clips may have several labels or none even if no row has several; else
             all rows or none must be labeled.
 
     Raises:
         DataError: The file cannot be read, or a row is wrong.
     """
-    path = Path(manifest)
+    path = str(manifest) if is_url(manifest) else Path(manifest)
     rows = table_rows(path, delimiter_of(first_line(path)))
     names = rows.pop(0)[1] if rows else []
     return corpus_of_rows(path, names, rows, several=several)
@@ -82,7 +83,7 @@ Rows = Sequence[tuple[int, list[str]]]
 """The cells of rows, each with its line."""
 
 
-def corpus_of_rows(path: Path, names: Sequence[str], rows: Rows, *, several: bool) -> Corpus:
+def corpus_of_rows(path: Path | str, names: Sequence[str], rows: Rows, *, several: bool) -> Corpus:
     """Return the corpus of a table's rows under a header; raise as `read_csv`."""
     columns = assign_columns(names, [row for _, row in rows], path)
     if not rows:
@@ -100,8 +101,9 @@ def corpus_of_rows(path: Path, names: Sequence[str], rows: Rows, *, several: boo
         warn(f"{path}: the labels {pair[0]} and {pair[1]} differ by capitals or spaces alone")
     numbers = {name: number for number, name in enumerate(label_names)}
     listed = []
+    folder = path.rpartition("/")[0] if isinstance(path, str) else path.parent
     for (line, row), its in zip(rows, labels, strict=True):
-        clip = Row(columns, row, f"{path} line {line}").clip(path.parent)
+        clip = Row(columns, row, f"{path} line {line}").clip(folder)
         listed.append((line, replace(clip, labels=tuple(numbers[name] for name in its))))
     clips = Clips.of(_without_repetitions(listed, path, label_names))
     if columns.start and not (columns.end or columns.length):
@@ -118,7 +120,7 @@ def corpus_of_rows(path: Path, names: Sequence[str], rows: Rows, *, several: boo
             raise DataError(f"{path}: the id {clip_id!r} belongs to {times} different clips")
     notes = _notes(columns, path, len(rows) - len(clips), labels, rows)
     multi_label = several and bool(label_names)
-    return Corpus(path.stem, clips, tuple(label_names), multi_label, notes=notes)
+    return Corpus(PurePath(path).stem, clips, tuple(label_names), multi_label, notes=notes)
 
 
 def write_csv(corpus: Corpus, path: str | Path) -> None:
@@ -147,7 +149,7 @@ def write_csv(corpus: Corpus, path: str | Path) -> None:
     write_text(path, text.getvalue())
 
 
-def _labels(columns: Columns, rows: Rows, path: Path) -> list[list[str]]:
+def _labels(columns: Columns, rows: Rows, path: Path | str) -> list[list[str]]:
     """Return the names of the labels of every row."""
     if columns.label is not None:
         return labels_of([(line, row[columns.label]) for line, row in rows], path)
@@ -156,7 +158,7 @@ def _labels(columns: Columns, rows: Rows, path: Path) -> list[list[str]]:
 
 
 def _notes(
-    columns: Columns, path: Path, repeated: int, labels: Sequence[Sequence[str]], rows: Rows
+    columns: Columns, path: Path | str, repeated: int, labels: Sequence[Sequence[str]], rows: Rows
 ) -> tuple[str, ...]:
     """Return what of a table is not used; warn of what looks as if it mattered."""
     without_label = sum(not row for row in labels) if any(labels) else 0
@@ -177,7 +179,7 @@ def _notes(
         f"{without_label} rows have no label": without_label,
         f"{without_split} rows have no split and are in train": without_split,
     }
-    return tuple(f"{path.name}: {note}" for note, count in notes.items() if count)
+    return tuple(f"{PurePath(path).name}: {note}" for note, count in notes.items() if count)
 
 
 # ---- .tsv and .lbl
@@ -401,7 +403,7 @@ def _refuse_containers(corpus: Corpus, path: Path) -> None:
 
 
 def _without_repetitions(
-    rows: Iterable[tuple[int, Clip]], path: Path, names: Sequence[str]
+    rows: Iterable[tuple[int, Clip]], path: Path | str, names: Sequence[str]
 ) -> list[Clip]:
     """Return clips without repetitions, which must not contradict each other."""
     first: dict[tuple[object, ...], Clip] = {}

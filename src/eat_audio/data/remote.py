@@ -15,6 +15,7 @@ import urllib.request
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from http.client import HTTPException
 from types import TracebackType
@@ -23,6 +24,7 @@ from urllib.error import HTTPError
 
 from eat_audio.audio import AUDIO_SUFFIXES, AudioFile
 from eat_audio.errors import AudioError, DataError, EatError
+from eat_audio.text import shortened
 
 WAIT = 30.0
 """Seconds until a server that sends nothing is given up; also for one call of a store."""
@@ -121,6 +123,32 @@ def joined_url(folder: str, name: str) -> str:
     if path.startswith(("/", "..")) or "?" in path or "#" in path:
         raise DataError(f"{name!r} is not below {folder}")
     return f"{folder.rstrip('/')}/{path}"
+
+
+def allow_remote(allowed: bool = True) -> None:
+    """Let manifests name files by URLs: the files would be requested from where they say."""
+    _allowed.set(allowed)
+
+
+_allowed: ContextVar[bool] = ContextVar("allowed", default=False)
+
+
+def remote_file(url: str, where: str) -> str:
+    """Return the URL of a file that a manifest names, if that is allowed.
+
+    Raises:
+        DataError: It is not, or it is no URL of another machine.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES or "::" in url:
+        known = ", ".join(SCHEMES)
+        raise DataError(f"{where}: {shortened(url)}: expected a file or a URL of {known}")
+    if not _allowed.get():
+        raise DataError(
+            f"{where}: {shortened(url)} is a URL; expected a file on this machine (--allow-remote "
+            "reads files from where a manifest says)"
+        )
+    return url
 
 
 def too_large(location: object, most: int) -> DataError:

@@ -285,24 +285,35 @@ def _finish(corpus: Corpus, plans: list[_Plan], out: Path, *, kept: int) -> Pack
     table = pa.concat_tables([pq.read_table(plan.rows, schema=ROWS) for plan in plans])
     if not len(table):
         raise DataError(f"{corpus.name}: not one of its {len(corpus)} clips can be read")
+    write_index(
+        out,
+        table,
+        name=corpus.name,
+        label_names=corpus.label_names,
+        multi_label=corpus.multi_label,
+        statistics=corpus.statistics,
+        size=sum(summary["size"] for summary in summaries),
+        plan=_plan_digest(plans),
+        unreadable=[sentence for summary in summaries for sentence in summary["unreadable"]],
+    )
+    return replace(_finished(plans, out), kept=kept)
+
+
+def write_index(folder: Path, table: pa.Table, **header: Any) -> None:
+    """Write the index of the tar files in a folder from `ROWS`, then `shards.json`.
+
+    Args:
+        folder: Where the tar files are.
+        table: A row per clip.
+        header: The other entries of `FIELDS`.
+    """
     with suppress(pa.ArrowInvalid):  # file names that are not text
         table = table.set_column(0, "id", table["id"].cast(pa.large_string()))
-    _write_rows(table, out / INDEX, {})
-    header = {
-        "format": "eat-audio shards",
-        "version": VERSION,
-        "name": corpus.name,
-        "clips": len(table),
-        "samples": sum(table["samples"].to_pylist()),
-        "size": sum(summary["size"] for summary in summaries),
-        "label_names": corpus.label_names,
-        "multi_label": corpus.multi_label,
-        "statistics": corpus.statistics,
-        "plan": _plan_digest(plans),
-        "unreadable": [sentence for summary in summaries for sentence in summary["unreadable"]],
-    }
-    write_json(out / HEADER, header)
-    return replace(_finished(plans, out), kept=kept)
+    _write_rows(table, folder / INDEX, {})
+    header |= {"format": "eat-audio shards", "version": VERSION, "clips": len(table)}
+    header["samples"] = sum(table["samples"].to_pylist())
+    assert header.keys() >= FIELDS.keys()
+    write_json(folder / HEADER, header)
 
 
 def _finished(plans: list[_Plan], out: Path) -> Packed:

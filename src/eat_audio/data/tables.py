@@ -1,4 +1,7 @@
-"""Read and write text files: lines, tables of cells, and the list of label names."""
+"""Read and write text files: lines, tables of cells, and the list of label names.
+
+A file on this machine is a `Path`, one that is read from elsewhere a str, its URL.
+"""
 
 import csv
 import io
@@ -6,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eat_audio.data.columns import PATHS, key_of
+from eat_audio.data.remote import read_url
 from eat_audio.errors import DataError, OutputError
 from eat_audio.writing import write_text as write_aside
 
 DESCRIPTORS = "label_descriptors.csv"
+LARGEST = 2**30
+"""Bytes of a table that is read from a URL."""
 
 
-def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+def iter_lines(path: Path | str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file that are not empty, each with its number from 1."""
     file = io.TextIOWrapper(io.BytesIO(_bytes(path)), "utf-8", newline="\n")
     try:
@@ -23,7 +29,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
         read_text(path)  # raises with the position in the file
 
 
-def first_line(path: Path) -> str:
+def first_line(path: Path | str) -> str:
     """Return the first line of a text file that is not empty; "" if there is none."""
     return next((line for _, line in iter_lines(path)), "")
 
@@ -41,7 +47,7 @@ def has_paths(header: str) -> bool:
     return any(key_of(name.strip(' "')) in PATHS for name in header.split(delimiter_of(header)))
 
 
-def table_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
+def table_rows(path: Path | str, delimiter: str = ",") -> list[tuple[int, list[str]]]:
     """Return the cells of every line that is not empty, the header's first.
 
     Raises:
@@ -71,7 +77,7 @@ def read_table(path: Path, *, required: Sequence[str]) -> list[tuple[int, dict[s
     return [(line, dict(zip(columns, cells, strict=True))) for line, cells in rows[1:]]
 
 
-def _csv_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
+def _csv_rows(path: Path | str, delimiter: str = ",") -> list[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, delimiter=delimiter)
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -79,14 +85,15 @@ def _csv_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
         raise DataError(f"{path} line {reader.line_num}: malformed CSV ({error})") from error
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path | str) -> bytes:
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        data = read_url(path, most=LARGEST) if isinstance(path, str) else path.read_bytes()
+        return data.removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """Return the text of a file, without its byte-order mark."""
     try:
         return _bytes(path).decode()

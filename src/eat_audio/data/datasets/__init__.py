@@ -9,10 +9,11 @@ from pkgutil import iter_modules
 
 from eat_audio.audio import AUDIO_SUFFIXES
 from eat_audio.audio.fbank import STATISTICS, Statistics
-from eat_audio.data.corpus import Clip, Corpus, exists
+from eat_audio.data.corpus import Clip, Corpus, exists, is_url
 from eat_audio.data.datasets.audioset import read_manifests, recognize
 from eat_audio.data.datasets.base import Adapter, NoRecordings, folder_name, suffixes
 from eat_audio.data.datasets.folder import is_label_file, read_label_file
+from eat_audio.data.hub_datasets import is_hub_dataset, open_hub_dataset
 from eat_audio.data.manifest import read_csv, warn
 from eat_audio.data.shards import is_packed, open_packed
 from eat_audio.data.tables import (
@@ -53,18 +54,23 @@ def adapter_named(name: str) -> Adapter:
 
 
 def open_corpus(location: str | Path, *, several: bool = False) -> Corpus:
-    """Return the corpus at a path or URL, in any known layout.
+    """Return the corpus at a path or URL, in any known layout, or a data set of Hugging Face.
 
     The log-mel statistics in a `statistics.json` beside the manifest, or in the folder, are those
     of the corpus.
 
     Args:
-        location: A manifest, a folder, a recording or packed shards.
+        location: A manifest, a folder, a recording, packed shards, the URL of shards or of a
+            table (.csv), or `hf:NAME`.
         several: Clips of a table may have several labels, or none, even if no row has several.
 
     Raises:
         DataError: There is nothing, or nothing in a known layout.
     """
+    if is_hub_dataset(location):
+        return open_hub_dataset(str(location))
+    if is_url(location) and str(location).lower().endswith(".csv"):
+        return read_csv(location, several=several)
     if is_packed(location):
         return open_packed(location)
     path = Path(location)
@@ -90,6 +96,10 @@ def _open_folder(root: Path, several: bool) -> Corpus:
     except NoRecordings as error:
         if adapter is not layouts[-1]:
             raise
+        if any(root.glob("*.tar")):
+            raise DataError(
+                f"{root}: holds tar files without an index; eat data index {root} makes one"
+            ) from error
         expected = ", ".join(adapter.expects for adapter in layouts)
         raise DataError(
             f"{root}: looked for {expected} ({suffixes()}), and found none of them"
