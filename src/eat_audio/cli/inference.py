@@ -105,6 +105,10 @@ def embed(
         str, Option(help="clip: one vector; frame: one per --hop; patch: and per 16 mel bins.")
     ] = "clip",
     hop: Annotated[int, Option(help="Milliseconds from frame to frame: 160, 80 or 40.")] = 160,
+    on: Annotated[
+        str | None, Option("--on", help="ray, or ray://HOST:10001: embed on a Ray cluster.")
+    ] = None,
+    actors: Annotated[int | None, Option(min=1, help="Processes that embed there.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -112,6 +116,17 @@ def embed(
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
+    if on is not None:
+        from eat_audio.inference.shard import UnitFormat
+        from eat_audio.integrations.ray import embed_on_ray
+
+        form = UnitFormat(cast(Any, level), hop)
+        options = {"address": on, "actors": actors, "device": device, "form": form}
+        options |= {"precision": "fp32" if precision == "auto" else precision}
+        done = embed_on_ray(expanded(inputs), model, out, **options)
+        print_lines(f"{out}: {done.done} units embedded, {done.skipped} were there already")
+        end_of_job(done.failed)
+        return
     from eat_audio.inference.embed import check_output, embed_files
 
     check_output(out)

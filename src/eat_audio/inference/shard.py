@@ -102,7 +102,7 @@ def unit_rows(
     (result,) = predictor.embed_units([unit], form.level, hop_ms=form.hop_ms)
     if isinstance(result, AudioError):
         raise result
-    return _rows(unit, stamp, *result, form)
+    return rows_of(unit, stamp, *result, form)
 
 
 def embed_shard(
@@ -152,13 +152,14 @@ def _embed(
             failed.append(storable(result))
             parts.fail(unit.id, failed[-1])
         else:
-            parts.add(unit.id, stamp, _rows(unit, stamp, *result, form))
+            parts.add(unit.id, stamp, rows_of(unit, stamp, *result, form))
     return failed
 
 
-def _rows(
+def rows_of(
     unit: Unit, stamp: Stamp | None, vectors: Array, columns: int, form: UnitFormat
 ) -> list[pa.RecordBatch]:
+    """Return the rows of a unit from its vectors and its valid columns; none if it has none."""
     size, modified = stamp or (None, None)
     cells = {"unit": unit.id, "path": storable(unit.path), "start": unit.start, "columns": columns}
     cells |= {"size": size, "modified": modified}
