@@ -121,7 +121,7 @@ def embed(
         from eat_audio.integrations.ray import embed_on_ray
 
         form = UnitFormat(cast(Any, level), hop)
-        options = {"address": on, "actors": actors, "device": device, "form": form}
+        options: dict[str, Any] = {"address": on, "actors": actors, "device": device, "form": form}
         options |= {"precision": "fp32" if precision == "auto" else precision}
         done = embed_on_ray(expanded(inputs), model, out, **options)
         print_lines(f"{out}: {done.done} units embedded, {done.skipped} were there already")

@@ -112,7 +112,7 @@ class Columns:
         return "" if time is None else self.names[time.column]
 
 
-def assign_columns(names: Sequence[str], rows: Cells, path: Path) -> Columns:
+def assign_columns(names: Sequence[str], rows: Cells, path: Path | str) -> Columns:
     """Return the meanings of the columns of a table with this header and these rows.
 
     Raises:
@@ -154,7 +154,7 @@ def assign_columns(names: Sequence[str], rows: Cells, path: Path) -> Columns:
 # ---- times
 
 
-def _assign_times(columns: Columns, rows: Cells, path: Path) -> set[int]:
+def _assign_times(columns: Columns, rows: Cells, path: Path | str) -> set[int]:
     kinds: dict[str, list[Time]] = {"start": [], "end": [], "length": [], "offset": []}
     strange = []
     for number, name in enumerate(columns.names):
@@ -194,7 +194,7 @@ def _assign_times(columns: Columns, rows: Cells, path: Path) -> set[int]:
     return {time.column for time in times if time}
 
 
-def _assign_offset(kinds: dict[str, list[Time]], columns: Columns, path: Path) -> None:
+def _assign_offset(kinds: dict[str, list[Time]], columns: Columns, path: Path | str) -> None:
     """Let "offset" be the end beside "onset", and the start beside a duration alone."""
     if not kinds["offset"]:
         return

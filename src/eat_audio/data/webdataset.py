@@ -111,7 +111,7 @@ def _samples(path: Path, unreadable: list[str]) -> Iterator[_Sample]:
         with tarfile.open(path, "r:") as tar:
             sample = _Sample("")
             for member in tar:
-                tar.members = []  # else it keeps all that it has passed
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps all that it has passed
                 folder, name = posixpath.split(member.name)
                 stem, _, suffix = name.partition(".")
                 if not member.isreg() or not stem or not suffix:
@@ -176,6 +176,6 @@ def _labels(data: bytes, suffix: str) -> list[str]:
         value = json.loads(text)
     if not isinstance(value, dict):
         return []
-    found = next((value[name] for name in LABELS if value.get(name) not in (None, "", [])), [])
+    found: Any = next((value[name] for name in LABELS if value.get(name) not in (None, "", [])), [])
     listed = found if isinstance(found, list) else [found]
     return [str(one).strip() for one in listed if isinstance(one, str | int) and str(one).strip()]
