@@ -158,7 +158,8 @@ def measure(
     results: Results, system: System, data: Recordings, seed: int, options: argparse.Namespace
 ) -> None:
     """Measure the parts of a dataset that are missing, or were measured with other settings."""
-    settings = _digest(system.settings)
+    used = system.settings_on(data.dataset)
+    settings = _digest(used)
     encoder = system.encoder
     for part in data.dataset.parts:
         key = (data.dataset.name, system.name, encoder.name if encoder else "", part.name, seed)
@@ -190,7 +191,7 @@ def measure(
             settings=settings,
             made_with=_digest(made_with),
         )
-        results.settings[settings] = system.settings
+        results.settings[settings] = used
         results.machines[_digest(made_with)] = made_with
         if encoder:
             results.encoders[encoder.name] = encoder.record()

@@ -107,13 +107,21 @@ def speaker(clip: Clip) -> str:
 
 
 SPEAKERS = ("george", "nicolas", "theo", "yweweler")
+DIGITS = ("clips.seconds=0.64", "augment.roll=false", "augment.noise=true", "steps=2_000")
+"""As `eat_fsdd_finetune`: the order of what is in a word matters."""
+SEVERAL = ("clips.seconds=10.24", "clips.crop=start", "batch=8", "loss=bce_per_label")
+"""As `eat_as20k_finetune`: a crop of a mixture may miss what it is labeled with."""
 DATASETS = (
     Dataset("esc10", "ESC-10", "esc10", _folds("12345")),
     Dataset("urbansound8k", "UrbanSound8K, folds 1 and 2", "urbansound8k", _folds("12")),
     Dataset("esc50_fold4", "ESC-50, fold 4", "esc50_fold4/cv4.csv", _folds("0123")),
-    Dataset("fsdd", "FSDD, test list", "fsdd", (Part("test", ("train",), ("test",)),)),
-    Dataset("fsdd_speakers", "FSDD, new speakers", "fsdd", _folds(SPEAKERS), group=speaker),
+    Dataset("fsdd", "FSDD, test list", "fsdd", (Part("test", ("train",), ("test",)),), DIGITS),
+    Dataset("fsdd_speakers", "FSDD, new speakers", "fsdd", _folds(SPEAKERS), DIGITS, speaker),
     Dataset(
-        "audioset_mini", "audioset_mini", "audioset_mini", (Part("eval", ("train",), ("eval",)),)
+        "audioset_mini",
+        "audioset_mini",
+        "audioset_mini",
+        (Part("eval", ("train",), ("eval",)),),
+        SEVERAL,
     ),
 )

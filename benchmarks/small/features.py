@@ -21,7 +21,7 @@ from eat_audio.data.loader import collate
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.metrics import Array
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.layers import masked_mean
+from eat_audio.models.common.layers import masked_statistics
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.progress import track
 
@@ -88,17 +88,10 @@ def by_layer(recordings: Recordings, encoder: AudioEncoder, front: AudioFeatureE
     for spectrogram, mask in _batches(recordings, front):
         with torch.inference_mode():
             encoded = encoder.encode(spectrogram, mask)
-            patches = [state[:, -encoded.patches.shape[1] :] for state in encoded.states[1:]]
-            vectors = [_statistics(one, encoded.valid) for one in patches]
+            layers = range(1, len(encoded.states))
+            vectors = [masked_statistics(encoded.layer(n), encoded.valid) for n in layers]
         rows.append(torch.stack(vectors, dim=1).float())
     return torch.cat(rows).numpy()
-
-
-def _statistics(patches: Tensor, valid: Tensor | None) -> Tensor:
-    """Return mean and deviation of the valid patches (B, N, D): (B, 2D)."""
-    mean = masked_mean(patches, valid)
-    variance = masked_mean((patches - mean[:, None]).square(), valid)
-    return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
 
 
 def _batches(

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from benchmarks.small import cnn, features
-from benchmarks.small.datasets import Part, Recordings
+from benchmarks.small.datasets import Dataset, Part, Recordings
 from benchmarks.small.encoders import Encoder
 from benchmarks.small.features import Vectors, stored
 from eat_audio import config as recipe
@@ -56,6 +56,11 @@ class System:
     """How many are worth running; 1 where nothing is random."""
     encoder: Encoder | None = None
     """The pre-trained encoder that it begins with."""
+
+    def settings_on(self, dataset: Dataset) -> dict[str, Any]:
+        """Return the settings, with those that a recipe of fine-tuning gets on a dataset."""
+        changes = {"changes": list(dataset.finetuning)} if "recipe" in self.settings else {}
+        return self.settings | changes
 
 
 def classical(cache: Path, reference: Path) -> list[System]:

@@ -1,6 +1,7 @@
 """What the benchmark of small models keeps, refuses to measure, and says about scores."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,20 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.small import cnn, leaks, report, systems
-from benchmarks.small.__main__ import FILE, measure, points
+from benchmarks.small.__main__ import FILE, RECIPES, measure, points
 from benchmarks.small.datasets import DATASETS, Dataset, Part, Recordings
-from benchmarks.small.encoders import Encoder, checkpoints
+from benchmarks.small.encoders import Encoder, checkpoints, random_encoder
 from benchmarks.small.results import Cell, Results, standard_error, summarize
 from benchmarks.small.systems import Outcome, System
 
 from conftest import DATA, needs_data
+from eat_audio import config as recipe
 from eat_audio.data.corpus import Clip, Corpus
+from eat_audio.data.datasets import open_corpus
+from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import DataError
+from eat_audio.finetune import FinetuneRun
+from eat_audio.pretraining.eat import EATRun
 
 PARTS = (Part("fold-1", ("2",), ("1",)), Part("fold-2", ("1",), ("2",)))
 TWO_FOLDS = Dataset("esc10", "ESC-10", "esc10", PARTS)
@@ -189,6 +195,43 @@ def test_a_small_network_learns_a_tone_and_repeats_itself() -> None:
     )
     assert (first.argmax(axis=1) == labels[16:].argmax(axis=1)).all()
     assert np.array_equal(first, again)
+
+
+def test_a_finished_fine_tuning_is_scored_again_and_not_trained_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "made", clips_per_family=3, seconds=1.0)
+    changes = ("steps=2", "optim.warmup=1", "batch=2", "clips.seconds=0.64", "log_every=1")
+    parts = (Part("fold-1", ("2",), ("1",)),)
+    folds = dict(
+        zip(
+            (c.id for c in open_corpus(tmp_path / "made").clips),
+            itertools.cycle("12"),
+            strict=False,
+        )
+    )
+    dataset = Dataset("made", "made", "made", parts, changes, lambda clip: folds[clip.id])
+    data = dataset.open(tmp_path, tmp_path / "cache")
+    encoder = random_encoder("eat_demo", 0)
+    _, scratch = systems.finetuned(
+        encoder, "eat_demo_finetune", "eat_demo_finetune", tmp_path / "runs"
+    )
+    first, again = (scratch.predict(data, parts[0], 0) for _ in range(2))
+    assert first.scores.shape == (len(data.numbers(("1",))), data.labels.shape[1])
+    assert np.array_equal(first.scores, again.scores) and again.cpu_seconds > 0
+    (log,) = tmp_path.glob("runs/scratch/made/fold-1/seed-0/log.jsonl")
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_scratch_differs_from_finetuning_in_its_start_and_its_rates_alone() -> None:
+    ours, fresh = (
+        recipe.load(FinetuneRun, f"{RECIPES[0]}_{end}", []).model_dump(mode="json")
+        for end in ("finetune", "scratch")
+    )
+    shape = recipe.load(EATRun, RECIPES[0], []).config()
+    config = recipe.load(FinetuneRun, f"{RECIPES[0]}_scratch", []).encoder.config()
+    assert (config.embed_dim, config.depth) == (shape.embed_dim, shape.depth)
+    assert {name for name in ours if ours[name] != fresh[name]} <= {
+        *("head_start", "clips", "augment", "optim")
+    }
 
 
 # ---- checkpoints and their cost
