@@ -29,6 +29,7 @@ from eat_audio.audio.headers import (
 )
 from eat_audio.audio.recording import (
     BLOCK,
+    CHUNK,
     CUT,
     SAMPLE_RATE,
     AudioArray,
@@ -51,10 +52,12 @@ from eat_audio.errors import AudioError
 
 MIN_RATE = 1_000
 """Hz; sound of less would be thousands of times larger at 16 kHz than its file."""
-BLOCK_SECONDS = 4
+BLOCK_SECONDS = 16
 """The longest block, because low rates grow when they are resampled."""
 NO_SEEK = 2**21
 """Samples (47 s at 44.1 kHz) up to which lossy files are decoded from their start."""
+GATHERED = 2**14
+"""Samples of frames that are joined before they are handled."""
 RUN_UP = 2**14
 """Samples after a seek until an MP3 decoder is exact again."""
 WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
@@ -69,6 +72,10 @@ DEMUXERS = (
 SAFE = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
 ESTIMATED = frozenset({"aac", "ac3", "eac3", "mp3", "dts", "loas", "mpeg", "mpegts", "amr"})
 """Formats whose length is guessed from the bit rate."""
+
+
+Pieces = Iterator[NDArray[Any]]
+"""Named once: annotations of inner functions are evaluated at every call."""
 
 
 @contextmanager
@@ -134,7 +141,7 @@ def _decoder(stack: ExitStack, source: Source, file: File, head: bytes) -> Recor
 def _array(source: AudioArray) -> Recording:
     scale = 2**15 if source.samples.dtype.kind == "i" else 1
 
-    def blocks(first: int) -> Blocks:
+    def blocks(first: int, count: int | None) -> Blocks:
         for start in range(first, len(source.samples), BLOCK):
             yield mono(source.samples[None, start : start + BLOCK], scale)
 
@@ -175,7 +182,7 @@ def _joined(source: Source, file: File, parts: list[tuple[int, int]]) -> Recordi
         for extent in readable:
             empty = True
             with opened_part(*extent) as part:
-                for block in _checked(source, part).blocks(0):
+                for block in _checked(source, part).blocks(0, None):
                     empty = False
                     yield part.rate, block
             if empty:
@@ -185,14 +192,14 @@ def _joined(source: Source, file: File, parts: list[tuple[int, int]]) -> Recordi
     rate, channels = recordings[0].rate, max(part.channels for part in recordings)
     seconds = sum(part.seconds for part in recordings)
     return Recording(
-        rate, channels, seconds, lambda first: sliced(at_one_rate(pieces(), rate), first)
+        rate, channels, seconds, lambda first, count: sliced(at_one_rate(pieces(), rate), first)
     )
 
 
 def _checked(source: Source, recording: Recording) -> Recording:
     """The same, with a warning when its end comes too early."""
 
-    def counted(blocks: Iterator[NDArray[Any]], first: int) -> Iterator[NDArray[Any]]:
+    def counted(blocks: Pieces, first: int) -> Pieces:
         position = first
         for block in blocks:
             position += len(block)
@@ -204,8 +211,8 @@ def _checked(source: Source, recording: Recording) -> Recording:
     stored = recording.stored
     return replace(
         recording,
-        blocks=lambda first: counted(recording.blocks(first), first),
-        stored=stored and (lambda first: counted(stored(first), first)),
+        blocks=lambda first, count: counted(recording.blocks(first, count), first),
+        stored=stored and (lambda first, count: counted(stored(first, count), first)),
     )
 
 
@@ -270,33 +277,44 @@ def _sound_file(stack: ExitStack, source: Source, file: File, **raw: Any) -> sou
 def _recording(
     sound: soundfile.SoundFile, *, claimed: float | None = None, complaint: str = ""
 ) -> Recording:
-    # int16 is several times cheaper to read than float32, and means the same
-    dtype, scale = ("int16", 2**15) if sound.subtype == "PCM_16" else ("float32", 1)
-    size = max(1, min(BLOCK // sound.channels, BLOCK_SECONDS * sound.samplerate))
+    as_stored = (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, SAMPLE_RATE)
+    # int16 means the same, and is several times cheaper to read where nothing has to be decoded
+    whole = sound.subtype == "PCM_16" and (as_stored or sound.format != "FLAC")
+    dtype, scale = ("int16", 2**15) if whole else ("float32", 1)
+    largest = max(1, min(BLOCK // sound.channels, BLOCK_SECONDS * sound.samplerate))
     exact = sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
-    def decoded(position: int) -> Iterator[NDArray[Any]]:
-        samples = np.empty((size, sound.channels), dtype)
+    def decoded(position: int, count: int | None) -> Pieces:
+        size = largest if count is None else max(1, min(count, largest))
         try:
-            if exact or position:
+            if sound.tell() != position and (exact or position):
                 sound.seek(min(position, sound.frames))
-            while len(block := sound.read(out=samples)):
-                yield block
+            while True:
+                samples = np.empty((size, sound.channels), dtype)
+                block = sound.read(out=samples)
+                for start in range(0, len(block), CHUNK):  # handled while it is in a cache
+                    yield block[start : start + CHUNK]
                 position += len(block)
+                if len(block) < size:  # the end: reading on would decode its frame again
+                    return
         except soundfile.SoundFileError:  # cut short: what comes before the cut is sound
             yield samples[: max(0, sound.tell() - position)]
 
-    def blocks(first: int) -> Blocks:
+    def blocks(first: int, count: int | None) -> Blocks:
         position = first if exact else first - RUN_UP if first > NO_SEEK else 0
-        return sliced((mono(block.T, scale) for block in decoded(position)), first - position)
+        needed = None if count is None else first - position + count
+        pieces = (mono(block.T, scale) for block in decoded(position, needed))
+        return sliced(pieces, first - position)
 
-    as_stored = (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, SAMPLE_RATE)
+    def stored(first: int, count: int | None) -> Pieces:
+        return (block[:, 0] for block in decoded(first, count))
+
     return Recording(
         sound.samplerate,
         sound.channels,
         sound.frames / sound.samplerate,
         blocks,
-        (lambda first: (block[:, 0].copy() for block in decoded(first))) if as_stored else None,
+        stored if as_stored else None,
         claimed,
         complaint,
         exact,
@@ -401,7 +419,7 @@ class _Track:
     def _seekable(self) -> bool:
         return self.mpeg is not None and (self.walk is None or self.walk.steady)
 
-    def _blocks(self, first: int) -> Blocks:
+    def _blocks(self, first: int, count: int | None) -> Blocks:
         begin = self._seek(first)
         pieces = self._pieces()
         head = next(pieces, None)
@@ -475,7 +493,7 @@ def _gathered(pieces: Iterable[_Piece]) -> Iterator[tuple[int, NDArray[np.float3
         waiting: list[NDArray[np.float32]] = []
         for piece in run:
             waiting.append(piece.signal)
-            if len(waiting) * len(piece.signal) >= BLOCK // 4:
+            if len(waiting) * len(piece.signal) >= GATHERED:
                 yield rate, np.concatenate(waiting)
                 waiting = []
         if waiting:

@@ -186,6 +186,8 @@ def _only_chunks(file: File, position: int, order: str) -> bool:
 
 FLAC_MAGIC = b"fLaC\0\0\0\x22"
 FLAC_RATES = 88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000
+FLAC_TAILS = 2**14, 2**18
+"""Bytes at the end of a file in which its last frame is looked for: usual ones, then any."""
 FLAC_BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 
 
@@ -199,12 +201,13 @@ def flac_samples(file: File) -> tuple[int, tuple[int, int] | None]:
         return 0, None
     total = (head[21] & 15) << 32 | struct.unpack(">I", head[22:26])[0]
     size = size_of(file)
-    first = max(26, size - 2**18)
-    tail = _bytes(file, first, size - first)
-    for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
-        frame = _flac_frame(tail[match.start() : match.start() + 20], head)
-        if frame is not None:
-            return total, frame
+    for length in FLAC_TAILS:
+        first = max(26, size - length)
+        tail = _bytes(file, first, size - first)
+        for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
+            frame = _flac_frame(tail[match.start() : match.start() + 20], head)
+            if frame is not None:
+                return total, frame
     return total, None
 
 

@@ -22,8 +22,10 @@ from eat_audio.errors import AudioError, EatWarning
 from eat_audio.text import printable
 
 SAMPLE_RATE = 16_000
-BLOCK = 2**16
-"""Samples, of all channels together, decoded at a time."""
+BLOCK = 2**19
+"""Samples, of all channels together, decoded at a time: 10 s at 48 kHz."""
+CHUNK = 2**16
+"""Samples handled at a time."""
 HEAD = 1_024
 """Bytes that are enough to recognize formats."""
 CUT = 0.1
@@ -82,9 +84,9 @@ class Recording:
     channels: int
     seconds: float
     """Length, as far as it is known without decoding."""
-    blocks: Callable[[int], Blocks]
-    """The signal from that sample on, channels averaged."""
-    stored: Callable[[int], Iterator[NDArray[np.int16]]] | None = None
+    blocks: Callable[[int, int | None], Blocks]
+    """The signal from a sample on, channels averaged; second, how many samples will be read."""
+    stored: Callable[[int, int | None], Iterator[NDArray[np.int16]]] | None = None
     """The same as int16, of recordings that are 16-bit mono at 16 kHz."""
     claimed: float | None = None
     """Seconds that a header claims, where that is no estimate."""
@@ -256,7 +258,10 @@ def remembered(name: str, file: File, compute: Callable[[], T]) -> T:
 
 
 def mono(channels: NDArray[Any], scale: int = 1) -> NDArray[np.float32]:
-    """Return the mean of (channels, samples), of which `scale` stands for 1."""
+    """Return the mean of (channels, samples), of which `scale`, a power of two, stands for 1."""
+    if len(channels) == 1:  # as below, bit by bit
+        signal = channels[0].astype(np.float32, copy=False)
+        return signal if scale == 1 else signal * np.float32(1 / scale)
     with np.errstate(over="ignore", invalid="ignore"):  # refused in `io`
         return np.ascontiguousarray(channels, np.float32).mean(axis=0) / scale
 

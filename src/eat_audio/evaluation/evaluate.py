@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -243,6 +242,8 @@ def evaluate_scores(
     Raises:
         DataError: No clip has any of several labels.
     """
+    from sklearn.metrics import confusion_matrix
+
     confusion = None
     if multi_label:
         counts = scores.targets.sum(axis=0)

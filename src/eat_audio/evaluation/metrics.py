@@ -4,14 +4,13 @@ Pure functions of arrays. Vectors are standardized on the training clips; then c
 logistic regression with a fixed strength, or a vote of the nearest clips. Nothing is tuned on the
 test clips, and nothing is random.
 
+scikit-learn is imported by the functions that need it: it takes a second, and predicting needs none.
+
 Shapes: vectors (clips, D), labels and targets (clips, classes), 0 or 1.
 """
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.preprocessing import StandardScaler
 
 STRENGTH = 0.03
 """scikit-learn's C, the inverse of the regularization."""
@@ -27,6 +26,8 @@ def average_precisions(scores: NDArray, targets: NDArray) -> NDArray[np.float64]
 
     It is nan for classes without a positive.
     """
+    from sklearn.metrics import average_precision_score
+
     precisions = np.full(targets.shape[1], np.nan)
     for number in np.flatnonzero(targets.any(axis=0)):
         precisions[number] = average_precision_score(targets[:, number], scores[:, number])
@@ -48,6 +49,8 @@ def linear_predictions(train: Array, labels: Array, test: Array, *, multi_label:
 
     For several labels per clip: one classifier per class that has both positives and negatives.
     """
+    from sklearn.linear_model import LogisticRegression
+
     train, test = _standardized(train, test)
     scores = np.full((len(test), labels.shape[1]), np.nan if multi_label else 0.0, np.float32)
     if not multi_label:
@@ -160,6 +163,8 @@ def _unit_length(vectors: Array) -> Array:
 
 
 def _standardized(train: Array, test: Array) -> tuple[Array, Array]:
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train)
     return scaler.transform(train), scaler.transform(test)
 

@@ -28,7 +28,7 @@ from eat_audio.errors import AudioError
 from eat_audio.inference.embed import Summary, made_by
 from eat_audio.inference.inputs import find_recordings, storable
 from eat_audio.inference.predictor import Predictor
-from eat_audio.inference.storage import Origin, vector_rows
+from eat_audio.inference.storage import Origin, Stored, vector_rows
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     Array,
@@ -166,4 +166,4 @@ def rows_of(
     first = round(unit.start * 1000 / form.hop_ms)
     if not columns:
         return []
-    return list(vector_rows(cells, vectors, form.schema, form.hop_ms, first_frame=first))
+    return list(vector_rows([Stored(cells, vectors, first)], form.schema, form.hop_ms))

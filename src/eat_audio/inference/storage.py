@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -308,7 +308,7 @@ class Table(Store):
         self.folder = out.with_name(f".{out.name}.parts")
         self.pieces: dict[Path, set[str]] = {}  # with the paths whose rows in it are obsolete
         self.holder: dict[str, tuple[Path, str]] = {}  # by key: its piece, and its path there
-        self.waiting: list[pa.RecordBatch] = []
+        self.waiting: list[Stored] = []
         self.bytes = 0  # of what is waiting
         self.since = time.monotonic()
 
@@ -355,13 +355,11 @@ class Table(Store):
             self.pieces[piece].add(path)
 
     def add(self, origin: Origin, vectors: Array) -> None:
-        """Hold the rows of a recording, and write all that are held now and then."""
-        path = self.path_text(origin)
+        """Hold the vectors of a recording, and write all that are held now and then."""
         size, modified = origin.stamp or (None, None)
-        cells = {"path": path, "size": size, "modified": modified}
-        for rows in vector_rows(cells, vectors, self.schema, self.made_by["hop_ms"]):
-            self.waiting.append(rows)
-            self.bytes += rows.nbytes
+        cells = {"path": self.path_text(origin), "size": size, "modified": modified}
+        self.waiting.append(Stored(cells, vectors))
+        self.bytes += vectors.nbytes
         if time.monotonic() - self.since > PART_SECONDS or self.bytes > PART_BYTES:
             self.flush()
 
@@ -370,7 +368,7 @@ class Table(Store):
         if self.waiting:
             last = max((int(piece.stem) for piece in self.folder.glob("*.parquet")), default=0)
             part = self.folder / f"{last + 1:08d}.parquet"
-            self._write(part, self.waiting)
+            self._write(part, vector_rows(self.waiting, self.schema, self.made_by["hop_ms"]))
             self.pieces[part] = set()
             self.waiting, self.bytes = [], 0
 
@@ -424,34 +422,63 @@ def _stamps(rows: pa.RecordBatch) -> dict[str, Stamp | None]:
     }
 
 
+class Stored(NamedTuple):
+    """The vectors of a recording, or of a stretch of it."""
+
+    cells: dict[str, Any]
+    """What is the same in all of their rows, by column."""
+    vectors: Array
+    """(D,), (T', D) or (T', F', D)"""
+    first_frame: int = 0
+    """Number of the first frame in the recording."""
+
+
 def vector_rows(
-    cells: dict[str, Any], vectors: Array, schema: pa.Schema, hop_ms: int, *, first_frame: int = 0
+    recordings: Iterable[Stored], schema: pa.Schema, hop_ms: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield one row per vector, a few thousand at a time.
+    """Yield one row per vector, some thousands at a time: a batch costs as much as many rows.
 
     Args:
-        cells: What is the same in all rows, by column.
-        vectors: (D,), (T', D) or (T', F', D).
+        recordings: The vectors.
         schema: The columns; of `seconds`, `row` and `embedding` those that it has are computed.
         hop_ms: Milliseconds from one frame to the next.
-        first_frame: Number of the first one in the recording.
     """
-    flat = vectors.reshape(-1, vectors.shape[-1])
-    bands = vectors.shape[1] if vectors.ndim == 3 else 1  # rows of patches per column
-    seconds = frame_centers(first_frame + len(flat) // bands, hop_ms)[first_frame:]
-    for first in range(0, len(flat), ROWS):
-        part = flat[first : first + ROWS]
-        numbers = np.arange(first, first + len(part))
-        ends = pa.array(np.arange(len(part) + 1, dtype=np.int32) * flat.shape[1])
-        value = schema.field("embedding").type.value_type
-        values = part.ravel().astype(value.to_pandas_dtype())
-        columns = {
-            "seconds": pa.array(seconds[numbers // bands]),
-            "row": pa.array((numbers % bands).astype(np.int8)),
-            "embedding": pa.ListArray.from_arrays(ends, pa.array(values)),
-        }
-        for name in schema.names:
-            if name not in columns:
-                cell = pa.scalar(cells[name], schema.field(name).type)
-                columns[name] = pa.repeat(cell, len(part))
-        yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+    group: list[tuple[Stored, range]] = []
+    rows = 0
+    for recording in recordings:
+        total = recording.vectors.size // recording.vectors.shape[-1]
+        for first in range(0, total, ROWS):
+            part = range(first, min(first + ROWS, total))
+            group.append((recording, part))
+            rows += len(part)
+            if rows >= ROWS:
+                yield _batch(group, schema, hop_ms)
+                group, rows = [], 0
+    if group:
+        yield _batch(group, schema, hop_ms)
+
+
+def _batch(group: list[tuple[Stored, range]], schema: pa.Schema, hop_ms: int) -> pa.RecordBatch:
+    """Return the rows of parts of recordings."""
+    seconds, bands, vectors = [], [], []
+    for (_, array, first_frame), part in group:
+        height = array.shape[1] if array.ndim == 3 else 1  # rows of patches per column
+        frames, row = np.divmod(np.arange(part.start, part.stop), height)
+        frames += first_frame
+        seconds.append(frame_centers(int(frames[-1]) + 1, hop_ms)[frames])
+        bands.append(row.astype(np.int8))
+        vectors.append(array.reshape(-1, array.shape[-1])[part.start : part.stop])
+    flat = np.concatenate(vectors)
+    ends = pa.array(np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1])
+    value = schema.field("embedding").type.value_type
+    values = flat.ravel().astype(value.to_pandas_dtype(), copy=False)
+    columns = {
+        "seconds": pa.array(np.concatenate(seconds)),
+        "row": pa.array(np.concatenate(bands)),
+        "embedding": pa.ListArray.from_arrays(ends, pa.array(values)),
+    }
+    for name in schema.names:
+        if name not in columns:
+            cells = [recording.cells[name] for recording, part in group for _ in part]
+            columns[name] = pa.array(cells, schema.field(name).type)
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
