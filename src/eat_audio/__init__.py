@@ -65,5 +65,6 @@ def __getattr__(name: str) -> Any:
 
 
 # `eat --help` answers without waiting for torch; in any other program the Auto classes are set up.
-if Path(sys.argv[0]).name not in ("eat", "eat.exe"):
+_is_command = Path(sys.argv[0]).name in ("eat", "eat.exe")
+if not _is_command and sys.orig_argv[1:3] != ["-m", "eat_audio"]:
     import_module(f"{__name__}.models").register()

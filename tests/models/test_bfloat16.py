@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from eat_audio.data.loader import Batch
 from eat_audio.models import METHODS, model_types
 from eat_audio.models.beats import modeling as beats
-from eat_audio.models.common.layers import MLP, Attention, PatchEmbedding, convolve
+from eat_audio.models.common.layers import (
+    MLP,
+    SHORT,
+    Attention,
+    PatchEmbedding,
+    attend,
+    convolve,
+)
 from eat_audio.pretraining import audiomae as pretrain_audiomae
 from eat_audio.pretraining.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
 from eat_audio.pretraining.beats.objective import BEATsMethod, BEATsPretraining, RandomTokenizer
@@ -341,6 +348,29 @@ def test_labels_and_codes_stay_in_float32() -> None:
     labels = drawn(spectrogram)
     with autocast("autocast"):
         assert torch.equal(drawn(spectrogram), labels)
+
+
+@pytest.mark.parametrize("tokens", [40, SHORT - 1, SHORT])
+def test_attention_is_plain_only_where_few_tokens_need_a_gradient(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fused = [], F.scaled_dot_product_attention
+
+    def counted(*given: Any, **more: Any) -> Tensor:
+        calls.append(tokens)
+        return fused(*given, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    exact = noise(3, 1, 2, tokens, 16)
+    wanted = fused(*exact)
+    for dtype, needed in ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)):
+        calls.clear()
+        q, k, v = exact.to(dtype).requires_grad_(needed)
+        result = attend(q, k, v, None)
+        assert result.dtype == dtype
+        assert apart(result.detach().double().flatten(), wanted.double().flatten()) < FORWARD
+        is_plain = dtype == torch.bfloat16 and needed and tokens < SHORT
+        assert bool(calls) != is_plain
 
 
 # ---- what no machine but some shows ----

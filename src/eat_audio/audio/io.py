@@ -303,8 +303,9 @@ def _usable(blocks: Blocks, path: Source, seconds: float, rate: int) -> Blocks:
     """The blocks, or an AudioError that counts the samples that no model can use."""
     unusable, since = 0, 0.0
     for block in blocks:
-        # The sum of squares is cheap; a block whose sum is small has nothing unusable in it.
-        if not np.dot(block, block) < LOUDEST**2:
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.dot(block, block)  # cheap; if it is small, no sample is unusable
+        if not squares < LOUDEST**2:
             wrong = np.flatnonzero(~(np.abs(block) < LOUDEST))
             since = since if unusable else seconds + float(wrong[0]) / rate
             unusable += len(wrong)

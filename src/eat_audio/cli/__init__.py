@@ -16,7 +16,6 @@ import typer
 
 from eat_audio.cli import analysis, bench, data, hub, inference, train
 from eat_audio.cli.console import Command
-from eat_audio.config import alias_of
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
 
@@ -126,6 +125,8 @@ def _hint(error: Any) -> str:
     context = getattr(error, "ctx", None)
     if not option.startswith("--") or getattr(context, "info_name", "") not in TAKE_SETTINGS:
         return ""
+    from eat_audio.config import alias_of
+
     name = option.lstrip("-").replace("-", "_")
     return f"settings have no dashes: {alias_of(name) or name}=..."
 

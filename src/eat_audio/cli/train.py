@@ -2,12 +2,11 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from eat_audio import config as recipes
 from eat_audio.cli.console import (
     AllowRemote,
     Changes,
@@ -22,6 +21,9 @@ from eat_audio.cli.console import (
 from eat_audio.cli.inference import show_evaluation
 from eat_audio.errors import SettingError
 from eat_audio.progress import print_lines
+
+if TYPE_CHECKING:
+    from eat_audio.config import Settings
 
 app = typer.Typer()
 
@@ -56,6 +58,7 @@ def pretrain(
 
     Example: eat pretrain eat_tiny data=recordings/ steps=2000 --out runs/mine
     """
+    from eat_audio import config as recipes
     from eat_audio import pipeline
     from eat_audio.pretraining.method import PretrainRun
 
@@ -156,6 +159,7 @@ def finetune(
 
     Example: eat finetune eat_tiny_finetune --from runs/mine data=ESC-50/ --out runs/esc50
     """
+    from eat_audio import config as recipes
     from eat_audio import finetune as finetuning
     from eat_audio import pipeline
 
@@ -191,6 +195,8 @@ def list_recipes(
 
     Example: eat recipes eat_base_as2m optim.lr=1e-4
     """
+    from eat_audio import config as recipes
+
     if name is None:
         columns = ("name", "what it is", "cost", "expected result")
         about = [(name, recipes.about(name)) for name, _ in recipes.names()]
@@ -217,7 +223,7 @@ def _required(out: Path | None) -> Path:
     return out
 
 
-def _schema(tree: dict[str, Any]) -> type[recipes.Settings]:
+def _schema(tree: dict[str, Any]) -> "type[Settings]":
     """The settings class of a recipe: of pre-training or of fine-tuning."""
     if "method" in tree:
         from eat_audio.pretraining.run import schema

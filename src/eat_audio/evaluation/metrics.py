@@ -4,7 +4,7 @@ Pure functions of arrays. Vectors are standardized on the training clips; then c
 logistic regression with a fixed strength, or a vote of the nearest clips. Nothing is tuned on the
 test clips, and nothing is random.
 
-scikit-learn is imported by the functions that need it: it takes a second, and predicting needs none.
+scikit-learn is imported where it is used: that takes a second, and predictions do without.
 
 Shapes: vectors (clips, D), labels and targets (clips, classes), 0 or 1.
 """

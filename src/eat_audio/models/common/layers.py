@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-SHORT = 128
-"""Below so many tokens, plain matrix products beat fused attention on a CPU in bfloat16."""
+SHORT = 320
+"""Below so many tokens, plain matrix products beat fused attention on a CPU in bfloat16, if a
+gradient is needed. Times of plain / fused with AMX (docs/performance.md):
+
+    tokens               103    129    257    513
+    forward              2.1    3.1    2.4    7.3
+    forward, backward    0.43   0.57   0.81   2.07
+"""
 STD_EPS = 1e-6
 """Added to variances before the square root, whose slope at 0 is infinite."""
 
@@ -103,7 +109,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
     """Return attention over (R, H, N, d); `mask` (R, 1, 1, N) is True for valid keys, or it is a
     bias (R, H, N, N) of scores.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] < SHORT:
+    half_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if half_on_cpu and q.requires_grad and q.shape[2] < SHORT:
         return plain_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
