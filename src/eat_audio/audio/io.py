@@ -307,7 +307,8 @@ def _usable(blocks: Blocks, path: Source, seconds: float, rate: int) -> Blocks:
             squares = np.dot(block, block)  # cheap; if it is small, no sample is unusable
         if not squares < LOUDEST**2:
             wrong = np.flatnonzero(~(np.abs(block) < LOUDEST))
-            since = since if unusable else seconds + float(wrong[0]) / rate
+            if len(wrong) and not unusable:
+                since = seconds + float(wrong[0]) / rate
             unusable += len(wrong)
         seconds += len(block) / rate
         if not unusable:
