@@ -83,6 +83,9 @@ def linear_head(
         Weights (classes, D) and biases (classes,). A class without clips, and one that all clips
         have, has the weight 0 and the bias of half a clip more or less.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     x = scaler.fit_transform(vectors.astype(np.float64))
     weight, bias = np.zeros((labels.shape[1], x.shape[1])), np.zeros(labels.shape[1])
