@@ -27,7 +27,7 @@ from eat_audio.models import ModelSpec, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.text import SENTENCE, shortened
-from eat_audio.training.checkpoint import model_folder, read_json
+from eat_audio.training.checkpoint import checkpoints, model_folder, read_json
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
 AnyModel = AudioEncoder | AudioClassifier
@@ -121,8 +121,8 @@ def load_model_and_features(
 ) -> tuple[AnyModel, AudioFeatureExtractor]:
     """Load a model and its front end: the one beside it, or the method's own for AudioSet.
 
-    `teacher`: of a pre-trained EAT `.pt` file, load the teacher instead of the student. See
-    `load_model` for the rest.
+    `teacher`: of a run or checkpoint of EAT's pre-training, or of a released `.pt` file, load the
+    teacher's encoder instead of the student. See `load_model` for the rest.
     """
     path = on_disk(source)
     if teacher or _is_pickled(path):
@@ -165,10 +165,8 @@ def contents(source: str | Path, *, teacher: bool = False) -> ConvertedCheckpoin
     path = on_disk(source)
     if _is_pickled(path):
         return read(path, teacher=teacher)
-    if teacher:
-        raise CheckpointError(f"{source}: holds no teacher; only pre-trained EAT .pt files do")
     folder = _Folder(path)
-    return folder.checkpoint(folder.tensors())
+    return folder.teacher() if teacher else folder.checkpoint(folder.tensors())
 
 
 def spec_of(config: PreTrainedConfig) -> ModelSpec:
@@ -263,6 +261,26 @@ class _Folder:
             with safe_open(file, "pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
         return tensors
+
+    def teacher(self) -> ConvertedCheckpoint:
+        """The teacher, of all that the newest checkpoint of a run holds to be resumed."""
+        folders = [self.folder, *reversed(checkpoints(self.folder))]
+        files = [folder / "objective.safetensors" for folder in folders]
+        state = next((file for file in files if file.is_file()), None)
+        tensors = {}
+        if state is not None and _shapes(state):  # raises if it cannot be read
+            with safe_open(state, "pt") as opened:
+                names = [name for name in opened.keys() if name.startswith("teacher.")]
+                tensors = {
+                    name.replace("teacher", "model", 1): opened.get_tensor(name) for name in names
+                }
+        if not tensors:
+            raise CheckpointError(
+                f"{self.path}: holds no teacher; only checkpoints of EAT's pre-training that can "
+                "be resumed, and its released .pt files, do"
+            )
+        features = self.features or spec_of(self.config).feature_extractor()
+        return ConvertedCheckpoint(self.config, tensors, False, features, {})
 
     def checkpoint(self, tensors: dict[str, Tensor]) -> ConvertedCheckpoint:
         """Tensors, or their shapes, with what else the folder says of them."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AllowRemote, AsJSON, Precision, show_table
+from eat_audio.cli.console import AllowRemote, AsJSON, Precision, ReadLayers, show_table
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
@@ -42,6 +42,7 @@ def probe(
     ] = 10,
     seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
+    layers: ReadLayers = None,
     clips: Annotated[int | None, Option(min=2, help="Use at most so many clips.")] = None,
     allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
@@ -49,7 +50,9 @@ def probe(
 ) -> None:
     """Measure how well a linear classifier works on the features of a frozen encoder.
 
-    Beside it: encoders of the same shape with random weights, and log-mel statistics.
+    Beside it: encoders of the same shape with random weights, and log-mel statistics. "both" is
+    the CLS token and the mean of the patches, "statistics" their deviation, too. --layers adds
+    the mean and the deviation of each of these layers, and of all of them together.
 
     Example: eat probe runs/tiny --data ESC-50/ --knn
     """
@@ -64,6 +67,7 @@ def probe(
         seeds=seeds,
         neighbors=neighbors if knn else None,
         max_clips=clips,
+        layers=layers,
         precision=precision,
     )
     if as_json:

@@ -55,6 +55,13 @@ AllowRemote = Annotated[
         help="Read files from the URLs that a manifest names.",
     ),
 ]
+ReadLayers = Annotated[
+    str | None,
+    Option(
+        "--layers",
+        help="Read out the encoder's layers: last, all, or numbers such as 3,5 (1: first block).",
+    ),
+]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from typer import Argument, Option
@@ -18,11 +18,12 @@ from eat_audio.cli.console import (
     Device,
     ModelSource,
     Precision,
+    ReadLayers,
     end_of_job,
     expanded,
     show_table,
 )
-from eat_audio.errors import EatError
+from eat_audio.errors import EatError, SettingError
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
@@ -109,13 +110,19 @@ def embed(
         str | None, Option("--on", help="ray, or ray://HOST:10001: embed on a Ray cluster.")
     ] = None,
     actors: Annotated[int | None, Option(min=1, help="Processes that embed there.")] = None,
+    layers: ReadLayers = None,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Turn files into vectors; what is already in --out is not done again.
 
+    With --layers, frames and patches have the vectors of those layers side by side, and clips
+    the mean of each over all patches, then the deviations.
+
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
+    if on is not None and layers is not None:
+        raise SettingError(f"--layers {layers}: not with --on; embed on this machine instead")
     if on is not None:
         from eat_audio.inference.shard import UnitFormat
         from eat_audio.integrations.ray import embed_on_ray
@@ -131,7 +138,8 @@ def embed(
 
     check_output(out)
     predictor = _predictor(model, device, precision)
-    done = embed_files(expanded(inputs), predictor, out, level=cast(Any, level), hop_ms=hop)
+    paths, kind = expanded(inputs), cast(Any, level)
+    done = embed_files(paths, predictor, out, level=kind, hop_ms=hop, layers=layers)
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
@@ -202,20 +210,23 @@ def convert(
             "authors' own code has it; released-hf: a folder as EAT's on the Hub, without code."
         ),
     ] = "eat-audio",
-    teacher: Annotated[
-        bool, Option("--teacher", help="The teacher of pre-training instead of the student.")
-    ] = False,
+    weights: Annotated[
+        Literal["student", "teacher"],
+        Option(help="teacher: the average of the student that EAT's pre-training learns from."),
+    ] = "student",
+    teacher: Annotated[bool, Option("--teacher", hidden=True)] = False,
 ) -> None:
     """Write a model in another layout, bit by bit the same, without running anything in a file.
 
     Example: eat convert EAT-base_epoch30_pt.pt models/eat_base
+             eat convert runs/mine models/teacher --weights teacher
     """
     from eat_audio.checkpoints.convert import write
     from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import load_model_and_features, on_disk
 
     path = on_disk(source)
-    model, features = load_model_and_features(path, teacher=teacher)
+    model, features = load_model_and_features(path, teacher=teacher or weights == "teacher")
     lost = write(model, features, out, layout="released" if to == "fairseq" else to)
     print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for part in lost:

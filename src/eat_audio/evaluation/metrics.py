@@ -172,11 +172,17 @@ def _standardized(train: Array, test: Array) -> tuple[Array, Array]:
     return scaler.transform(train), scaler.transform(test)
 
 
-def views(cls: Array | None, mean: Array) -> dict[str, Array]:
-    """Return the CLS token, the mean of the patches, and both concatenated; or the mean alone."""
-    if cls is None:
-        return {"mean": mean}
-    return {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
+def views(cls: Array | None, mean: Array, deviation: Array | None = None) -> dict[str, Array]:
+    """Return the CLS token, the mean of the patches, and both concatenated; or the mean alone.
+
+    With their deviation also `statistics`, all of these concatenated.
+    """
+    found = {"mean": mean}
+    if cls is not None:
+        found = {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
+    if deviation is not None:
+        found["statistics"] = np.hstack([found.get("both", mean), deviation])
+    return found
 
 
 def effective_rank(vectors: Array) -> float:

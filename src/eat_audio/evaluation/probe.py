@@ -1,9 +1,9 @@
 """Probe a frozen encoder: how well simple classifiers work on its features of labeled clips.
 
-The CLS token (of methods that have one), the mean of the patches, and both are always shown side
-by side: which one is best changes with the length of pre-training. Beside them: encoders of the
-same shape with random weights, which are a strong baseline, and log-mel statistics without any
-encoder.
+The CLS token (of methods that have one), the mean of the patches, both, and both with the deviation
+of the patches are always shown side by side: which one is best changes with the length of
+pre-training; on request mean and deviation of earlier layers. Beside them: encoders of the same
+shape with random weights, which are a strong baseline, and log-mel statistics without any encoder.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,15 +35,27 @@ from eat_audio.evaluation.metrics import (
     views,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.layers import masked_mean
-from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
+from eat_audio.models.common.layers import masked_mean, masked_statistics
+from eat_audio.models.common.modeling import (
+    AudioClassifier,
+    AudioEncoder,
+    AudioModel,
+    EncoderOutput,
+    Layers,
+    layer_numbers,
+)
 from eat_audio.training.hardware import prepare_inference
 
 HEAD_CLIPS = 20_000
 """Clips that a head is fitted to at most; a regression holds the features of all."""
 RESAMPLINGS = 20
 """Bootstrap samples of the test clips, for the standard error of a score."""
-TITLES = {"cls": "CLS token", "mean": "mean of patches", "both": "both"}
+TITLES = {
+    "cls": "CLS token",
+    "mean": "mean of patches",
+    "both": "both",
+    "statistics": "statistics",
+}
 """Names of views in tables."""
 
 
@@ -59,11 +71,19 @@ class Vectors:
     labels: Array
     """(clips, classes): 0 or 1."""
     unreadable: list[str] = field(default_factory=list)
+    deviation: Array | None = None
+    """(clips, D): the standard deviation of the patches."""
+    layers: dict[int, Array] = field(default_factory=dict)
+    """(clips, 2D): mean and standard deviation of the patches of layers that were asked for."""
 
     @property
     def views(self) -> dict[str, Array]:
         """The features to be probed, by name."""
-        return views(self.cls, self.mean)
+        named = {f"layer {number}": layer for number, layer in self.layers.items()}
+        if len(named) > 1:
+            together = f"layers {', '.join(map(str, self.layers))}"
+            named[together] = np.hstack([*self.layers.values()])
+        return views(self.cls, self.mean, self.deviation) | named
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ def probe_encoder(
     seeds: int = 3,
     neighbors: int | None = None,
     max_clips: int | None = None,
+    layers: Layers | None = None,
     precision: str = "auto",
 ) -> ProbeResult:
     """Probe an encoder (a classifier's, too), random ones of the same shape, and log-mel.
@@ -123,6 +144,8 @@ def probe_encoder(
         seeds: How many encoders of the same shape with random weights are probed.
         neighbors: How many clips vote; None: no k-NN.
         max_clips: Use at most so many clips, the same ones every time.
+        layers: Also probe mean and deviation of these layers, see `layer_numbers`, one by one (of
+            this encoder alone) and together.
         precision: Of the weights: fp32, bf16, or auto (bf16 where the CPU has it natively).
 
     Raises:
@@ -134,7 +157,9 @@ def probe_encoder(
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     for model in models:
         prepare_inference(model, device="cpu", precision=precision)
-    vectors, statistics = _vectors_of_each(models, features, corpus, ClipSettings(seconds=seconds))
+    numbers = () if layers is None else layer_numbers(layers, encoder.n_blocks)
+    excerpt = ClipSettings(seconds=seconds)
+    vectors, statistics = _vectors_of_each(models, features, corpus, excerpt, layers=numbers)
     by_id = {clip.id: clip for clip in corpus.clips}
     folds = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])
     labels, multi_label = vectors[0].labels, corpus.multi_label
@@ -151,9 +176,10 @@ def probe_encoder(
     rows = []
     for name in vectors[0].views:
         first, *others = (one.views[name] for one in vectors)
-        rows.append(row(TITLES[name], "this one", [first]))
-        if others:
-            rows.append(row(TITLES[name], f"random ({len(others)})", others))
+        title = TITLES.get(name, name)
+        rows.append(row(title, "this one", [first]))
+        if others and not (len(numbers) > 1 and name.startswith("layer ")):
+            rows.append(row(title, f"random ({len(others)})", others))
     rows.append(row("log-mel statistics", "none", [statistics]))
     return ProbeResult(
         corpus=corpus.name,
@@ -193,12 +219,13 @@ def _vectors_of_each(
     clips: ClipSettings,
     *,
     batch: int = 32,
+    layers: Sequence[int] = (),
 ) -> tuple[list[Vectors], Array]:
     """Return every encoder's vectors and the log-mel statistics, from one pass over the audio."""
     ids: list[str] = []
     unreadable: list[str] = []
     labels, statistics = [], []
-    pairs: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in models]
+    collected: list[list[tuple[Tensor | None, ...]]] = [[] for _ in models]
     for group, spectrogram, mask in spectrogram_batches(
         models[0], features, corpus, clips, batch=batch, title="embed", unreadable=unreadable
     ):
@@ -206,18 +233,37 @@ def _vectors_of_each(
         ids += group.ids
         labels.append(group.labels)
         statistics.append(log_mel_statistics(group))
-        for model, of_model in zip(models, pairs, strict=True):
-            of_model.append(cls_and_mean(model, spectrogram, mask))
+        for model, batches in zip(models, collected, strict=True):
+            batches.append(_batch_vectors(model.encode(spectrogram, mask), layers))
     targets = _array(labels)
-    vectors = [Vectors(ids, *concatenated(of_model), targets, unreadable) for of_model in pairs]
+    vectors = []
+    for batches in collected:
+        cls, mean, deviation, *others = (
+            None if parts[0] is None else _array(parts) for parts in zip(*batches, strict=True)
+        )
+        assert mean is not None
+        by_layer = dict(zip(layers, others, strict=True))
+        vectors.append(Vectors(ids, cls, mean, targets, unreadable, deviation, by_layer))
     return vectors, _array(statistics)
+
+
+def _batch_vectors(encoded: EncoderOutput, layers: Sequence[int]) -> tuple[Tensor | None, ...]:
+    """CLS (B, D) or None, mean and deviation of the patches, and both of each layer (B, 2D)."""
+    cls, mean = _cls_and_mean(encoded)
+    width = mean.shape[1]
+    deviation = masked_statistics(encoded.patches.float(), encoded.valid)[:, width:]
+    others = (masked_statistics(encoded.layer(n).float(), encoded.valid) for n in layers)
+    return cls, mean, deviation, *others
 
 
 def cls_and_mean(
     model: AudioModel, spectrogram: Tensor, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
-    encoded = model.encode(spectrogram, mask)
+    return _cls_and_mean(model.encode(spectrogram, mask))
+
+
+def _cls_and_mean(encoded: EncoderOutput) -> tuple[Tensor | None, Tensor]:
     cls = None if encoded.cls is None else encoded.cls.float()
     return cls, masked_mean(encoded.patches, encoded.valid).float()
 

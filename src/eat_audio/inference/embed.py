@@ -18,6 +18,7 @@ from eat_audio.inference.inputs import find_recordings, storable
 from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.storage import Origin, is_table, open_store
 from eat_audio.inference.windows import Level, check_level
+from eat_audio.models.common.modeling import Layers, layer_numbers
 from eat_audio.progress import track
 
 
@@ -40,6 +41,7 @@ def embed_files(
     level: Level = "clip",
     batch: int = 8,
     hop_ms: int = 160,
+    layers: Layers | None = None,
 ) -> Summary:
     """Write the vectors of files, and of all recordings in folders.
 
@@ -55,20 +57,23 @@ def embed_files(
         level: clip (D), frame (T', D) or patch (T', F', D).
         batch: Windows of 10.24 s per batch.
         hop_ms: Milliseconds from one frame to the next: 160, 80 or 40.
+        layers: Of the encoder, see `Predictor.embed`.
 
     Raises:
-        EatError: An input does not exist; or `out` cannot be written, holds something else, or is
-            written by another job.
+        EatError: There are no such layers; an input does not exist; or `out` cannot be written,
+            holds something else, or is written by another job.
     """
     out = Path(out)
     check_output(out)
     level = check_level(level, hop_ms)
+    if layers is not None:
+        layers = layer_numbers(layers, predictor.model.n_blocks)
     origins = list({one.key: one for one in map(Origin.of, find_recordings(inputs))}.values())
-    with open_store(out, made_by(predictor, level, hop_ms)) as store:
+    with open_store(out, made_by(predictor, level, hop_ms, layers)) as store:
         missing = store.missing(origins)
         failed = []
         files = (origin.file for origin in missing)
-        results = predictor.embed_many(files, level, batch=batch, hop_ms=hop_ms)
+        results = predictor.embed_many(files, level, batch=batch, hop_ms=hop_ms, layers=layers)
         for origin, result in zip(missing, track(results, "embed", len(missing)), strict=True):
             if isinstance(result, AudioError):
                 failed.append(storable(result))
@@ -84,7 +89,9 @@ def check_output(out: Path) -> None:
     raise DataError(f"{out}: vectors go into a .parquet file or a folder, not into {out.suffix}")
 
 
-def made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
+def made_by(
+    predictor: Predictor, level: Level, hop_ms: int, layers: Layers | None = None
+) -> dict[str, Any]:
     """Return all that decides the vectors of a file: vectors of two models never mix."""
     digest = hashlib.sha256()
     for name, tensor in predictor.model.state_dict().items():
@@ -92,6 +99,8 @@ def made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     features = predictor.features
     half = predictor.model.dtype == torch.bfloat16
+    optional = {"precision": "bf16"} if half else {}
+    optional |= {} if layers is None else {"layers": [*layers]}
     return {
         "level": level,
         "weights": digest.hexdigest()[:16],
@@ -101,4 +110,4 @@ def made_by(predictor: Predictor, level: Level, hop_ms: int) -> dict[str, Any]:
         "window": predictor.samples,
         "hop": predictor.hop,
         "hop_ms": hop_ms,
-    } | ({"precision": "bf16"} if half else {})
+    } | optional

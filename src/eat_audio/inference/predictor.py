@@ -48,6 +48,8 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import (
     AudioClassifier,
     AudioModel,
+    Layers,
+    layer_numbers,
     scores_of,
     thresholds_of,
 )
@@ -57,6 +59,8 @@ from eat_audio.training.hardware import prepare_inference
 
 NO_KNOWN_SOUND = "no known sound"
 """The answer of a model with thresholds where no label reaches its own."""
+FIELDS = {"clip": "clip", "frame": "frames", "patch": "patches"}
+"""The field of `Features` of every level."""
 READ_AHEAD = 4
 """Batches of windows that are read before one is run, so that those of similar length meet."""
 
@@ -72,7 +76,7 @@ class Embedding:
     """The vectors of one recording, by level, as float32 arrays."""
 
     clip: Array
-    """(D,): one vector for the recording."""
+    """(D,): one vector for the recording; wider with the pooling "statistics", or of layers."""
     frames: Array
     """(T', D): one per 160 ms, or per `hop_ms`; the mean over frequency."""
     patches: Array
@@ -184,7 +188,12 @@ class Predictor:
         return label_names(self.model.config)
 
     def embed(
-        self, audio: AudioInput, *, hop_ms: int = 160, sampling_rate: int | None = None
+        self,
+        audio: AudioInput,
+        *,
+        hop_ms: int = 160,
+        layers: Layers | None = None,
+        sampling_rate: int | None = None,
     ) -> Embedding:
         """Return the vectors of one recording (an hour's patches take 0.5 GB with a base model).
 
@@ -192,15 +201,20 @@ class Predictor:
             audio: See `AudioInput`.
             hop_ms: Milliseconds from one frame to the next: 160, or 80 or 40 by two or four
                 passes, which take as many times as long. The vector of the clip stays the same.
+            layers: "last", "all", or numbers from 1 (the first block) on, such as (3, 5): patches
+                and frames have the vectors of L layers side by side, (L D,), and the clip their
+                means over its patches, then their standard deviations, (2 L D,). None: the last
+                layer, and the clip as the model pools.
             sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
 
         Raises:
             AudioError: It cannot be read.
+            SettingError: There are no such layers.
         """
         passes = passes_for(hop_ms)
         results = self._run(
             [audio],
-            _features("clip", "patches"),
+            self._features("clip", "patches", layers=layers),
             lambda: (Mean(), Grid(passes)),
             batch=8,
             passes=passes,
@@ -233,6 +247,7 @@ class Predictor:
         *,
         batch: int = 8,
         hop_ms: int = 160,
+        layers: Layers | None = None,
         sampling_rate: int | None = None,
     ) -> Iterator[Array | AudioError]:
         """Yield the vectors of many recordings, in order, or what is wrong with one.
@@ -242,13 +257,14 @@ class Predictor:
             level: clip (D,), frame (T', D) or patch (T', F', D).
             batch: Windows per batch.
             hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
+            layers: See `embed`.
             sampling_rate: See `embed`.
         """
         check_level(level, hop_ms)
         passes = passes_for(hop_ms)
         results = self._run(
             inputs,
-            _features({"clip": "clip", "frame": "frames", "patch": "patches"}[level]),
+            self._features(FIELDS[level], layers=layers),
             lambda: (Mean() if level == "clip" else Grid(passes),),
             batch=batch,
             passes=passes,
@@ -268,7 +284,7 @@ class Predictor:
         passes = passes_for(hop_ms)
         results = self._run(
             units,
-            _features(*[{"clip": "clip", "frame": "frames", "patch": "patches"}[level]] * 2),
+            self._features(*[FIELDS[level]] * 2),
             lambda: (Mean() if level == "clip" else Grid(passes), Columns()),
             batch=batch,
             passes=passes,
@@ -347,6 +363,17 @@ class Predictor:
             results = predictor._run_batch(group, _scores)
             yield np.stack([scores for (scores,), _ in results])
 
+    def _features(self, *fields: str, layers: Layers | None = None) -> Outputs:
+        """Return the function that computes some fields of `Features`."""
+        if layers is not None:
+            layers = layer_numbers(layers, self.model.n_blocks)  # raises before anything is read
+
+        def outputs(model: AudioModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+            features = model.features(x, mask, layers)
+            return tuple(getattr(features, field) for field in fields)
+
+        return outputs
+
     def _run(
         self,
         inputs: Iterable[AudioInput | Unit],
@@ -424,16 +451,6 @@ def predict_files(
             yield FilePrediction(storable(path), [], storable(result))
         else:
             yield FilePrediction(storable(path), result)
-
-
-def _features(*levels: str) -> Outputs:
-    """Return the function that computes some fields of `Features`."""
-
-    def outputs(model: AudioModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        features = model.features(x, mask)
-        return tuple(getattr(features, level) for level in levels)
-
-    return outputs
 
 
 def _scores(model: AudioClassifier, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:

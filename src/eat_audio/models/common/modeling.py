@@ -9,6 +9,7 @@ Shapes: B clips, T frames of 10 ms, N = T' x F' patches (time-major), D width.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from eat_audio.errors import DataError
-from eat_audio.models.common.layers import masked_mean
+from eat_audio.errors import DataError, SettingError
+from eat_audio.models.common.layers import masked_mean, masked_statistics
+from eat_audio.text import shortened
 
 AUDIOSET_CLASSES = 527
 SIZES: dict[str, dict[str, int]] = {
@@ -29,6 +31,9 @@ SIZES: dict[str, dict[str, int]] = {
 """Sizes of vision transformers; tiny trains on a laptop."""
 NEUTRAL = {"drop_path": 0.0, "hidden_columns": 0.0, "hidden_rows": 0.0, "gradient_decay": 1.0}
 """Settings of fine-tuning that concern the encoder, and their values that change nothing."""
+
+Layers = str | Sequence[int]
+"""Layers to read out: "last", "all", numbers such as "3,5" or (3, 5); see `layer_numbers`."""
 
 
 class AudioConfig(PreTrainedConfig):
@@ -232,23 +237,61 @@ class AudioModel(PreTrainedModel):
         side: int = self.config.patch_size
         return input_values.shape[-2] // side, input_values.shape[-1] // side
 
-    def features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
-        """Return the features of a batch by level: clip, frames (with their times), patches."""
+    def features(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        layers: Layers | None = None,
+    ) -> Features:
+        """Return the features of a batch by level: clip, frames (with their times), patches.
+
+        With `layers`, a patch has the vectors of those layers side by side, and the clip the means
+        of all of them over its patches, then their standard deviations.
+        """
         encoded = self.encode(input_values, attention_mask)
+        clip, patches = encoded.clip, encoded.patches
+        if layers is not None:
+            numbers = layer_numbers(layers, self.n_blocks)
+            patches = torch.cat([encoded.layer(number) for number in numbers], dim=2)
+            clip = masked_statistics(patches, encoded.valid)
         columns, rows = self.grid(input_values)
-        grid = encoded.patches.unflatten(1, (columns, rows))
+        grid = patches.unflatten(1, (columns, rows))
         if encoded.valid is None:
             valid, frames = grid.new_ones(len(grid), columns, dtype=torch.bool), grid.mean(dim=2)
         else:
             patches = encoded.valid.view(-1, columns, rows)
             valid, frames = patches.any(dim=2), _mean_of_rows(grid, patches)
         seconds = (torch.arange(columns, device=grid.device) + 0.5) * self.config.patch_size * 0.01
-        return Features(encoded.clip, frames, grid, valid, seconds)
+        return Features(clip, frames, grid, valid, seconds)
 
     def _states(self, encoded: EncoderOutput, requested: bool | None) -> tuple[Tensor, ...] | None:
         if requested is None:
             requested = self.config.output_hidden_states
         return tuple(encoded.states) if requested else None
+
+
+def layer_numbers(layers: Layers, depth: int) -> tuple[int, ...]:
+    """Return the numbers of an encoder's layers: n is what leaves the n-th of `depth` blocks.
+
+    0 is what enters the first one; "all" are 1 to `depth`.
+
+    Raises:
+        SettingError: There are no such layers, or one is named twice.
+    """
+    named: dict[str, tuple[int, ...]] = {"last": (depth,), "all": tuple(range(1, depth + 1))}
+    if isinstance(layers, str) and layers in named:
+        return named[layers]
+    try:
+        parts = layers.split(",") if isinstance(layers, str) else map(index, layers)
+        numbers = tuple(map(int, parts))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or len({*numbers} & {*range(depth + 1)}) < len(numbers):
+        raise SettingError(
+            f"layers={shortened(layers)}: expected last, all, or different numbers from 0 (what "
+            f"enters the first block) to {depth}, such as {depth // 2},{depth}"
+        )
+    return numbers
 
 
 def _mean_of_rows(grid: Tensor, valid: Tensor) -> Tensor:
