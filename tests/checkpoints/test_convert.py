@@ -105,10 +105,12 @@ def test_a_model_is_written_as_its_authors_have_it(
 
 def test_the_teacher_is_taken_on_request(convert: Any, released: Path, tmp_path: Path) -> None:
     convert(released, tmp_path / "student")
-    assert convert(released, tmp_path / "teacher", "--teacher")[0] == 0
+    assert convert(released, tmp_path / "teacher", "--weights", "teacher")[0] == 0
+    assert convert(released, tmp_path / "before", "--teacher")[0] == 0, "as in version 1"
     assert not same(tmp_path / "student", tmp_path / "teacher")
-    code, _, err = convert(tmp_path / "student", tmp_path / "again", "--teacher")
-    assert code == 2 and "holds no teacher" in err
+    assert same(tmp_path / "before", tmp_path / "teacher")
+    code, _, err = convert(tmp_path / "student", tmp_path / "again", "--weights", "teacher")
+    assert code == 2 and "student: holds no teacher; only checkpoints of EAT's" in err
 
 
 def test_a_beats_file_hears_with_the_statistics_of_beats(convert: Any, tmp_path: Path) -> None:

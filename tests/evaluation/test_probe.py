@@ -14,6 +14,7 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.synthetic import write_corpus
+from eat_audio.errors import SettingError
 from eat_audio.evaluation.metrics import linear_score
 from eat_audio.evaluation.probe import (
     clip_vectors,
@@ -75,7 +76,7 @@ def model() -> EATModel:
 def test_the_same_encoder_gets_the_same_score_above_chance(corpus: Corpus) -> None:
     train, test = corpus.select("train"), corpus.select("test")
     one, other = (linear_scores(model(), EATFeatureExtractor(), train, test) for _ in range(2))
-    assert one == other and list(one) == ["cls", "mean", "both"]
+    assert one == other and list(one) == ["cls", "mean", "both", "statistics"]
     assert max(one.values()) > 0.1
 
 
@@ -87,6 +88,7 @@ def test_vectors_belong_to_their_clips_and_the_encoder_stays_as_it_was(corpus: C
     )
     assert result.cls.shape == result.mean.shape == (len(corpus), 32)
     assert result.views["both"].shape == (len(corpus), 64)
+    assert result.views["statistics"].shape == (len(corpus), 96)
     assert result.ids == [clip.id for clip in corpus.clips]
     assert result.labels.argmax(axis=1).tolist() == [clip.labels[0] for clip in corpus.clips]
     assert encoder.training and np.isfinite(result.cls).all()
@@ -124,6 +126,8 @@ def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compar
         ("mean of patches", "random (2)"),
         ("both", "this one"),
         ("both", "random (2)"),
+        ("statistics", "this one"),
+        ("statistics", "random (2)"),
         ("log-mel statistics", "none"),
     ]
     for row in compared.rows:
@@ -140,11 +144,12 @@ def test_an_encoder_without_a_cls_token_is_probed_by_the_mean_of_its_patches(
     beats, features = BEATsModel(config), BEATsFeatureExtractor()
     parts = (corpus.select("train"), corpus.select("test"))
     scores = linear_scores(beats, features, *parts)
-    assert list(scores) == ["mean"]
+    assert list(scores) == ["mean", "statistics"]
     beats.save_pretrained(tmp_path)
     features.save_pretrained(tmp_path)
     rows = probe_encoder(tmp_path, listing, seconds=1.0, seeds=1).rows
-    assert [row.features for row in rows] == ["mean of patches"] * 2 + ["log-mel statistics"]
+    expected = ["mean of patches"] * 2 + ["statistics"] * 2 + ["log-mel statistics"]
+    assert [row.features for row in rows] == expected
     assert rows[0].linear.mean == scores["mean"]
 
 
@@ -154,7 +159,28 @@ def test_a_split_corpus_is_scored_as_the_plain_probe_scores_it(
     encoder = EATModel.from_pretrained(saved)
     features = EATFeatureExtractor(mean=-5.0, std=4.0)
     plain = linear_scores(encoder, features, corpus.select("train"), corpus.select("test"))
-    assert [compared.rows[n].linear.mean for n in (0, 2, 4)] == list(plain.values())
+    assert [compared.rows[n].linear.mean for n in (0, 2, 4, 6)] == list(plain.values())
+
+
+def test_layers_are_probed_one_by_one_and_together(saved: Path, listing: Path) -> None:
+    result = probe_encoder(saved, listing, seconds=1.0, seeds=1, layers="all")
+    named = [(row.features, row.encoder) for row in result.rows]
+    assert named[8:-1] == [
+        ("layer 1", "this one"),
+        ("layer 2", "this one"),
+        ("layers 1, 2", "this one"),
+        ("layers 1, 2", "random (1)"),
+    ]
+    last = probe_encoder(saved, listing, seconds=1.0, seeds=1, layers="last").rows[8:-1]
+    assert [(row.features, row.encoder) for row in last] == [
+        ("layer 2", "this one"),
+        ("layer 2", "random (1)"),
+    ]
+    assert last[0].linear == result.rows[9].linear
+    with pytest.raises(
+        SettingError, match=r"layers='0,3': expected last, all, or different numbers"
+    ):
+        probe_encoder(saved, listing, layers="0,3")
 
 
 def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path) -> None:
@@ -165,7 +191,7 @@ def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path)
     (tmp_path / "folds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     result = probe_encoder(saved, tmp_path / "folds.csv", seconds=1.0, seeds=0, max_clips=40)
     assert result.split == "3 folds, each tested once" and result.std_over == "folds"
-    assert result.clips == 40 and len(result.rows) == 4
+    assert result.clips == 40 and len(result.rows) == 5
     assert all(row.knn is None for row in result.rows)
 
 
@@ -180,7 +206,7 @@ def test_the_command_prints_a_table_and_json_with_the_same_numbers(
     assert code == 0
     code, printed, _ = eat(monkeypatch, capsys, *arguments, "--knn", "--json")
     result = json.loads(printed)
-    assert code == 0 and len(result["rows"]) == 7
+    assert code == 0 and len(result["rows"]) == 9
     for row in result["rows"]:
         assert f"{100 * row['linear']['mean']:.1f} ± {100 * row['linear']['std']:.1f} %" in table
         assert f"{row['effective_rank']:.1f}" in table

@@ -497,3 +497,20 @@ def test_no_name_is_too_odd(data: Path, predictor: Predictor, tmp_path: Path, ou
     assert "line\nbreak.flac" in names and 'a,"quoted"\r\n.flac' in names
     assert "not-\\xff-utf8.flac" in names and "n" * 250 + ".flac" in names
     assert embed_files([clips], predictor, out) == Summary(0, 6, [])
+
+
+def test_vectors_of_layers_never_mix_with_others(
+    predictor: Predictor, clips: Path, out: Path
+) -> None:
+    embed_files([clips], predictor, out, layers="1,2")
+    vectors = read(out)
+    assert {np.shape(vector)[-1] for vector in vectors.values()} == {2 * 2 * 48}
+    again = embed_files([clips], predictor, out, layers=(1, 2))
+    assert (again.done, again.skipped) == (0, 5)
+    for other in (None, "last"):
+        with pytest.raises(DataError):
+            embed_files([clips], predictor, out, layers=other)
+    with pytest.raises(SettingError, match=r"layers='7': expected last, .* to 2, such as 1,2"):
+        embed_files([clips], predictor, out, layers="7")
+    clip = predictor.embed(clips / "c" / "long.wav", layers="all")
+    assert clip.clip.shape == (192,) and clip.frames.shape[1] == 96

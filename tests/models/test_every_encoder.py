@@ -68,3 +68,28 @@ def test_patches_that_are_all_alike_have_a_gradient() -> None:
     tokens = torch.ones(1, 8, 4, requires_grad=True)
     masked_statistics(tokens, None).sum().backward()
     assert tokens.grad is not None and tokens.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", sorted(model_types()))
+def test_layers_are_read_out_as_mean_and_deviation_of_the_valid_patches(method: str) -> None:
+    spec = METHODS[method]
+    torch.manual_seed(0)
+    config = spec.config.named("tiny")
+    config.num_hidden_layers = 2
+    encoder, features = spec.encoder(config).eval(), spec.feature_extractor()
+    inputs = features([noise(1.0), noise(5.0)], sampling_rate=16_000)
+    alone = features([noise(1.0)], sampling_rate=16_000)
+    with torch.inference_mode():
+        states = encoder(**alone, output_hidden_states=True).hidden_states
+        together, width = encoder.features(**inputs, layers=(0, 2)), config.hidden_size
+        last = encoder.features(**inputs, layers="last")
+        usual = encoder.features(**inputs)
+    patches = torch.cat([states[n][0, -(states[n].shape[1] // 8 * 8) :] for n in (0, 2)], dim=1)
+    std, mean = torch.std_mean(patches, dim=0, correction=0)
+    assert together.clip.shape == (2, 4 * width)
+    torch.testing.assert_close(together.clip[0], torch.cat([mean, std]), rtol=0, atol=2e-4)
+    columns = int(together.valid[0].sum())
+    frames = patches.unflatten(0, (columns, 8)).mean(dim=1)
+    torch.testing.assert_close(together.frames[0, :columns], frames, rtol=0, atol=1e-5)
+    assert torch.equal(last.patches, usual.patches) and torch.equal(last.frames, usual.frames)
+    assert usual.clip.shape == (2, width), "the pooling of the model is as before"
