@@ -9,6 +9,7 @@ shape with random weights, which are a strong baseline, and log-mel statistics w
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -225,7 +226,7 @@ def _vectors_of_each(
     ids: list[str] = []
     unreadable: list[str] = []
     labels, statistics = [], []
-    collected: list[list[tuple[Tensor | None, ...]]] = [[] for _ in models]
+    collected: list[list[tuple[Any, ...]]] = [[] for _ in models]
     for group, spectrogram, mask in spectrogram_batches(
         models[0], features, corpus, clips, batch=batch, title="embed", unreadable=unreadable
     ):
@@ -238,11 +239,10 @@ def _vectors_of_each(
     targets = _array(labels)
     vectors = []
     for batches in collected:
-        cls, mean, deviation, *others = (
-            None if parts[0] is None else _array(parts) for parts in zip(*batches, strict=True)
-        )
-        assert mean is not None
-        by_layer = dict(zip(layers, others, strict=True))
+        tokens, *others = zip(*batches, strict=True)
+        cls = None if tokens[0] is None else _array(tokens)
+        mean, deviation, *of_layers = (_array(parts) for parts in others)
+        by_layer = dict(zip(layers, of_layers, strict=True))
         vectors.append(Vectors(ids, cls, mean, targets, unreadable, deviation, by_layer))
     return vectors, _array(statistics)
 

@@ -99,7 +99,7 @@ def made_by(
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     features = predictor.features
     half = predictor.model.dtype == torch.bfloat16
-    optional = {"precision": "bf16"} if half else {}
+    optional: dict[str, Any] = {"precision": "bf16"} if half else {}
     optional |= {} if layers is None else {"layers": [*layers]}
     return {
         "level": level,
