@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,6 +42,16 @@ class Ranges(BaseHTTPRequestHandler):
             opened.seek(begin)
             data = opened.read(end + 1 - begin)
         self.wfile.write(data[: len(data) // 2] if failure == "cut" else data)
+
+    def do_HEAD(self) -> None:
+        file = self.folder / self.path.lstrip("/")
+        if not file.is_file():
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(file.stat().st_size))
+        self.send_header("Last-Modified", formatdate(file.stat().st_mtime, usegmt=True))
+        self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -32,7 +32,9 @@ ModelSource = Annotated[
         help="A run's folder, a model folder or a Hub id; else the one that ships with it.",
     ),
 ]
-AudioPaths = Annotated[list[Path], Argument(help="Audio files, or folders of them.")]
+AudioPaths = Annotated[
+    list[str], Argument(help="Audio files, folders of them, or URLs (s3://, https://, ...).")
+]
 Device = Annotated[str, Option(help="cpu, cuda, ...; auto: a GPU if there is one.")]
 Precision = Annotated[
     str, Option(help="fp32, bf16; auto: bf16 where the hardware has it natively.")
@@ -117,12 +119,16 @@ class Command(TyperCommand):
         return None
 
 
-def expanded(patterns: list[Path]) -> list[Path]:
-    """Return paths, with patterns replaced by their matches where no shell has done it."""
-    paths: list[Path] = []
+def expanded(patterns: list[str]) -> list[str | Path]:
+    """Return paths, with patterns replaced by their matches where no shell has done it.
+
+    URLs are returned as they are.
+    """
+    paths: list[str | Path] = []
     for pattern in patterns:
-        matches = [] if pattern.exists() or not has_magic(str(pattern)) else glob(str(pattern))
-        paths += sorted(map(Path, matches)) or [pattern]
+        is_pattern = has_magic(pattern) and "://" not in pattern and not Path(pattern).exists()
+        matches = sorted(map(Path, glob(pattern))) if is_pattern else []
+        paths += matches or [pattern if "://" in pattern else Path(pattern)]
     return paths
 
 

@@ -127,8 +127,8 @@ def _positions(
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1]
     ends = ends.astype(np.int64)
-    start = data.address - contents.address if data is not None else 0
-    if data is not None and not 0 <= start <= start + data.size <= contents.size:
+    start = data.address - contents.address if data else 0
+    if data and not 0 <= start <= start + data.size <= contents.size:
         raise DataError(f"{where}: is compressed; expected an Arrow file that is not")
     return start + ends[:-1], np.diff(ends)
 

@@ -16,6 +16,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http.client import HTTPException
 from types import TracebackType
@@ -42,6 +44,8 @@ UNDIVIDED = 2**28
 """The most bytes of a recording whose server does not send parts."""
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, TimeoutError)
 """Errors of stores after which another try is no use."""
+CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""Names that stores give to the time of the last change."""
 SIGNED_SECONDS = 3_600
 """How long a signed URL is valid."""
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
@@ -111,6 +115,36 @@ def recordings_below(url: str) -> list[str]:
     if not urls:
         raise AudioError(f"{url}: no recordings there")
     return urls
+
+
+def version_of(url: str) -> tuple[int, int] | None:
+    """Return the size and the time of the last change (ns) of a file; None if they are not known.
+
+    What cannot be reached is not known either: reading it will say why.
+    """
+    try:
+        if url.lower().startswith(("http://", "https://")):
+            return _answer(partial(_version_on_web, url), WAIT)
+        store, path = _store(url)
+        info = _answer(partial(store.info, path), WAIT)
+    except Exception:  # every kind of store has its own
+        return None
+    changed = next((info[name] for name in CHANGED if info.get(name)), None)
+    seconds = changed.timestamp() if isinstance(changed, datetime) else None
+    return None if seconds is None else (int(info["size"]), round(seconds * 1e9))
+
+
+def _version_on_web(url: str) -> tuple[int, int] | None:
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT) as response:
+            size, changed = (response.headers.get(n) for n in ("Content-Length", "Last-Modified"))
+    except HTTPError as error:
+        error.close()
+        return None
+    if not size or not changed:
+        return None
+    return int(size), round(parsedate_to_datetime(changed).timestamp() * 1e9)
 
 
 def joined_url(folder: str, name: str) -> str:

@@ -345,7 +345,7 @@ def as_label_track(detection: Detection) -> str:
     )
 
 
-def _stems(paths: Sequence[Path]) -> list[str]:
+def _stems(paths: Sequence[str | Path]) -> list[str]:
     """Return the stem of every recording's files; no two are equal."""
     stems = [plain_stem(storable(path)) for path in paths]
     counts = Counter(stem.lower() for stem in stems)  # to some file systems these are the same

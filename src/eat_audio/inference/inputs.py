@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioBytes, find_audio
+from eat_audio.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioBytes, AudioFile, find_audio
+from eat_audio.data.corpus import is_url
+from eat_audio.data.remote import recording_at, recordings_below
 from eat_audio.errors import AudioError, EatWarning
 from eat_audio.models.common.waveforms import mono_waveform, samples_and_rate, warn_of_scale
 from eat_audio.text import printable, shortened
@@ -44,20 +46,22 @@ AudioInput = (
     | Decoder
     | AudioBytes
 )
-"""A file, or its bytes; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
+"""A file, its URL or its bytes; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
 `datasets` ({"array": ..., "sampling_rate": ...} or {"bytes": ..., "path": ...}) or a row that has
 one as "audio"; or an object that decodes as torchcodec's do."""
 
 
 def audio_source(
     audio: AudioInput, sampling_rate: int | None = None
-) -> str | Path | AudioBytes | Tensor:
+) -> str | Path | AudioBytes | AudioFile | Tensor:
     """Return the file, the bytes of a file, or the waveform at 16 kHz that an input stands for.
 
     Raises:
         AudioError: It is none of these, holds no usable samples, or has another rate than
             `sampling_rate`.
     """
+    if isinstance(audio, str) and is_url(audio):  # but not one in a row of somebody's table
+        return recording_at(audio)
     value: Any = audio
     for _ in range(MAX_NESTING):
         if not isinstance(value, Mapping) or any(
@@ -83,6 +87,11 @@ def audio_source(
         except (OSError, ValueError) as error:  # closed, or opened to be written or as text
             raise AudioError(f"{name or 'the open file'}: cannot be read ({error})") from error
     return _waveform(value, sampling_rate)
+
+
+def file_source(path: str | Path) -> Path | AudioFile:
+    """Return what decoders open for a path or a URL."""
+    return recording_at(path) if isinstance(path, str) and is_url(path) else Path(path)
 
 
 def _audio_bytes(name: object, data: Any) -> AudioBytes:
@@ -125,13 +134,16 @@ def _checked_rate(rate: Any) -> int:
     )
 
 
-def find_recordings(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return what `find_audio` finds; warn of folders without any recording.
+def find_recordings(inputs: Iterable[str | Path]) -> list[Path | str]:
+    """Return what `find_audio` and `recordings_below` find; warn of folders without recordings.
 
     Raises:
         AudioError: As `find_audio`; or there are only folders without recordings.
+        DataError: A store cannot be listed.
     """
-    folders = [Path(place) for place in inputs]
+    places = list(inputs)
+    urls = [url for place in places if is_url(place) for url in recordings_below(str(place))]
+    folders = [Path(place) for place in places if not is_url(place)]
     paths = find_audio(folders)
     for folder in folders:
         inside = folder in paths or any(path.is_relative_to(folder) for path in paths)
@@ -139,10 +151,10 @@ def find_recordings(inputs: Iterable[str | Path]) -> list[Path]:
             continue
         suffixes = " ".join(sorted(AUDIO_SUFFIXES))
         message = f"{folder}: no recordings in it (searched for {suffixes})"
-        if not paths:
+        if not paths and not urls:
             raise AudioError(message)
         warnings.warn(printable(message), EatWarning, stacklevel=3)
-    return paths
+    return [*paths, *urls]
 
 
 def storable(text: object) -> str:

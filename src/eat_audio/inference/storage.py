@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from eat_audio.data.corpus import is_url
+from eat_audio.data.remote import version_of
 from eat_audio.errors import DataError, EatWarning, OutputError
 from eat_audio.inference.inputs import storable
 from eat_audio.inference.windows import Array, frame_centers
@@ -49,14 +51,16 @@ Stamp = tuple[int, int]
 class Origin:
     """A recording in its present version."""
 
-    file: Path
+    file: Path | str
     key: str
     """The same for the same file in the same folder, however the folder was named."""
     stamp: Stamp | None
 
     @classmethod
-    def of(cls, file: Path) -> "Origin":
-        """Return a file's origin; without a stamp if it cannot be read."""
+    def of(cls, file: Path | str) -> "Origin":
+        """Return the origin of a file or a URL; without a stamp if it cannot be read."""
+        if is_url(file):
+            return cls(file, _key(file), version_of(str(file)))
         try:
             status = os.stat(file)
         except OSError:  # reading it will say why
@@ -69,6 +73,8 @@ def _key(path: str | Path, start: str = "") -> str:
 
     The file itself may be a link: where equal contents are links to one blob, names differ.
     """
+    if is_url(path):
+        return storable(path)
     folder, name = os.path.split(os.path.join(start, path))
     return storable(os.path.join(os.path.realpath(folder), name))
 
@@ -108,7 +114,8 @@ class Store:
 
     def path_text(self, origin: Origin) -> str:
         """Return a recording's path as it is written: as it was given, if that is unambiguous."""
-        given = storable(os.getcwd()) == self.start or origin.file.is_absolute()
+        is_fixed = is_url(origin.file) or os.path.isabs(origin.file)
+        given = storable(os.getcwd()) == self.start or is_fixed
         return storable(origin.file if given else os.path.abspath(origin.file))
 
     def missing(self, origins: list[Origin]) -> list[Origin]:

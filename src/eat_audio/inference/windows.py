@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eat_audio.audio import SAMPLE_RATE, stream_int16, to_int16
+from eat_audio.audio import SAMPLE_RATE, AudioFile, stream_int16, to_int16
 from eat_audio.audio.decoders import opened
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.errors import AudioError, SettingError
-from eat_audio.inference.inputs import AudioInput, audio_source, storable
+from eat_audio.inference.inputs import AudioInput, audio_source, file_source, storable
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class Grid:
         return total / self.counts[: self.length].reshape(-1, *[1] * (total.ndim - 1))
 
 
-def units_of(path: Path, hop: int) -> list[Unit]:
+def units_of(path: str | Path, hop: int) -> list[Unit]:
     """Return the units of a file, whose windows begin every `hop` samples without overlap.
 
     A file in which no position can be reached exactly without decoding all before it is one unit.
@@ -172,7 +172,7 @@ def units_of(path: Path, hop: int) -> list[Unit]:
         AudioError: It cannot be opened.
     """
     try:
-        with opened(path) as recording:
+        with opened(file_source(path)) as recording:
             seconds = recording.seconds if recording.seekable else 0.0
     except OSError as error:
         raise read_error(path, error) from error
@@ -227,13 +227,14 @@ def _chunks(
         units = [audio]
     else:
         source = audio_source(audio, sampling_rate)
-        if not isinstance(source, Path) or not adjacent:
+        if not isinstance(source, Path | AudioFile) or not adjacent:
             yield from with_last(overlapping_chunks(source, size, hop))
             return
-        units = units_of(source, hop)
+        units = units_of(str(source), hop)
     seconds = size / SAMPLE_RATE, hop / SAMPLE_RATE
     for unit in units:
-        chunks = stream_int16(unit.path, seconds=seconds[0], hop=seconds[1], start=unit.start)
+        file = file_source(unit.path)
+        chunks = stream_int16(file, seconds=seconds[0], hop=seconds[1], start=unit.start)
         count = None if unit.seconds is None else round(unit.seconds / seconds[1])
         yield from islice(with_last(chunks), count)
 
