@@ -45,6 +45,7 @@ AudioInput = (
     | IO[bytes]
     | Decoder
     | AudioBytes
+    | AudioFile
 )
 """A file, its URL or its bytes; a mono waveform (samples,), floats in [-1, 1] or int16; a dict of
 `datasets` ({"array": ..., "sampling_rate": ...} or {"bytes": ..., "path": ...}) or a row that has
@@ -76,7 +77,7 @@ def audio_source(
         value = inner
     if isinstance(value, (str, os.PathLike)):
         return Path(value)
-    if isinstance(value, AudioBytes):
+    if isinstance(value, AudioBytes | AudioFile):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _audio_bytes(None, value)
