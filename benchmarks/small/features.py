@@ -26,6 +26,8 @@ from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.progress import track
 
 BATCH = 16
+BLOCK = 1_600
+"""Samples, 100 ms, that are left out where all of them are digital silence."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def more_statistics(waveforms: Sequence[Waveform]) -> Array:
 
 
 def by_layer(recordings: Recordings, encoder: AudioEncoder, front: AudioFeatureExtractor) -> Array:
-    """Return mean and deviation of a whole clip's patches after every block: (clips, L, 2D)."""
+    """Return mean and deviation of a clip's audible patches after every block: (clips, L, 2D)."""
     rows = []
     for spectrogram, mask in _batches(recordings, front):
         with torch.inference_mode():
@@ -94,6 +96,16 @@ def by_layer(recordings: Recordings, encoder: AudioEncoder, front: AudioFeatureE
     return torch.cat(rows).numpy()
 
 
+def audible(waveform: Waveform) -> Waveform:
+    """Return a waveform without its blocks of digital silence; all of it if there is no other."""
+    whole = len(waveform) // BLOCK * BLOCK
+    kept = (np.abs(waveform[:whole].astype(np.int32)) > 1).reshape(-1, BLOCK).any(axis=1)
+    if not kept.any():
+        return waveform
+    rest = np.ones(len(waveform) - whole, bool)
+    return waveform[np.concatenate([np.repeat(kept, BLOCK), rest])]
+
+
 def _batches(
     recordings: Recordings, front: AudioFeatureExtractor
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -101,7 +113,7 @@ def _batches(
     starts = range(0, len(clips), BATCH)
     for start in track(starts, f"embed {recordings.dataset.name}", len(starts)):
         stop = start + BATCH
-        tensors = [torch.from_numpy(waveform) for waveform in waveforms[start:stop]]
+        tensors = [torch.from_numpy(audible(waveform)) for waveform in waveforms[start:stop]]
         batch = collate(clips[start:stop], tensors, classes=0, step=0)
         spectrograms = front.log_mel(batch.waveforms, batch.lengths)
         yield spectrograms.values, spectrograms.frame_mask

@@ -124,13 +124,19 @@ def random_probes(make: Callable[[int], Encoder], cache: Path) -> list[System]:
             f"random_{name}",
             f"random encoder, {title}",
             partial(predict, layers=layers),
-            {"C": STRENGTH, "features": title, "encoder": make(0).settings},
+            READ_OUT | {"features": title, "encoder": make(0).settings},
             seeds=RANDOM_SEEDS,
         )
         for name, title, layers in PROBES
     ]
 
 
+READ_OUT = {
+    "classifier": "logistic regression",
+    "C": STRENGTH,
+    "pooling": "mean and deviation of patches",
+    "digital silence": "left out",
+}
 PROBES = (
     ("last", "probe of the last layer", False),
     ("layers", "probe of all layers", True),
@@ -147,7 +153,7 @@ def probes(encoder: Encoder, cache: Path) -> list[System]:
             lambda data, part, seed, layers=layers: probe(
                 data, part, encoder, cache, layers=layers
             ),
-            {"C": STRENGTH, "features": title, "weights": encoder.fingerprint},
+            READ_OUT | {"features": title, "weights": encoder.fingerprint},
             encoder=encoder,
         )
         for name, title, layers in PROBES

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.small import cnn, leaks, report, systems
+from benchmarks.small import cnn, features, leaks, report, systems
 from benchmarks.small.__main__ import FILE, RECIPES, measure, points
 from benchmarks.small.datasets import DATASETS, Dataset, Part, Recordings
 from benchmarks.small.encoders import Encoder, checkpoints, random_encoder
@@ -179,6 +179,13 @@ def test_a_speaker_who_is_tested_is_not_trained_on(tmp_path: Path) -> None:
         tested = {Path(data.clips[n].path).name.split("_")[0] for n in data.numbers(part.test)}
         trained = {Path(data.clips[n].path).name.split("_")[0] for n in data.numbers(part.train)}
         assert len(tested) == 1 and len(trained) == 3 and not tested & trained
+
+
+def test_digital_silence_is_left_out_and_nothing_else() -> None:
+    quiet, loud = np.zeros(1_600, np.int16), np.full(1_600, 9, np.int16)
+    clip = np.concatenate([quiet, loud, quiet, loud[:100]])
+    assert np.array_equal(features.audible(clip), np.concatenate([loud, loud[:100]]))
+    assert np.array_equal(features.audible(quiet), quiet)
 
 
 def test_a_small_network_learns_a_tone_and_repeats_itself() -> None:
