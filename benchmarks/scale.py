@@ -106,7 +106,7 @@ def measure(place: str, *, balance: bool) -> dict[str, Any]:
     clocks.append(_now())
     settings = ClipSettings(balance=balance, epoch_clips=DRAWN if balance else None)
     steps = ClipBatches(corpus, settings, batch=BATCH, seed=0)
-    first = [steps.clip(position) for position in range(BATCH)]
+    first = [steps.clip(position)[0] for position in range(BATCH)]
     clocks.append(_now())
     assert len({clip.id for clip in first}) == BATCH
     taken = min(TAKEN, steps.epoch_clips - BATCH)

@@ -154,7 +154,7 @@ def on_paper(*labels: tuple[int, ...]) -> Corpus:
 def stream(corpus: Corpus, count: int, *, seed: int = 0, **options: object) -> list[str]:
     """The ids of the first clips that a run takes."""
     steps = ClipBatches(corpus, ClipSettings(**options), batch=1, seed=seed)  # type: ignore[arg-type]
-    return [steps.clip(position).id for position in range(count)]
+    return [steps.clip(position)[0].id for position in range(count)]
 
 
 def test_the_order_of_an_epoch_is_the_one_that_runs_have_had_so_far() -> None:
@@ -235,7 +235,7 @@ def test_balanced_steps_draw_by_label_and_go_on_in_the_middle_of_an_epoch() -> N
     options = {"balance": True, "epoch_clips": 20}
     names = stream(corpus, 60, **options)
     steps = ClipBatches(corpus, ClipSettings(**options), batch=1, seed=0)  # type: ignore[arg-type]
-    assert [steps.clip(position).id for position in range(31, 60)] == names[31:]
+    assert [steps.clip(position)[0].id for position in range(31, 60)] == names[31:]
     assert stream(corpus, 60, seed=1, **options) != names
 
 

@@ -359,7 +359,9 @@ def test_a_collapse_is_reported_once_and_not_before_the_end_of_the_warm_up(
     log.message = messages.append  # type: ignore[method-assign]
     model = objective(method)
     guard = CollapseGuard(model, log, after=2)
+    messages.clear()  # what the decoder does not reach
     healthy = {n: x.item() for n, x in losses(model, clips([1, 2])).items()}
+    healthy["target/position_share"] = 0.5
     healthy |= {name: well for name, (well, _) in HEALTH[method].items()}
     ill = healthy | {name: collapsed for name, (_, collapsed) in HEALTH[method].items()}
     guard.write(1, ill)

@@ -172,6 +172,8 @@ def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
             value = _without_folders(value)
         elif name == "data" and isinstance(value, str):
             value = Path(value.rstrip("/")).name
+        elif name == "data" and isinstance(value, list):
+            value = [Path(str(one).rstrip("/")).name for one in value]
         private[name] = value
     return private
 

@@ -114,6 +114,10 @@ def data_stats(
     path: CorpusPath,
     split: Annotated[list[str] | None, Option(help="Only these splits or folds.")] = None,
     allow_remote: AllowRemote = False,
+    silence: Annotated[
+        Literal["keep", "trim"],
+        Option(help="trim: without digital silence of more than 0.2 s, for clips.silence=trim."),
+    ] = "keep",
     as_json: AsJSON = False,
 ) -> None:
     """Measure the mean and standard deviation that normalize a corpus' log-mel."""
@@ -121,7 +125,7 @@ def data_stats(
     from eat_audio.data.statistics import measure
 
     corpus = open_corpus(path)
-    result = measure(corpus.select(*split) if split else corpus)
+    result = measure(corpus.select(*split) if split else corpus, silence=silence)
     mean, std = round(result.statistics.mean, 4), round(result.statistics.std, 4)
     if as_json:
         print_json({"mean": mean, "std": std, "clips": result.clips})

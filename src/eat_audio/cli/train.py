@@ -83,7 +83,7 @@ def _show_pretraining(title: str, folder: Path) -> None:
     rows = [row for row in read_log(folder) if "train/loss" in row]
     if rows:
         first, last = rows[0], rows[-1]
-        names = [name for name in last if name.startswith("train/")]
+        names = [name for name in last if name.startswith(("train/", "target/"))]
         cells = [
             (n.removeprefix("train/"), f"{first.get(n, float('nan')):.4g}", f"{last[n]:.4g}")
             for n in names

@@ -198,9 +198,12 @@ class Corpus:
     """Sentences about what lies beside the clips and is not used."""
     soft_labels: "SoftLabels | None" = field(default=None, compare=False)
     """A teacher's probabilities, as training targets."""
+    parts: tuple[tuple[int, float], ...] = ()
+    """Clips, and share of an epoch, of each of the corpora that this one mixes, in their order."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clips", Clips.of(self.clips))
+        assert not self.parts or sum(count for count, _ in self.parts) == len(self.clips)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -275,6 +278,34 @@ class Corpus:
             renumbered[label] = numbers[name]
         clips = self.table.changed(labels=lists(renumbered[labels], first))
         return replace(self, clips=clips, label_names=tuple(names))
+
+
+def mixed(corpora: Sequence[Corpus], shares: Sequence[float] = ()) -> Corpus:
+    """Return the clips of several corpora, one after the other, without labels.
+
+    Ids are those of the corpora, unless two clips have the same: then all begin with the number of
+    their corpus. Statistics are those that the corpora have in common.
+
+    Args:
+        corpora: At least one, none of them empty.
+        shares: Of an epoch, one for each corpus; by default every clip is in it once.
+    """
+    clips = joined([corpus.table for corpus in corpora])
+    if repeated_in(clips.column("id")).any():
+        ids = [
+            f"{number}/{_decode(word)}"
+            for number, corpus in enumerate(corpora, start=1)
+            for word in corpus.table.column("id").to_pylist()
+        ]
+        clips = clips.changed(id=texts(ids))
+    unlabeled = lists(np.zeros(0, np.int32), np.zeros(len(clips) + 1, np.int32))
+    return Corpus(
+        " + ".join(corpus.name for corpus in corpora),
+        clips.changed(labels=unlabeled),
+        statistics=corpora[0].statistics if len({c.statistics for c in corpora}) == 1 else None,
+        notes=tuple(note for corpus in corpora for note in corpus.notes),
+        parts=tuple(zip(map(len, corpora), shares, strict=True)) if shares else (),
+    )
 
 
 def missing_files(corpus: Corpus) -> list[Clip]:

@@ -28,9 +28,9 @@ from eat_audio.audio import (
 from eat_audio.audio.fbank import PATCH_FRAMES
 from eat_audio.config import Settings, resumable
 from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.data.sampler import balanced_order, epoch_order, label_weights
+from eat_audio.data.sampler import balanced_order, epoch_order, label_weights, mixed_order
 from eat_audio.data.storage import sound_of
-from eat_audio.data.transforms import one_hot
+from eat_audio.data.transforms import one_hot, tile, trim_silence
 from eat_audio.errors import AudioError, DataError, EatWarning
 from eat_audio.rng import clip_keys, hash_id, uniform
 
@@ -55,6 +55,15 @@ class ClipSettings(Settings):
     statistics: str | tuple[float, float] | None = None
     """Mean and standard deviation of the corpus' log-mel, or the name of a known corpus; by
     default those of the corpus if it is known, else AudioSet's."""
+    input_std: PositiveFloat = 0.5
+    """Standard deviation of model inputs: 0.5 is (x - mean) / (2 std), as in the released code; 1
+    lets small encoders depend less on positions. A fine-tuned encoder keeps its own unless
+    `statistics` is set."""
+    silence: Literal["keep", "trim"] = "keep"
+    """trim: cut digital silence of more than 0.2 s out of training clips before they are cropped.
+    Evaluation and prediction use recordings as they are."""
+    short: Literal["pad", "tile"] = "pad"
+    """What fills training clips shorter than `seconds`: masked padding, or their repetition."""
     released_padding: bool = False
     """Pad before normalizing and attend to the padding, as the released code does."""
     workers: NonNegativeInt = resumable(0)
@@ -116,14 +125,18 @@ class Batch:
 class ClipReader:
     """Reads clips as int16 waveforms; the first `memory_mb` of them are decoded only once."""
 
-    def __init__(self, memory_mb: int = 0) -> None:
+    def __init__(self, memory_mb: int = 0, silence: Literal["keep", "trim"] = "keep") -> None:
         self.room = memory_mb * 1_000_000
+        self.trims = silence == "trim"
         self.kept: dict[Clip, Tensor] = {}
         self.ends: dict[tuple[str, object], float] = {}
         """Seconds in files that end before they claim to."""
 
     def read(self, clip: Clip, seconds: float | None = None, crop: float = 0.0) -> Tensor:
         """Return at most `seconds` of a clip, as int16 samples (n,).
+
+        Silence that is trimmed is not counted, unless there is nothing else in the clip, or in the
+        minute of a long one around the crop.
 
         Args:
             clip: The clip.
@@ -140,14 +153,24 @@ class ClipReader:
             length = sound.seconds - clip.start
             length = length if clip.seconds is None else min(length, clip.seconds)
             if seconds is not None and length > LONG:
-                seconds = min(seconds, length)
-                start = clip.start + crop * (length - seconds)
-                return self._stretch(clip, source, sound, start, seconds)
+                span = seconds = min(seconds, length)
+                while True:
+                    start = clip.start + crop * (length - span)
+                    stretch = self._stretch(clip, source, sound, start, span)
+                    trimmed = self._trimmed(stretch)
+                    if not self.trims or len(trimmed) >= seconds * SAMPLE_RATE or span >= LONG:
+                        return cut(trimmed if len(trimmed) else stretch, seconds, crop)
+                    span = min(2 * span, LONG)
             waveform = sound.read(clip.start, clip.seconds)
+        trimmed = self._trimmed(waveform)
+        waveform = trimmed if len(trimmed) else waveform
         if 2 * len(waveform) <= self.room:
             self.room -= 2 * len(waveform)
             self.kept[clip] = waveform
         return cut(waveform, seconds, crop)
+
+    def _trimmed(self, waveform: Tensor) -> Tensor:
+        return trim_silence(waveform) if self.trims else waveform
 
     def _stretch(
         self, clip: Clip, source: Source, sound: Opened, start: float, seconds: float
@@ -190,8 +213,12 @@ class ClipBatches(Dataset[Batch]):
     from (s * ranks + r) * batch on. A clip that cannot be read is replaced by the next one of the
     stream that can, and named in `Batch.unreadable`.
 
+    Of several corpora with shares, an epoch holds those shares, and as many clips as the corpora
+    together if `epoch_clips` is not set; each corpus is gone through in shuffled passes of its own.
+
     Raises:
-        DataError: There are not as many clips as an epoch is to hold.
+        DataError: There are not as many clips as an epoch is to hold, or so few that it would hold
+            none of a corpus.
     """
 
     def __init__(
@@ -207,33 +234,45 @@ class ClipBatches(Dataset[Batch]):
         self.corpus, self.settings = corpus, settings
         self.batch, self.seed = batch, seed
         self.rank, self.ranks = rank, ranks
-        self.reader = ClipReader(settings.memory_mb)
+        self.reader = ClipReader(settings.memory_mb, settings.silence)
         self.weights = label_weights(corpus) if settings.balance else None
         usable = len(corpus) if self.weights is None else int(self.weights.count_nonzero())
         self.epoch_clips = settings.epoch_clips or len(corpus)
         """Clips in an epoch."""
-        if self.epoch_clips > usable:
+        if corpus.parts:
+            mixed_order(corpus.parts, seed=seed, epoch=0, drawn=self.epoch_clips)
+        elif self.epoch_clips > usable:
             labeled = "" if self.weights is None else " with labels"
             raise DataError(
                 f"{corpus.name}: epoch_clips={self.epoch_clips} of {usable} clips{labeled}; "
                 "an epoch holds none twice"
             )
-        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))
         self._warned: set[str] = set()
 
-    def clip(self, position: int) -> Clip:
-        """Return the clip at a position of the endless stream."""
+    def clip(self, position: int) -> tuple[Clip, int]:
+        """Return the clip at a position of the endless stream, and its epoch, or its pass."""
         epoch, number = divmod(position, self.epoch_clips)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.order(epoch).numpy())
-        return self.corpus.clips[self._epoch[1].item(number)]
+        return self.corpus.clips[self._epoch[1].item(number, 0)], self._epoch[1].item(number, 1)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the numbers of the clips of an epoch, in their order: (epoch_clips,), int64."""
+        """Return the numbers of the clips of an epoch in their order, each with the epoch.
+
+        Of several corpora with shares, the second number is that of the corpus' own pass, so that
+        a clip that is drawn twice in an epoch is cropped and masked anew: (epoch_clips, 2), int64.
+        """
+        if self.corpus.parts:
+            parts, drawn = self.corpus.parts, self.epoch_clips
+            return mixed_order(parts, seed=self.seed, epoch=epoch, drawn=drawn)
         if self.weights is None:
             count = len(self.corpus)
-            return epoch_order(count, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
-        return balanced_order(self.weights, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
+            order = epoch_order(count, seed=self.seed, epoch=epoch, drawn=self.epoch_clips)
+        else:
+            drawn = self.epoch_clips
+            order = balanced_order(self.weights, seed=self.seed, epoch=epoch, drawn=drawn)
+        return torch.stack([order, torch.full_like(order, epoch)], dim=1)
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of one step.
@@ -259,7 +298,7 @@ class ClipBatches(Dataset[Batch]):
     ) -> tuple[Clip, Tensor, int]:
         """Return the first readable clip from a position on, its waveform and its epoch."""
         for index in range(position, position + len(self.corpus)):
-            clip, epoch = self.clip(index), index // self.epoch_clips
+            clip, epoch = self.clip(index)
             crop = 0.0
             if self.settings.crop == "random":
                 key = clip_keys(self.seed, epoch, torch.tensor([hash_id(clip.id)]), 1)[0]
@@ -268,6 +307,8 @@ class ClipBatches(Dataset[Batch]):
                 with collected_warnings() as collected:
                     waveform = self.reader.read(clip, self.settings.seconds, crop)
                 messages += collected
+                if self.settings.short == "tile":
+                    waveform = tile(waveform, round(self.settings.seconds * SAMPLE_RATE))
                 return clip, waveform, epoch
             except AudioError as error:
                 unreadable.append(str(error))

@@ -1,8 +1,11 @@
 """The order of the clips in an epoch, a function of (seed, epoch): there is no sampler state.
 
 Plain epochs hold every clip once, or a new draw of some. Balanced ones prefer clips with rare
-labels: fine-tuning on AudioSet-2M takes 200,000 of its two million clips per epoch.
+labels: fine-tuning on AudioSet-2M takes 200,000 of its two million clips per epoch. Mixed ones hold
+given shares of several corpora.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -39,6 +42,36 @@ def balanced_order(weights: Tensor, *, seed: int, epoch: int, drawn: int) -> Ten
     waiting = -torch.log1p(-chance) / weights  # 0 / 0 is NaN, which comes last, as infinity does
     chosen = waiting.nan_to_num_(nan=torch.inf).topk(drawn, largest=False, sorted=False).indices
     return chosen.sort().values[torch.randperm(drawn, generator=generator)]
+
+
+def mixed_order(parts: Sequence[tuple[int, float]], *, seed: int, epoch: int, drawn: int) -> Tensor:
+    """Return the clip numbers of an epoch that mixes corpora, and their passes: (drawn, 2), int64.
+
+    Every epoch has as many clips of a corpus, which go on where those of the epoch before ended:
+    no clip is drawn again before its corpus has been gone through, which is a pass.
+
+    Args:
+        parts: Clips, and share of an epoch, of each corpus; their clips are numbered one corpus
+            after the other.
+        seed, epoch, drawn: As of `epoch_order`.
+
+    Raises:
+        DataError: The epoch would hold no clip of a corpus.
+    """
+    shares = [share for _, share in parts]
+    starts = [round(drawn * sum(shares[:n]) / sum(shares)) for n in range(len(parts))]
+    rows, first = [], 0
+    for (size, share), start, end in zip(parts, starts, [*starts[1:], drawn], strict=True):
+        count = end - start
+        if not count:
+            raise DataError(f"an epoch of {drawn} clips has none of a corpus with share {share:g}")
+        begin = epoch * count
+        for number in range(begin // size, (begin + count - 1) // size + 1):
+            order = epoch_order(size, seed=seed, epoch=number)
+            part = order[max(0, begin - number * size) : begin + count - number * size] + first
+            rows.append(torch.stack([part, torch.full_like(part, number)], dim=1))
+        first += size
+    return torch.cat(rows)[epoch_order(drawn, seed=seed, epoch=epoch)]
 
 
 def label_weights(corpus: Corpus) -> Tensor:

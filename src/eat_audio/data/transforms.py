@@ -10,6 +10,7 @@ Source: the released `data/raw_audio_dataset.py`, `models/EAT_audio_classificati
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 ROLL, NOISE = 1, 2
 """Purposes of keyed random numbers."""
+SILENCE_LEVEL = 4
+"""int16 samples of digital silence are not louder: -78 dBFS, what lossy codecs make of zeros."""
+SILENCE_SAMPLES = 3_200
+"""Longest run of them that is not cut: 0.2 s."""
 
 
 class Augmentation(Settings):
@@ -97,6 +102,23 @@ def augment(
             longest_frequency=values.shape[2] * frequency,
         )
     return values, mask, labels
+
+
+def trim_silence(waveform: Tensor) -> Tensor:
+    """Return an int16 waveform (n,) without its runs of digital silence of more than 0.2 s."""
+    samples = waveform.numpy()
+    loud = np.flatnonzero((samples > SILENCE_LEVEL) | (samples < -SILENCE_LEVEL))
+    edges = np.concatenate([[-1], loud, [len(samples)]])
+    runs = np.flatnonzero(np.diff(edges) - 1 > SILENCE_SAMPLES)
+    kept = np.ones(len(samples), bool)
+    for first, last in zip(edges[runs] + 1, edges[runs + 1], strict=True):
+        kept[first:last] = False
+    return waveform[torch.from_numpy(kept)] if len(runs) else waveform
+
+
+def tile(waveform: Tensor, samples: int) -> Tensor:
+    """Return a waveform (n,) that is repeated until it has so many samples, if it has fewer."""
+    return waveform.repeat(max(1, -(-samples // len(waveform))))[: max(samples, len(waveform))]
 
 
 def roll_and_gain(waveforms: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from eat_audio.models.audiomae.modeling import (
     some_of_a_grid,
 )
 from eat_audio.models.common.layers import MLP
+from eat_audio.pretraining.diagnostics import target_shares
 from eat_audio.pretraining.masked_patches import (
     feature_std,
     gather_tokens,
@@ -307,12 +308,14 @@ class AudioMAEPretraining(Pretraining):
         hidden_ids, weights = hidden_patches(masks)  # (B, H), (B, H)
         cls, visible = self.encode_visible(spectrogram, masks)  # (B, D), (B, V, D)
         prediction = self.decoder(cls, visible, masks, grid, valid).float()
-        y = gather_tokens(self.targets(spectrogram), hidden_ids)  # both (B, H, 256)
+        targets = self.targets(spectrogram)
+        y = gather_tokens(targets, hidden_ids)  # both (B, H, 256)
         error = (prediction - y).square().mean(dim=2)
         return {
             "loss": mean_over_hidden(error, weights),
             "target_std": feature_std(y, weights),
             "prediction_std": feature_std(prediction, weights),
+            **target_shares(targets, valid),
         }
 
     def encode_visible(self, spectrogram: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:

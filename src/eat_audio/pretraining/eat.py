@@ -28,6 +28,7 @@ from eat_audio.data.loader import Batch
 from eat_audio.masking import Masks, inverse_block_masks
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
+from eat_audio.pretraining.diagnostics import reach_share, target_shares
 from eat_audio.pretraining.ema import EMASchedule, update_ema
 from eat_audio.pretraining.masked_patches import (
     feature_std,
@@ -38,6 +39,10 @@ from eat_audio.pretraining.masked_patches import (
     visible_patches,
 )
 from eat_audio.pretraining.method import Pretraining, PretrainRun
+from eat_audio.rng import clip_keys
+
+REACH_CLIPS = 64
+"""Clips whose masks are sampled to measure what the decoder reaches."""
 
 
 class DecoderSettings(Settings):
@@ -186,6 +191,7 @@ class EATPretraining(Pretraining):
             "utterance": utterance,
             "target_std": feature_std(hidden_y, weights),
             "prediction_std": feature_std(prediction, weights),
+            **target_shares(y, valid),
         }
 
     @torch.no_grad()
@@ -235,6 +241,15 @@ class EATPretraining(Pretraining):
             f"utterance_weight={weight:g} makes encoders collapse, about 1 does not"
         )
         return super().warnings(metrics) or ({"utterance": message} if share > 0.9 else {})
+
+    def decoder_reach(self) -> tuple[int, float]:
+        """Return the reach of the convolutions, and the share of hidden patches it suffices for."""
+        decoder = self.method.decoder
+        distance = decoder.layers * (decoder.kernel // 2)
+        spectrogram = torch.empty(1, self.frames, self.features.front_end.mel_bins, device="meta")
+        grid = self.student.grid(spectrogram)
+        keys = clip_keys(self.seed, 0, torch.arange(REACH_CLIPS), self.method.masks)
+        return distance, reach_share(self.method.sample_masks(keys, grid, None), grid, distance)
 
 
 def instance_norm(tokens: Tensor, valid: Tensor | None, eps: float = 1e-5) -> Tensor:

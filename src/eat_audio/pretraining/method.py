@@ -70,10 +70,13 @@ class PretrainRun(TrainSettings):
     """The setting that takes the folder of an earlier run, for methods that need one."""
 
     method: str
-    data: str | None = None
-    """A manifest (.tsv, .csv), or a folder in one of the supported layouts."""
+    data: str | tuple[str, ...] | None = None
+    """A manifest (.tsv, .csv), or a folder in one of the supported layouts; or several."""
+    data_shares: tuple[PositiveFloat, ...] = ()
+    """Shares of several data in an epoch, [0.7, 0.3]; by default every clip is in it once."""
     splits: tuple[str, ...] = ()
-    """Splits or folds of the data to train on; all if empty."""
+    """Splits or folds of the data to train on; all if empty. Of several data, those with one
+    split only are used whole."""
     encoder: EncoderSettings = EncoderSettings()
     clips: ClipSettings = ClipSettings()
     monitor: MonitorSettings = resumable(MonitorSettings())
@@ -112,6 +115,22 @@ class PretrainRun(TrainSettings):
         raise NotImplementedError
 
     @model_validator(mode="after")
+    def _data_and_shares_fit(self) -> Self:
+        if self.data == ():
+            raise ValueError("data=[]: expected at least one manifest or folder")
+        if not self.data_shares:
+            return self
+        count = 1 if isinstance(self.data, str) else len(self.data or ())
+        if self.data is not None and len(self.data_shares) != count:
+            raise ValueError(
+                f"data_shares={list(self.data_shares)}: expected as many shares as data, {count}"
+            )
+        if abs(sum(self.data_shares) - 1) > 1e-6:
+            total = f"{sum(self.data_shares):g}"
+            raise ValueError(f"data_shares={list(self.data_shares)}: sum to {total}; expected 1")
+        return self
+
+    @model_validator(mode="after")
     def _encoder_can_be_built(self) -> Self:
         self.config()  # raises if the numbers do not go together
         return self
@@ -134,6 +153,8 @@ class Pretraining(LayeredObjective):
     """Modules that never train."""
     collapse_limits: ClassVar[dict[str, tuple[str, float]]] = {}
     """Metrics, what they measure, and values below which a run has collapsed."""
+    most_position_share: ClassVar[float] = 0.8
+    """The share of the targets' variance beyond which positions are what is learned."""
     student: AudioEncoder
     """The encoder that is saved."""
 
@@ -176,7 +197,21 @@ class Pretraining(LayeredObjective):
             if metrics[name] < limit:
                 value = f"{name} {metrics[name]:.3g}"
                 return {"collapse": f"collapsed, {what} are nearly all the same ({value})"}
-        return {}
+        share = metrics.get("target/position_share", 0.0)
+        if share <= self.most_position_share:
+            return {}
+        return {
+            "position": f"the position of a patch alone explains {share:.0%} of the variance of "
+            "its target; expected less, or positions are learned instead of sound"
+        }
+
+    def decoder_reach(self) -> tuple[int, float] | None:
+        """Return how many patches far a decoder sees, and how many hidden patches that suffices.
+
+        That is, the share of hidden patches with a visible one within reach, of clips of full
+        length. None: the decoder sees the whole clip.
+        """
+        return None
 
     def input_contents(self) -> str:
         """Return a fingerprint of files that training reads beside the clips, or nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from eat_audio.audio import fbank
-from eat_audio.data.corpus import Corpus
+from eat_audio.data.corpus import Corpus, mixed
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
 from eat_audio.data.scan import contents_fingerprint
@@ -27,6 +27,11 @@ from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.run import Hooks, Trainer, with_prefix
 
 M = TypeVar("M", bound=AudioModel)
+LEAST_REACH = 0.85
+"""Share of hidden patches with a visible one within a decoder's reach; less is warned of. The
+released base run has 0.89."""
+RELEASED_INPUT_STD = 0.5
+"""The deviation of (x - mean) / (2 std), as front ends compute it."""
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
@@ -92,8 +97,19 @@ def corpus_of(settings: PretrainRun) -> Corpus:
     """Open the clips that a recipe names."""
     if settings.data is None:
         raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER")
-    corpus = open_corpus(settings.data)
-    return corpus.select(*settings.splits) if settings.splits else corpus
+    if isinstance(settings.data, str):
+        corpus = open_corpus(settings.data)
+        return corpus.select(*settings.splits) if settings.splits else corpus
+    corpora = [open_corpus(data) for data in settings.data]
+    if settings.splits:
+        corpora = [c.select(*settings.splits) if len(c.splits) > 1 else c for c in corpora]
+    corpus = mixed(corpora, settings.data_shares)
+    if settings.clips.statistics is None and len({one.statistics for one in corpora}) > 1:
+        raise SettingError(
+            f"{corpus.name}: have different statistics; expected clips.statistics=[MEAN,STD] or "
+            "the name of a known corpus"
+        )
+    return corpus
 
 
 def make_trainer(
@@ -161,6 +177,8 @@ def in_full(model: M) -> M:
 def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioFeatureExtractor:
     """Return a method's front end with the statistics of a corpus, or those of the recipe.
 
+    Inputs have the deviation `clips.input_std`, for which a front end keeps its `std` scaled.
+
     Published statistics, and those stored beside a corpus, are of EAT's log-mel. A front end with
     another log-mel has only AudioSet's by name; others must be given as two numbers.
     """
@@ -172,21 +190,36 @@ def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioF
         expected = f"expected two numbers or one of {', '.join(published)}"
         raise SettingError(f"clips.statistics={chosen}: {expected}")
     statistics = published[chosen] if isinstance(chosen, str) else fbank.Statistics(*chosen)
-    return kind(mean=statistics.mean, std=statistics.std, released_padding=clips.released_padding)
+    std = statistics.std * (RELEASED_INPUT_STD / clips.input_std)
+    return kind(mean=statistics.mean, std=std, released_padding=clips.released_padding)
 
 
 class CollapseGuard:
-    """Log the metrics of every step, and the warnings of the objective `after` the warm-up."""
+    """Log the metrics of every step, and the warnings of the objective `after` the warm-up.
+
+    What the decoder does not reach is warned of before the first step.
+    """
 
     def __init__(self, objective: Pretraining, log: TrainingLog, *, after: int) -> None:
         self.objective = objective
         self.log = log
         self.after = after
         self.reported: set[str] = set()
+        self.constant: dict[str, float] = {}
+        if reach := objective.decoder_reach():
+            distance, share = reach
+            self.constant["decoder/reach"] = share
+            if share < LEAST_REACH:
+                log.message(
+                    f"warning: {1 - share:.0%} of the hidden patches have no visible one within "
+                    f"the {distance} patches that the decoder reaches, and are predicted by their "
+                    "position alone; a smaller block, more decoder.layers or a larger "
+                    "decoder.kernel let it see one"
+                )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log the metrics of a step; each kind of warning only once."""
-        self.log.write(step, metrics | self.objective.step_metrics(step))
+        self.log.write(step, metrics | self.objective.step_metrics(step) | self.constant)
         warnings = self.objective.warnings(metrics) if step > self.after else {}
         for name, message in warnings.items():
             if name not in self.reported:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from eat_audio.checkpoints.load import load_features, load_model
 from eat_audio.data.corpus import Clip, Corpus
-from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipReader, ClipSettings, whole_patches
 from eat_audio.data.splits import sample
 from eat_audio.errors import AudioError, CheckpointError, EatError, OutputError
@@ -32,6 +31,7 @@ from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.pretraining.method import PretrainRun, run_settings
+from eat_audio.pretraining.run import corpus_of
 from eat_audio.report import figures
 from eat_audio.report.figures import PATCH, Line, as_percent, with_error
 from eat_audio.rng import clip_keys, hash_id
@@ -51,6 +51,10 @@ CHARTS = {
     "Loss": {"train/loss": "loss", "train/frame": "frame", "train/utterance": "utterance"},
     "Training accuracy": {"train/accuracy": "accuracy"},
     "Spread": {"train/target_std": "targets", "train/prediction_std": "predictions"},
+    "What explains targets": {
+        "target/position_share": "position of the patch",
+        "target/clip_share": "mean of the clip",
+    },
     "Gradient norm": {"optim/gradient_norm": "before clipping"},
     "Learning rate": {"optim/lr": "largest of all groups"},
     "Teacher's decay": {"optim/tau": "share that stays per step"},
@@ -270,7 +274,7 @@ def _mask_blocks(run: RunFolder) -> list[Block]:
         return [("missing", "Not shown: the run names no data.")]
     try:
         settings = run_settings(method).model_validate(run.recipe)
-        clips = islice(readable_clips(open_corpus(data), settings.clips.seconds), MASKED_CLIPS)
+        clips = islice(readable_clips(corpus_of(settings), settings.clips.seconds), MASKED_CLIPS)
         features = _run_features(run)
         pairs = [_masked_clip(*clip, settings, features) for clip in clips]
     except ValidationError:
@@ -340,8 +344,9 @@ def _neighbor_blocks(run: RunFolder) -> list[Block]:
     monitor, clips = run.recipe.get("monitor") or {}, run.recipe.get("clips") or {}
     data = run.data or monitor.get("data") or run.recipe.get("data")
     seconds = monitor.get("seconds") or clips.get("test_seconds") or clips.get("seconds") or 10.24
-    if data is None:
-        return [("missing", "Not shown: the run names no data.")]
+    if data is None or isinstance(data, list):
+        reason = "the run names no data" if data is None else "several data have no labels"
+        return [("missing", f"Not shown: {reason}.")]
     try:
         corpus = sample(labeled_corpus(data), CLIPS_EMBEDDED)
         encoder = load_model(run.path, AudioEncoder)

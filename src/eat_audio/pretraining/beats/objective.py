@@ -43,6 +43,7 @@ from eat_audio.pretraining.beats.tokenizer import (
     on_grid,
     projection,
 )
+from eat_audio.pretraining.diagnostics import label_shares
 from eat_audio.pretraining.masked_patches import (
     gather_tokens,
     hidden_patches,
@@ -247,6 +248,7 @@ class BEATsPretraining(BEATsObjective):
             **{f"target_{name}": value for name, value in target_usage.items()},
             "prediction_used": prediction_usage["used"],
             "prediction_perplexity": prediction_usage["perplexity"],
+            **label_shares(labels, valid, self.count),
         }
 
     def encode_visible(self, spectrogram: Tensor, masks: Masks) -> Tensor:
@@ -305,11 +307,13 @@ class BEATsRun(BEATsMethod, BEATsPretrainRun):
 
     @model_validator(mode="after")
     def _stored_labels_are_of_beginnings(self) -> Self:
-        if self.labels and self.clips.crop != "start":
-            raise ValueError(
-                f"clips.crop={self.clips.crop}: stored labels are of the beginnings of clips; "
-                "expected clips.crop=start, or tokenizer=RUN instead of labels"
-            )
+        expected = {"crop": "start", "silence": "keep", "short": "pad"}
+        for name, value in expected.items() if self.labels else ():
+            if (given := getattr(self.clips, name)) != value:
+                raise ValueError(
+                    f"clips.{name}={given}: stored labels are of the beginnings of clips; "
+                    f"expected clips.{name}={value}, or tokenizer=RUN instead of labels"
+                )
         return self
 
 

@@ -45,6 +45,7 @@ from eat_audio.pretraining.beats.quantizer import (
     no_autocast,
     perplexity,
 )
+from eat_audio.pretraining.diagnostics import target_shares
 from eat_audio.pretraining.masked_patches import feature_std
 from eat_audio.pretraining.method import Pretraining, PretrainRun
 from eat_audio.training.checkpoint import checkpoints
@@ -245,6 +246,7 @@ class TokenizerPretraining(BEATsObjective):
             "codebook_perplexity": codebook_perplexity,
             "target_std": feature_std(target, target_weights),
             "prediction_std": feature_std(prediction.detach(), target_weights),
+            **(target_shares(target, valid) if target.ndim == 3 else {}),
         }
 
     def after_step(self, step: int) -> None:
