@@ -115,7 +115,7 @@ def test_a_random_encoder_is_another_for_each_seed_and_leaves_torchs_draws_alone
 
 @pytest.fixture(scope="module")
 def compared(saved: Path, listing: Path) -> Any:
-    return probe_encoder(saved, listing, seconds=1.0, seeds=2, neighbors=3)
+    return probe_encoder(saved, listing, seconds=1.0, seeds=2, neighbors=3, precision="fp32")
 
 
 def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compared: Any) -> None:

@@ -25,6 +25,7 @@ from eat_audio.errors import (
     SettingError,
 )
 from eat_audio.inference.predictor import Predictor, load, predict_files
+from eat_audio.models import METHODS, model_types, save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 from inference.predictors import CLASSES, RATE, SMALL, close, make_predictor, sound, tiny, write
@@ -390,13 +391,28 @@ def test_load_finds_model_and_front_end(tmp_path: Path) -> None:
     predictor = make_predictor()
     predictor.model.save_pretrained(tmp_path)
     EATFeatureExtractor(mean=-6.0, std=5.0).save_pretrained(tmp_path)
-    loaded = load(tmp_path, device="cpu")
+    loaded = load(tmp_path, device="cpu", precision="fp32")
     assert loaded.features.mean == -6.0
     assert loaded.labels == ("cat", "dog", "owl")
     loaded.features.mean, loaded.features.std = predictor.features.mean, predictor.features.std
     close(loaded.embed(sound(1)).clip, predictor.embed(sound(1)).clip)
     with pytest.raises(EatError, match="nonsense"):
         load(tmp_path, device="nonsense")
+
+
+@pytest.mark.parametrize("method", sorted(model_types()))
+def test_weights_in_bfloat16_give_nearly_the_same_vectors(method: str, tmp_path: Path) -> None:
+    spec = METHODS[method]
+    torch.manual_seed(0)
+    model = spec.encoder(spec.config.named("tiny", num_hidden_layers=2))
+    save(model, spec.feature_extractor(), tmp_path)
+    exact, rough = (load(tmp_path, device="cpu", precision=p) for p in ("fp32", "bf16"))
+    assert exact.model.dtype == torch.float32 and rough.model.dtype == torch.bfloat16
+    clip = sound(1)
+    a, b = exact.embed(clip), rough.embed(clip)
+    assert b.clip.dtype == np.float32
+    for one, other in ((a.clip, b.clip), (a.patches, b.patches)):
+        assert np.linalg.norm(one - other) < 0.05 * np.linalg.norm(one)
 
 
 def test_one_unreadable_file_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The precision, the device and the threads that a machine runs models fast with."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from eat_audio.errors import EatError
 from eat_audio.training.hardware import (
     NATIVE_ON_CPU,
+    compile_forward,
     has_bfloat16,
     limit_threads,
     prepare_inference,
@@ -89,3 +92,43 @@ def test_narrow_models_run_on_one_thread_unless_the_user_sets_a_number(
     assert chosen == []
     limit_threads(192)
     assert chosen == [1]
+
+
+class Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def test_a_method_is_compiled_with_frozen_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = []
+
+    def compiled(function: Any, **more: Any) -> Any:
+        options.append(more)
+        return lambda x: function(x) + 1
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    model = Doubling()
+    compile_forward(model, "encode")
+    assert options == [{"options": {"freezing": True}}]
+    assert model.encode(torch.tensor(3.0)).item() == 7
+
+
+def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EatError, match=r"no C\+\+ compiler no-such-compiler is found"):
+        compile_forward(Doubling(), "encode")
+
+
+@pytest.mark.slow
+def test_a_compiled_method_returns_the_same() -> None:
+    model = nn.Linear(8, 8).eval()
+    x = torch.randn(3, 8)
+    with torch.inference_mode():
+        expected = model(x)
+        compile_forward(model, "forward")
+        torch.testing.assert_close(model(x), expected)

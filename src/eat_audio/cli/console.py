@@ -64,6 +64,9 @@ ReadLayers = Annotated[
         help="Read out the encoder's layers: last, all, or numbers such as 3,5 (1: first block).",
     ),
 ]
+Compile = Annotated[
+    bool, Option("--compile", help="Compile the model first: for hundreds of recordings or more.")
+]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {

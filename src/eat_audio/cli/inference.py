@@ -15,6 +15,7 @@ from eat_audio.cli.console import (
     AllowRemote,
     AsJSON,
     AudioPaths,
+    Compile,
     Device,
     ModelSource,
     Precision,
@@ -74,6 +75,7 @@ def predict(
     as_json: Annotated[bool, Option("--json", help="One JSON object per line and file.")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
 ) -> None:
     """Label files: the likeliest labels of each, with scores.
 
@@ -84,7 +86,7 @@ def predict(
     """
     from eat_audio.inference.predictor import predict_files
 
-    predictor = _predictor(model, device, precision)
+    predictor = _predictor(model, device, precision, compile)
     failed = []
     for result in predict_files(expanded(inputs), predictor, top_k=top_k):
         if as_json:
@@ -113,6 +115,7 @@ def embed(
     layers: ReadLayers = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
 ) -> None:
     """Turn files into vectors; what is already in --out is not done again.
 
@@ -123,6 +126,8 @@ def embed(
     """
     if on is not None and layers is not None:
         raise SettingError(f"--layers {layers}: not with --on; embed on this machine instead")
+    if on is not None and compile:
+        raise SettingError("--compile: not with --on; embed on this machine instead")
     if on is not None:
         from eat_audio.inference.shard import UnitFormat
         from eat_audio.integrations.ray import embed_on_ray
@@ -137,7 +142,7 @@ def embed(
     from eat_audio.inference.embed import check_output, embed_files
 
     check_output(out)
-    predictor = _predictor(model, device, precision)
+    predictor = _predictor(model, device, precision, compile)
     paths, kind = expanded(inputs), cast(Any, level)
     done = embed_files(paths, predictor, out, level=kind, hop_ms=hop, layers=layers)
     already = f", {done.skipped} were there already" if done.skipped else ""
@@ -162,6 +167,7 @@ def detect(
     top: Annotated[int | None, Option(help="Labels per file at most; the surest ones.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
 ) -> None:
     """Detect events in files: onset, offset, label and score of each.
 
@@ -174,7 +180,7 @@ def detect(
     from eat_audio.report.figures import timeline
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
-    predictor = _predictor(model, device, precision)
+    predictor = _predictor(model, device, precision, compile)
     failed = []
     for result in detect_files(expanded(inputs), predictor, out, rules, plot=timeline):
         if result.detection is None:
@@ -188,12 +194,12 @@ def detect(
     end_of_job(failed)
 
 
-def _predictor(model: str | None, device: str, precision: str) -> Any:
+def _predictor(model: str | None, device: str, precision: str, compile: bool) -> Any:
     """Load a model for inference, and set the number of threads that it needs."""
     from eat_audio.inference.predictor import load
     from eat_audio.training.hardware import limit_threads
 
-    predictor = load(model, device=device, precision=precision)
+    predictor = load(model, device=device, precision=precision, compile=compile)
     limit_threads(predictor.model.config.hidden_size)
     return predictor
 

@@ -55,7 +55,7 @@ from eat_audio.models.common.modeling import (
 )
 from eat_audio.progress import print_lines, track
 from eat_audio.text import shortened
-from eat_audio.training.hardware import prepare_inference
+from eat_audio.training.hardware import compile_forward, prepare_inference
 
 NO_KNOWN_SOUND = "no known sound"
 """The answer of a model with thresholds where no label reaches its own."""
@@ -109,6 +109,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     overlap: float = 0.0,
+    compile: bool = False,
 ) -> "Predictor":
     """Load a model for inference: see `load_model` for sources and errors.
 
@@ -121,14 +122,16 @@ def load(
         precision: Of the weights: fp32, bf16 (vectors differ by about 1 %, several times as fast),
             or auto: bf16 where the device computes in it natively, else fp32.
         overlap: See `Predictor`.
+        compile: Compile the encoder at the first batch: pays after a few hundred windows.
     """
     if source is None:
         source = shipped.FOLDER
         print_lines(f"eat: no model was named: {shipped.summary(source)}", error=True)
     model, features = load_model_and_features(source)
-    return Predictor(
-        prepare_inference(model, device=device, precision=precision), features, overlap=overlap
-    )
+    prepare_inference(model, device=device, precision=precision)
+    if compile:
+        compile_forward(model, "encode")
+    return Predictor(model, features, overlap=overlap)
 
 
 class Predictor:
