@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from eat_audio import cli
 from eat_audio.data import parts
 from eat_audio.data.parts import parts_of
 from eat_audio.errors import EatError, SettingError
@@ -133,6 +134,19 @@ def test_a_job_begun_without_ray_is_finished_with_it(
     assert (summary.done, summary.skipped) == (FILES - 10, 10)
     embed_shard([recordings], load(model, device="cpu"), tmp_path / "plain")
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
+
+
+def test_a_job_of_which_nothing_can_be_read_ends_with_an_error(
+    model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    connected, results = run_here(shuffle=3)
+    monkeypatch.setattr(on_ray, "_connected", connected)
+    monkeypatch.setattr(on_ray, "_results", results)
+    files = [str(recordings / "text.flac"), str(recordings / "empty.wav")]
+    words = ["embed", *files, "--model", model, "--out", str(tmp_path / "out"), "--on", "ray"]
+    with pytest.raises(EatError, match="2 of the files could not be read"):
+        cli.app(words, standalone_mode=False)
 
 
 def test_results_that_are_not_complete_are_an_error(model: str, recordings: Path) -> None:
