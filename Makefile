@@ -35,6 +35,7 @@ bench: $(VENV)/dev.stamp  ## speed beside a plain implementation; about half an 
 	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed $$(echo $$what | tr , ' ') --json benchmarks/results/bench_cpu_$${what%%,*}.json || exit; done
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.speed scaling --size small --json benchmarks/results/bench_cpu_scaling.json
 	@$(VENV)/bin/python -m benchmarks.tables
+	@$(VENV)/bin/python -m benchmarks.embedding_cost
 
 compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs at the same CPU time, on ESC-10
 	@$(VENV)/bin/python -m benchmarks.compare_methods.presets $(ARGS)
