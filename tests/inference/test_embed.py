@@ -47,7 +47,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def read(out: Path) -> dict[str, Any]:
-    if out.is_dir():
+    if out.is_dir() and out.suffix != ".parquet":
         with (out / "index.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return {row["path"]: np.load(out / row["file"]) for row in rows}
@@ -203,6 +203,24 @@ def test_a_job_killed_after_joining_its_parts_has_nothing_twice(
     assert embed_files([clips], predictor, out) == Summary(3, 2, [])
     assert pq.read_table(out).num_rows == 5
     assert not (tmp_path / ".out.parquet.parts").exists()
+
+
+def test_many_vectors_are_a_folder_of_parts_that_later_jobs_go_on_with(
+    predictor: Predictor, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    embed_files([clips / "a"], predictor, out)
+    assert out.is_file()
+    monkeypatch.setattr(storage, "JOIN_BYTES", 1)
+    embed_files([clips / "a", clips / "b"], predictor, out)
+    assert out.is_dir() and len(list(out.iterdir())) == 2
+    os.utime(clips / "b" / "dog.wav", ns=(0, 0))
+    assert embed_files([clips], predictor, out) == Summary(3, 2, [])
+    assert embed_files([clips], predictor, out) == Summary(0, 5, [])
+    monkeypatch.undo()
+    embed_files([clips], predictor, tmp_path / "one.parquet")
+    assert len(pq.read_table(out)) == 5 and same(read(out), read(tmp_path / "one.parquet"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("cut", [1, 3, 8, 40])

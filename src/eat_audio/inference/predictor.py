@@ -25,6 +25,7 @@ from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.evaluation.evaluate import WINDOW_SECONDS, label_names, require_classifier
 from eat_audio.inference.inputs import AudioInput, find_recordings, storable
+from eat_audio.inference.reading import read_ahead, reader_count
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     COLUMN_SECONDS,
@@ -390,7 +391,12 @@ class Predictor:
         """Yield the merged outputs of every input's windows; `batch`, of any inputs, at a time."""
         _check_positive("batch", batch)
         merged = mergers()
-        windows = windows_of(inputs, self.samples, self.hop, passes, sampling_rate)
+
+        def read(audio: AudioInput | Unit) -> Iterator[Window | AudioError | None]:
+            return windows_of([audio], self.samples, self.hop, passes, sampling_rate)
+
+        readers = 0 if isinstance(inputs, list) and len(inputs) == 1 else reader_count(self.device)
+        windows = read_ahead(inputs, read, threads=readers)
         if self.packs:
             groups = grouped(windows, READ_AHEAD * batch)
         else:

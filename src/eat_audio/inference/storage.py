@@ -1,4 +1,7 @@
-"""Store the vectors of recordings: in one Parquet file, or in a folder of .npy files."""
+"""Store the vectors of recordings: in one Parquet file, or in a folder of .npy files.
+
+More than `JOIN_BYTES` are a folder of Parquet files, which pyarrow, pandas and DuckDB read as one.
+"""
 
 import csv
 import hashlib
@@ -33,12 +36,16 @@ PART_SECONDS = 30
 """Work that a killed job may lose."""
 PART_BYTES = 32_000_000
 """Vectors held in memory before they are written; also the size of a row group."""
+JOIN_BYTES = 1_000_000_000
+"""The most of parts that are joined in one file at the end of a job."""
 ROWS = 8_192
 """Rows of a Parquet file handled at a time."""
 MADE_BY = b"eat_audio"
 """Key of the settings that made a Parquet file, in its metadata."""
 START = "relative_to"
 """Key, in those settings, of the folder that relative paths count from."""
+PART = re.compile(r"\d{8}\.parquet")
+"""Names of parts."""
 MAX_STEM = 80
 """Characters of a recording's own name that the name of its .npy file begins with."""
 INDEX = ["path", "file", "shape", "size", "modified"]
@@ -159,7 +166,7 @@ def open_store(out: Path, made_by: dict[str, Any]) -> "Iterator[Table | Folder]"
         DataError: It holds something else.
         OutputError: It is in use, or cannot be written.
     """
-    if out.exists() and out.is_dir() == is_table(out):
+    if out.exists() and out.is_dir() == is_table(out) and not _is_folder_of_parts(out):
         kind, other = ("folder", "file") if out.is_dir() else ("file", "folder")
         raise DataError(f"{out}: is a {kind}; expected a {other}, or nothing")
     store = Table(out, made_by) if is_table(out) else Folder(out, made_by)
@@ -188,6 +195,10 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _is_folder_of_parts(out: Path) -> bool:
+    return is_table(out) and out.is_dir() and any(map(PART.fullmatch, os.listdir(out)))
 
 
 class Folder(Store):
@@ -308,7 +319,7 @@ def _read_index(index: Path) -> list[list[str]]:
 
 
 class Table(Store):
-    """One Parquet file, from parts that are written beside it and joined at the end."""
+    """One Parquet file, or a folder of them, from parts that are written beside it."""
 
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
         super().__init__(out, made_by)
@@ -317,14 +328,19 @@ class Table(Store):
         self.holder: dict[str, tuple[Path, str]] = {}  # by key: its piece, and its path there
         self.waiting: list[Stored] = []
         self.bytes = 0  # of what is waiting
+        self.number = 0  # of the last part
         self.since = time.monotonic()
 
     def open(self) -> None:
         with _writing(self.out):
             remove_leftovers(self.out)
-        for piece in [self.out, *sorted(self.folder.glob("*.parquet"))]:
+        published = sorted(self.out.glob("*.parquet")) if self.out.is_dir() else [self.out]
+        parts = sorted(self.folder.glob("*.parquet"))
+        for piece in [*published, *parts]:
             if piece.exists():
                 self._register_all(piece)
+        stems = [piece.stem for piece in self.pieces if PART.fullmatch(piece.name)]
+        self.number = max(map(int, stems), default=0)
         level = self.made_by["level"]
         columns = [("path", pa.string())]
         columns += [("seconds", pa.float32())] if level != "clip" else []
@@ -373,18 +389,35 @@ class Table(Store):
     def flush(self) -> None:
         self.since = time.monotonic()
         if self.waiting:
-            last = max((int(piece.stem) for piece in self.folder.glob("*.parquet")), default=0)
-            part = self.folder / f"{last + 1:08d}.parquet"
+            self.number += 1
+            part = self.folder / f"{self.number:08d}.parquet"
             self._write(part, vector_rows(self.waiting, self.schema, self.made_by["hop_ms"]))
             self.pieces[part] = set()
             self.waiting, self.bytes = [], 0
 
     def finish(self) -> None:
-        """Join all pieces in one file."""
+        """Join all pieces in one file, or move them into one folder."""
         self.flush()
-        if list(self.pieces) != [self.out] or self.pieces[self.out]:
-            self._write(self.out, self._joined())
+        size = sum(piece.stat().st_size for piece in self.pieces)
+        if self.out.is_dir() or size > JOIN_BYTES:
+            self._publish()
+        elif list(self.pieces) != [self.out] or self.pieces[self.out]:
+            self._write(self.out, self._joined(self.pieces))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _publish(self) -> None:
+        """Move all pieces into a folder in the place of the file; a kill leaves each in one."""
+        with _writing(self.out):
+            if self.out.is_file():
+                self.number += 1
+                first = self.folder / f"{self.number:08d}.parquet"
+                os.replace(self.out, first)
+                self.pieces[first] = self.pieces.pop(self.out)
+            self.out.mkdir(exist_ok=True)
+            for piece, obsolete in self.pieces.items():
+                if obsolete:
+                    self._write(piece, self._joined({piece: obsolete}))
+                os.replace(piece, self.out / piece.name)
 
     def _write(self, path: Path, batches: Iterable[pa.RecordBatch]) -> None:
         """Write a file completely, or not at all, in row groups of about `PART_BYTES`."""
@@ -402,8 +435,8 @@ class Table(Store):
                     group, size = [], 0
             writer.write_table(pa.Table.from_batches(group, self.schema))
 
-    def _joined(self) -> Iterator[pa.RecordBatch]:
-        for piece, obsolete in self.pieces.items():
+    def _joined(self, pieces: dict[Path, set[str]]) -> Iterator[pa.RecordBatch]:
+        for piece, obsolete in pieces.items():
             with pq.ParquetFile(piece) as file:
                 for rows in file.iter_batches(ROWS):
                     if obsolete:

@@ -1,0 +1,112 @@
+"""Read recordings ahead of the model, in threads: decoding leaves Python's lock alone."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from queue import Full, Queue
+
+import torch
+
+from eat_audio.errors import AudioError
+from eat_audio.inference.inputs import AudioInput
+from eat_audio.inference.windows import Unit, Window
+
+MAX_READERS = 16
+INPUTS_AHEAD, WINDOWS_AHEAD = 4, 8
+"""Most inputs per thread that are open or wait, and windows of each."""
+PATIENCE = 0.1
+"""Seconds after which a thread that waits looks whether it is still needed."""
+
+Item = Window | AudioError | None
+"""A window; None, or an error, ends an input."""
+Input = AudioInput | Unit
+
+
+def reader_count(device: torch.device) -> int:
+    """Return how many threads read for a model: none if it has one core of a CPU, else one.
+
+    A GPU is fed by all cores but one, up to `MAX_READERS`.
+    """
+    if device.type != "cpu":
+        return max(1, min((os.cpu_count() or 2) - 1, MAX_READERS))
+    return int(os.cpu_count() != 1 and os.environ.get("OMP_NUM_THREADS") != "1")
+
+
+def read_ahead(
+    inputs: Iterable[Input], read: Callable[[Input], Iterator[Item]], *, threads: int
+) -> Iterator[Item]:
+    """Yield the items of every input, in order, while threads read the next ones.
+
+    Args:
+        inputs: Taken as they are needed.
+        read: Return the items of one input; the last one is no window.
+        threads: How many inputs are read at a time; 0: each when its turn comes.
+    """
+    if not threads:
+        for audio in inputs:
+            yield from read(audio)
+        return
+    ended = threading.Event()
+    pool = ThreadPoolExecutor(threads, "read")
+    queues: deque[Queue[Item | _Failure]] = deque()
+    remaining = iter(inputs)
+    try:
+        while True:
+            while len(queues) < INPUTS_AHEAD * threads:
+                try:
+                    audio = next(remaining)
+                except StopIteration:
+                    break
+                queue: Queue[Item | _Failure] = Queue(WINDOWS_AHEAD)
+                pool.submit(copy_context().run, _fill, queue, read, audio, ended)
+                queues.append(queue)
+            if not queues:
+                return
+            yield from _items(queues.popleft())
+    finally:
+        ended.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Failure:
+    """An exception to be raised where the items are used."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _fill(
+    queue: "Queue[Item | _Failure]",
+    read: Callable[[Input], Iterator[Item]],
+    audio: Input,
+    ended: threading.Event,
+) -> None:
+    """Put the items of an input into its queue, until nobody needs them any more."""
+    try:
+        for item in read(audio):
+            _put(queue, item, ended)
+            if ended.is_set():
+                return
+    except BaseException as error:
+        _put(queue, _Failure(error), ended)
+
+
+def _put(queue: "Queue[Item | _Failure]", item: "Item | _Failure", ended: threading.Event) -> None:
+    while not ended.is_set() and threading.main_thread().is_alive():
+        try:
+            return queue.put(item, timeout=PATIENCE)
+        except Full:
+            pass
+
+
+def _items(queue: "Queue[Item | _Failure]") -> Iterator[Item]:
+    while True:
+        item = queue.get()
+        if isinstance(item, _Failure):
+            raise item.error
+        yield item
+        if not isinstance(item, Window):
+            return
