@@ -13,7 +13,7 @@ from eat_audio.data.parts import Shard, job_status
 from eat_audio.errors import AudioError
 from eat_audio.inference import windows
 from eat_audio.inference.predictor import Predictor
-from eat_audio.inference.shard import UnitFormat, embed_shard, list_units, unit_rows
+from eat_audio.inference.shard import UnitFormat, list_units, run_shard, unit_rows
 from eat_audio.inference.windows import Unit, mean_of_units
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
@@ -59,7 +59,7 @@ def test_the_union_of_shards_equals_one_process_bit_by_bit(
     for count in (1, 2, 3, 7):
         out = tmp_path / f"{count}"
         shards = [Shard(index, count) for index in range(count)]
-        done = [embed_shard([recordings], predictor, out, shard=s, form=form) for s in shards]
+        done = [run_shard([recordings], predictor, out, form, shard=s) for s in shards]
         assert sum(summary.done for summary in done) == 1 + 3 + 3 + 1
         assert [text for summary in done for text in summary.failed] != []
         assert sum(len(state.failed) for state in job_status(out)) == 1
@@ -110,7 +110,7 @@ def test_half_precision_is_stored_as_such(
     predictor: Predictor, recordings: Path, tmp_path: Path
 ) -> None:
     form = UnitFormat(dtype="float16")
-    embed_shard([recordings / "a.wav"], predictor, tmp_path / "out", form=form)
+    run_shard([recordings / "a.wav"], predictor, tmp_path / "out", form)
     (row,) = pq.read_table(tmp_path / "out")["embedding"]
     (clip,) = predictor.embed_many([recordings / "a.wav"], "clip")
     assert row.type == pa.list_(pa.float16())

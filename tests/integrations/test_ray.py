@@ -22,7 +22,7 @@ from eat_audio.data import parts
 from eat_audio.data.parts import parts_of
 from eat_audio.errors import EatError, SettingError
 from eat_audio.inference.predictor import load
-from eat_audio.inference.shard import UnitFormat, embed_shard, list_units
+from eat_audio.inference.shard import UnitFormat, list_units, run_shard
 from eat_audio.integrations import ray as on_ray
 from eat_audio.integrations.ray import Embed, actor_pool, embed_on_ray, result_schema, unit_blocks
 from integrations.small_models import write_model
@@ -116,7 +116,7 @@ def test_the_order_of_blocks_and_their_cuts_do_not_matter(
     form = UnitFormat(level)  # type: ignore[arg-type]
     summary = embed_on_ray([recordings], model, tmp_path / "ray", form=form)
     assert (summary.done, summary.skipped, len(summary.failed)) == (FILES, 0, 2)
-    embed_shard([recordings], load(model, device="cpu"), tmp_path / "plain", form=form)
+    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", form)
     assert table(tmp_path / "ray").equals(table(tmp_path / "plain"))
     assert failures(tmp_path / "ray") == {"empty.wav", "text.flac"}
 
@@ -129,10 +129,10 @@ def test_a_job_begun_without_ray_is_finished_with_it(
     monkeypatch.setattr(on_ray, "_connected", connected)
     monkeypatch.setattr(on_ray, "_results", results)
     files = sorted(recordings.glob("*.wav"))[:10]
-    embed_shard(files, load(model, device="cpu"), tmp_path / "out")
+    run_shard(files, load(model, device="cpu"), tmp_path / "out", UnitFormat())
     summary = embed_on_ray([recordings], model, tmp_path / "out")
     assert (summary.done, summary.skipped) == (FILES - 10, 10)
-    embed_shard([recordings], load(model, device="cpu"), tmp_path / "plain")
+    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", UnitFormat())
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
 
 
@@ -248,7 +248,7 @@ def test_rows_computed_by_actors_are_those_of_one_process(
 ) -> None:
     pytest.importorskip("ray")
     assert has_ended(start(recordings, model, tmp_path / "out"), 900)
-    embed_shard([recordings], load(model, device="cpu"), tmp_path / "plain")
+    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", UnitFormat())
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
     assert failures(tmp_path / "out") == {"empty.wav", "text.flac"}
 

@@ -22,12 +22,50 @@ from eat_audio.cli.console import (
     ReadLayers,
     end_of_job,
     expanded,
+    show_skipped,
     show_table,
 )
 from eat_audio.errors import EatError, SettingError
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
+
+
+def _show_status(out: Path | None) -> None:
+    """Print how far the shards of a job are, and end the command."""
+    if out is None:
+        return
+    from eat_audio.data.parts import job_status
+
+    states = job_status(out)
+    rows = []
+    for state in states:
+        missing = "not started" if state.missing is None else state.missing
+        rows.append((str(state.shard.index), state.done, len(state.failed), missing))
+    show_table(str(out), ("shard", "done", "failed", "missing"), rows)
+    for state in states:
+        show_skipped(list(state.failed.values()))
+    raise typer.Exit
+
+
+ShardName = Annotated[
+    str | None,
+    Option("--shard", help="Do I/N of the work, I from 0; auto: by Slurm's or Kubernetes' index."),
+]
+RetryFailed = Annotated[
+    bool,
+    Option("--retry-failed", help="Try again what an earlier job with --shard could not read."),
+]
+Status = Annotated[
+    Path | None,
+    Option(
+        "--status",
+        metavar="OUT",
+        is_eager=True,
+        callback=_show_status,
+        help="Show what is done, failed and missing in the folder of a job with --shard.",
+    ),
+]
 
 
 @app.command()
@@ -76,6 +114,12 @@ def predict(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    shard: ShardName = None,
+    out: Annotated[
+        Path | None, Option("-o", "--out", help="With --shard: a folder of Parquet parts.")
+    ] = None,
+    retry_failed: RetryFailed = False,
+    status: Status = None,
 ) -> None:
     """Label files: the likeliest labels of each, with scores.
 
@@ -86,7 +130,14 @@ def predict(
     """
     from eat_audio.inference.predictor import predict_files
 
+    if (shard is None) != (out is None):
+        raise SettingError("--shard and --out: expected both, or none of them")
     predictor = _predictor(model, device, precision, compile)
+    if shard is not None:
+        from eat_audio.inference.shard import Labels
+
+        _run_shard(inputs, predictor, out, Labels(top_k), shard, retry_failed)
+        return
     failed = []
     for result in predict_files(expanded(inputs), predictor, top_k=top_k):
         if as_json:
@@ -116,6 +167,12 @@ def embed(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    shard: ShardName = None,
+    dtype: Annotated[
+        str, Option(help="With --shard or --on: float32, or float16: half the room.")
+    ] = "float32",
+    retry_failed: RetryFailed = False,
+    status: Status = None,
 ) -> None:
     """Turn files into vectors; what is already in --out is not done again.
 
@@ -124,23 +181,31 @@ def embed(
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
-    if on is not None and layers is not None:
-        raise SettingError(f"--layers {layers}: not with --on; embed on this machine instead")
+    from eat_audio.inference.shard import UnitFormat
+
+    if layers is not None and (on is not None or shard is not None):
+        raise SettingError(f"--layers {layers}: not with --on or --shard; expected one process")
     if on is not None and compile:
         raise SettingError("--compile: not with --on; embed on this machine instead")
+    form = UnitFormat(cast(Any, level), hop, cast(Any, dtype))
     if on is not None:
-        from eat_audio.inference.shard import UnitFormat
         from eat_audio.integrations.ray import embed_on_ray
 
-        form = UnitFormat(cast(Any, level), hop)
         options: dict[str, Any] = {"address": on, "actors": actors, "device": device, "form": form}
         options |= {"precision": "fp32" if precision == "auto" else precision}
+        options |= {"retry_failed": retry_failed}
         done = embed_on_ray(expanded(inputs), model, out, **options)
         print_lines(f"{out}: {done.done} units embedded, {done.skipped} were there already")
         end_of_job(done.failed)
         return
     from eat_audio.inference.embed import check_output, embed_files
 
+    if shard is not None:
+        predictor = _predictor(model, device, precision, compile)
+        _run_shard(inputs, predictor, out, form, shard, retry_failed)
+        return
+    if dtype != "float32" or retry_failed:
+        raise SettingError("--dtype and --retry-failed: expected with --shard (0/1: all of it)")
     check_output(out)
     predictor = _predictor(model, device, precision, compile)
     paths, kind = expanded(inputs), cast(Any, level)
@@ -168,6 +233,9 @@ def detect(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    shard: ShardName = None,
+    retry_failed: RetryFailed = False,
+    status: Status = None,
 ) -> None:
     """Detect events in files: onset, offset, label and score of each.
 
@@ -181,6 +249,11 @@ def detect(
 
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     predictor = _predictor(model, device, precision, compile)
+    if shard is not None:
+        from eat_audio.inference.shard import Events
+
+        _run_shard(inputs, predictor, out, Events(rules), shard, retry_failed)
+        return
     failed = []
     for result in detect_files(expanded(inputs), predictor, out, rules, plot=timeline):
         if result.detection is None:
@@ -202,6 +275,21 @@ def _predictor(model: str | None, device: str, precision: str, compile: bool) ->
     predictor = load(model, device=device, precision=precision, compile=compile)
     limit_threads(predictor.model.config.hidden_size)
     return predictor
+
+
+def _run_shard(
+    inputs: list[Path], predictor: Any, out: Any, task: Any, name: str, retry_failed: bool
+) -> None:
+    """Do one shard of a task, and print what was done."""
+    from eat_audio.data.parts import Shard
+    from eat_audio.inference.shard import run_shard
+
+    shard = Shard.parse(name)
+    arguments = expanded(inputs), predictor, out, task
+    done = run_shard(*arguments, shard=shard, retry_failed=retry_failed)
+    already = f", {done.skipped} were there already, or failed" if done.skipped else ""
+    print_lines(f"{out}: shard {shard.index}/{shard.count}: {done.done} units done{already}")
+    end_of_job(done.failed)
 
 
 @app.command()

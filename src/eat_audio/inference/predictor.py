@@ -298,7 +298,7 @@ class Predictor:
 
     def predict_many(
         self,
-        inputs: Iterable[AudioInput],
+        inputs: Iterable[AudioInput | Unit],
         top_k: int = 12,
         *,
         batch: int = 8,
@@ -313,7 +313,7 @@ class Predictor:
             if isinstance(result, AudioError):
                 yield result
                 continue
-            yield self._likeliest(result[0])[:top_k]
+            yield self._likeliest(result[0])[:top_k] if len(result[0]) else []
 
     def _likeliest(self, scores: Array) -> list[Prediction]:
         """Return the labels of a recording by their scores (classes,): see `predict`."""

@@ -160,7 +160,7 @@ def embed_on_ray(
     retry_failed: bool = False,
     **init: Any,
 ) -> Summary:
-    """Write the vectors of files and folders as parts, as `embed_shard` does, computed on Ray.
+    """Write the vectors of files and folders as parts, as `run_shard` does, computed on Ray.
 
     Args:
         inputs: Files, folders and URLs, which all machines see under the same names.
@@ -176,7 +176,7 @@ def embed_on_ray(
         init: More arguments of `ray.init`.
 
     Raises:
-        EatError: As `embed_shard`; or Ray is not installed, cannot be reached or has no room.
+        EatError: As `run_shard`; or Ray is not installed, cannot be reached or has no room.
     """
     form, out = form or UnitFormat(), Path(out)
     predictor = load(model, device="cpu", precision=precision)
