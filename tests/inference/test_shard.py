@@ -1,6 +1,11 @@
 """The rows of a unit are the same bytes wherever, and with whatever else, it is embedded."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +14,17 @@ import pytest
 import soundfile
 import torch
 
+from conftest import eat
 from eat_audio.data.parts import Shard, job_status
 from eat_audio.errors import AudioError
 from eat_audio.inference import windows
+from eat_audio.inference.detect import Rules
 from eat_audio.inference.predictor import Predictor
-from eat_audio.inference.shard import UnitFormat, list_units, run_shard, unit_rows
+from eat_audio.inference.shard import Events, Labels, UnitFormat, list_units, run_shard, unit_rows
 from eat_audio.inference.windows import Unit, mean_of_units
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
+from inference.predictors import SMALL, make_predictor
 
 
 @pytest.fixture
@@ -115,3 +123,79 @@ def test_half_precision_is_stored_as_such(
     (clip,) = predictor.embed_many([recordings / "a.wav"], "clip")
     assert row.type == pa.list_(pa.float16())
     np.testing.assert_array_equal(np.array(row.as_py(), np.float16), clip.astype(np.float16))
+
+
+def test_labels_and_events_are_the_same_in_any_number_of_shards(
+    recordings: Path, tmp_path: Path
+) -> None:
+    predictor = make_predictor(SMALL)
+    for task in (Labels(top_k=2), Events(Rules(hop=1, on=0.34, off=0.3))):
+        tables = []
+        for count in (1, 3):
+            out = tmp_path / f"{type(task).__name__}-{count}"
+            for index in range(count):
+                run_shard([recordings], predictor, out, task, shard=Shard(index, count))
+            rows = pq.read_table(out)
+            keys = [
+                name for name in ("path", "start", "onset", "label") if name in rows.schema.names
+            ]
+            tables.append(rows.sort_by([(name, "ascending") for name in keys]))
+        assert tables[0].equals(tables[1]) and len(tables[0])
+        assert len(set(tables[0]["path"].to_pylist())) == 4
+    (first,) = predictor.predict_many([recordings / "a.wav"], top_k=2)
+    row = pq.read_table(tmp_path / "Labels-1").sort_by("path").slice(0, 1).to_pylist()[0]
+    assert row["labels"] == [prediction.label for prediction in first]
+
+
+def test_commands_take_a_shard_and_show_how_far_all_are(
+    recordings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*words: object) -> Any:
+        return eat(monkeypatch, capsys, *words)
+
+    predictor = make_predictor(SMALL)
+    predictor.model.save_pretrained(tmp_path / "model")
+    predictor.features.save_pretrained(tmp_path / "model")
+    (recordings / "broken.wav").write_text("no sound", encoding="utf-8")
+    model = ["--model", tmp_path / "model"]
+    out = ["-o", tmp_path / "out"]
+    codes = [run("embed", recordings, *model, *out, "--shard", f"{n}/2")[0] for n in (0, 1)]
+    assert sorted(codes) == [0, 2]  # one of them has the broken file
+    code, printed, err = run("embed", "--status", tmp_path / "out")
+    lines = [line.split("\t") for line in printed.splitlines()]
+    assert code == 0 and lines[0] == ["shard", "done", "failed", "missing"]
+    assert sum(int(line[2]) for line in lines[1:]) == 1 and "broken.wav" in err
+    assert all(line[3] == "0" for line in lines[1:])
+    for number in (0, 1):
+        again = run("embed", recordings, *model, *out, "--shard", f"{number}/2")
+        assert again[0] == 0 and " 0 units done" in again[1]
+    assert run("predict", recordings, *model, "--shard", "0/1")[0] == 2
+    assert run("embed", recordings, *model, "-o", tmp_path / "v", "--dtype", "float16")[0] == 2
+    assert run("embed", recordings, *model, *out, "--shard", "2/2")[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_shard_killed_20_times_has_every_unit_once_and_the_same_bytes(tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(150):
+        samples = 0.1 * generator.standard_normal(3_000 * (1 + number % 7))
+        soundfile.write(recordings / f"{number}.wav", samples, 16_000)
+    script = Path(__file__).with_name("killed_shard.py")
+    words = [sys.executable, script, recordings, tmp_path / "out", tmp_path / "reference"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    counts = [int(line) for line in ended.stdout.split()]
+    assert len(counts) == 20 and counts == sorted(counts)
+    assert any(0 < count < 150 for count in counts), "killed before or after all of the work"
+    assert table(tmp_path / "out").equals(table(tmp_path / "reference"))
+    (state,) = job_status(tmp_path / "out")
+    assert (state.units, state.done, state.missing) == (150, 150, 0)
+    times = Counter(
+        pq.read_table(path)["unit"][0].as_py() for path in (tmp_path / "out").glob("part-*")
+    )
+    assert set(times.values()) == {1}

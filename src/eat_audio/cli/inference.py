@@ -1,6 +1,7 @@
 """Commands that use a model: evaluate, predict, embed, detect, convert, inspect."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -120,7 +121,7 @@ def predict(
     ] = None,
     retry_failed: RetryFailed = False,
     status: Status = None,
-) -> None:
+) -> str | None:
     """Label files: the likeliest labels of each, with scores.
 
     Without --model it is the tagger that ships with the package; where none of its labels reaches
@@ -136,8 +137,7 @@ def predict(
     if shard is not None:
         from eat_audio.inference.shard import Labels
 
-        _run_shard(inputs, predictor, out, Labels(top_k), shard, retry_failed)
-        return
+        return _run_shard(inputs, predictor, out, Labels(top_k), shard, retry_failed)
     failed = []
     for result in predict_files(expanded(inputs), predictor, top_k=top_k):
         if as_json:
@@ -147,6 +147,7 @@ def predict(
             show_table(result.path, ("label", "score"), rows, heading=True)
         failed += [result.error] if result.error is not None else []
     end_of_job(failed)
+    return None
 
 
 @app.command()
@@ -173,7 +174,7 @@ def embed(
     ] = "float32",
     retry_failed: RetryFailed = False,
     status: Status = None,
-) -> None:
+) -> str | None:
     """Turn files into vectors; what is already in --out is not done again.
 
     With --layers, frames and patches have the vectors of those layers side by side, and clips
@@ -197,13 +198,12 @@ def embed(
         done = embed_on_ray(expanded(inputs), model, out, **options)
         print_lines(f"{out}: {done.done} units embedded, {done.skipped} were there already")
         end_of_job(done.failed)
-        return
+        return None
     from eat_audio.inference.embed import check_output, embed_files
 
     if shard is not None:
         predictor = _predictor(model, device, precision, compile)
-        _run_shard(inputs, predictor, out, form, shard, retry_failed)
-        return
+        return _run_shard(inputs, predictor, out, form, shard, retry_failed)
     if dtype != "float32" or retry_failed:
         raise SettingError("--dtype and --retry-failed: expected with --shard (0/1: all of it)")
     check_output(out)
@@ -213,6 +213,7 @@ def embed(
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
+    return None
 
 
 @app.command()
@@ -236,7 +237,7 @@ def detect(
     shard: ShardName = None,
     retry_failed: RetryFailed = False,
     status: Status = None,
-) -> None:
+) -> str | None:
     """Detect events in files: onset, offset, label and score of each.
 
     Any fine-tuned model will do. For dog.wav: dog.csv, dog.json, dog.txt (a label track for
@@ -252,8 +253,7 @@ def detect(
     if shard is not None:
         from eat_audio.inference.shard import Events
 
-        _run_shard(inputs, predictor, out, Events(rules), shard, retry_failed)
-        return
+        return _run_shard(inputs, predictor, out, Events(rules), shard, retry_failed)
     failed = []
     for result in detect_files(expanded(inputs), predictor, out, rules, plot=timeline):
         if result.detection is None:
@@ -265,6 +265,7 @@ def detect(
         ]
         show_table(result.path, ("onset", "offset", "label", "score"), rows, heading=True)
     end_of_job(failed)
+    return None
 
 
 def _predictor(model: str | None, device: str, precision: str, compile: bool) -> Any:
@@ -279,8 +280,8 @@ def _predictor(model: str | None, device: str, precision: str, compile: bool) ->
 
 def _run_shard(
     inputs: list[Path], predictor: Any, out: Any, task: Any, name: str, retry_failed: bool
-) -> None:
-    """Do one shard of a task, and print what was done."""
+) -> str:
+    """Do one shard of a task, and print what was done; return the next step."""
     from eat_audio.data.parts import Shard
     from eat_audio.inference.shard import run_shard
 
@@ -290,6 +291,7 @@ def _run_shard(
     already = f", {done.skipped} were there already, or failed" if done.skipped else ""
     print_lines(f"{out}: shard {shard.index}/{shard.count}: {done.done} units done{already}")
     end_of_job(done.failed)
+    return f"eat embed --status {shlex.quote(str(out))}"
 
 
 @app.command()
