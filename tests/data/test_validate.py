@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.datasets.audioset import clip_in_name
 from eat_audio.data.labels import CLASSES
 from eat_audio.data.loader import ClipSettings
+from eat_audio.data.parts import Shard
 from eat_audio.data.scan import Files
 from eat_audio.data.tables import (
     read_descriptors,
 )
-from eat_audio.data.validate import Report, prepare
+from eat_audio.data.validate import Report, prepare, prepare_shard
 from eat_audio.errors import DataError, EatWarning
 from eat_audio.pretraining.run import make_features
 
@@ -659,3 +661,24 @@ def test_the_command_refuses_a_corpus_of_nothing(tmp_path, monkeypatch, capsys):
     (root / "a.wav").touch()
     assert command(monkeypatch, "folder", "--root", root, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith("eat: ")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_shards_have_read_is_not_read_again_and_changes_nothing(tmp_path, monkeypatch, quick):
+    root = wavs(tmp_path / "corpus", *(f"{kind}/{n}.wav" for kind in "ab" for n in range(6)))
+    (root / "a" / "broken.wav").write_text("no sound", encoding="utf-8")
+    reference = prepare("folder", root, out=tmp_path / "plain", quick=quick)
+    out = tmp_path / "sharded"
+    shards = [Shard(index, 3) for index in range(3)]
+    counts = [prepare_shard("folder", root, shard, out=out, quick=quick) for shard in shards]
+    assert sum(counts) == 13
+    assert [prepare_shard("folder", root, shard, out=out, quick=quick) for shard in shards] == [
+        0
+    ] * 3
+    read = []
+    monkeypatch.setattr(Files, "_measure", lambda self, number, **_: read.append(number))
+    report = prepare("folder", root, out=out, quick=quick)
+    assert read == [] and report.clips == 12
+    assert replace(report, manifests=[]) == replace(reference, manifests=[])
+    with pytest.raises(DataError, match="--quick; expected the same"):
+        prepare("folder", root, out=out, quick=not quick)

@@ -67,6 +67,10 @@ ReadLayers = Annotated[
 Compile = Annotated[
     bool, Option("--compile", help="Compile the model first: for hundreds of recordings or more.")
 ]
+ShardName = Annotated[
+    str | None,
+    Option("--shard", help="Do I/N of the work, I from 0; auto: by Slurm's or Kubernetes' index."),
+]
 AsJSON = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 NEXT = {

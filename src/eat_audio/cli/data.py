@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from eat_audio.cli.console import AllowRemote, AsJSON, show_skipped, show_table
+from eat_audio.cli.console import AllowRemote, AsJSON, ShardName, show_skipped, show_table
 from eat_audio.data import layout_names
 from eat_audio.errors import EatError
 from eat_audio.progress import print_json, print_lines
@@ -154,18 +154,31 @@ def data_prepare(
     ] = False,
     jobs: Jobs = None,
     as_json: AsJSON = False,
-) -> None:
-    """Check a local copy of a corpus and write manifests of what can be used."""
-    from eat_audio.data.validate import prepare
+    shard: ShardName = None,
+) -> str | None:
+    """Check a local copy of a corpus and write manifests of what can be used.
 
+    With --shard only that share of the files is read; without it, at last, what shards have read
+    is not read again.
+    """
+    from eat_audio.data.validate import prepare, prepare_shard
+
+    if shard is not None:
+        from eat_audio.data.parts import Shard
+
+        share, some = Shard.parse(shard), {"lists": lists or (), "quick": quick, "jobs": jobs}
+        count = prepare_shard(layout, root, share, out=out, **some)  # type: ignore[arg-type]
+        print_lines(f"{out}: shard {share.index}/{share.count}: {count} files read")
+        return "the same command for all shards, then without --shard"
     options = {"least": least, "quick": quick, "stats": stats, "jobs": jobs}
     report = prepare(layout, root, out=out, lists=lists or (), **options)  # type: ignore[arg-type]
     if as_json:
         print(report.to_json())
-        return
+        return None
     show_table(f"{report.corpus} in {report.root}", ("corpus", report.corpus), report.rows())
     for kind, what in report.problems():
         print_lines(f"{kind}: {what}", error=True)
+    return None
 
 
 @app.command("manifest")

@@ -21,6 +21,7 @@ from eat_audio.cli.console import (
     ModelSource,
     Precision,
     ReadLayers,
+    ShardName,
     end_of_job,
     expanded,
     show_skipped,
@@ -49,10 +50,6 @@ def _show_status(out: Path | None) -> None:
     raise typer.Exit
 
 
-ShardName = Annotated[
-    str | None,
-    Option("--shard", help="Do I/N of the work, I from 0; auto: by Slurm's or Kubernetes' index."),
-]
 RetryFailed = Annotated[
     bool,
     Option("--retry-failed", help="Try again what an earlier job with --shard could not read."),

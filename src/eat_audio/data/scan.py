@@ -9,16 +9,35 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eat_audio.audio import audio_claims, audio_facts, collected_warnings
 from eat_audio.data.corpus import CHUNK, Corpus, is_url
-from eat_audio.errors import AudioError
+from eat_audio.data.parts import Shard, Stamp, open_parts, parts_of, read_job
+from eat_audio.errors import AudioError, DataError
 from eat_audio.progress import track
 
+FACTS = pa.schema(
+    [
+        ("unit", pa.string()),  # the path
+        ("samples", pa.int64()),
+        ("rate", pa.int32()),
+        ("channels", pa.int16()),
+        ("digest", pa.string()),
+        ("cut", pa.bool_()),
+        ("warnings", pa.list_(pa.string())),
+        ("failed", pa.string()),
+    ]
+)
+"""Columns of what a shard stores about files."""
+STORED = 512
+"""Files between two moments at which a shard stores what it has read."""
 QUEUED = 32
 """Files that wait for each thread; few, so that an interrupt takes effect soon."""
 CUT = 0.1
@@ -60,8 +79,14 @@ class Files:
         """Why, in the order of the files."""
         return [self.failed[number] for number in sorted(self.failed)]
 
-    def read(self, *, quick: bool, jobs: int) -> None:
-        """Decode all files (or trust their headers), and digest those of equal size."""
+    def read(self, *, quick: bool, jobs: int, numbers: Sequence[int] | None = None) -> None:
+        """Decode files (or trust their headers), and digest those of equal size.
+
+        Args:
+            quick: Trust headers, digest nothing.
+            jobs: Threads.
+            numbers: Which files; all of them if None.
+        """
         _, kinds, times = np.unique(self.sizes, return_inverse=True, return_counts=True)
         same_size = times[kinds] > 1
 
@@ -81,8 +106,71 @@ class Files:
             except OSError as error:
                 self.failed[number] = f"{self.paths[number]}: cannot be read ({error.strerror})"
 
-        for _ in track(_by_threads(work, len(self.paths), jobs), "decode", len(self.paths)):
+        chosen = range(len(self.paths)) if numbers is None else numbers
+        for _ in track(_by_threads(work, chosen, jobs), "decode", len(chosen)):
             pass
+
+    def read_shard(self, out: Path, shard: Shard, *, quick: bool, jobs: int) -> int:
+        """Read one shard of the files, and store the facts in a folder; return how many were read.
+
+        Raises:
+            EatError: See `open_parts`.
+        """
+        numbers = {_unit(path): number for number, path in enumerate(self.paths)}
+        stamps = {unit: _stamp(self.paths[number]) for unit, number in numbers.items()}
+        with open_parts(out, shard, FACTS, {"quick": quick}) as parts:
+            missing = parts.missing(stamps)
+            for first in range(0, len(missing), STORED):
+                units = missing[first : first + STORED]
+                self.read(quick=quick, jobs=jobs, numbers=[numbers[unit] for unit in units])
+                for unit in units:
+                    row = pa.RecordBatch.from_pylist([self._facts(unit, numbers[unit])], FACTS)
+                    parts.add(unit, stamps[unit], [row])
+        return len(missing)
+
+    def _facts(self, unit: str, number: int) -> dict[str, Any]:
+        return {
+            "unit": unit,
+            "samples": self.samples[number],
+            "rate": self.rates[number],
+            "channels": self.channels[number],
+            "digest": self.digests[number].decode(),
+            "cut": self.cut[number],
+            "warnings": self.warnings.get(number, []),
+            "failed": self.failed.get(number),
+        }
+
+    def restore(self, out: Path, *, quick: bool) -> list[int]:
+        """Take the facts that shards have stored in a folder; return the files that have none.
+
+        Raises:
+            DataError: The facts are of the other kind.
+        """
+        if not out.exists():
+            return list(range(len(self.paths)))
+        if read_job(out).get("quick") != quick:
+            raise DataError(
+                f"{out}: was read with{'out' if quick else ''} --quick; expected the same"
+            )
+        left: dict[str, list[int]] = {}
+        for number, path in enumerate(self.paths):
+            left.setdefault(_unit(path), []).append(number)
+        for part in parts_of(out):
+            for row in pq.read_table(part.path, partitioning=None).to_pylist():
+                unit = row["unit"]
+                if unit in left and part.done[unit] == _stamp(self.paths[left[unit][0]]):
+                    for number in left.pop(unit):
+                        self._restore(number, row)
+        return [number for numbers in left.values() for number in numbers]
+
+    def _restore(self, number: int, row: dict[str, Any]) -> None:
+        self.samples[number], self.rates[number] = row["samples"], row["rate"]
+        self.channels[number], self.cut[number] = row["channels"], row["cut"]
+        self.digests[number] = row["digest"].encode()
+        if row["warnings"]:
+            self.warnings[number] = row["warnings"]
+        if row["failed"] is not None:
+            self.failed[number] = row["failed"]
 
     def _measure(self, number: int, *, quick: bool) -> None:
         facts = claims = audio_claims(self.paths[number])
@@ -98,12 +186,26 @@ class Files:
         self.digests[number] = digest.hexdigest()
 
 
-def _by_threads(work: Callable[[int], None], count: int, jobs: int) -> Iterator[None]:
-    """Do the work for 0, 1, ... in threads."""
+def _unit(path: str) -> str:
+    """Return the id of a file: its path as text that any file can hold."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def _stamp(path: str) -> Stamp | None:
+    """Return the size and the time of the last change of a file; None if it cannot be read."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _by_threads(work: Callable[[int], None], numbers: Sequence[int], jobs: int) -> Iterator[None]:
+    """Do the work for every number in threads."""
     pool = ThreadPoolExecutor(jobs)
     try:
-        for first in range(0, count, QUEUED * jobs):
-            yield from pool.map(work, range(first, min(count, first + QUEUED * jobs)))
+        for first in range(0, len(numbers), QUEUED * jobs):
+            yield from pool.map(work, numbers[first : first + QUEUED * jobs])
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -19,6 +19,7 @@ from eat_audio.data.datasets import REPORT, STATISTICS_FILE, TABLE, VERSION, ada
 from eat_audio.data.datasets.audioset import BALANCED, UNBALANCED
 from eat_audio.data.datasets.base import Index
 from eat_audio.data.manifest import write_csv, write_tsv
+from eat_audio.data.parts import Shard
 from eat_audio.data.scan import Files
 from eat_audio.data.splits import SPLITS, role_of
 from eat_audio.data.statistics import measure
@@ -34,6 +35,8 @@ SHORTEST = 0.025
 LONGER = 1.0
 """Seconds by which a file may exceed a listed segment and still be that segment alone."""
 QUANTILES = {"shortest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
+FACTS_FOLDER = "_facts"
+"""Of what shards have read."""
 BALANCED_FOLDER = "balanced"
 """The folder of AS-20K if there is AS-2M, too."""
 THOROUGH = (
@@ -184,16 +187,10 @@ def prepare(
         DataError: There is no such corpus at `root`, nothing of it can be used, or `out` holds
             something else.
     """
-    adapter = adapter_named(layout)
     root, out = Path(root), Path(out)
-    if not os.path.isdir(root):
-        raise DataError(f"{root}: no such folder")
-    if lists and not adapter.takes_lists:
-        raise DataError(f"{layout}: its lists lie in the root; only audioset takes others")
-    _make_folder(out)
-    index = adapter.compare(root, **({"lists": lists} if lists else {}))
-    files = Files([clip.path for clip in index.corpus.clips])
-    files.read(quick=quick, jobs=jobs or os.cpu_count() or 1)
+    index, files = _listed(layout, root, out, lists)
+    left = files.restore(out / FACTS_FOLDER, quick=quick)
+    files.read(quick=quick, jobs=jobs or os.cpu_count() or 1, numbers=left)
     corpus, seconds = _with_stretches(index.corpus, files)
     kept = ~files.unusable & (seconds >= least)
     usable = replace(corpus, clips=corpus.table.take(np.flatnonzero(kept)))
@@ -214,6 +211,37 @@ def prepare(
         statistics=_measured(usable) if stats else statistics,
     )
     return _write(report, usable, index.label_ids, files.samples[kept], out)
+
+
+def prepare_shard(
+    layout: str,
+    root: str | Path,
+    shard: Shard,
+    *,
+    out: str | Path,
+    lists: Sequence[Path] = (),
+    quick: bool = False,
+    jobs: int | None = None,
+) -> int:
+    """Read one shard of the files of a corpus, for a later `prepare`; return how many were read.
+
+    Args and errors as of `prepare`; the facts lie in a folder in `out`.
+    """
+    _, files = _listed(layout, Path(root), Path(out), lists)
+    folder = Path(out) / FACTS_FOLDER
+    return files.read_shard(folder, shard, quick=quick, jobs=jobs or os.cpu_count() or 1)
+
+
+def _listed(layout: str, root: Path, out: Path, lists: Sequence[Path]) -> tuple[Index, Files]:
+    """Return what is listed of a corpus and lies at `root`; make the folder `out`."""
+    adapter = adapter_named(layout)
+    if not os.path.isdir(root):
+        raise DataError(f"{root}: no such folder")
+    if lists and not adapter.takes_lists:
+        raise DataError(f"{layout}: its lists lie in the root; only audioset takes others")
+    _make_folder(out)
+    index = adapter.compare(root, **({"lists": lists} if lists else {}))
+    return index, Files([clip.path for clip in index.corpus.clips])
 
 
 # ---- findings
