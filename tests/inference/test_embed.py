@@ -16,7 +16,7 @@ import torch
 
 from conftest import needs_data
 from eat_audio.errors import AudioError, DataError, EatWarning, OutputError, SettingError
-from eat_audio.inference import storage
+from eat_audio.inference import rows, storage
 from eat_audio.inference.embed import Summary, embed_files
 from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
@@ -129,6 +129,7 @@ def test_many_rows_are_written_in_several_groups(
     embed_files([clips], predictor, tmp_path / "one.parquet", level="patch")
     monkeypatch.setattr(storage, "PART_BYTES", 10_000)
     monkeypatch.setattr(storage, "ROWS", 37)
+    monkeypatch.setattr(rows, "ROWS", 37)
     embed_files([clips], predictor, tmp_path / "many.parquet", level="patch")
     one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
     with one, many:

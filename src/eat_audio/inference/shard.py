@@ -30,7 +30,8 @@ from eat_audio.inference.detect import Event, Rules, detect
 from eat_audio.inference.embed import Summary, made_by
 from eat_audio.inference.inputs import find_recordings, storable
 from eat_audio.inference.predictor import Prediction, Predictor
-from eat_audio.inference.storage import Origin, Stored, vector_rows
+from eat_audio.inference.rows import Stored, vector_rows
+from eat_audio.inference.storage import Origin
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     Array,
