@@ -276,7 +276,7 @@ def _predictor(model: str | None, device: str, precision: str, compile: bool) ->
 
 
 def _run_shard(
-    inputs: list[Path], predictor: Any, out: Any, task: Any, name: str, retry_failed: bool
+    inputs: list[str], predictor: Any, out: Any, task: Any, name: str, retry_failed: bool
 ) -> str:
     """Do one shard of a task, and print what was done; return the next step."""
     from eat_audio.data.parts import Shard
