@@ -17,7 +17,7 @@ from eat_audio.inference import windows
 from eat_audio.inference.embed import embed_files
 from eat_audio.inference.inputs import audio_source, find_recordings
 from eat_audio.inference.predictor import Predictor
-from eat_audio.inference.shard import embed_shard
+from eat_audio.inference.shard import UnitFormat, run_shard
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 
@@ -51,7 +51,7 @@ def test_vectors_of_recordings_at_urls_are_those_of_the_files(
     for name, place in places.items():
         inputs = [f"{place}/a.flac", f"{place}/b.ogg"]
         embed_files(inputs, predictor, folder / f"{name}.parquet")
-        embed_shard(inputs, predictor, folder / f"{name}-parts")
+        run_shard(inputs, predictor, folder / f"{name}-parts", UnitFormat())
     for kind in (".parquet", "-parts"):
         near, far = (pq.read_table(f"{folder / name}{kind}").sort_by("path") for name in places)
         assert far["path"][0].as_py() == f"{server[0]}/a.flac"

@@ -28,7 +28,7 @@ from eat_audio.data.parts import Shard, Stamp, open_parts
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.inference.detect import Event, Rules, detect
 from eat_audio.inference.embed import Summary, made_by
-from eat_audio.inference.inputs import find_recordings, storable
+from eat_audio.inference.inputs import file_source, find_recordings, storable
 from eat_audio.inference.predictor import Prediction, Predictor
 from eat_audio.inference.rows import Stored, vector_rows
 from eat_audio.inference.storage import Origin
@@ -164,7 +164,7 @@ class Events:
         """Yield the events in every recording, or what is wrong with it."""
         for unit in units:
             try:
-                yield detect(unit.path, predictor, self.rules).events
+                yield detect(file_source(unit.path), predictor, self.rules).events
             except AudioError as error:
                 yield error
             except OSError as error:
