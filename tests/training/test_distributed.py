@@ -45,7 +45,10 @@ KILLS = 50
 """How often a run is killed; the quick suite kills a smaller one, in test_kills.py."""
 ALSO = ["audiomae", "beats", "beats_tokenizer"]
 """Methods beside EAT that are trained here, their runs named after them."""
-FINETUNE = ["loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL]
+FINETUNE = [
+    *("loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL),
+    *("encoder.pooling=statistics", "head_start=probe", "ema=0.9"),
+]
 
 
 def torchrun(*arguments: str, processes: int = 2) -> list[str]:
