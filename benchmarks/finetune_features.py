@@ -45,6 +45,7 @@ RECIPE = "eat_tiny_open_finetune"
 SHORT = ["steps=100", "batch=8", "optim.warmup=10", "log_every=100", "save_every=100"]
 ROWS: dict[str, list[str]] = {
     "the recipe": [],
+    "silence=keep, short=pad": ["clips.silence=keep", "clips.short=pad"],
     "lr=1e-4": ["optim.lr=1e-4"],
     "pooling=mean": ["encoder.pooling=mean"],
     "head_start=random": ["head_start=random"],
