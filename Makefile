@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
-BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed
+BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed librosa,precision
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow small compare cost bench lint clean

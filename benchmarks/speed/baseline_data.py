@@ -10,9 +10,12 @@ Shapes: S samples, T frames (10 ms), F mel bins (128), K masks per clip, N patch
 import math
 from pathlib import Path
 
+import numpy as np
 import soundfile
+import soxr
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 RATE = 16_000
@@ -33,6 +36,19 @@ def read(path: str | Path) -> Tensor:
     """A file -> mono samples at 16 kHz (S,), float32."""
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     return resample(torch.from_numpy(samples.mean(axis=1)), rate)
+
+
+def as_librosa(path: str | Path) -> NDArray[np.float32]:
+    """A mono file -> samples at 16 kHz, with the calls and the checks that librosa makes.
+
+    Source: librosa 0.11, `load`, `to_mono`, `resample` and `util.valid_audio`.
+    """
+    samples, rate = soundfile.read(path, dtype="float32")
+    for _ in ("to_mono", "resample"):
+        if not np.isfinite(samples).all():
+            raise ValueError(path)
+    resampled: NDArray[np.float32] = soxr.resample(samples, rate, RATE, quality="HQ")
+    return resampled
 
 
 def resample(waveform: Tensor, rate: int) -> Tensor:

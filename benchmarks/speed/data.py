@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.speed import baseline_data as plain_data
 from benchmarks.speed.measure import BUFFERS, Case, relative, turns
-from eat_audio.audio import SAMPLE_RATE
+from eat_audio.audio import SAMPLE_RATE, load_audio
 from eat_audio.audio.fbank import AUDIOSET, spectrogram
 from eat_audio.data.corpus import Clip, Corpus
 from eat_audio.data.loader import Batch, ClipBatches, ClipSettings, training_batches
@@ -149,6 +149,27 @@ def loader(size: str, device: str) -> Iterator[Case]:
                     packed = open_packed(shards)
                     title = f"{kind.upper()} in shards, against FLAC files"
                     yield _loading(title, packed, paths, within=1e-5)
+
+
+def librosa(size: str, device: str) -> Iterator[Case]:
+    """Mono FLAC at 44.1 kHz -> samples, one file at a time, against librosa's way."""
+    seconds = 10.0 if size == "base" else 1.0
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place, f"{clip}.flac") for clip in range(BUFFERS)]
+        for clip, path in enumerate(files):
+            soundfile.write(path, sound(seconds, rate=44_100, seed=clip), 44_100, subtype="PCM_16")
+        yield Case(
+            name=f"FLAC, 44.1 kHz, mono, {seconds:g} s, as librosa reads it",
+            ours=turns(load_audio, files),
+            plain=turns(plain_data.as_librosa, files),
+            clips=1,
+            difference=lambda: relative(
+                load_audio(files[0]), torch.from_numpy(plain_data.as_librosa(files[0]))
+            ),
+            within=1e-6,
+            target=1.0,
+            settings={"batch": 1, "seconds": seconds},
+        )
 
 
 def _loading(

@@ -3,6 +3,7 @@
 What a user waits for: reading, the front end and the encoder, up to the file that is written.
 """
 
+import copy
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from eat_audio.inference.embed import embed_files
 from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATModel
+from eat_audio.training.hardware import has_bfloat16, prepare_inference
 
 FILES = 32
 """Recordings of the folder that is embedded."""
@@ -87,6 +89,29 @@ def embed(size: str, device: str) -> Iterator[Case]:
             within=WITHIN["float32"],
             settings=settings | {"files": what},
         )
+
+
+def precision(size: str, device: str) -> Iterator[Case]:
+    """One waveform -> its vector, in the precision that is chosen by itself, against float32."""
+    torch.manual_seed(0)
+    model = EATModel(EATConfig.named(size)).to(device)  # type: ignore[arg-type]
+    exact = Predictor(model, EATFeatureExtractor())
+    chosen = prepare_inference(copy.deepcopy(model), device=device)
+    automatic = Predictor(chosen, EATFeatureExtractor())
+    waveforms = [0.1 * torch.randn(round(SECONDS * SAMPLE_RATE)) for _ in range(BUFFERS)]
+    dtype = str(chosen.dtype).removeprefix("torch.")
+    yield Case(
+        name=f"one waveform of {SECONDS:g} s to its vector, auto ({dtype}) against float32",
+        ours=turns(automatic.embed, waveforms),
+        plain=turns(exact.embed, waveforms),
+        clips=1,
+        difference=lambda: relative(
+            *(torch.from_numpy(one.embed(waveforms[0]).clip) for one in (automatic, exact))
+        ),
+        within=WITHIN[dtype],
+        target=3.5 if has_bfloat16(torch.device(device)) else None,
+        settings={"size": size, "batch": 1, "seconds": SECONDS, "dtype": dtype},
+    )
 
 
 def recordings(scratch: Path, count: int) -> tuple[list[Path], str]:

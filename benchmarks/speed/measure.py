@@ -257,7 +257,8 @@ def host(device: str) -> dict[str, object]:
     """What a reader must know of the machine; not whose it is."""
     gpu = device.startswith("cuda")
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu("model name") or platform.processor() or platform.machine(),
+        "flags": _cpu("flags"),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name(device) if gpu else None,
@@ -313,10 +314,10 @@ def _best(work: Work, clock: Clock, tries: int = 5) -> float:
     return min(clock(work) for _ in range(tries))
 
 
-def _cpu_name() -> str:
+def _cpu(key: str) -> str:
+    """What the kernel says about the processor, as lscpu shows it; nothing on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -20,6 +20,8 @@ WHAT = {
     "finetune": "model",
     "infer": "model",
     "embed": "embed",
+    "precision": "embed",
+    "librosa": "data",
     "loader": "data",
     "masks": "data",
     "logmel": "data",
