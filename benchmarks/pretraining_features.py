@@ -1,4 +1,4 @@
-"""What settings of small pre-training runs bring, each by itself, with three seeds.
+"""What settings of small pre-training runs bring, each by itself, with several seeds.
 
     python -m benchmarks.pretraining_features esc10/ runs/features
 
@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.compare_methods import machine
 from eat_audio import config
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.data.datasets import open_corpus
@@ -47,14 +48,14 @@ VARIANTS = {
 
 
 @torch.inference_mode()
-def probe(source: Path, corpus_path: str) -> dict[str, float]:
-    """Return the accuracy of a probe of clips as they are, and of clips without silence."""
+def probe(source: Path, corpus_path: str, *silences: str) -> dict[str, float]:
+    """Return the accuracy of a probe by what happens to the silence in clips: keep, or trim."""
     encoder, features = load_model_and_features(source, AudioEncoder)
     corpus = open_corpus(corpus_path).select(*FOLDS)
     labels = np.array([clip.labels[0] for clip in corpus.clips])
     folds = np.array([clip.split for clip in corpus.clips])
     scores = {}
-    for silence in ("keep", "trim"):
+    for silence in silences:
         reader = ClipReader(silence=silence)  # type: ignore[arg-type]
         vectors = []
         for clip in corpus.clips:
@@ -81,10 +82,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     path = RESULTS / "pretraining_features.json"
-    results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    results["machine"] = machine()
     todo = [(name, str(seed)) for seed in range(options.seeds) for name in VARIANTS]
-    for name, seed in sorted(todo, key=lambda pair: "tiled" in pair[0]):
-        row = results.setdefault(name, {})
+    for name, seed in sorted(todo, key=lambda pair: list(VARIANTS).index(pair[0]) > 1):
+        row = results["runs"].setdefault(name, {})
         if seed in row:
             continue
         out = options.runs / f"{list(VARIANTS).index(name)}-{seed}"
@@ -94,11 +96,13 @@ def main() -> None:
         seconds = round(time.process_time() - start, 1)
         last = read_log(out)[-1]
         measured = {key: last[key] for key in last if key.startswith("target/")}
-        row[seed] = probe(out, options.esc10) | measured | {"cpu_seconds": seconds}
+        silences = ("keep", "trim") if seed == "0" else ("keep",)
+        scores = probe(out, options.esc10, *silences)
+        row[seed] = scores | measured | {"cpu_seconds": seconds}
         write_json(path, results)
-    for name, row in results.items():
+    for name, row in results["runs"].items():
         for silence in ("keep", "trim"):
-            values = [100 * one[silence] for one in row.values()]
+            values = [100 * one[silence] for one in row.values() if silence in one]
             spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
             print(f"{name}; probed with silence={silence}: {np.mean(values):.1f} +- {spread:.1f}")
 

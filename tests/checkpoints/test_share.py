@@ -70,6 +70,14 @@ def test_what_is_shared_is_the_model_with_its_scores(run: Path, tmp_path: Path) 
     }
 
 
+def test_the_card_names_several_corpora_without_their_folders(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["recipe"]["data"] = ["/home/somebody/pool/", "/home/somebody/mine.csv"]
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    _, text = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="cc-by-4.0"))
+    assert "- pool" in text and "- mine.csv" in text and "somebody" not in text
+
+
 def test_the_head_of_the_card_is_what_the_hub_reads(run: Path, tmp_path: Path) -> None:
     head, _ = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="cc-by-4.0"))
     assert head["license"] == "cc-by-4.0" and head["library_name"] == "transformers"
