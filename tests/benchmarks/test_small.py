@@ -337,6 +337,7 @@ def test_the_verdict_says_who_wins_by_how_much_and_at_which_cost() -> None:
     first, second = report.verdict(kept, "eat@9")
     assert "EAT-tiny, probe of all layers (90.0 %) leads" in first
     assert "small CNN from scratch (85.0 %), by 5.0 points" in first
+    assert "Not run: log-mel mean and deviation, logistic regression; " in first
     assert "at most 1 CPU minutes" in second  # the cheaper method's whole budget
     assert "BEATs-tiny 75.0 %, EAT-tiny 70.0 %" in second
 
