@@ -9,8 +9,9 @@ processes need not run at the same time, on the same machine, or know of each ot
       _shards/2-of-7/                .lock, held while the shard is at work
       _shards/2-of-7/manifest.json   units of the shard; "complete" when none is missing
 
-A part is written aside and renamed: after a kill at any moment a unit is in one part with all of
-its rows, or in none. Names with an underscore are ignored by readers of Parquet folders.
+A part is written aside, by a thread while the next one is computed, and renamed: after a kill at
+any moment a unit is in one part with all of its rows, or in none. Names with an underscore are
+ignored by readers of Parquet folders.
 """
 
 import json
@@ -18,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +138,8 @@ class Parts:
         self.folder = out / SHARDS / str(shard)
         self.parts = [part for part in parts_of(out) if self._may_hold_ours(part.path)]
         self.units = 0
+        self.writer = ThreadPoolExecutor(1, "write")
+        self.writing: tuple[Part, Future[None]] | None = None
         self.number = max((int(p.path.stem[-8:]) for p in self.parts), default=0)
         self._clear()
 
@@ -188,14 +192,25 @@ class Parts:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held as a part."""
+        """Begin to write what is held as a part, once the one before is complete."""
+        self.wait()
         if self.done or self.failed:
             self.number += 1
             path = self.out / f"part-{self.shard}-{self.number:08d}.parquet"
             part = Part(path, self.done, self.failed)
-            self._write(part, self.waiting)
-            self.parts.append(part)
+            self.writing = part, self.writer.submit(self._write, part, self.waiting)
         self._clear()
+
+    def wait(self) -> None:
+        """Wait until the last part is complete.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self.writing is not None:
+            (part, result), self.writing = self.writing, None
+            result.result()
+            self.parts.append(part)
 
     def _write(self, part: Part, batches: list[pa.RecordBatch]) -> None:
         record = json.dumps({"done": part.done, "failed": part.failed})
@@ -255,13 +270,16 @@ def open_parts(
         parts = Parts(out, shard, schema)
         for number in range(1, parts.number + 2):
             remove_leftovers(out / f"part-{shard}-{number:08d}.parquet")
+        stack.callback(parts.writer.shutdown)
         try:
             yield parts
         except BaseException:
             with suppress(OutputError):  # what ended the job is the error to report
                 parts.flush()
+                parts.wait()
             raise
         parts.flush()
+        parts.wait()
         parts._write_manifest()
 
 

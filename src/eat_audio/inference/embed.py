@@ -39,7 +39,7 @@ def embed_files(
     out: str | Path,
     *,
     level: Level = "clip",
-    batch: int = 8,
+    batch: int | None = None,
     hop_ms: int = 160,
     layers: Layers | None = None,
 ) -> Summary:
@@ -55,7 +55,7 @@ def embed_files(
             `.seconds.npy` (T',) beside it, and `index.csv`: `path`, `file`, `shape`, `size`,
             `modified`.
         level: clip (D), frame (T', D) or patch (T', F', D).
-        batch: Windows of 10.24 s per batch.
+        batch: Windows of 10.24 s per batch; 8 on a CPU and 64 on a GPU if None.
         hop_ms: Milliseconds from one frame to the next: 160, 80 or 40.
         layers: Of the encoder, see `Predictor.embed`.
 

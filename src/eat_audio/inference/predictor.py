@@ -62,6 +62,8 @@ NO_KNOWN_SOUND = "no known sound"
 """The answer of a model with thresholds where no label reaches its own."""
 FIELDS = {"clip": "clip", "frame": "frames", "patch": "patches"}
 """The field of `Features` of every level."""
+BATCH_OF_CPU, BATCH_OF_GPU = 8, 64
+"""Windows per batch, by device."""
 READ_AHEAD = 4
 """Batches of windows that are read before one is run, so that those of similar length meet."""
 
@@ -220,7 +222,6 @@ class Predictor:
             [audio],
             self._features("clip", "patches", layers=layers),
             lambda: (Mean(), Grid(passes)),
-            batch=8,
             passes=passes,
             sampling_rate=sampling_rate,
         )
@@ -249,7 +250,7 @@ class Predictor:
         inputs: Iterable[AudioInput],
         level: Level,
         *,
-        batch: int = 8,
+        batch: int | None = None,
         hop_ms: int = 160,
         layers: Layers | None = None,
         sampling_rate: int | None = None,
@@ -257,9 +258,9 @@ class Predictor:
         """Yield the vectors of many recordings, in order, or what is wrong with one.
 
         Args:
-            inputs: In any mixture; read as they are needed, four times `batch` windows ahead.
+            inputs: In any mixture; read as they are needed, a few ahead in threads.
             level: clip (D,), frame (T', D) or patch (T', F', D).
-            batch: Windows per batch.
+            batch: Windows per batch; 8 on a CPU and 64 on a GPU if None.
             hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
             layers: See `embed`.
             sampling_rate: See `embed`.
@@ -278,7 +279,7 @@ class Predictor:
             yield result if isinstance(result, AudioError) else result[0]
 
     def embed_units(
-        self, units: Iterable[Unit], level: Level, *, batch: int = 8, hop_ms: int = 160
+        self, units: Iterable[Unit], level: Level, *, batch: int | None = None, hop_ms: int = 160
     ) -> Iterator[tuple[Array, int] | AudioError]:
         """Yield the vectors of stretches of files, see `embed_many`, and their columns of 160 ms.
 
@@ -301,7 +302,7 @@ class Predictor:
         inputs: Iterable[AudioInput | Unit],
         top_k: int = 12,
         *,
-        batch: int = 8,
+        batch: int | None = None,
         sampling_rate: int | None = None,
     ) -> Iterator[list[Prediction] | AudioError]:
         """Yield the likeliest labels of many recordings, in order, or what is wrong with one."""
@@ -384,11 +385,13 @@ class Predictor:
         outputs: Outputs,
         mergers: Callable[[], tuple[Mean | Grid | Columns, ...]],
         *,
-        batch: int,
+        batch: int | None = None,
         passes: int = 1,
         sampling_rate: int | None = None,
     ) -> Iterator[tuple[Array, ...] | AudioError]:
-        """Yield the merged outputs of every input's windows; `batch`, of any inputs, at a time."""
+        """Yield the merged outputs of every input's windows, `batch` of which are run at a time."""
+        if batch is None:
+            batch = BATCH_OF_CPU if self.device.type == "cpu" else BATCH_OF_GPU
         _check_positive("batch", batch)
         merged = mergers()
 
@@ -445,7 +448,11 @@ Listener = Predictor
 
 
 def predict_files(
-    inputs: Iterable[str | Path], predictor: Predictor, *, top_k: int = 12, batch: int = 8
+    inputs: Iterable[str | Path],
+    predictor: Predictor,
+    *,
+    top_k: int = 12,
+    batch: int | None = None,
 ) -> Iterator[FilePrediction]:
     """Yield the likeliest labels of files, and of all recordings in folders, in sorted order.
 
