@@ -148,7 +148,7 @@ def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, caps
     small(tmp_path / "demo")
     lines = capsys.readouterr().out.splitlines()
     assert [line[9:12] for line in lines if line.startswith("[")] == [
-        f"{number}/7" for number in range(1, 8)
+        f"{number}/8" for number in range(1, 9)
     ]
     assert f"report: {tmp_path / 'demo' / 'report.html'}" in lines
     assert lines[-3].startswith("  eat predict ")

@@ -1,7 +1,9 @@
 """Without a name, the model that ships is used; below its thresholds it knows no sound."""
 
 import json
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 import eat_audio as eat
+from conftest import ROOT
 from eat_audio import cli
 from eat_audio.checkpoints import shipped
 from eat_audio.checkpoints.load import load_model
+from eat_audio.data.datasets import open_corpus
 from eat_audio.errors import CheckpointError
 from eat_audio.inference.predictor import NO_KNOWN_SOUND, Predictor
 from eat_audio.models import save
@@ -61,14 +65,19 @@ def test_labels_count_from_their_thresholds_on() -> None:
     assert len(scores) == 3
     likeliest = max(scores, key=scores.get)
     limits = [scores[name] if name == likeliest else 1.0 for name in ("cat", "dog", "owl")]
-    (only,) = with_thresholds(*limits).predict(clip)
-    assert (only.label, only.score) == (likeliest, scores[likeliest])
+    first = with_thresholds(*limits).predict(clip)[0]
+    assert (first.label, first.score) == (likeliest, scores[likeliest])
+    least = min(scores, key=scores.get)
+    limits = [0.0 if name == least else 1.0 for name in ("cat", "dog", "owl")]
+    reached, *others = with_thresholds(*limits).predict(clip)
+    assert reached.label == least and {p.label for p in others} == set(scores) - {least}
 
 
 def test_below_all_thresholds_there_is_no_known_sound() -> None:
     clip = sound(1.0)
     highest = with_thresholds(0.0, 0.0, 0.0).predict(clip)[0].score
-    (answer,) = with_thresholds(1.0, 1.0, 1.0).predict(clip)
+    answer, *others = with_thresholds(1.0, 1.0, 1.0).predict(clip)
+    assert others == with_thresholds(0.0, 0.0, 0.0).predict(clip)
     assert answer.label == NO_KNOWN_SOUND == "no known sound"
     assert answer.score == pytest.approx(1 - highest)
 
@@ -122,7 +131,7 @@ def test_commands_without_a_model_use_it_and_name_it(
         assert code == 0 and err.count("no model was named") == 1, err
         assert "None" not in output + err
         if command[0] == "predict":
-            (answer,) = json.loads(output)["predictions"]
+            answer = json.loads(output)["predictions"][0]
             assert answer["label"] == NO_KNOWN_SOUND
     code, output, err = run("predict", wav, "--model", weights)
     assert code == 0 and "no model was named" not in err and NO_KNOWN_SOUND in output
@@ -134,3 +143,63 @@ def test_a_package_without_the_model_says_so(
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match="the model that ships with the package is not there"):
         eat.load()
+
+
+# ---- the model itself
+
+needs_weights = pytest.mark.skipif(
+    not (shipped.FOLDER / "model.safetensors").is_file(), reason="the weights have not been built"
+)
+
+
+@needs_weights
+def test_the_model_that_ships_is_small_and_its_card_says_what_it_is() -> None:
+    size = sum(file.stat().st_size for file in shipped.FOLDER.rglob("*") if file.is_file())
+    assert size <= 8_000_000
+    card = (shipped.FOLDER / "README.md").read_text(encoding="utf-8")
+    model = load_model(shipped.FOLDER)
+    assert all(f"| {name} | " in card for name in model.config.id2label.values())
+    assert len(thresholds_of(model.config) or []) == model.config.num_labels
+    for corpus in ("esc10.csv", "pool_open.csv", "fsdd.txt"):
+        assert (shipped.FOLDER / "attribution" / corpus).is_file()
+
+
+@needs_weights
+@pytest.mark.parametrize("level", [0.0, 1e-4, 0.1])
+def test_silence_and_noise_are_no_known_sound(level: float) -> None:
+    noise = torch.randn(48_000, generator=torch.Generator().manual_seed(3))
+    answer = eat.load().predict(level * noise)[0]
+    assert answer.label == NO_KNOWN_SOUND
+
+
+@needs_weights
+@pytest.mark.slow
+def test_the_held_out_fold_is_labeled_as_the_card_says(data: Path) -> None:
+    names = json.loads((ROOT / "benchmarks/results/shipped_model.json").read_text())["esc10"]
+    fold = open_corpus(data / "esc10").select("5")
+    predictor = eat.load(precision="fp32")
+    right = 0
+    for clip, answer in zip(
+        fold.clips, predictor.predict_many([c.path for c in fold.clips]), strict=True
+    ):
+        assert isinstance(answer, list)
+        likeliest = next((p.label for p in answer if p.label in names.values()), None)
+        right += likeliest == names[fold.label_names[clip.labels[0]]]
+    assert len(fold) == 80 and right >= 0.85 * 80
+    assert f"{right / 80:.1%}" in shipped.summary(shipped.FOLDER)
+
+
+@needs_weights
+def test_wheel_and_sdist_hold_the_weights() -> None:
+    """Hatchling packs what lies in the package and git does not ignore."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    assert build["build"]["targets"]["wheel"]["packages"] == ["src/eat_audio"]
+    assert build["build"]["targets"]["sdist"]["exclude"] == ["tests/golden"]
+    weights = shipped.FOLDER.relative_to(ROOT)
+    command = ["git", "ls-files", "--cached", weights.as_posix()]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git repository")
+    names = {Path(line).relative_to(weights).as_posix() for line in listed.stdout.splitlines()}
+    required = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert required | {"attribution/esc10.csv", "examples/dog.ogg"} <= names

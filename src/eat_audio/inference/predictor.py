@@ -236,8 +236,8 @@ class Predictor:
 
         Scores are probabilities: of all classes together (softmax) if the model was trained to
         give one label per clip, of each class by itself (sigmoid) if several. A model with
-        thresholds in its configuration returns the labels that reach theirs; where none does, the
-        only one is `NO_KNOWN_SOUND`, with the score 1 less the highest.
+        thresholds in its configuration returns the labels that reach theirs before all others;
+        where none does, the first is `NO_KNOWN_SOUND`, with the score 1 less the highest.
 
         Raises:
             AudioError: It cannot be read.
@@ -319,12 +319,15 @@ class Predictor:
     def _likeliest(self, scores: Array) -> list[Prediction]:
         """Return the labels of a recording by their scores (classes,): see `predict`."""
         thresholds = thresholds_of(self.model.config)
-        order = np.argsort(-scores, kind="stable")
-        reached = order if thresholds is None else order[(scores >= thresholds)[order]]
-        if not len(reached):
-            return [Prediction(NO_KNOWN_SOUND, 1.0 - float(scores.max()))]
+        reached = np.ones(len(scores), bool) if thresholds is None else scores >= thresholds
         names = self.labels
-        return [Prediction(names[number], float(scores[number])) for number in reached]
+        result = [
+            Prediction(names[number], float(scores[number]))
+            for number in np.lexsort((-scores, ~reached))
+        ]
+        if not reached.any():
+            result.insert(0, Prediction(NO_KNOWN_SOUND, 1.0 - float(scores.max())))
+        return result
 
     def predict_frames(
         self,
