@@ -1,4 +1,4 @@
-"""Write the measured tables of `docs/performance.md` and `docs/results.md`, and draw a figure.
+"""Write the measured tables of `docs/performance.md`, `gpu.md` and `results.md`; draw a figure.
 
     python -m benchmarks.speed masks logmel --json benchmarks/results/bench_cpu_data.json
     python -m benchmarks.tables          (`make bench` does both, for everything)
@@ -18,14 +18,46 @@ CLIPS = 1_912_134
 """Of AudioSet-2M, as the EAT paper counts them."""
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 MARKS = ("<!-- bench -->\n", "<!-- end of bench -->\n")
 
 
-def documents(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All runs that are kept, by the name of their files."""
-    return [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench_*.json"))
+def documents(folder: Path = RESULTS, kind: str = "bench") -> list[dict[str, Any]]:
+    """All runs of a kind that are kept, by the name of their files."""
+    paths = sorted(folder.glob(f"{kind}_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def gpu(runs: list[dict[str, Any]]) -> str:
+    """For the page about GPUs: what `benchmarks.gpu_slot` and `gpu_pretrain` have written."""
+    found = documents(RESULTS, kind="gpu")
+    return "\n".join(map(_of_part, found)) or "Not measured: no GPU has run any of this yet.\n"
+
+
+def _of_part(document: dict[str, Any]) -> str:
+    """The results of one file, a row for each."""
+    host = document["host"]
+    lines = [
+        f"**{document.get('part', 'gpu_pretrain')}**, {document['time'][:10]}, commit "
+        f"{document['git']}: {host['gpu'] or host['cpu']}, PyTorch {host['torch']}, "
+        f"{document['seconds']:g} s."
     ]
+    lines += [f"{name}: {document[name]}." for name in ("error", "left_out") if name in document]
+    results = document.get("results") or {
+        name: document[name] for name in ("clips", "steps", "complete", "step_seconds")
+    }
+    lines += ["", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in results.items()]
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: Any) -> str:
+    """Numbers by name in one cell; of a list, all entries, one after the other."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_cell, value))
+    return _number(value)
 
 
 def full(runs: list[dict[str, Any]]) -> str:
@@ -64,14 +96,14 @@ def brief(runs: list[dict[str, Any]]) -> str:
             f"| {pair['name']} ({place}) | {_number(pair['plain'])} | {_number(pair['ours'])} "
             f"| {pair['ratio']:.3g} |"
             for pair in run["pairs"]
-            if pair["target"] is not None
+            if _target(pair)
         ]
     return "\n".join(lines) + "\n"
 
 
 def _of_run(run: dict[str, Any]) -> str:
     host, most = run["host"], run["ceilings"]
-    where = host["gpu"] or f"{host['cpu']}, one thread of {host['cores']} cores"
+    where = host["gpu"] or f"{host['cpu']} ({kind(host)}), one thread of {host['cores']} cores"
     lines = [
         f"`{run['command']}`, {run['time'][:10]}: {where}, shared by {host['load']:.1f} processes; "
         f"PyTorch {host['torch']}, Python {host['python']}. The most that it did in the same run: "
@@ -99,17 +131,32 @@ def _of_run(run: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kind(host: dict[str, Any]) -> str:
+    """What a processor computes with: the flags that decide how fast products are."""
+    if "flags" not in host:
+        return "flags not recorded"
+    flags = set(host["flags"].split())
+    own = [name for name in FLAGS if name in flags]
+    return ", ".join(own + (["no bfloat16"] if not flags & {"amx_bf16", "avx512_bf16"} else []))
+
+
 def _pair(pair: dict[str, Any]) -> str:
-    target = "" if pair["target"] is None else f"{pair['target']:g}"
     cells = [
         pair["name"],
         _number(pair["plain"]),
         _number(pair["ours"]),
         f"{pair['ratio']:.3g}",
         f"{pair['ratio_lo']:.3g} to {pair['ratio_hi']:.3g}",
-        target + (", missed" if pair["met"] is False else ""),
+        _target(pair) + (", missed" if pair["met"] is False else ""),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _target(pair: dict[str, Any]) -> str:
+    """A ratio, or a rate; nothing where there is no target."""
+    if pair.get("rate") is not None:
+        return f"{pair['rate']:,.0f} clips/s"
+    return "" if pair["target"] is None else f"{pair['target']:g}"
 
 
 def _shares(pair: dict[str, Any]) -> str:
@@ -172,7 +219,11 @@ def draw(points: list[dict[str, Any]], place: Path) -> None:
     pyplot.close(figure)
 
 
-PAGES = {ROOT / "docs" / "performance.md": full, ROOT / "docs" / "results.md": brief}
+PAGES = {
+    ROOT / "docs" / "performance.md": full,
+    ROOT / "docs" / "gpu.md": gpu,
+    ROOT / "docs" / "results.md": brief,
+}
 """Where the tables are shown, and what is shown there."""
 
 

@@ -127,12 +127,12 @@ def recordings(scratch: Path, count: int) -> tuple[list[Path], str]:
         generator = np.random.default_rng(number)
         seconds = LENGTHS[number % len(LENGTHS)]
         sound = synthesize(families[number % len(families)], seconds=seconds, generator=generator)
-        drawn.append(scratch / f"{number}.flac")
+        drawn.append(scratch / f"{number:03d}.flac")
         soundfile.write(drawn[-1], sound, SAMPLE_RATE)
     return drawn, "drawn, 1 to 10 s, FLAC"
 
 
 def _written(place: Path) -> Tensor:
-    """The vectors of a Parquet file."""
-    rows = pq.read_table(place).column("embedding").to_pylist()
+    """The vectors of a Parquet file, in order of paths."""
+    rows = pq.read_table(place).sort_by("path").column("embedding").to_pylist()
     return torch.tensor(np.array(rows, np.float32))

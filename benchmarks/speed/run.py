@@ -83,7 +83,7 @@ def measure(
     head = {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _commit(),
+        "git": commit(),
         "command": f"python -m benchmarks.speed {' '.join(names)} --size {size} --device {device} "
         f"--repeats {repeats}",
         "host": host(device),
@@ -95,8 +95,8 @@ def measure(
         for item in cases(name, size, device):
             if isinstance(item, Case):
                 if size != SIZES[0]:
-                    item = replace(item, target=None)
-                pair = compare(item, repeats=repeats, device=device)
+                    item = replace(item, target=None, rate=None)
+                pair = compare(item, repeats=repeats, warmup=min(2, repeats // 2), device=device)
                 found.pairs.append(pair)
                 rows += _rows(name, pair, most)
                 pairs.append(_pair(name, pair))
@@ -135,7 +135,6 @@ def table(measured: Measured) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _cells(pair: Pair) -> tuple[str, ...]:
-    target = "" if pair.case.target is None else f"{pair.case.target:g}"
     return (
         pair.case.name,
         f"{pair.ours.ms_median:,.2f}",
@@ -143,7 +142,7 @@ def _cells(pair: Pair) -> tuple[str, ...]:
         f"{pair.ours.clips_s:,.1f}",
         f"{pair.ratio:.2f}",
         f"{pair.ratio_lo:.2f} to {pair.ratio_hi:.2f}",
-        target + (" missed" if pair.met is False else ""),
+        pair.target + (" missed" if pair.met is False else ""),
     )
 
 
@@ -179,6 +178,7 @@ def _pair(bench: str, pair: Pair) -> dict[str, Any]:
         "ratio_lo": _rounded(pair.ratio_lo),
         "ratio_hi": _rounded(pair.ratio_hi),
         "target": pair.case.target,
+        "rate": pair.case.rate,
         "met": pair.met,
         "difference": _rounded(pair.difference),
         "within": pair.case.within,
@@ -199,7 +199,7 @@ def _check_device(device: str) -> None:
     raise BenchError(f"device={device}: expected cpu, or cuda where there is a GPU")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that was measured, if this file is under version control."""
     here = Path(__file__)
     found = []

@@ -341,7 +341,7 @@ def make_trainer(
         rank=group.rank,
         ranks=group.ranks,
     )
-    batches = partial(training_batches, steps)
+    batches = partial(training_batches, steps, pin=settings.on().type == "cuda")
     return Trainer(objective, settings, open_batches=batches, process_group=group), origin
 
 

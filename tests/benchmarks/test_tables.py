@@ -84,3 +84,28 @@ def test_points_of_a_curve_are_shown_by_their_names():
     point = {"bench": "scaling", "axis": "clones", "value": 4, "ms": 12.34}
     assert "| axis | value | ms |" in tables.full([RUN | {"points": [point]}])
     assert "| clones | 4 | 12.3 |" in tables.full([RUN | {"points": [point]}])
+
+
+def test_a_rate_is_a_target_of_its_own():
+    pair = RUN["pairs"][0] | {"target": None, "rate": 5_000.0}
+    assert "| 5,000 clips/s, missed |" in tables.full([RUN | {"pairs": [pair]}])
+
+
+def test_a_table_says_what_a_processor_computes_with():
+    assert "Some CPU (flags not recorded), one thread" in tables.full([RUN])
+    none = RUN["host"] | {"flags": "fpu avx2"}
+    assert "Some CPU (avx2, no bfloat16), one thread" in tables.full([RUN | {"host": none}])
+    flags = RUN["host"] | {"flags": "fpu avx2 amx_bf16 avx512_bf16"}
+    assert "(avx2, avx512_bf16, amx_bf16)" in tables.full([RUN | {"host": flags}])
+
+
+def test_results_of_a_gpu_are_rows_and_none_are_made_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.gpu([]) == "Not measured: no GPU has run any of this yet.\n"
+    host = RUN["host"] | {"gpu": "Some GPU"}
+    part = {"part": "infer", "time": RUN["time"], "git": "abc", "host": host, "seconds": 12.5}
+    part |= {"results": {"eat, batch 64": {"float32": 123.4}}, "left_out": "what follows"}
+    (tmp_path / "gpu_infer.json").write_text(json.dumps(part), encoding="utf-8")
+    text = tables.gpu([])
+    assert "**infer**, 2026-01-02, commit abc: Some GPU, PyTorch 2.13.0, 12.5 s." in text
+    assert "left_out: what follows." in text and "| eat, batch 64 | float32 123 |" in text

@@ -471,3 +471,28 @@ def test_odd_names_come_out_as_they_went_in(data: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path, filter="data")
     names = {Path(result.path).name for result in predict_files([tmp_path], make_predictor())}
     assert names == {"line\nbreak.flac", "n" * 250 + ".flac", " leading and trailing .flac"}
+
+
+# ---- a GPU
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    predictor = make_predictor()
+    with pytest.raises(SettingError, match="cuda_graphs=True: the model is on cpu; expected a GPU"):
+        Predictor(predictor.model, predictor.features, cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("graphs", [False, True])
+def test_vectors_from_a_gpu_are_those_of_a_cpu(graphs: bool) -> None:
+    sounds = [sound(seconds, seed=n) for n, seconds in enumerate((1, 10, 0.2, 13, 1, 1) * 20)]
+    predictor = make_predictor()
+    expected = list(predictor.embed_many(sounds, "clip"))
+    predictor.model.cuda()
+    on_gpu = Predictor(predictor.model, predictor.features, cuda_graphs=graphs)
+    batch = 1 if graphs else None
+    for result, reference in zip(
+        on_gpu.embed_many(sounds, "clip", batch=batch), expected, strict=True
+    ):
+        close(result, reference, atol=1e-4)

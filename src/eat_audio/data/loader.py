@@ -340,8 +340,12 @@ def collate(
     )
 
 
-def training_batches(steps: ClipBatches, *, start: int, stop: int) -> Iterator[Batch]:
+def training_batches(
+    steps: ClipBatches, *, start: int, stop: int, pin: bool = False
+) -> Iterator[Batch]:
     """Yield the batches of steps `start` to `stop`, decoded ahead by `workers` processes.
+
+    Pin them in memory for a GPU if `pin`.
 
     Clips that are used although their files contradict themselves are named in an `EatWarning`,
     each once, whichever process reads them.
@@ -351,7 +355,7 @@ def training_batches(steps: ClipBatches, *, start: int, stop: int) -> Iterator[B
         batch_size=None,
         sampler=range(start, stop),
         num_workers=steps.settings.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         worker_init_fn=_one_thread,
     )
     with warnings.catch_warnings():  # of forks beside threads; these workers only decode

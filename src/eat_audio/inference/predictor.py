@@ -7,7 +7,7 @@ of its batch.
 Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -16,14 +16,20 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from eat_audio.audio import SAMPLE_RATE, to_int16
+from eat_audio.audio import SAMPLE_RATE
 from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.checkpoints import shipped
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.evaluation.evaluate import WINDOW_SECONDS, label_names, require_classifier
+from eat_audio.inference.batches import (
+    Outcome,
+    Outputs,
+    SingleClipGraphs,
+    WindowResult,
+    start_batch,
+)
 from eat_audio.inference.inputs import AudioInput, find_recordings, storable
 from eat_audio.inference.reading import read_ahead, reader_count
 from eat_audio.inference.windows import (
@@ -44,6 +50,7 @@ from eat_audio.inference.windows import (
     grouped_by_unit,
     passes_for,
     windows_of,
+    with_last,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import (
@@ -68,10 +75,6 @@ READ_AHEAD = 4
 """Batches of windows that are read before one is run, so that those of similar length meet."""
 
 T = TypeVar("T")
-Outputs = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
-"""(model, spectrogram, frame mask) -> tensors with a row per window."""
-WindowResult = tuple[tuple[Array, ...], int]
-"""The outputs for a window, and how many of its columns are valid."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class Predictor:
         window: Seconds of a window: a multiple of 0.16, so that the columns of all windows lie on
             one grid. 10.24 s are the 1024 frames that released models were trained on.
         overlap: Seconds that a window shares with the one before: a multiple of 0.16, too.
+        cuda_graphs: Run batches of one window from CUDA graphs: faster where clips come one by one.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class Predictor:
         *,
         window: float = WINDOW_SECONDS,
         overlap: float = 0.0,
+        cuda_graphs: bool = False,
     ) -> None:
         columns, shared = round(window / COLUMN_SECONDS), round(overlap / COLUMN_SECONDS)
         off = max(abs(columns * COLUMN_SECONDS - window), abs(shared * COLUMN_SECONDS - overlap))
@@ -169,6 +174,8 @@ class Predictor:
                 f"{COLUMN_SECONDS:g} s, and an overlap shorter than the window"
             )
         self.model = model.eval()
+        self.graphs = SingleClipGraphs(model) if cuda_graphs else None
+        self._outputs: dict[Any, Outputs] = {}
         self.features = features
         self.frames = columns * PATCH_FRAMES
         # The most that gives so many frames: a rest too short for another is in the window, too.
@@ -368,7 +375,7 @@ class Predictor:
         # A window is just long enough for all of its frames, so that none has to be padded.
         windows = centered_windows(chunks, predictor.frames * HOP + FRAME - HOP, step)
         while group := [Window(0, waveform) for waveform in islice(windows, batch)]:
-            results = predictor._run_batch(group, _scores)
+            results = predictor._run_batch(group, _scores)()
             yield np.stack([scores for (scores,), _ in results])
 
     def _features(self, *fields: str, layers: Layers | None = None) -> Outputs:
@@ -380,7 +387,8 @@ class Predictor:
             features = model.features(x, mask, layers)
             return tuple(getattr(features, field) for field in fields)
 
-        return outputs
+        # The same function for the same fields, by which CUDA graphs are found again.
+        return self._outputs.setdefault((fields, layers), outputs)
 
     def _run(
         self,
@@ -407,12 +415,13 @@ class Predictor:
             groups = grouped(windows, READ_AHEAD * batch)
         else:
             groups = grouped_by_unit(windows, batch)
-        for group in groups:
-            parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
+        started = ((group, self._start_group(group, outputs, batch)) for group in groups)
+        # A GPU computes one group while the host reads the next and merges the one before.
+        late = (one for one, _ in with_last(started))
+        for group, outcomes in late if self.device.type == "cuda" else started:
             results: dict[int, WindowResult] = {}
-            for numbers in self._batches(parts, batch):
-                batch_results = self._run_batch([parts[n] for n in numbers], outputs)
-                results.update(zip(numbers, batch_results, strict=True))
+            for numbers, outcome in outcomes:
+                results.update(zip(numbers, outcome(), strict=True))
             for n, item in enumerate(group):
                 if isinstance(item, Window):
                     values, count = results[n]
@@ -431,19 +440,23 @@ class Predictor:
             runs = groupby(order, lambda n: len(windows[n].waveform))
             yield from (list(numbers) for _, numbers in runs)
 
-    @torch.inference_mode()
-    def _run_batch(self, windows: list[Window], outputs: Outputs) -> list[WindowResult]:
-        """Return the outputs of some windows, padded to one batch."""
-        padded = pad_sequence([window.waveform for window in windows], batch_first=True)
-        waveforms = to_int16(padded)  # as in training, whatever the source
-        lengths = torch.tensor([len(window.waveform) for window in windows])
+    def _start_group(
+        self, group: Sequence[Any], outputs: Outputs, batch: int
+    ) -> list[tuple[list[int], Outcome]]:
+        """Start the windows among some items; return their numbers and outcomes by batch."""
+        parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
+        return [
+            (numbers, self._run_batch([parts[n] for n in numbers], outputs))
+            for numbers in self._batches(parts, batch)
+        ]
+
+    def _run_batch(self, windows: list[Window], outputs: Outputs) -> Outcome:
+        """Start the model on some windows; return what waits for the outputs."""
         # Where padding is not masked, its length must not depend on the other windows.
-        fixed = self.frames if self.features.released_padding else None
-        spectrograms = self.features.log_mel(waveforms.to(self.device), lengths, frames=fixed)
-        tensors = outputs(self.model, spectrograms.values, spectrograms.attention_mask)
-        arrays = [tensor.float().cpu().numpy() for tensor in tensors]
-        columns = [-(-count // PATCH_FRAMES) for count in spectrograms.frames.tolist()]
-        return [(tuple(array[n] for array in arrays), count) for n, count in enumerate(columns)]
+        frames = self.frames if self.features.released_padding else None
+        waveforms = [window.waveform for window in windows]
+        model, features, graphs = self.model, self.features, self.graphs
+        return start_batch(model, features, waveforms, outputs, frames=frames, graphs=graphs)
 
 
 Listener = Predictor

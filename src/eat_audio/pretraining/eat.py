@@ -197,7 +197,8 @@ class EATPretraining(Pretraining):
     @torch.no_grad()
     def targets(self, spectrogram: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return the teacher's features of whole clips, averaged over layers: (B, N, D) float32."""
-        _, _, _, updates = self.teacher(self.teacher.embed(spectrogram), valid)
+        patches = self.teacher.embed(spectrogram)
+        _, _, _, updates = self.teacher(patches, valid, all_states=False)
         layers = updates[-(self.method.average_layers or len(updates)) :]
         total = sum(instance_norm(update[:, 1:].float(), valid) for update in layers)
         assert isinstance(total, Tensor)

@@ -135,7 +135,7 @@ def make_trainer(
     return Trainer(
         objective,
         settings,
-        open_batches=partial(training_batches, steps),
+        open_batches=partial(training_batches, steps, pin=settings.on().type == "cuda"),
         process_group=process_group,
     )
 

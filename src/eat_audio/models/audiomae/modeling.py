@@ -189,13 +189,14 @@ class AudioMAEEncoder(nn.Module):
         return patches + self.positions(patches.shape[1], patches).to(dtype)
 
     def forward(
-        self, patches: Tensor, valid: Tensor | None = None
+        self, patches: Tensor, valid: Tensor | None = None, *, all_states: bool = True
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode embedded patches (R, N, D), all of a clip or some in any order.
 
         Args:
             patches: From `embed`, or a selection.
             valid: (R, N), False for patches that are not attended to; None if all are valid.
+            all_states: Keep the tokens before and after every block; else the last alone.
 
         Returns:
             CLS (R, D); patches (R, N, D); the tokens before every block and after the last (and
@@ -207,7 +208,7 @@ class AudioMAEEncoder(nn.Module):
         states = [x]
         for block in self.blocks:
             x = block(x, mask)
-            states.append(x)
+            states = [*states, x] if all_states else [x]
         x = states[-1] = self.norm(x)
         return x[:, 0], x[:, 1:], states
 
@@ -275,13 +276,15 @@ class AudioMAEPreTrainedModel(AudioModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+    def encode(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, *, all_states: bool = True
+    ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
-        return self._run(self.model.embed(input_values), valid)
+        return self._run(self.model.embed(input_values), valid, all_states)
 
-    def _run(self, patches: Tensor, valid: Tensor | None) -> EncoderOutput:
-        cls, patches, states = self.model(patches, valid)
+    def _run(self, patches: Tensor, valid: Tensor | None, all_states: bool = True) -> EncoderOutput:
+        cls, patches, states = self.model(patches, valid, all_states=all_states)
         clip = pool(self.config.pooling, cls, patches, valid)
         return EncoderOutput(clip, cls, patches, states, valid)
 
@@ -304,11 +307,13 @@ class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
     model: AudioMAEClassifier
     network = AudioMAEClassifier
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+    def encode(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, *, all_states: bool = True
+    ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128); in training, what is left of them."""
         hidden = (self.config.mask_t_prob, self.config.mask_f_prob)
         if not (self.training and any(hidden)):
-            return super().encode(input_values, attention_mask)
+            return super().encode(input_values, attention_mask, all_states=all_states)
         patches = self.model.embed(input_values)
         clips, (columns, rows) = len(patches), self.grid(input_values)
         noise = [torch.rand(clips, count, device=patches.device) for count in (columns, rows)]

@@ -343,12 +343,15 @@ class BEATsEncoder(nn.Module):
         patches = self.patch_proj(self.patch_norm(self.local_encoder(spectrogram)))
         return F.dropout(patches, self.config.dropout_input, self.training)
 
-    def forward(self, patches: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, patches: Tensor, valid: Tensor | None = None, *, all_states: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
         """Encode embedded patches (R, N, D), all of a clip or some, positioned as given.
 
         Args:
             patches: From `embed`, or a selection in order.
             valid: (R, N), False for patches that are not attended to; None if all are valid.
+            all_states: Keep the tokens before and after every block; else the last alone.
 
         Returns:
             Patches (R, N, D); the tokens before every block and after the last (those are the
@@ -367,7 +370,7 @@ class BEATsEncoder(nn.Module):
             if settings.layer_wise_gradient_decay_ratio != 1:
                 x = _ScaledGradient.apply(x, settings.layer_wise_gradient_decay_ratio)
             x = self._layer_drop(x, block(x, mask, bias))
-            states.append(x)
+            states = [*states, x] if all_states else [x]
         if settings.layer_norm_first:
             x = states[-1] = self.norm(x)
         return x, states
@@ -449,12 +452,15 @@ class BEATsPreTrainedModel(AudioModel):
             init.xavier_normal_(layer.weight, gain=self.config.branch_scale)
         init.zeros_(layer.bias)
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+    def encode(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, *, all_states: bool = True
+    ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         encoder = cast(BEATsEncoder, self.model)
         side, rows = self.config.input_patch_size, self.grid(input_values)[1]
         valid = patches_valid(attention_mask, side, rows)
-        patches, states = encoder(encoder.embed(input_values), valid)
+        embedded = encoder.embed(input_values)
+        patches, states = encoder(embedded, valid, all_states=all_states)
         clip = pool(self.config.pooling, None, patches, valid)
         return EncoderOutput(clip, None, patches, states, valid)
 

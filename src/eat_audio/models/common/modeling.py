@@ -161,7 +161,8 @@ class EncoderOutput:
     patches: Tensor
     """(B, N, D)"""
     states: Sequence[Tensor]
-    """The tokens before every block and after the last, a CLS token first: (B, N or 1 + N, D)."""
+    """The tokens before every block and after the last, a CLS token first: (B, N or 1 + N, D); if
+    they are not kept, the last alone."""
     valid: Tensor | None
     """(B, N): False for patches of padding; None if there are none."""
 
@@ -203,7 +204,9 @@ class AudioModel(PreTrainedModel):
             self.model = self.network(config)
             self.post_init()
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+    def encode(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, *, all_states: bool = True
+    ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         raise NotImplementedError
 
@@ -248,7 +251,7 @@ class AudioModel(PreTrainedModel):
         With `layers`, a patch has the vectors of those layers side by side, and the clip the means
         of all of them over its patches, then their standard deviations.
         """
-        encoded = self.encode(input_values, attention_mask)
+        encoded = self.encode(input_values, attention_mask, all_states=layers is not None)
         clip, patches = encoded.clip, encoded.patches
         if layers is not None:
             numbers = layer_numbers(layers, self.n_blocks)
@@ -264,10 +267,8 @@ class AudioModel(PreTrainedModel):
         seconds = (torch.arange(columns, device=grid.device) + 0.5) * self.config.patch_size * 0.01
         return Features(clip, frames, grid, valid, seconds)
 
-    def _states(self, encoded: EncoderOutput, requested: bool | None) -> tuple[Tensor, ...] | None:
-        if requested is None:
-            requested = self.config.output_hidden_states
-        return tuple(encoded.states) if requested else None
+    def _keeps_states(self, requested: bool | None) -> bool:
+        return bool(self.config.output_hidden_states if requested is None else requested)
 
 
 def layer_numbers(layers: Layers, depth: int) -> tuple[int, ...]:
@@ -324,11 +325,12 @@ class AudioEncoder(AudioModel):
             `last_hidden_state` (B, 1 + N, D) with the CLS token first, (B, N, D) from encoders
             without one; `pooler_output` (B, D).
         """
-        encoded = self.encode(input_values, attention_mask)
+        keep = self._keeps_states(output_hidden_states)
+        encoded = self.encode(input_values, attention_mask, all_states=keep)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.states[-1],
             pooler_output=encoded.clip,
-            hidden_states=self._states(encoded, output_hidden_states),
+            hidden_states=tuple(encoded.states) if keep else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -371,12 +373,13 @@ class AudioClassifier(AudioModel):
         Raises:
             DataError: Labels of a type or shape that does not fit.
         """
-        encoded = self.encode(input_values, attention_mask)
+        keep = self._keeps_states(output_hidden_states)
+        encoded = self.encode(input_values, attention_mask, all_states=keep)
         logits = self.logits(encoded)
         output = SequenceClassifierOutput(
             loss=None if labels is None else _loss(logits, labels, self.config),
             logits=logits,
-            hidden_states=self._states(encoded, output_hidden_states),
+            hidden_states=tuple(encoded.states) if keep else None,
         )
         return output if return_dict is not False else output.to_tuple()
 

@@ -195,13 +195,14 @@ class EATEncoder(nn.Module):
         return patches + self.positions(frames // side, bins // side, patches).to(dtype)
 
     def forward(
-        self, patches: Tensor, valid: Tensor | None = None
+        self, patches: Tensor, valid: Tensor | None = None, *, all_states: bool = True
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Encode embedded patches (R, N, D), all of a clip or some.
 
         Args:
             patches: From `embed`, or a selection.
             valid: (R, N), False for patches that are not attended to; None if all are valid.
+            all_states: Keep the tokens before and after every block; else the last alone.
 
         Returns:
             CLS (R, D); patches (R, N, D); the tokens before every block and after the last,
@@ -213,7 +214,7 @@ class EATEncoder(nn.Module):
         states, updates = [x], []
         for block in self.blocks:
             x, update = block(x, mask)
-            states.append(x)
+            states = [*states, x] if all_states else [x]
             updates.append(update)
         return x[:, 0], x[:, 1:], states, updates
 
@@ -266,11 +267,14 @@ class EATPreTrainedModel(AudioModel):
             columns_of(positions, config.hidden_size)
         return {f"model.{POSITIONS}": "positions, which are computed"}
 
-    def encode(self, input_values: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+    def encode(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, *, all_states: bool = True
+    ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         encoder = self.model
         valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
-        cls, patches, states, _ = encoder(encoder.embed(input_values), valid)
+        embedded = encoder.embed(input_values)
+        cls, patches, states, _ = encoder(embedded, valid, all_states=all_states)
         clip = pool(self.config.pooling, cls, patches, valid)
         return EncoderOutput(clip, cls, patches, states, valid)
 

@@ -181,7 +181,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, log_mel: LogMelBatch) -> Tensor:
         """Return the last layer (B, N, D), or the logits of clips (B, C); float32."""
-        encoded = self.model.encode(log_mel.values, log_mel.attention_mask)
+        mask = log_mel.attention_mask
+        encoded = self.model.encode(log_mel.values, mask, all_states=False)
         target = self.model.logits(encoded) if self.target == "logits" else encoded.patches
         return target.float()
 

@@ -1,0 +1,1 @@
+"""What `benchmarks.gpu_slot` measures on a GPU."""

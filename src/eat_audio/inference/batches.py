@@ -1,0 +1,110 @@
+"""Run a model on batches of windows, without waiting for a GPU; single clips from CUDA graphs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from eat_audio.audio import to_int16
+from eat_audio.audio.fbank import PATCH_FRAMES
+from eat_audio.errors import SettingError
+from eat_audio.inference.windows import Array
+from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.modeling import AudioModel
+
+Outputs = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
+"""(model, spectrogram, frame mask) -> tensors with a row per window."""
+WindowResult = tuple[tuple[Array, ...], int]
+"""The outputs for a window, and how many of its columns are valid."""
+Outcome = Callable[[], list[WindowResult]]
+"""Waits for the outputs of a batch."""
+MOST = 32
+"""Graphs that are kept: one for every length, in columns of 160 ms, and kind of outputs."""
+
+
+class SingleClipGraphs:
+    """CUDA graphs of a model's outputs for one clip; the first call of a length captures it.
+
+    Raises:
+        SettingError: The model is not on a GPU.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        device = next(model.parameters()).device
+        if device.type != "cuda":
+            raise SettingError(f"cuda_graphs=True: the model is on {device}; expected a GPU")
+        self.model = model
+        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]] = {}
+
+    def __call__(self, outputs: Outputs, spectrogram: Tensor) -> tuple[Tensor, ...]:
+        """Return `outputs` of the model for a spectrogram (1, T, F)."""
+        key = outputs, spectrogram.shape
+        if key not in self.graphs:
+            if len(self.graphs) == MOST:
+                del self.graphs[next(iter(self.graphs))]
+            self.graphs[key] = self._captured(outputs, spectrogram.clone())
+        graph, held, results = self.graphs[key]
+        held.copy_(spectrogram)
+        graph.replay()
+        return tuple(result.clone() for result in results)
+
+    def _captured(
+        self, outputs: Outputs, held: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # tables are made, and kernels chosen, before
+            for _ in range(3):
+                outputs(self.model, held, None)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = outputs(self.model, held, None)
+        return graph, held, results
+
+
+@torch.inference_mode()
+def start_batch(
+    model: AudioModel,
+    features: AudioFeatureExtractor,
+    waveforms: list[Tensor],
+    outputs: Outputs,
+    *,
+    frames: int | None,
+    graphs: SingleClipGraphs | None = None,
+) -> Outcome:
+    """Start a model on waveforms, padded to one batch; return what waits for the outputs.
+
+    To and from a GPU, everything is copied through pinned memory while the host goes on.
+
+    Args:
+        model, features: The model and its front end.
+        waveforms: Each (samples,), int16 or floats in [-1, 1].
+        outputs: What is computed.
+        frames: Of the spectrograms; those of the longest waveform if None.
+        graphs: Of the model, for a single waveform.
+    """
+    samples = to_int16(pad_sequence(waveforms, batch_first=True))  # as in training
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    samples = samples.pin_memory() if on_gpu else samples
+    log_mel = features.log_mel(samples.to(device, non_blocking=True), lengths, frames=frames)
+    values, mask = log_mel.values, log_mel.attention_mask
+    if graphs is not None and len(values) == 1 and mask is None:
+        tensors = graphs(outputs, values)
+    else:
+        tensors = outputs(model, values, mask)
+    copies = [tensor.float().to("cpu", non_blocking=on_gpu) for tensor in tensors]
+    done = torch.cuda.current_stream(device).record_event() if on_gpu else None
+
+    def outcome() -> list[WindowResult]:
+        if done is not None:
+            done.synchronize()
+        arrays = [copy.numpy() for copy in copies]
+        columns = [-(-count // PATCH_FRAMES) for count in log_mel.frames.tolist()]
+        return [(tuple(array[n] for array in arrays), count) for n, count in enumerate(columns)]
+
+    return outcome
