@@ -52,6 +52,24 @@ def test_a_recording_at_a_url_is_that_of_the_file(
         assert torch.equal(load_audio(source), load_audio(folder / f"a.{suffix}"))
 
 
+def test_the_content_of_a_file_decides_and_not_its_name(folder: Path) -> None:
+    (folder / "ogg.wav").write_bytes((folder / "a.ogg").read_bytes())
+    with serving(Ranges, folder) as (address, _):
+        loaded = load_audio(recording_at(f"{address}/ogg.wav"))
+        remote.RangeFile(f"{address}/a.wav").close()
+    assert torch.equal(loaded, load_audio(folder / "a.ogg"))
+
+
+def test_a_file_is_not_held_in_memory_if_it_is_large(
+    folder: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "UNDIVIDED", 2**20)
+    with serving(Ranges, folder) as (address, _):
+        with pytest.raises(AudioError, match="a.wav: is larger than the 1048576 bytes"):
+            with remote.RangeFile(f"{address}/a.wav") as file:
+                assert file.read() == b""
+
+
 def test_a_stretch_of_a_long_recording_takes_a_part_of_its_bytes(
     folder: Path, small_blocks: None
 ) -> None:

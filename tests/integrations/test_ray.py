@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,11 +210,14 @@ def start(recordings: Path, model: str, out: Path) -> int:
     """
     import ray.data  # noqa: F401
 
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        warnings.resetwarnings()  # which are errors in tests
         os.setsid()
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -228,13 +232,13 @@ def start(recordings: Path, model: str, out: Path) -> int:
         os._exit(code)
 
 
-def has_ended(pid: int, seconds: float) -> bool:
+def has_ended(pid: int, seconds: float, log: Path | None = None) -> bool:
     """Whether a job ends well in that time; whatever it leaves is ended."""
     patience = time.monotonic() + seconds
     while time.monotonic() < patience:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            assert status == 0
+            assert status == 0, log and log.read_text(encoding="utf-8")[-3_000:]
             return True
         time.sleep(0.05)
     os.killpg(pid, signal.SIGKILL)
@@ -247,7 +251,7 @@ def test_rows_computed_by_actors_are_those_of_one_process(
     model: str, recordings: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
-    assert has_ended(start(recordings, model, tmp_path / "out"), 900)
+    assert has_ended(start(recordings, model, tmp_path / "out"), 900, tmp_path / "out.log")
     run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", UnitFormat())
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
     assert failures(tmp_path / "out") == {"empty.wav", "text.flac"}
@@ -259,7 +263,7 @@ def test_a_job_that_is_killed_at_random_moments_does_every_unit_once(
 ) -> None:
     pytest.importorskip("ray")
     begun = time.monotonic()
-    assert has_ended(start(recordings, model, tmp_path / "whole"), 900)
+    assert has_ended(start(recordings, model, tmp_path / "whole"), 900, tmp_path / "whole.log")
     took = time.monotonic() - begun
     whole, dice = table(tmp_path / "whole"), random.Random(0)
     outs, rows = [tmp_path / "0"], 0

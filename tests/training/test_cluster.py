@@ -100,7 +100,7 @@ def test_templates_use_options_that_exist(name: str) -> None:
     command = "embed" if "embed" in name else "pretrain"
     options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
     exist = {option for parameter in options for option in parameter.opts}
-    used = re.findall(r"--(?:out|resume|model|data|status)\b", text)
+    used = re.findall(r"--(?:out|resume|model|shard|data|status)\b", text)
     assert used and set(used) <= exist
 
 

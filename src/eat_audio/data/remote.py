@@ -36,12 +36,14 @@ TRIES, BACKOFF = 4, 0.5
 """Requests until a busy server is given up, and seconds before the second one, then doubled."""
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 """HTTP codes of servers that may answer the next time."""
+HEAD, IN_PARTS = 16, (b"RIFF", b"RIFX", b"RF64", b"fLaC")
+"""Bytes by which formats are distinguished, and those that can be read in parts."""
 LARGEST = 2**32
 """Bytes of a recording that is copied."""
 BLOCK, BLOCKS = 4 * 2**20, 4
 """Bytes of a recording that are read at a time, and how many such blocks are kept."""
 UNDIVIDED = 2**28
-"""The most bytes of a recording whose server does not send parts."""
+"""The most bytes of a recording in memory, as where a server does not send parts."""
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, TimeoutError)
 """Errors of stores after which another try is no use."""
 CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
@@ -89,7 +91,15 @@ def recording_at(url: str) -> AudioFile:
 
     def open_url() -> io.RawIOBase:
         try:
-            return (RangeFile if url.lower().endswith((".wav", ".flac")) else _open_copy)(url)
+            copy: _Copy | None = getattr(_last, "copy", None)
+            if copy is None or copy.url != url:
+                file = RangeFile(url)
+                if file.head.startswith(IN_PARTS):
+                    return file
+                _last.copy = None
+                with file:
+                    copy = _last.copy = _Copy(file)
+            return open(copy.path, "rb", buffering=0)
         except DataError as error:
             raise AudioError(*error.args) from error
 
@@ -196,26 +206,19 @@ def unreadable(location: object, reason: object) -> DataError:
 class _Copy:
     """A temporary copy of a file, which is removed with this object."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, remote: "RangeFile") -> None:
+        self.url = remote.url
         descriptor, self.path = tempfile.mkstemp(prefix="eat_audio_")
         weakref.finalize(self, os.unlink, self.path)
-        with RangeFile(url) as remote, open(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:
             if remote.seek(0, io.SEEK_END) > LARGEST:
-                raise too_large(url, LARGEST)
+                raise too_large(self.url, LARGEST)
             remote.seek(0)
             shutil.copyfileobj(remote, file, BLOCK)
 
 
 _last = threading.local()
 """The copy of the last recording that a thread has opened."""
-
-
-def _open_copy(url: str) -> io.FileIO:
-    if getattr(_last, "copy", None) is None or _last.copy.url != url:
-        _last.copy = None
-        _last.copy = _Copy(url)
-    return open(_last.copy.path, "rb", buffering=0)
 
 
 class RangeFile(io.RawIOBase):
@@ -264,6 +267,18 @@ class RangeFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes, or all of a small file."""
+        return self._block(0)[:HEAD]
+
+    def readall(self) -> bytes:
+        """Return all bytes that are left, if memory may hold them."""
+        if self._size - self._position > UNDIVIDED:
+            self._error = too_large(self.url, UNDIVIDED)
+            return b""
+        return super().readall()
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill a buffer as far as bytes are left: decoders take less for the end."""
