@@ -217,6 +217,7 @@ def start(recordings: Path, model: str, out: Path) -> int:
         return pid
     code = 1
     try:
+        os.environ["RAY_raylet_start_wait_time_s"] = "300"  # machines may be busy
         warnings.resetwarnings()  # which are errors in tests
         os.setsid()
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -223,8 +223,8 @@ def _connected(address: str, init: dict[str, Any]) -> Iterator[Mapping[str, floa
         elif mine:
             ray.init(address, **init)
         free = ray.available_resources()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray raises bare ones where it does not start in time
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EatError(f"--on {address}: Ray cannot be reached ({reason})") from error
     try:
         yield free
