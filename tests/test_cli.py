@@ -251,7 +251,7 @@ def test_words_that_cannot_be_read_end_with_code_two(run: Any) -> None:
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["eat", "recipes"])
-    monkeypatch.setattr(cli.train.recipes, "names", lambda: 1 / 0)
+    monkeypatch.setattr("eat_audio.config.names", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main()
 
