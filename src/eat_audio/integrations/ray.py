@@ -10,6 +10,7 @@ same folder of parts as a plain job, and a job goes on from there, with or witho
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def _by_unit(results: Iterable[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
     for table in results:
         names = table["unit"].to_pylist()
         starts = [n for n, name in enumerate(names) if n == 0 or name != names[n - 1]]
-        for first, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        for first, end in pairwise([*starts, len(names)]):
             unit = names[first]
             pieces.setdefault(unit, []).append(table.slice(first, end - first))
             if sum(map(len, pieces[unit])) == pieces[unit][0]["rows"][0].as_py():
