@@ -43,11 +43,11 @@ def small(out: Path, data: Path | None = None, **changes) -> dict[str, Any]:
 
 
 def probes(results: dict[str, Any], encoder: str) -> list[float]:
-    """Scores of an encoder on CLS, mean and both."""
+    """Scores of an encoder on CLS, mean, both and statistics."""
     scores = [
         row["linear"]["mean"] for row in results["probes"]["rows"] if row["encoder"] == encoder
     ]
-    assert len(scores) == 3
+    assert len(scores) == 4
     return scores
 
 
@@ -107,7 +107,7 @@ def test_the_report_shows_the_measured_numbers(finished):
     scores += [results["finetuned"]["value"], results["scratch"]["value"]]
     scores += [row["linear"]["mean"] for row in results["probes"]["rows"]]
     scores += [score for _, score in results["predictions"]]
-    assert len(scores) == 3 + 7 + 5
+    assert len(scores) == 3 + 9 + 5
     for score in scores:
         assert as_percent(score) in words
     for name, seconds in results["seconds"].items():

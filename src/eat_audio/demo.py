@@ -138,7 +138,7 @@ def run(
         columns = ("recording", "likeliest label", "score")
         sections: list[report.Section] = [
             ("Real recordings", [("table", columns, answers), ("text", CREDIT)]),
-            ("Scores", [("table", ("", title), scores), ("text", verdict(tuned, scratch))]),
+            ("Scores", [("table", ("", title), scores), ("text", verdict(probes, tuned, scratch))]),
             (
                 "A clip that it was not trained on",
                 [
@@ -157,7 +157,7 @@ def run(
     record |= {"path": path, "label": label, "predictions": label_scores, "seconds": times}
     best = ", ".join(f"{name} {as_percent(score)}" for name, score in label_scores[:3])
     print_lines("", title, *(f"  {name:42}{score}" for name, score in scores))
-    print_lines(verdict(tuned, scratch), f"{path} is {label}; predicted: {best}")
+    print_lines(verdict(probes, tuned, scratch), f"{path} is {label}; predicted: {best}")
     finish(out, record, sections, next_commands(out, data))
     return record
 
@@ -249,10 +249,26 @@ def score_rows(probes: ProbeResult, *evaluations: Evaluation) -> list[tuple[str,
     return rows
 
 
-def verdict(tuned: Evaluation, scratch: Evaluation) -> str:
-    """Return what pre-training brought to fine-tuning, and whether it is more than chance."""
+def probe_margins(probes: ProbeResult, features: str) -> tuple[float, float]:
+    """Return the points by which the probe of some features beats random weights and log-mel."""
+    scores = {(row.features, row.encoder): row.linear.mean for row in probes.rows}
+    own = scores[features, "this one"]
+    log_mel = next(score for (_, encoder), score in scores.items() if encoder == "none")
+    return 100 * (own - scores[features, "random (1)"]), 100 * (own - log_mel)
+
+
+def verdict(probes: ProbeResult, tuned: Evaluation, scratch: Evaluation) -> str:
+    """Return what pre-training brought to probes and to fine-tuning, and if it may be chance."""
+    tokens, statistics = probe_margins(probes, "both"), probe_margins(probes, "statistics")
+    probe = (
+        f"The probe of CLS token and mean is {tokens[0]:+.1f} points from random weights and "
+        f"{tokens[1]:+.1f} from log-mel statistics; with the deviation of patches, too, "
+        f"{statistics[0]:+.1f} and {statistics[1]:+.1f}. "
+    )
     points = 100 * (tuned.value - scratch.value)
-    sentence = f"Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} "
+    sentence = (
+        f"{probe}Fine-tuning reached {abs(points):.1f} points {'more' if points > 0 else 'less'} "
+    )
     sentence += "from the pre-trained encoder than from random weights"
     if tuned.metric != "accuracy":
         return f"{sentence}."
