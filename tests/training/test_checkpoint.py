@@ -373,6 +373,17 @@ def test_another_recipe_or_other_data_cannot_resume(tmp_path: Path) -> None:
     assert a_run(tmp_path, Recipe(log_every=1)).begin(resume=True) == 0
 
 
+def test_a_run_resumes_with_the_defaults_of_settings_that_are_newer(tmp_path: Path) -> None:
+    a_run(tmp_path).begin(resume=False)
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    default = Recipe.model_fields["lr"].default
+    del record["recipe"]["lr"]
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"begun with lr={default}, not lr={2 * default}"):
+        a_run(tmp_path, Recipe(lr=2 * default)).begin(resume=True)
+    assert a_run(tmp_path, Recipe(lr=default)).begin(resume=True) == 0
+
+
 def test_a_run_resumes_only_with_the_encoder_that_it_began_with(tmp_path: Path) -> None:
     replace(a_run(tmp_path), origin={"encoder": "abc"}).begin(resume=False)
     message = r"begun with another encoder \(--from\): encoder was 'abc', now it is 'def'"

@@ -50,6 +50,7 @@ from eat_audio.training.records import (
     differences,
     digests,
     earlier_record,
+    filled,
     micro_batches,
     step_folders,
     step_of,
@@ -244,8 +245,9 @@ class Run:
 
     def _conflicts(self, earlier: dict[str, Any]) -> Iterator[str]:
         now = json.loads(json.dumps(self._record(), default=str))
-        resumable = resumable_names(type(self.settings))
-        recipe = earlier["recipe"]
+        schema = type(self.settings)
+        resumable = resumable_names(schema)
+        recipe = filled(earlier["recipe"], schema.model_construct().model_dump(mode="json"))
         if recipe.get("precision") == "auto":  # of a version that resolved it when it trained
             device = next(self.objective.parameters()).device
             recipe = recipe | {"precision": "bf16" if device.type == "cuda" else "fp32"}

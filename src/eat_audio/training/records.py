@@ -110,6 +110,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
             yield name, old.get(name), new.get(name)
 
 
+def filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of settings with the defaults of those that are newer than it."""
+    inner = {
+        name: filled(value, defaults[name])
+        for name, value in tree.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | tree | inner
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn {"optim": {"lr": 1}} into {"optim.lr": 1}."""
     flat: dict[str, Any] = {}
