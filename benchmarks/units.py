@@ -122,6 +122,7 @@ def measure_many(folder: Path, count: int) -> dict[str, Any]:
 
 def measure_day(folder: Path, seconds: int) -> dict[str, Any]:
     """Embed one long recording by units, at the level of frames."""
+    folder.mkdir(exist_ok=True)
     path = write_long(folder / "day.wav", seconds)
     predictor = make_predictor()
     units = len(list(list_units([path], predictor)))
@@ -183,13 +184,12 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(MEASURES[options.one](Path(folder), options.size)))
         return
-    result = {
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "many": in_process("many", options.files),
-        "day": in_process("day", DAY),
-        "predict": [in_process("predict", seconds) for seconds in (MINUTE, HOURS)],
-    }
-    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"machine": platform.machine(), "torch": torch.__version__}
+    rows = [("many", "many", options.files), ("day", "day", DAY)]
+    rows += [("predict 1 minute", "predict", MINUTE), ("predict 10 hours", "predict", HOURS)]
+    for name, measure, size in rows:
+        result[name] = in_process(measure, size)
+        options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
