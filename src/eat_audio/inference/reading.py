@@ -4,9 +4,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from queue import Full, Queue
+from functools import partial
+from queue import Full, Queue, SimpleQueue
 
 import torch
 
@@ -50,7 +50,11 @@ def read_ahead(
             yield from read(audio)
         return
     ended = threading.Event()
-    pool = ThreadPoolExecutor(threads, "read")
+    tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    # not an executor's threads: what is left of these does not hold up the end of the process
+    readers = [threading.Thread(target=_work, args=(tasks,), daemon=True) for _ in range(threads)]
+    for reader in readers:
+        reader.start()
     queues: deque[Queue[Item | _Failure]] = deque()
     remaining = iter(inputs)
     try:
@@ -61,14 +65,22 @@ def read_ahead(
                 except StopIteration:
                     break
                 queue: Queue[Item | _Failure] = Queue(WINDOWS_AHEAD)
-                pool.submit(copy_context().run, _fill, queue, read, audio, ended)
+                tasks.put(partial(copy_context().run, _fill, queue, read, audio, ended))
                 queues.append(queue)
             if not queues:
                 return
             yield from _items(queues.popleft())
     finally:
         ended.set()
-        pool.shutdown(cancel_futures=True)
+        for _ in readers:
+            tasks.put(None)
+        for reader in readers:
+            reader.join()
+
+
+def _work(tasks: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while (task := tasks.get()) is not None:
+        task()
 
 
 class _Failure:
@@ -86,7 +98,7 @@ def _fill(
 ) -> None:
     """Put the items of an input into its queue, until nobody needs them any more."""
     try:
-        for item in read(audio):
+        for item in () if ended.is_set() else read(audio):
             _put(queue, item, ended)
             if ended.is_set():
                 return
@@ -95,7 +107,7 @@ def _fill(
 
 
 def _put(queue: "Queue[Item | _Failure]", item: "Item | _Failure", ended: threading.Event) -> None:
-    while not ended.is_set() and threading.main_thread().is_alive():
+    while not ended.is_set():
         try:
             return queue.put(item, timeout=PATIENCE)
         except Full:

@@ -1,0 +1,59 @@
+"""Inputs are read ahead in order, errors arrive, and nothing holds up the end of a process."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from eat_audio.inference.reading import INPUTS_AHEAD, Input, Item, read_ahead
+from eat_audio.inference.windows import Window
+
+
+def read(audio: Input) -> Iterator[Item]:
+    if audio == "broken":
+        raise RuntimeError("a bug")
+    for column in range(int(str(audio))):
+        yield Window(column, torch.zeros(1))
+    yield None
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_items_come_in_the_order_of_the_inputs(threads: int) -> None:
+    counts = [3, 0, 40, 1, 12, 0, 0, 5] * 3
+    items = list(read_ahead(map(str, counts), read, threads=threads))
+    columns = [None if item is None else item.column for item in items]  # type: ignore[union-attr]
+    assert columns == [column for count in counts for column in (*range(count), None)]
+
+
+def test_few_inputs_are_taken_ahead() -> None:
+    taken: list[int] = []
+    items = read_ahead((taken.append(n) or "1" for n in range(100)), read, threads=2)
+    next(items)
+    assert len(taken) <= 2 * INPUTS_AHEAD + 1
+    items.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_bug_while_reading_is_raised_where_the_items_are_used(threads: int) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(read_ahead(["1", "broken", "1"], read, threads=threads))
+
+
+ABANDONED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from inference.test_reading import read, read_ahead
+kept = read_ahead(["1000"] * 9, read, threads=2)
+next(kept)
+sys.modules["kept"] = kept
+raise KeyboardInterrupt
+"""
+
+
+def test_a_process_ends_although_nobody_reads_on() -> None:
+    words = [sys.executable, "-c", ABANDONED, str(Path(__file__).parents[1])]
+    ended = subprocess.run(words, capture_output=True, timeout=300, check=False)
+    assert b"KeyboardInterrupt" in ended.stderr
