@@ -260,7 +260,7 @@ def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPat
     def interrupted() -> None:
         raise Interrupted("stopped after step 4 of 50")
 
-    monkeypatch.setattr(cli.train.recipes, "names", interrupted)
+    monkeypatch.setattr("eat_audio.config.names", interrupted)
     code, _, err = run("recipes")
     assert code == 130 and "stopped after step 4 of 50" in err
 
@@ -363,13 +363,13 @@ def test_lines_are_printed_in_a_locale_of_ascii() -> None:
 def test_our_warnings_are_one_line_and_others_as_python_shows_them() -> None:
     script = (
         "import sys, warnings\n"
-        "from eat_audio import cli\n"
+        "from eat_audio import cli, config\n"
         "from eat_audio.errors import EatWarning\n"
         "def warned():\n"
         "    warnings.warn('a\\x1b.wav: ends\\nearly', EatWarning)\n"
         "    warnings.warn('something else', UserWarning)\n"
         "    return []\n"
-        "cli.train.recipes.names = warned\n"
+        "config.names = warned\n"
         "sys.argv = ['eat', 'recipes']; cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -434,7 +434,15 @@ def test_settings_say_which_of_them_may_change_when_a_run_is_resumed():
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         Resumed(every=0)
     assert resumable_names(EATRun) == {
-        *("accumulate", "clips.memory_mb", "clips.workers", "device", "keep", "log"),
+        *(
+            "accumulate",
+            "clips.memory_mb",
+            "clips.workers",
+            "deterministic",
+            "device",
+            "keep",
+            "log",
+        ),
         *("log_every", "monitor", "parallel", "patience", "save_every"),
     }
 

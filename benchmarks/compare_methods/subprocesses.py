@@ -121,7 +121,8 @@ def train(
     record, resolved = out / "cost.json", settings.model_dump(mode="json")
     if (out / marker).is_file() and record.is_file():
         made = read_json(out / "run.json").get("recipe", {})
-        if any(made.get(name) != resolved[name] for name in resolved.keys() - PLACES):
+        chosen = {name for name in resolved.keys() - PLACES if resolved[name] != "auto"}
+        if any(made.get(name) != resolved[name] for name in chosen):
             raise SettingError(f"{out}: was made with other settings; remove it")
         return _sum(read_json(record)["begun"])
     out.mkdir(parents=True, exist_ok=True)

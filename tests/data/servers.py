@@ -19,8 +19,13 @@ class Ranges(BaseHTTPRequestHandler):
     requests: list[tuple[str, str | None]]
     """Path and range of every request."""
 
+    @property
+    def name(self) -> str:
+        """The file of a request, without the signature of its address."""
+        return self.path.lstrip("/").partition("?")[0]
+
     def do_GET(self) -> None:
-        file = self.folder / self.path.lstrip("/")
+        file = self.folder / self.name
         requested = self.headers.get("Range")
         self.requests.append((self.path, requested))
         failure = self.failures.pop(0) if self.failures else ""
@@ -44,7 +49,7 @@ class Ranges(BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) // 2] if failure == "cut" else data)
 
     def do_HEAD(self) -> None:
-        file = self.folder / self.path.lstrip("/")
+        file = self.folder / self.name
         if not file.is_file():
             self.send_error(404)
             return
@@ -63,7 +68,7 @@ class Dripping(Ranges):
     how = ""
 
     def do_GET(self) -> None:
-        if not self.path.endswith(self.how.partition(" ")[2]):
+        if not self.name.endswith(self.how.partition(" ")[2]):
             super().do_GET()
             return
         try:

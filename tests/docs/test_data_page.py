@@ -48,6 +48,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sounds(tmp_path / "speech_commands", "yes/a.wav", "no/b.wav", "_background_noise_/hum.wav")
     for name in ("validation_list.txt", "testing_list.txt"):
         (tmp_path / "speech_commands" / name).write_text("yes/a.wav\n", encoding="utf-8")
+    sounds(tmp_path, *(f"{folder}/{n}.wav" for folder in ("pool", "mine") for n in range(4)))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -56,7 +57,7 @@ def test_every_command_of_the_page_runs(
     reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in COMMANDS:
-        extra = shlex.split(SHORT) if words[1] == "finetune" else []
+        extra = shlex.split(SHORT) if words[1] in ("finetune", "pretrain") else []
         monkeypatch.setattr(sys, "argv", [*words, *extra])
         with pytest.raises(SystemExit) as ended:
             cli.main()

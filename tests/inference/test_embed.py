@@ -409,7 +409,7 @@ def test_a_disk_that_fills_keeps_what_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(storage, "PART_SECONDS", 0)
         if out.suffix:
-            patch.setattr(storage.Table, "_joined", lambda self: iter(full, None))
+            patch.setattr(storage.Table, "_joined", lambda *_: iter(full, None))
         else:
             usual, count = np.save, iter(range(9))
             patch.setattr(storage.np, "save", lambda *x: full() if next(count) == 3 else usual(*x))

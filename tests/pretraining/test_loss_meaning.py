@@ -97,7 +97,7 @@ def released_gradients(model: EATPretraining, batch: Batch) -> dict[str, Tensor]
     cls, visible = model.encode_visible(spectrogram, masks)
     everything = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
     prediction = model.decoder(
-        model.decoder_input(visible, masks, None, noise), (FRAMES // 16, 8), everything
+        model.decoder_input(visible, masks, noise), (FRAMES // 16, 8), everything
     )
 
     sample_size = hidden.sum().item()

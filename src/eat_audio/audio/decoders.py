@@ -72,10 +72,7 @@ DEMUXERS = (
 SAFE = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
 ESTIMATED = frozenset({"aac", "ac3", "eac3", "mp3", "dts", "loas", "mpeg", "mpegts", "amr"})
 """Formats whose length is guessed from the bit rate."""
-
-
-Pieces = Iterator[NDArray[Any]]
-"""Named once: annotations of inner functions are evaluated at every call."""
+Pieces = Iterator[NDArray[Any]]  # named once: those of inner functions are evaluated at each call
 
 
 @contextmanager
@@ -285,7 +282,9 @@ def _recording(
     exact = sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
 
     def decoded(position: int, count: int | None) -> Pieces:
-        size = largest if count is None else max(1, min(count, largest))
+        # one more, as libsndfile loses its place where a read ends with the last of cut FLAC
+        size = largest if count is None else min(count + 1, largest)
+        samples = np.empty((0, sound.channels), dtype)
         try:
             if sound.tell() != position and (exact or position):
                 sound.seek(min(position, sound.frames))

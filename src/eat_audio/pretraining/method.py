@@ -231,7 +231,7 @@ class Pretraining(LayeredObjective):
         as the clips: their losses are the same but for rounding.
         """
         frames = self.frames
-        if batch.waveforms.device.type != "cpu":
+        if batch.waveforms.is_cuda:
             frames = self._shared_frames(batch.lengths)
         return self.features.log_mel(batch.waveforms, batch.lengths, frames=frames)
 

@@ -93,9 +93,7 @@ class ProcessGroup:
         if self.ranks == 1 or isinstance(objective, FSDPModule):
             return objective
         # Buffers are the same in all processes at the start, and follow the same sums.
-        return DistributedDataParallel(
-            objective, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
     @contextmanager
     def reporting_lost_peers(self) -> Iterator[None]:
