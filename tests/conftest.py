@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cases.small import Small, make_small
 from commands import Commands
+from data.servers import Ranges, serving
 from eat_audio import cli
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,13 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real audio at {DATA} (set EAT_DATA to where it is)")
     return DATA
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, type[Ranges]]]:
+    """The address of a web server of `tmp_path`, and the class that answers."""
+    with serving(Ranges, tmp_path) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,12 @@ def parity(scale: Scale) -> Results:
 
 def _losses(trainer: Trainer) -> list[float]:
     values: list[float] = []
+    _fit(trainer, log=lambda step, metrics: values.append(metrics["loss"]))
+    return values
+
+
+def _fit(trainer: Trainer, **hooks: Callable[..., None]) -> None:
+    """Run the loop alone: nothing is saved, and no folder is needed."""
     run = trainer.settings
     fit(
         trainer.objective,  # type: ignore[arg-type]
@@ -117,9 +123,8 @@ def _losses(trainer: Trainer) -> list[float]:
         trainer.optimizer,
         run,
         run.optim,
-        log=lambda step, metrics: values.append(metrics["loss"]),
+        **hooks,
     )
-    return values
 
 
 def _trained_twice(run: PretrainRun, scratch: Path) -> tuple[list[float], list[float]]:
@@ -261,12 +266,8 @@ def _fit_rate_of_files(scale: Scale, data: Path) -> dict[str, float]:
 def _rate(trainer: Trainer, batch: int) -> dict[str, float]:
     """Return clips/s of the later steps of a run; the last of them waits for the device."""
     run, ends = trainer.settings, [time.perf_counter()]
-    fit(
-        trainer.objective,  # type: ignore[arg-type]
-        trainer.batches(),
-        trainer.optimizer,
-        run,
-        run.optim,
+    _fit(
+        trainer,
         on_step=lambda done: ends.append(time.perf_counter()),
         log=lambda step, metrics: ends.append(time.perf_counter()),
     )
@@ -288,14 +289,7 @@ def _waits(scale: Scale) -> dict[str, int] | str:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(
-            trainer.objective,  # type: ignore[arg-type]
-            trainer.batches(),
-            trainer.optimizer,
-            run,
-            run.optim,
-            on_step=on_step,
-        )
+        _fit(trainer, on_step=on_step)
     places: dict[str, int] = {}
     for warning in caught:
         if "synchron" in str(warning.message):

@@ -7,5 +7,6 @@
     leaks       recordings that a pre-training shares with an evaluation
     results     one JSON with every cell, and the tables and the figure made from it
 
-Settings were chosen on ESC-10's folds 2 to 4 and within UrbanSound8K's fold 1 alone.
+Settings were chosen on ESC-10's folds 2 to 4 and within UrbanSound8K's fold 1 alone; but those of
+the pre-training were compared on all five folds of ESC-10 (`benchmarks/lab_notes.md`).
 """

@@ -1,4 +1,4 @@
-"""The benchmark of the settings of fine-tuning: what it may hear, and what it changes."""
+"""The benchmark of the settings of fine-tuning: the folds that it uses, and what it changes."""
 
 from benchmarks.finetune_features import FOLDS, RECIPE, ROWS, SHORT, folds_of, lines, summary
 

@@ -1,6 +1,5 @@
 """Shards on web servers and in stores: the same batches, and no endless waiting."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ from eat_audio.errors import AudioError, DataError
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
     return mixed_corpus(tmp_path)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, type[Ranges]]]:
-    """The address of a server of `tmp_path`, and how it answers."""
-    with serving(Ranges, tmp_path) as served:
-        yield served
 
 
 def test_shards_are_read_over_the_web(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
 RATE = 16_000
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
@@ -28,6 +28,12 @@ def make_predictor(config: EATConfig | None = None, **settings: Any) -> Predicto
     model.model.head.weight.data *= 50
     features = EATFeatureExtractor(released_padding=settings.pop("released_padding", False))
     return Predictor(model, features, **settings)
+
+
+def make_encoder() -> Predictor:
+    """A random encoder of one layer, without a head."""
+    torch.manual_seed(0)
+    return Predictor(EATModel(EATConfig(embed_dim=48, depth=1, num_heads=3)), EATFeatureExtractor())
 
 
 def sound(seconds: float, seed: int = 0) -> Tensor:

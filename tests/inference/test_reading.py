@@ -53,7 +53,7 @@ raise KeyboardInterrupt
 """
 
 
-def test_a_process_ends_although_nobody_reads_on() -> None:
+def test_a_process_ends_although_its_items_are_not_read() -> None:
     words = [sys.executable, "-c", ABANDONED, str(Path(__file__).parents[1])]
     ended = subprocess.run(words, capture_output=True, timeout=300, check=False)
     assert b"KeyboardInterrupt" in ended.stderr

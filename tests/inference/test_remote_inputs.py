@@ -1,15 +1,13 @@
 """Recordings at URLs are embedded and labeled like files, and only if they are asked for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 
-from data.servers import Ranges, serving
+from data.servers import Ranges
 from eat_audio.cli.console import expanded
 from eat_audio.data.remote import version_of
 from eat_audio.errors import AudioError
@@ -18,14 +16,12 @@ from eat_audio.inference.embed import embed_files
 from eat_audio.inference.inputs import audio_source, find_recordings
 from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.shard import UnitFormat, run_shard
-from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATModel
+from inference.predictors import make_encoder
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    return Predictor(EATModel(EATConfig(embed_dim=48, depth=1, num_heads=3)), EATFeatureExtractor())
+    return make_encoder()
 
 
 @pytest.fixture
@@ -36,12 +32,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, seconds in (("a.flac", 45), ("b.ogg", 3)):
         soundfile.write(tmp_path / name, 0.1 * noise.standard_normal(seconds * 16_000), 16_000)
     return tmp_path
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[tuple[str, type[Ranges]]]:
-    with serving(Ranges, folder) as served:
-        yield served
 
 
 def test_vectors_of_recordings_at_urls_are_those_of_the_files(
@@ -97,6 +87,7 @@ def test_urls_of_the_command_line_are_kept_and_paths_are_paths(folder: Path) -> 
     assert find_recordings(["https://host/a"]) == ["https://host/a"]
 
 
+@pytest.mark.usefixtures("folder")
 def test_a_url_in_a_row_of_a_data_set_is_not_fetched(
     server: tuple[str, type[Ranges]], predictor: Predictor
 ) -> None:

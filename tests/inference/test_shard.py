@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 
 from conftest import eat
 from eat_audio.data.parts import Shard, job_status
@@ -22,15 +21,12 @@ from eat_audio.inference.detect import Rules
 from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.shard import Events, Labels, UnitFormat, list_units, run_shard, unit_rows
 from eat_audio.inference.windows import Unit, mean_of_units
-from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATModel
-from inference.predictors import SMALL, make_predictor
+from inference.predictors import SMALL, make_encoder, make_predictor
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    torch.manual_seed(0)
-    return Predictor(EATModel(EATConfig(embed_dim=48, depth=1, num_heads=3)), EATFeatureExtractor())
+    return make_encoder()
 
 
 @pytest.fixture

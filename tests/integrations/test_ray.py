@@ -86,8 +86,9 @@ def test_paths_alone_are_enough(model: str, recordings: Path) -> None:
     assert rows["error"].null_count == 1 and rows["size"].null_count == 1
 
 
-def run_here(shuffle: int) -> Any:
-    """Stand-ins for Ray: blocks in any order, their rows cut anywhere."""
+def run_here(monkeypatch: pytest.MonkeyPatch, shuffle: int) -> None:
+    """Put stand-ins in the place of Ray: blocks in any order, their rows cut anywhere."""
+    pytest.importorskip("ray")
 
     @contextmanager
     def connected(address: str, init: dict[str, Any]) -> Iterator[Mapping[str, float]]:
@@ -103,17 +104,15 @@ def run_here(shuffle: int) -> Any:
             pieces += [rows.slice(0, cut), rows.slice(cut)]
         yield from dice.sample(pieces, len(pieces))
 
-    return connected, results
+    monkeypatch.setattr(on_ray, "_connected", connected)
+    monkeypatch.setattr(on_ray, "_results", results)
 
 
 @pytest.mark.parametrize("level", ["clip", "frame"])
 def test_the_order_of_blocks_and_their_cuts_do_not_matter(
     model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
-    pytest.importorskip("ray")
-    connected, results = run_here(shuffle=1)
-    monkeypatch.setattr(on_ray, "_connected", connected)
-    monkeypatch.setattr(on_ray, "_results", results)
+    run_here(monkeypatch, shuffle=1)
     form = UnitFormat(level)  # type: ignore[arg-type]
     summary = embed_on_ray([recordings], model, tmp_path / "ray", form=form)
     assert (summary.done, summary.skipped, len(summary.failed)) == (FILES, 0, 2)
@@ -125,10 +124,7 @@ def test_the_order_of_blocks_and_their_cuts_do_not_matter(
 def test_a_job_begun_without_ray_is_finished_with_it(
     model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
-    connected, results = run_here(shuffle=2)
-    monkeypatch.setattr(on_ray, "_connected", connected)
-    monkeypatch.setattr(on_ray, "_results", results)
+    run_here(monkeypatch, shuffle=2)
     files = sorted(recordings.glob("*.wav"))[:10]
     run_shard(files, load(model, device="cpu"), tmp_path / "out", UnitFormat())
     summary = embed_on_ray([recordings], model, tmp_path / "out")
@@ -140,10 +136,7 @@ def test_a_job_begun_without_ray_is_finished_with_it(
 def test_a_job_of_which_nothing_can_be_read_ends_with_an_error(
     model: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
-    connected, results = run_here(shuffle=3)
-    monkeypatch.setattr(on_ray, "_connected", connected)
-    monkeypatch.setattr(on_ray, "_results", results)
+    run_here(monkeypatch, shuffle=3)
     files = [str(recordings / "text.flac"), str(recordings / "empty.wav")]
     words = ["embed", *files, "--model", model, "--out", str(tmp_path / "out"), "--on", "ray"]
     with pytest.raises(EatError, match="2 of the files could not be read"):

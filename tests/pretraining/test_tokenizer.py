@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from small_batches import FEATURES, SMALL
+from small_batches import FEATURES, SMALL, noise_batch
 from torch import Tensor
 
 from conftest import golden_sets, sidecar, tensors
-from eat_audio.data.loader import Batch
 from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.models import save
 from eat_audio.models.beats import checkpoint as beats
@@ -218,23 +217,6 @@ def objective(teacher: Any = None, **changes: Any) -> TokenizerPretraining:
     target = changes.get("target", "patches")
     teacher = Teacher(teacher or BEATsModel(SMALL), FEATURES, target)
     return TokenizerPretraining(SMALL, method, FEATURES, frames=256, teacher=teacher).train()
-
-
-def noise_batch(ids: list[int], seconds: float = 2.6) -> Batch:
-    """Clips of noise, each the same at every call."""
-    count = round(16_000 * seconds)
-    waves = [
-        torch.randint(-3_000, 3_000, (count,), generator=torch.Generator().manual_seed(number))
-        for number in ids
-    ]
-    return Batch(
-        step=0,
-        waveforms=torch.stack(waves).to(torch.int16),
-        lengths=torch.full((len(ids),), count),
-        clips=torch.tensor(ids),
-        epochs=torch.zeros(len(ids), dtype=torch.int64),
-        ids=[str(number) for number in ids],
-    )
 
 
 def started() -> TokenizerPretraining:
