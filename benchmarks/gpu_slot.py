@@ -11,6 +11,7 @@ With `--device cpu` everything runs at tiny size, to show that it runs.
 
 import argparse
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from benchmarks.gpu_parts.scale import CPU, GPU, Scale
 from benchmarks.speed.measure import ceilings, host
 from benchmarks.speed.run import commit
 from eat_audio.training.hardware import find_device
+from eat_audio.training.run import CUBLAS_WORKSPACE
 
 Results = Iterator[tuple[str, Any]]
 
@@ -97,6 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     end = time.monotonic() + options.budget
     options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(*CUBLAS_WORKSPACE)  # before the first matrix product, for `parity`
     device = find_device(options.device)
     scale = (CPU if device.type == "cpu" else GPU).on(str(device), options.data)
     print(json.dumps(host(scale.device) | {"ceilings": ceilings(scale.device)}), flush=True)

@@ -14,7 +14,7 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError, DataError
-from eat_audio.finetune import FinetuneRun, FreshEncoder, run
+from eat_audio.finetune import FinetuneRun, FreshEncoder, open_labeled, run, split
 from eat_audio.models.common.losses import classification_loss
 from eat_audio.training.optim import Optim
 
@@ -89,6 +89,17 @@ def test_clips_without_labels_alone_can_be_learned_from(made: Path, tmp_path: Pa
     finished = run(settings(made, data=str(made / "bare.csv")), out=tmp_path / "out", start=None)
     assert finished.evaluation is None and "nothing was tested" in finished.note
     assert list(load_model(tmp_path / "out").config.id2label.values()) == ["alarm", "knock"]
+
+
+def test_of_clips_without_labels_the_split_for_training_is_trained_on(made: Path) -> None:
+    rows = (made / "some.csv").read_text(encoding="utf-8").splitlines()
+    unlabeled = [",".join(row.split(",")[::2]) for row in rows]
+    (made / "unlabeled.csv").write_text("\n".join(unlabeled), encoding="utf-8")
+    one = settings(made, data=str(made / "unlabeled.csv"))
+    corpus = open_labeled(one)
+    assert len(corpus.splits) > 1
+    train, test = split(corpus, one)
+    assert train.splits == ("train",) and test is None
 
 
 def test_the_teacher_changes_what_is_learned(made: Path, tmp_path: Path) -> None:

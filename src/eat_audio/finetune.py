@@ -68,7 +68,7 @@ class FinetuneRun(TrainSettings):
 
     task: Literal["finetune"] = "finetune"
     data: str | None = None
-    """A manifest (.tsv, .csv), or a folder in one of the known layouts, with labels."""
+    """A manifest (.tsv, .csv), or a folder in one of the supported layouts, with labels."""
     soft_labels: str | None = None
     """A .parquet file of a teacher's class probabilities, for classes and clips without labels."""
     train_splits: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class FinetuneRun(TrainSettings):
     are (LoRA, through the package peft); 0: the weights themselves learn."""
     head_start: Literal["random", "probe"] = "random"
     """probe: the head begins as the logistic regression of the training clips on the features of
-    the encoder as it is, standardized; a low `optim.lr` then keeps what both know."""
+    the encoder as it is, standardized; a low `optim.lr` then changes neither by much."""
     head_start_c: PositiveFloat = STRENGTH
     """scikit-learn's C of that regression, the inverse of its regularization."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -142,7 +142,7 @@ class Classification(LayeredObjective):
             self.average = copy.deepcopy(self.model).requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the loss of a batch and its share of right answers."""
+        """Return the loss of a batch and its share of right predictions."""
         with torch.no_grad():
             spectrogram, mask, labels = self.prepare(batch, generator)
         logits = self.model(spectrogram, mask).logits.float()
@@ -402,7 +402,7 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     """
     splits = corpus.splits
     if corpus.soft_labels is not None and not corpus.labeled():
-        return corpus.select(*(settings.train_splits or splits)), None
+        return corpus.select(*(settings.train_splits or Roles.of(splits).train or splits)), None
     named = {*settings.train_splits, *settings.test_splits}
     if corpus.folds and not settings.test_splits:
         raise SettingError(

@@ -454,6 +454,14 @@ def test_a_process_that_has_ended_on_purpose_is_not_missed(
     assert watched(monkeypatch, distributed.ENDED, [1]) == "nobody was given up"
 
 
+def test_no_sign_of_life_follows_that_of_an_ended_process() -> None:
+    pulse = distributed._Pulse()
+    pulse.store = FakeStore()
+    pulse.end()
+    pulse._watch(0, [1])
+    assert pulse.store == {f"{pulse.key}/0": distributed.ENDED.encode()}
+
+
 @pytest.mark.slow
 def test_a_stopped_process_is_named_within_a_minute(corpus: Path, tmp_path: Path) -> None:
     process = start(torchrun(*long_run(corpus, tmp_path)))

@@ -1,6 +1,7 @@
 """A run keeps the precision that it began with, wherever it goes on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import CheckpointError
 from eat_audio.pretraining.method import run_settings
-from eat_audio.pretraining.run import run
+from eat_audio.pretraining.run import corpus_of, make_trainer, run
+from eat_audio.training.distributed import SINGLE_PROCESS
+from eat_audio.training.run import CUBLAS_WORKSPACE
 
 SMALL = {
     "method": "eat",
@@ -90,3 +93,15 @@ def test_auto_in_the_record_of_an_earlier_version_is_what_it_was_then(
         train(tmp_path, listing, "bf16", resume=True)
     train(tmp_path, listing, "auto", resume=True)
     assert recorded(tmp_path / "checkpoints" / "step-00000004") == "fp32"
+
+
+def test_cublas_is_set_up_for_a_deterministic_run_before_anything_is_computed(
+    listing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, value = CUBLAS_WORKSPACE
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    changes = {"data": str(listing), "deterministic": True}
+    settings = run_settings("eat").model_validate(SMALL | changes)
+    make_trainer(settings, corpus_of(settings), SINGLE_PROCESS)
+    assert os.environ[name] == value

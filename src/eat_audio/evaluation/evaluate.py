@@ -137,7 +137,7 @@ def require_classifier(model: AudioModel) -> AudioClassifier:
     """Return the model; raise CheckpointError if it is an encoder."""
     if not isinstance(model, AudioClassifier):
         raise CheckpointError(
-            "the model is an encoder without a classifier; eat finetune teaches it labels"
+            "the model is an encoder without a classifier; eat finetune trains one"
         )
     return model
 

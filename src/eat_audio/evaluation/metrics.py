@@ -74,7 +74,7 @@ def linear_head(
 
     Args:
         vectors: (clips, D).
-        labels: (clips, classes): 0 or 1, or probabilities; NaN is not known.
+        labels: (clips, classes): 0 or 1, or probabilities; NaN where there is no label.
         softmax: One regression for all classes, of the likeliest label of clips that have one;
             else one per class.
         strength: scikit-learn's C.
@@ -102,14 +102,14 @@ def linear_head(
         bias[absent] = np.logaddexp.reduce(bias[present]) - np.log(2 * len(numbers))
     else:
         for number, column in enumerate(labels.T):
-            known = ~np.isnan(column)
-            shares = np.concatenate([column[known], 1 - column[known]])  # of both answers
-            yes, no = shares.reshape(2, -1).sum(axis=1)
-            bias[number] = np.log((yes + 0.5) / (no + 0.5))
-            if yes and no:
-                answers, twice = np.repeat([1, 0], known.sum()), np.tile(x[known], (2, 1))
+            labeled = ~np.isnan(column)
+            shares = np.concatenate([column[labeled], 1 - column[labeled]])  # of 1 and of 0
+            positives, negatives = shares.reshape(2, -1).sum(axis=1)
+            bias[number] = np.log((positives + 0.5) / (negatives + 0.5))
+            if positives and negatives:
+                targets, twice = np.repeat([1, 0], labeled.sum()), np.tile(x[labeled], (2, 1))
                 used = shares > 0
-                model.fit(twice[used], answers[used], sample_weight=shares[used])
+                model.fit(twice[used], targets[used], sample_weight=shares[used])
                 weight[number], bias[number] = model.coef_[0], model.intercept_[0]
     weight /= scaler.scale_
     return weight, bias - weight @ scaler.mean_
@@ -177,12 +177,12 @@ def views(cls: Array | None, mean: Array, deviation: Array | None = None) -> dic
 
     With their deviation also `statistics`, all of these concatenated.
     """
-    found = {"mean": mean}
+    named = {"mean": mean}
     if cls is not None:
-        found = {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
+        named = {"cls": cls, "mean": mean, "both": np.hstack([cls, mean])}
     if deviation is not None:
-        found["statistics"] = np.hstack([found.get("both", mean), deviation])
-    return found
+        named["statistics"] = np.hstack([named.get("both", mean), deviation])
+    return named
 
 
 def effective_rank(vectors: Array) -> float:

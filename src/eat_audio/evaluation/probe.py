@@ -75,7 +75,7 @@ class Vectors:
     deviation: Array | None = None
     """(clips, D): the standard deviation of the patches."""
     layers: dict[int, Array] = field(default_factory=dict)
-    """(clips, 2D): mean and standard deviation of the patches of layers that were asked for."""
+    """(clips, 2D): mean and standard deviation of the patches of single layers, by number."""
 
     @property
     def views(self) -> dict[str, Array]:
@@ -249,9 +249,8 @@ def _vectors_of_each(
 
 def _batch_vectors(encoded: EncoderOutput, layers: Sequence[int]) -> tuple[Tensor | None, ...]:
     """CLS (B, D) or None, mean and deviation of the patches, and both of each layer (B, 2D)."""
-    cls, mean = _cls_and_mean(encoded)
-    width = mean.shape[1]
-    deviation = masked_statistics(encoded.patches.float(), encoded.valid)[:, width:]
+    cls = None if encoded.cls is None else encoded.cls.float()
+    mean, deviation = masked_statistics(encoded.patches.float(), encoded.valid).chunk(2, dim=1)
     others = (masked_statistics(encoded.layer(n).float(), encoded.valid) for n in layers)
     return cls, mean, deviation, *others
 
@@ -260,10 +259,7 @@ def cls_and_mean(
     model: AudioModel, spectrogram: Tensor, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Return CLS (B, D), or None, and the mean of the valid patches (B, D), float32."""
-    return _cls_and_mean(model.encode(spectrogram, mask))
-
-
-def _cls_and_mean(encoded: EncoderOutput) -> tuple[Tensor | None, Tensor]:
+    encoded = model.encode(spectrogram, mask, all_states=False)
     cls = None if encoded.cls is None else encoded.cls.float()
     return cls, masked_mean(encoded.patches, encoded.valid).float()
 

@@ -206,10 +206,10 @@ class Pretraining(LayeredObjective):
         }
 
     def decoder_reach(self) -> tuple[int, float] | None:
-        """Return how many patches far a decoder sees, and how many hidden patches that suffices.
+        """Return a decoder's reach in patches, and the share of hidden patches it suffices for.
 
-        That is, the share of hidden patches with a visible one within reach, of clips of full
-        length. None: the decoder sees the whole clip.
+        That is, of those with a visible patch within reach, in clips of full length. None: the
+        reach is the whole clip.
         """
         return None
 

@@ -104,7 +104,8 @@ def corpus_of(settings: PretrainRun) -> Corpus:
     if settings.splits:
         corpora = [c.select(*settings.splits) if len(c.splits) > 1 else c for c in corpora]
     corpus = mixed(corpora, settings.data_shares)
-    if settings.clips.statistics is None and len({one.statistics for one in corpora}) > 1:
+    unset = settings.clips.statistics is None and _has_log_mel_of_corpora(settings.method)
+    if unset and len({one.statistics for one in corpora}) > 1:
         raise SettingError(
             f"{corpus.name}: have different statistics; expected clips.statistics=[MEAN,STD] or "
             "the name of a known corpus"
@@ -183,7 +184,7 @@ def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioF
     another log-mel has only AudioSet's by name; others must be given as two numbers.
     """
     kind = METHODS[method].feature_extractor
-    same = kind.front_end == fbank.EAT
+    same = _has_log_mel_of_corpora(method)
     published = (fbank.STATISTICS if same else {}) | {"audioset": kind.statistics}
     chosen = clips.statistics or (corpus.statistics if same else None) or "audioset"
     if isinstance(chosen, str) and chosen not in published:
@@ -192,6 +193,11 @@ def make_features(corpus: Corpus, clips: ClipSettings, *, method: str) -> AudioF
     statistics = published[chosen] if isinstance(chosen, str) else fbank.Statistics(*chosen)
     std = statistics.std * (RELEASED_INPUT_STD / clips.input_std)
     return kind(mean=statistics.mean, std=std, released_padding=clips.released_padding)
+
+
+def _has_log_mel_of_corpora(method: str) -> bool:
+    """Whether statistics stored beside a corpus are of the log-mel that a method uses."""
+    return METHODS[method].feature_extractor.front_end == fbank.EAT
 
 
 class CollapseGuard:
@@ -214,7 +220,7 @@ class CollapseGuard:
                     f"warning: {1 - share:.0%} of the hidden patches have no visible one within "
                     f"the {distance} patches that the decoder reaches, and are predicted by their "
                     "position alone; a smaller block, more decoder.layers or a larger "
-                    "decoder.kernel let it see one"
+                    "decoder.kernel brings one within reach"
                 )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

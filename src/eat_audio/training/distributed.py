@@ -92,7 +92,6 @@ class ProcessGroup:
         """Return the callable whose gradients are averaged over the processes."""
         if self.ranks == 1 or isinstance(objective, FSDPModule):
             return objective
-        # Buffers are the same in all processes at the start, and follow the same sums.
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
     @contextmanager
@@ -127,7 +126,7 @@ def init_process_group(device: torch.device) -> ProcessGroup:
 
 
 class _Pulse:
-    """Show in the store of the group that this process lives, and end it if another is silent.
+    """Publish signs of life of this process to the others, and end it if another is silent.
 
     A stopped process, or a machine without power, closes no connection: the others would wait
     for it until `TIMEOUT`. One that is only slow (it writes a checkpoint, say) shows signs of life
@@ -137,6 +136,7 @@ class _Pulse:
     def __init__(self) -> None:
         self.store: Any = None
         self.rank = 0
+        self.lock, self.has_ended = threading.Lock(), False
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.key = f"eat_audio/pulse/{attempt}"
 
@@ -150,15 +150,17 @@ class _Pulse:
         atexit.register(self.end)
 
     def end(self) -> None:
-        """Tell the others that this process ends on purpose."""
-        if self.store is not None:
-            with suppress(RuntimeError):  # the store went with the group
-                self.store.set(f"{self.key}/{self.rank}", ENDED)
+        """Publish, as the last sign of life, that this process ends on purpose."""
+        with self.lock:
+            self.has_ended = True
+            if self.store is not None:
+                with suppress(RuntimeError):  # the store went with the group
+                    self.store.set(f"{self.key}/{self.rank}", ENDED)
 
     def _watch(self, rank: int, watched: list[int]) -> None:
         """Count the own beats during which another process shows no sign of life.
 
-        Own beats, not seconds: whoever was stopped with all the others blames none of them.
+        Beats, not seconds: a pause of all processes at once counts against none of them.
         """
         keys = [f"{self.key}/{other}" for other in watched]
         process = f"process {os.getpid()} on {socket.gethostname()}"
@@ -166,7 +168,10 @@ class _Pulse:
         silent = [0] * len(watched)
         for beat in itertools.count():
             try:
-                self.store.set(f"{self.key}/{rank}", f"{beat} {process}")
+                with self.lock:
+                    if self.has_ended:  # nothing may follow that sign
+                        return
+                    self.store.set(f"{self.key}/{rank}", f"{beat} {process}")
                 signs = self.store.multi_get(keys) if self.store.check(keys) else []
             except RuntimeError:  # the store went with the group
                 return

@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 """auto: bf16 where the device computes in it natively, else fp32."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NATIVE_ON_CPU = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-"""Private functions of `torch.cpu`; `get_cpu_capability` only knows AVX512, with or without."""
+"""Private functions of `torch.cpu`; `get_cpu_capability` only names AVX512, with or without."""
 COMPILERS = {"darwin": "clang++", "win32": "cl"}
 """C++ compilers that torch takes where it is not g++."""
 NARROW = 256

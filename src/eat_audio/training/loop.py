@@ -5,7 +5,6 @@ function of (seed, step), so a resumed run repeats what the uninterrupted one wo
 """
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -222,8 +221,7 @@ def finish_gradients(
 def deterministic(on: bool) -> Iterator[None]:
     """Allow only operations that give the same bits each time, if `on`."""
     before = torch.are_deterministic_algorithms_enabled()
-    if on:  # what cuBLAS needs, read when its first handle is made
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if on:
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -249,7 +247,7 @@ class GradientNorms:
     def may_apply(
         self, step: int, norm: Tensor, metrics: dict[str, Tensor], optimizer: Any
     ) -> bool:
-        """Return whether to take a step: not if its norm is known and not finite.
+        """Return whether to take a step: not if its norm is read and not finite.
 
         Raises:
             TrainingDiverged: Too many in a row were not finite.

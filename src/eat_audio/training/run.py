@@ -3,6 +3,7 @@
 Pre-training, fine-tuning and the benchmarks all train through `Trainer`.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,9 @@ from eat_audio.training.metrics_log import TrainingLog
 from eat_audio.training.optim import LayeredObjective, Optim, adamw, parameter_groups
 from eat_audio.training.records import earlier_record
 
+CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What makes cuBLAS deterministic; torch reads it once, at the first matrix product on a GPU (maybe
+a monitor's)."""
 OpenBatches = Callable[..., Iterator[Any]]
 """Called with `start=, stop=`: returns micro-batches of this process by their numbers."""
 
@@ -60,6 +64,8 @@ class Trainer:
         self.settings = settings
         self.open_batches = open_batches
         self.process_group = process_group
+        if settings.deterministic:
+            os.environ.setdefault(*CUBLAS_WORKSPACE)
         apply_fsdp(objective, process_group, how=settings.parallel)
         groups = parameter_groups(objective.named_parameters(), settings.optim, layers=objective)
         self.optimizer = adamw(groups, settings.optim)

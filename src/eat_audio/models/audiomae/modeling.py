@@ -281,9 +281,9 @@ class AudioMAEPreTrainedModel(AudioModel):
     ) -> EncoderOutput:
         """Encode spectrograms (B, T, 128), whose valid frames are given by a mask (B, T)."""
         valid = patch_mask(attention_mask, self.config.patch_size, self.grid(input_values)[1])
-        return self._run(self.model.embed(input_values), valid, all_states)
+        return self._run(self.model.embed(input_values), valid, all_states=all_states)
 
-    def _run(self, patches: Tensor, valid: Tensor | None, all_states: bool = True) -> EncoderOutput:
+    def _run(self, patches: Tensor, valid: Tensor | None, *, all_states: bool) -> EncoderOutput:
         cls, patches, states = self.model(patches, valid, all_states=all_states)
         clip = pool(self.config.pooling, cls, patches, valid)
         return EncoderOutput(clip, cls, patches, states, valid)
@@ -319,4 +319,5 @@ class AudioMAEForAudioClassification(AudioMAEPreTrainedModel, AudioClassifier):
         noise = [torch.rand(clips, count, device=patches.device) for count in (columns, rows)]
         valid = patch_mask(attention_mask, self.config.patch_size, 1)
         ids, kept_valid = some_of_a_grid((noise[0], noise[1]), hidden, valid)
-        return self._run(patches.take_along_dim(ids[..., None], dim=1), kept_valid)
+        kept = patches.take_along_dim(ids[..., None], dim=1)
+        return self._run(kept, kept_valid, all_states=all_states)

@@ -1,4 +1,4 @@
-"""Low-rank additions (LoRA) that learn in place of an encoder's own weights.
+"""Train low-rank additions (LoRA) in place of an encoder's own weights.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2106.09685); the package peft.
 """

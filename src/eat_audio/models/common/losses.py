@@ -7,16 +7,16 @@ from torch import Tensor
 def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
     """Return the loss of logits (B, C) against probabilities (B, C), by its released name.
 
-    NaN is a class of which nothing is known; it has no part in binary cross-entropies. With
+    NaN stands for a label that is missing, and has no part in binary cross-entropies. With
     "weight", micro-batches of one step are averaged by their number of labels.
     """
     if kind == "cross_entropy":
         return {"loss": F.cross_entropy(logits, labels)}
-    known = (~labels.isnan()).to(logits.dtype)
+    labeled = (~labels.isnan()).to(logits.dtype)
     labels = labels.nan_to_num()
-    total = F.binary_cross_entropy_with_logits(logits, labels, known, reduction="sum")
+    total = F.binary_cross_entropy_with_logits(logits, labels, labeled, reduction="sum")
     if kind == "bce_mean":
-        return {"loss": total / known.sum().clamp(min=1.0)}
+        return {"loss": total / labeled.sum().clamp(min=1.0)}
     if kind == "bce_per_clip":
         return {"loss": total / len(labels)}
     count = labels.sum().clamp(min=1.0)

@@ -262,8 +262,8 @@ class AudioModel(PreTrainedModel):
         if encoded.valid is None:
             valid, frames = grid.new_ones(len(grid), columns, dtype=torch.bool), grid.mean(dim=2)
         else:
-            patches = encoded.valid.view(-1, columns, rows)
-            valid, frames = patches.any(dim=2), _mean_of_rows(grid, patches)
+            valid_grid = encoded.valid.view(-1, columns, rows)
+            valid, frames = valid_grid.any(dim=2), _mean_of_rows(grid, valid_grid)
         seconds = (torch.arange(columns, device=grid.device) + 0.5) * self.config.patch_size * 0.01
         return Features(clip, frames, grid, valid, seconds)
 

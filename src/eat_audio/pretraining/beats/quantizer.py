@@ -143,7 +143,8 @@ def cluster_sums(rows: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tens
 def counted_sums(rows: Tensor, labels: Tensor, counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return `cluster_sums` of the rows (..., W) that count, `counts` (...) says which.
 
-    A CPU selects them; a GPU, which would have to be waited for, gives the others a label of none.
+    On a CPU they are selected. On a GPU, where a selection waits for the device, the others get a
+    label of their own, whose sums are left out.
     """
     if rows.device.type == "cpu":
         return cluster_sums(rows[counts], labels[counts], count)
