@@ -230,6 +230,8 @@ def test_help_does_not_wait_for_torch() -> None:
         (["predict", "x.wav", "--model", "nowhere/model"], "eat: "),
         (["embed", "x.wav", "--model", "nowhere/model", "-o", "x.parquet"], "eat: "),
         (["data", "show", "nowhere/at/all"], "eat: "),
+        (["predict", "x.wav", "--retry-failed"], "eat: --retry-failed: expected with --shard"),
+        (["embed", "x.wav", "-o", "x", "--actors", "2"], "eat: --actors 2: expected with --on"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )

@@ -112,6 +112,11 @@ def aside_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{ASIDE}")
 
 
+def is_aside(path: Path) -> bool:
+    """Return whether this is a file or folder that is not finished."""
+    return path.name.startswith(".") and path.name.endswith(ASIDE)
+
+
 def write_failure(error: Exception) -> str | None:
     """Return why a write failed; None if it is another kind of error."""
     if isinstance(error, OSError):

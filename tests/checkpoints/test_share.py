@@ -73,8 +73,11 @@ def test_what_is_shared_is_the_model_with_its_scores(run: Path, tmp_path: Path) 
 def test_the_card_names_several_corpora_without_their_folders(run: Path, tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     record["recipe"]["data"] = ["/home/somebody/pool/", "/home/somebody/mine.csv"]
+    record["recipe"]["data"].append("https://host/third.csv?signature=secret")
+    record["recipe"]["soft_labels"] = "/home/somebody/teacher.parquet"
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     _, text = card(share.prepare(run, tmp_path / "out", name="me/dogs", licence="cc-by-4.0"))
+    assert "- third.csv" in text and "secret" not in text and ": teacher.parquet" in text
     assert "- pool" in text and "- mine.csv" in text and "somebody" not in text
 
 

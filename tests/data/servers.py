@@ -96,6 +96,8 @@ def serving(kind: type[Ranges], folder: Path, **how: object) -> Iterator[tuple[s
         web.daemon_threads, web.block_on_close = True, False
         thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{web.server_port}", handler
-        web.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{web.server_port}", handler
+        finally:  # else it polls a closed socket, for ever
+            web.shutdown()
+            thread.join()

@@ -75,6 +75,31 @@ def test_rows_of_a_file_that_has_changed_are_replaced(tmp_path: Path) -> None:
     assert Counter(pq.read_table(tmp_path)["unit"].to_pylist())["clip-3"] == 2
 
 
+def test_rows_of_a_file_whose_version_cannot_be_told_now_are_kept(tmp_path: Path) -> None:
+    work(tmp_path, Shard())
+    with open_parts(tmp_path, Shard(), SCHEMA, SETTINGS) as parts:
+        assert parts.missing(UNITS | {"clip-3": None}) == []
+    assert Counter(pq.read_table(tmp_path)["unit"].to_pylist())["clip-3"] == 2
+
+
+def test_units_of_other_inputs_do_not_make_a_job_complete(tmp_path: Path) -> None:
+    work(tmp_path, Shard())
+    others = {f"other-{number}": (number, 0) for number in range(40)}
+    with open_parts(tmp_path, Shard(), SCHEMA, SETTINGS) as parts:
+        for unit in parts.missing(others)[:5]:
+            parts.add(unit, others[unit], rows(unit))
+    (state,) = job_status(tmp_path)
+    assert (state.units, state.done, state.missing) == (80, 45, 35)
+    manifest = (tmp_path / "_shards" / "0-of-1" / "manifest.json").read_text(encoding="utf-8")
+    assert '"complete": false' in manifest
+
+
+def test_shards_may_begin_at_the_same_moment(tmp_path: Path) -> None:
+    (tmp_path / "_shards").mkdir()
+    (tmp_path / "._job.json.0123456789ab.incomplete").touch()  # another one is writing it
+    assert len(work(tmp_path, Shard())) == len(UNITS)
+
+
 def test_a_shard_is_done_by_one_process_at_a_time(tmp_path: Path) -> None:
     with open_parts(tmp_path, Shard(0, 2), SCHEMA, SETTINGS):
         with pytest.raises(OutputError, match="in use by another"):

@@ -135,6 +135,39 @@ def test_a_connection_that_breaks_in_the_middle_of_a_recording_is_an_error(
                     server.failures = ["503"] * 100
 
 
+def test_a_copy_that_broke_off_is_not_used_the_next_time(
+    folder: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "TRIES", 1)
+    with serving(Ranges, folder, failures=["", "", "503"]) as (address, _):
+        source = recording_at(f"{address}/a.ogg")
+        with pytest.raises(AudioError, match="a.ogg: cannot be read"):
+            load_audio(source)
+        assert torch.equal(load_audio(source), load_audio(folder / "a.ogg"))
+
+
+def test_a_file_of_unknown_length_is_not_taken_for_its_first_block(
+    folder: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Ranges.send_header
+
+    def without_length(self: Ranges, name: str, value: str) -> None:
+        is_range = name == "Content-Range"
+        send(self, name, value.partition("/")[0] + "/*" if is_range else value)
+
+    monkeypatch.setattr(Ranges, "send_header", without_length)
+    with serving(Ranges, folder) as (address, _):
+        with pytest.raises(AudioError, match="does not say how long it is"):
+            load_audio(recording_at(f"{address}/a.wav"))
+
+
+def test_names_with_spaces_and_letters_are_quoted(folder: Path) -> None:
+    with serving(Ranges, folder) as (address, server):
+        with pytest.raises(DataError, match="Not Found"):
+            read_url(f"{address}/caf\u00e9 1.wav?a=b%20c", most=1)
+        assert server.requests == [("/caf%C3%A9%201.wav?a=b%20c", None)]
+
+
 @pytest.mark.parametrize("how", ["headers", "body", "endless"])
 @pytest.mark.parametrize("suffix", ["wav", "ogg"])
 def test_a_recording_that_drips_or_never_ends_is_given_up(

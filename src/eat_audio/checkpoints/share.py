@@ -27,6 +27,8 @@ NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 """Licences as the Hub spells them: mit, apache-2.0, cc-by-4.0, other, ..."""
 SHOWN_LABELS = 20
+FILES = {"soft_labels", "labels", "tokenizer", "teacher"}
+"""Settings that name files, beside `data`."""
 MARKUP = set("<>&|`*_[]()\\#~!$")
 """Characters with a meaning in HTML or Markdown."""
 
@@ -165,17 +167,28 @@ def model_card(
 
 
 def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without the folders in which clips were on their owner's machine."""
+    """Return settings without the folders in which files were on their owner's machine."""
     private = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             value = _without_folders(value)
-        elif name == "data" and isinstance(value, str):
-            value = Path(value.rstrip("/")).name
         elif name == "data" and isinstance(value, list):
-            value = [Path(str(one).rstrip("/")).name for one in value]
+            value = [_last_part(str(one)) for one in value]
+        elif isinstance(value, str) and (name == "data" or (name in FILES and _is_fixed(value))):
+            value = _last_part(value)
         private[name] = value
     return private
+
+
+def _is_fixed(location: str) -> bool:
+    """Return whether a file is named by its absolute path or its URL, and not by a Hub id."""
+    return location.startswith("~") or Path(location).is_absolute() or "://" in location
+
+
+def _last_part(location: str) -> str:
+    """Return the name of a file, without its folder; of a URL also without its signature."""
+    path = location.partition("?")[0] if "://" in location else location
+    return Path(path.rstrip("/")).name
 
 
 def _escaped(text: object, longest: int = 200) -> str:

@@ -130,6 +130,7 @@ def predict(
 
     if (shard is None) != (out is None):
         raise SettingError("--shard and --out: expected both, or none of them")
+    _check_retry(retry_failed, shard)
     predictor = _predictor(model, device, precision, compile)
     if shard is not None:
         from eat_audio.inference.shard import Labels
@@ -181,6 +182,10 @@ def embed(
     """
     from eat_audio.inference.shard import UnitFormat
 
+    if on is not None and shard is not None:
+        raise SettingError(f"--shard {shard}: not with --on; Ray divides the work itself")
+    if actors is not None and on is None:
+        raise SettingError(f"--actors {actors}: expected with --on")
     if layers is not None and (on is not None or shard is not None):
         raise SettingError(f"--layers {layers}: not with --on or --shard; expected one process")
     if on is not None and compile:
@@ -201,8 +206,9 @@ def embed(
     if shard is not None:
         predictor = _predictor(model, device, precision, compile)
         return _run_shard(inputs, predictor, out, form, shard, retry_failed)
-    if dtype != "float32" or retry_failed:
-        raise SettingError("--dtype and --retry-failed: expected with --shard (0/1: all of it)")
+    _check_retry(retry_failed, shard)
+    if dtype != "float32":
+        raise SettingError(f"--dtype {dtype}: expected with --shard (0/1: all of it)")
     check_output(out)
     predictor = _predictor(model, device, precision, compile)
     paths, kind = expanded(inputs), cast(Any, level)
@@ -245,6 +251,7 @@ def detect(
     from eat_audio.inference.detect import Rules, detect_files
     from eat_audio.report.figures import timeline
 
+    _check_retry(retry_failed, shard)
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
     predictor = _predictor(model, device, precision, compile)
     if shard is not None:
@@ -273,6 +280,11 @@ def _predictor(model: str | None, device: str, precision: str, compile: bool) ->
     predictor = load(model, device=device, precision=precision, compile=compile)
     limit_threads(predictor.model.config.hidden_size)
     return predictor
+
+
+def _check_retry(retry_failed: bool, shard: str | None) -> None:
+    if retry_failed and shard is None:
+        raise SettingError("--retry-failed: expected with --shard (0/1: all of it)")
 
 
 def _run_shard(

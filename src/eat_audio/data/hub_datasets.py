@@ -110,7 +110,8 @@ def _clips(
         paths = fields["path"].to_pylist() if "path" in fields else [None] * len(batch)
         values = batch.column(labels).to_pylist() if labels else [None] * len(batch)
         for number, (path, value) in enumerate(zip(paths, values, strict=True)):
-            listed = value if isinstance(value, list) else [] if value in (None, -1) else [value]
+            values_of_row = value if isinstance(value, list) else [value]
+            listed = [one for one in values_of_row if one not in (None, -1)]
             if present[number]:
                 yield file, Span(int(first[number]), int(sizes[number])), listed
             else:

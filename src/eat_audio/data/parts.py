@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from eat_audio.errors import DataError, OutputError, SettingError
 from eat_audio.lock import lock_folder
 from eat_audio.rng import hash_id
-from eat_audio.writing import remove_leftovers, write_json, written_aside
+from eat_audio.writing import is_aside, remove_leftovers, write_json, written_aside
 
 PART_SECONDS = 30
 """Work that a killed process may lose."""
@@ -137,7 +137,7 @@ class Parts:
         self.out, self.shard, self.schema = out, shard, schema
         self.folder = out / SHARDS / str(shard)
         self.parts = [part for part in parts_of(out) if self._may_hold_ours(part.path)]
-        self.units = 0
+        self.units = self.listed = 0
         self.writer = ThreadPoolExecutor(1, "write")
         self.writing: tuple[Part, Future[None]] | None = None
         self.number = max((int(p.path.stem[-8:]) for p in self.parts), default=0)
@@ -159,18 +159,19 @@ class Parts:
     ) -> list[str]:
         """Return the ids of this shard's units, among those given, that are to be done.
 
-        Rows of files that have changed since are removed. Units that failed are left out, unless
-        `retry_failed`.
+        Rows of files that have changed since are removed, but not those of a file whose version
+        cannot be told now. Units that failed are left out, unless `retry_failed`.
         """
         ours = {unit: stamp for unit, stamp in stamps.items() if self.shard.owns(unit)}
         self.units = len(ours)
         for part in self.parts:
-            changed = {u for u, stamp in part.done.items() if u in ours and stamp != ours[u]}
+            changed = {u for u, stamp in part.done.items() if ours.get(u) not in (None, stamp)}
             if changed:
                 self._remove(part, changed)
         done = {unit for part in self.parts for unit in part.done}
         failed = {unit for part in self.parts for unit in part.failed}
         skipped = done if retry_failed else done | failed
+        self.listed = len(ours.keys() | set(filter(self.shard.owns, done | failed)))
         self._write_manifest()
         return [unit for unit in ours if unit not in skipped]
 
@@ -229,9 +230,9 @@ class Parts:
     def _write_manifest(self) -> None:
         done = {unit for part in self.parts for unit in part.done if self.shard.owns(unit)}
         failed = {u for part in self.parts for u in part.failed if self.shard.owns(u)} - done
-        left = self.units - len(done) - len(failed)
-        manifest = {"shard": self.shard.index, "of": self.shard.count, "units": self.units}
-        manifest |= {"done": len(done), "failed": len(failed), "complete": left <= 0}
+        left = self.listed - len(done) - len(failed)
+        manifest = {"shard": self.shard.index, "of": self.shard.count, "units": self.listed}
+        manifest |= {"done": len(done), "failed": len(failed), "complete": left == 0}
         write_json(self.folder / MANIFEST, manifest)
 
 
@@ -303,7 +304,7 @@ def _check_job(out: Path, settings: Mapping[str, Any]) -> None:
     """Raise DataError if a folder holds anything but a job with these settings."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if out.is_dir() and {path.name for path in out.iterdir()} <= {SHARDS}:
+    if out.is_dir() and all(is_aside(path) or path.name == SHARDS for path in out.iterdir()):
         return  # another shard is about to write the settings
     record = read_job(out)
     plain = json.loads(json.dumps(settings))

@@ -23,6 +23,7 @@ from http.client import HTTPException
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.error import HTTPError
+from urllib.parse import quote
 
 from eat_audio.audio import AUDIO_SUFFIXES, AudioFile
 from eat_audio.errors import AudioError, DataError, EatError
@@ -50,6 +51,8 @@ CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
 """Names that stores give to the time of the last change."""
 SIGNED_SECONDS = 3_600
 """How long a signed URL is valid."""
+LEGAL = "%:/?#[]@!$&'()*+,;=~"
+"""Characters that stay as they are in a URL; spaces and letters beyond ASCII are quoted."""
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """Where a manifest may point to, if it may at all."""
 
@@ -98,10 +101,14 @@ def recording_at(url: str) -> AudioFile:
                     return file
                 _last.copy = None
                 with file:
-                    copy = _last.copy = _Copy(file)
+                    copy = _Copy(file)
+                _last.copy = copy  # only now: an error while it was copied is raised at the end
             return open(copy.path, "rb", buffering=0)
         except DataError as error:
             raise AudioError(*error.args) from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise AudioError(f"{url}: cannot be copied to a temporary file ({reason})") from error
 
     return AudioFile(url, open_url)
 
@@ -145,7 +152,7 @@ def version_of(url: str) -> tuple[int, int] | None:
 
 
 def _version_on_web(url: str) -> tuple[int, int] | None:
-    request = urllib.request.Request(url, method="HEAD")
+    request = urllib.request.Request(quote(url, safe=LEGAL), method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=WAIT) as response:
             size, changed = (response.headers.get(n) for n in ("Content-Length", "Last-Modified"))
@@ -240,6 +247,8 @@ class RangeFile(io.RawIOBase):
         if web := _web_url(self.url):
             request = _Request(self.url, web, 0, BLOCK, False, ranged=True)
             self._blocks[0] = request.run()
+            if request.total is None and request.ranged:
+                raise unreadable(self.url, "the server does not say how long it is")
             return len(self._blocks[0]) if request.total is None else request.total
         store, path = _store(self.url)
         return _within(self.url, partial(store.size, path))
@@ -306,7 +315,8 @@ class RangeFile(io.RawIOBase):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if self._error is not None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        if self._error is not None and not interrupted:
             raise AudioError(*self._error.args) from error
 
 
@@ -409,7 +419,7 @@ class _Request:
 def _web_url(url: str) -> str | None:
     """Return where a URL can be read from a web server; None if only its store can read it."""
     if url.lower().startswith(("http://", "https://")):
-        return url
+        return quote(url, safe=LEGAL)
     store, path = _store(url)
     if "s3" not in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
         return None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def with_soft_labels(corpus: Corpus, path: str | Path) -> Corpus:
     names = corpus.label_names + tuple(n for n in classes if n not in corpus.label_names)
     values = np.full((table.num_rows, len(names)), np.nan, np.float32)
     for name in classes:
-        column = table[name].cast(pa.float32()).to_numpy()
+        column = table[name].cast(pa.float32(), safe=False).to_numpy()
         valid = np.isnan(column) | ((column >= 0) & (column <= 1))
         if not valid.all():
             row = int(np.flatnonzero(~valid)[0])
@@ -114,10 +115,16 @@ def _read(path: Path) -> tuple[pa.Table, list[str]]:
     if len(set(table.column_names)) < table.num_columns:
         raise DataError(f"{path}: has several columns of one name")
     classes = [name for name in table.column_names if name not in KEYS]
-    for name in classes:
+    for name in table.column_names:
         kind = table.schema.field(name).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        is_time = name in ("start", "end")
+        if name in ("id", "path") or (is_time and pa.types.is_null(kind)):
+            continue
+        if not is_number:
             raise DataError(f"{path}: column {shortened(name)} holds {kind}; expected floats")
+        if is_time and not pc.all(pc.is_finite(table[name]), min_count=0).as_py():
+            raise DataError(f"{path}: column {name} holds what is no number; expected seconds")
     if not classes or not {"id", "path"} & {*table.column_names}:
         listed = shortened(", ".join(table.column_names))
         raise DataError(f"{path}: has columns {listed}; expected id or path, and one per class")

@@ -96,7 +96,7 @@ class Store:
     def __init__(self, out: Path, made_by: dict[str, Any]) -> None:
         self.out, self.made_by = out, made_by
         self.start = storable(os.getcwd())  # relative paths count from it
-        self.stamps: dict[str, Stamp | None] = {}  # by key; None: an older version kept none
+        self.stamps: dict[str, Stamp | None] = {}  # by key; None: not known
         self.keys: dict[str, str] = {}  # by path as it is written
 
     def check_made_by(self, record: object) -> None:
@@ -136,13 +136,13 @@ class Store:
                 missing.append(origin)
             elif (stamp := self.stamps[key]) is None:
                 unversioned += 1
-            elif stamp != origin.stamp:
+            elif origin.stamp is not None and stamp != origin.stamp:
                 self.drop(key)
                 missing.append(origin)
         if unversioned:
             message = (
                 f"{self.out}: does not say of which versions of {unversioned} files its vectors "
-                "are, because an older version of this program made it; they are kept"
+                "are; they are kept"
             )
             warnings.warn(printable(message), EatWarning, stacklevel=3)
         return missing
