@@ -24,6 +24,6 @@ def summary(folder: Path) -> str:
         )
     text = (folder / "README.md").read_text(encoding="utf-8")[:CARD_CHARACTERS]
     card = CARD.match(text)
-    found = SUMMARY.search(card[1]) if card else None
-    assert found is not None, f"{folder}/README.md has no summary"
-    return found[1].strip()
+    line = SUMMARY.search(card[1]) if card else None
+    assert line is not None, f"{folder}/README.md has no summary"
+    return line[1].strip()

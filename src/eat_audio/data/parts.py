@@ -66,8 +66,8 @@ class Shard:
         """
         index, _, count = text.partition("/")
         if index == "auto":
-            index, found = _array_task(text, environment)
-            count = count or found
+            index, tasks = _array_task(text, environment)
+            count = count or tasks
         if not (re.fullmatch(r"[0-9]{1,9}", index) and re.fullmatch(r"[0-9]{1,9}", count)):
             raise SettingError(f"shard={text}: expected I/N, with I from 0 to N - 1, or auto")
         if int(index) >= int(count):

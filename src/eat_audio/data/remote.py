@@ -127,8 +127,8 @@ def recordings_below(url: str) -> list[str]:
     if is_web or (_is_audio(url) and not is_pattern):
         return [url]
     store, path = _store(url)
-    found = _within(url, partial(store.glob if is_pattern else store.find, path), WAIT * TRIES)
-    urls = [store.unstrip_protocol(one) for one in sorted(found) if _is_audio(one)]
+    names = _within(url, partial(store.glob if is_pattern else store.find, path), WAIT * TRIES)
+    urls = [store.unstrip_protocol(one) for one in sorted(names) if _is_audio(one)]
     if not urls:
         raise AudioError(f"{url}: no recordings there")
     return urls

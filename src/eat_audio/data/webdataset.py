@@ -1,4 +1,4 @@
-"""Index tar files in webdataset's format, of whoever wrote them: read once, then used as shards.
+"""Index tar files in webdataset's format: they are read once, then used as shards.
 
 A member `key.flac` (or another recording) is a clip, labeled by `key.cls` or `key.json` beside it.
 The index is that of our own shards: clips are read in any order, and a run is resumed exactly.
@@ -120,30 +120,26 @@ def _samples(path: Path, unreadable: list[str]) -> Iterator[_Sample]:
                 if key != sample.key:
                     yield sample
                     sample = _Sample(key)
-                with suppress(AudioError):
-                    _add(sample, tar, member, suffix.lower(), unreadable, path)
+                try:
+                    _add(sample, tar, member, suffix.lower(), f"{path}: {member.name!r}")
+                except AudioError as error:
+                    unreadable.append(str(error))
             yield sample
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a tar file ({error})") from error
 
 
 def _add(
-    sample: _Sample,
-    tar: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    suffix: str,
-    unreadable: list[str],
-    path: Path,
+    sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, name: str
 ) -> None:
-    """Add a member to its sample; one that is no recording is named in `unreadable`."""
-    name = f"{path}: {member.name!r}"
+    """Add a member to its sample.
+
+    Raises:
+        AudioError: It is no recording, or is too large.
+    """
     if f".{suffix.rpartition('.')[2]}" in AUDIO_SUFFIXES and not sample.row:
-        try:
-            data = _content(tar, member, LARGEST, name)
-            seconds = audio_claims(AudioBytes(name, data)).seconds
-        except AudioError as error:
-            unreadable.append(str(error))
-            return
+        data = _content(tar, member, LARGEST, name)
+        seconds = audio_claims(AudioBytes(name, data)).seconds
         sample.row = {
             "offset": member.offset_data,
             "size": len(data),
@@ -176,6 +172,6 @@ def _labels(data: bytes, suffix: str) -> list[str]:
         value = json.loads(text)
     if not isinstance(value, dict):
         return []
-    found: Any = next((value[name] for name in LABELS if value.get(name) not in (None, "", [])), [])
-    listed = found if isinstance(found, list) else [found]
+    labels: Any = next((value[n] for n in LABELS if value.get(n) not in (None, "", [])), [])
+    listed = labels if isinstance(labels, list) else [labels]
     return [str(one).strip() for one in listed if isinstance(one, str | int) and str(one).strip()]

@@ -61,7 +61,7 @@ def audio_source(
         AudioError: It is none of these, holds no usable samples, or has another rate than
             `sampling_rate`.
     """
-    if isinstance(audio, str) and is_url(audio):  # but not one in a row of somebody's table
+    if isinstance(audio, str) and is_url(audio):  # but not one that a row of a table names
         return recording_at(audio)
     value: Any = audio
     for _ in range(MAX_NESTING):

@@ -17,8 +17,8 @@ from eat_audio.inference.windows import Unit, Window
 MAX_READERS = 16
 INPUTS_AHEAD, WINDOWS_AHEAD = 4, 8
 """Most inputs per thread that are open or wait, and windows of each."""
-PATIENCE = 0.1
-"""Seconds after which a thread that waits looks whether it is still needed."""
+POLL_SECONDS = 0.1
+"""How often a thread that waits checks whether it is still needed."""
 
 Item = Window | AudioError | None
 """A window; None, or an error, ends an input."""
@@ -96,7 +96,7 @@ def _fill(
     audio: Input,
     ended: threading.Event,
 ) -> None:
-    """Put the items of an input into its queue, until nobody needs them any more."""
+    """Put the items of an input into its queue, until `ended`."""
     try:
         for item in () if ended.is_set() else read(audio):
             _put(queue, item, ended)
@@ -109,7 +109,7 @@ def _fill(
 def _put(queue: "Queue[Item | _Failure]", item: "Item | _Failure", ended: threading.Event) -> None:
     while not ended.is_set():
         try:
-            return queue.put(item, timeout=PATIENCE)
+            return queue.put(item, timeout=POLL_SECONDS)
         except Full:
             pass
 
