@@ -75,7 +75,7 @@ def test_rows_of_a_file_that_has_changed_are_replaced(tmp_path: Path) -> None:
     assert Counter(pq.read_table(tmp_path)["unit"].to_pylist())["clip-3"] == 2
 
 
-def test_rows_of_a_file_whose_version_cannot_be_told_now_are_kept(tmp_path: Path) -> None:
+def test_rows_of_a_file_whose_version_is_not_known_now_are_kept(tmp_path: Path) -> None:
     work(tmp_path, Shard())
     with open_parts(tmp_path, Shard(), SCHEMA, SETTINGS) as parts:
         assert parts.missing(UNITS | {"clip-3": None}) == []

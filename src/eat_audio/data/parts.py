@@ -159,8 +159,8 @@ class Parts:
     ) -> list[str]:
         """Return the ids of this shard's units, among those given, that are to be done.
 
-        Rows of files that have changed since are removed, but not those of a file whose version
-        cannot be told now. Units that failed are left out, unless `retry_failed`.
+        Rows of files that have changed since are removed, but not those of a file whose version is
+        not known now. Units that failed are left out, unless `retry_failed`.
         """
         ours = {unit: stamp for unit, stamp in stamps.items() if self.shard.owns(unit)}
         self.units = len(ours)
