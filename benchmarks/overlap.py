@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.speed.measure import host
+
 RESULTS = Path(__file__).parent / "results" / "overlap.json"
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         for kind, (source, threads) in kinds.items():
             runs[kind].append(embed(options.clips, options.model, source, threads))
             print(kind, *(f"{value:.1f}" for value in runs[kind][-1]), flush=True)
-    result = {
+    rows_by_kind = {
         kind: {
             "clock": [round(clock, 2) for clock, _ in rows],
             "cpu": [round(cpu, 2) for _, cpu in rows],
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         for base in [runs["1 thread"]]
         for kind, rows in runs.items()
     }
+    result = {"host": host("cpu"), "date": time.strftime("%Y-%m-%d"), "runs": rows_by_kind}
     options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -146,7 +146,8 @@ class Classification(LayeredObjective):
         with torch.no_grad():
             spectrogram, mask, labels = self.prepare(batch, generator)
         logits = self.model(spectrogram, mask).logits.float()
-        losses = classification_loss(logits, labels, self.settings.loss)
+        kind, some_missing = self.settings.loss, self.settings.soft_labels is not None
+        losses = classification_loss(logits, labels, kind, some_missing=some_missing)
         right = (logits.argmax(dim=1) == labels.nan_to_num().argmax(dim=1)).float().mean()
         return losses | {"accuracy": right.detach()}
 

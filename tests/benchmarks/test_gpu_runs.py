@@ -22,6 +22,7 @@ QUICK = ("parity", "fit")
 """Parts that take a second or two."""
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize(
     "part",
     [pytest.param(p, marks=() if p.name in QUICK else pytest.mark.slow) for p in PARTS],

@@ -15,6 +15,7 @@ from eat_audio.errors import (
     EatWarning,
     SettingError,
 )
+from eat_audio.inference.windows import Level
 from inference.predictors import RATE, SMALL, close, make_predictor, sound, tiny, write
 
 
@@ -172,3 +173,16 @@ def test_top_k_must_be_a_positive_whole_number(top_k: Any) -> None:
         make_predictor(SMALL).predict(sound(0.2), top_k=top_k)
     with pytest.raises(SettingError, match="batch="):
         next(make_predictor(SMALL).embed_many([sound(0.2)], "clip", batch=0))
+
+
+@pytest.mark.parametrize("level", ["clip", "frame", "patch"])
+def test_recordings_computed_on_at_a_time_have_the_same_bytes_in_order(level: Level) -> None:
+    inputs = [sound(seconds, seed) for seed, seconds in enumerate([0.3, 25, 2, 0.3, 11, 1, 4])]
+    inputs.insert(3, torch.zeros(2, 3, 4))  # no waveform
+    alone = list(make_predictor(SMALL).embed_many(inputs, level))
+    together = list(make_predictor(SMALL, workers=3).embed_many(inputs, level))
+    for one, other in zip(alone, together, strict=True):
+        if isinstance(one, AudioError):
+            assert str(one) == str(other)
+        else:
+            np.testing.assert_array_equal(one, other)

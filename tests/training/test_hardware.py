@@ -10,8 +10,8 @@ from eat_audio.errors import EatError
 from eat_audio.training.hardware import (
     NATIVE_ON_CPU,
     compile_forward,
+    divide_threads,
     has_bfloat16,
-    limit_threads,
     prepare_inference,
     resolve_precision,
 )
@@ -80,18 +80,14 @@ def test_an_unknown_precision_is_named_in_a_short_sentence(name: str) -> None:
     assert len(str(error.value)) < 120
 
 
-def test_narrow_models_run_on_one_thread_unless_the_user_sets_a_number(
+def test_narrow_models_run_on_one_thread_for_each_of_several_recordings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    limit_threads(192)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    limit_threads(768)
-    assert chosen == []
-    limit_threads(192)
-    assert chosen == [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert (divide_threads(768), chosen) == (1, [])
+    assert (divide_threads(192), chosen) == (4, [1])
 
 
 class Doubling(nn.Module):

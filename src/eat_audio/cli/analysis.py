@@ -46,7 +46,7 @@ def probe(
     clips: Annotated[int | None, Option(min=2, help="Use at most so many clips.")] = None,
     allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
 ) -> None:
     """Measure how well a linear classifier works on the features of a frozen encoder.
 

@@ -81,7 +81,7 @@ def evaluate(
     allow_remote: AllowRemote = False,
     as_json: AsJSON = False,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
 ) -> None:
     """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
     from eat_audio.evaluation.evaluate import evaluate_model
@@ -273,12 +273,14 @@ def detect(
 
 
 def _predictor(model: str | None, device: str, precision: str, compile: bool) -> Any:
-    """Load a model for inference, and set the number of threads that it needs."""
+    """Load a model for inference, and divide the threads of the CPU."""
     from eat_audio.inference.predictor import load
-    from eat_audio.training.hardware import limit_threads
+    from eat_audio.training.hardware import divide_threads
 
     predictor = load(model, device=device, precision=precision, compile=compile)
-    limit_threads(predictor.model.config.hidden_size)
+    if predictor.device.type == "cpu":
+        workers = divide_threads(predictor.model.config.hidden_size)
+        predictor.workers = 1 if compile else workers  # which threads cannot share
     return predictor
 
 

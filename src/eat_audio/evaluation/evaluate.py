@@ -92,7 +92,7 @@ def evaluate_model(
     splits: Iterable[str] = (),
     seconds: float | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
 ) -> Evaluation:
     """Evaluate a fine-tuned model on labeled clips.
 
@@ -106,7 +106,7 @@ def evaluate_model(
         seconds: How much of each clip is used, from its beginning; if None 60 s, or 10.24 s
             by a model that does not mask padding.
         device: cpu, cuda, ...; auto: a GPU if there is one.
-        precision: Of the weights: fp32, bf16, or auto (bf16 where the device has it natively).
+        precision: Of the weights: fp32, in which a score is the same on any machine, or bf16, auto.
 
     Raises:
         EatError: The model is no classifier, or the clips have no labels, or others.

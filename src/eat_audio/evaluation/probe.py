@@ -134,7 +134,7 @@ def probe_encoder(
     neighbors: int | None = None,
     max_clips: int | None = None,
     layers: Layers | None = None,
-    precision: str = "auto",
+    precision: str = "fp32",
 ) -> ProbeResult:
     """Probe an encoder (a classifier's, too), random ones of the same shape, and log-mel.
 
@@ -147,7 +147,7 @@ def probe_encoder(
         max_clips: Use at most so many clips, the same ones every time.
         layers: Also probe mean and deviation of these layers, see `layer_numbers`, one by one (of
             this encoder alone) and together.
-        precision: Of the weights: fp32, bf16, or auto (bf16 where the CPU has it natively).
+        precision: Of the weights: fp32, in which a score is the same on any machine, or bf16, auto.
 
     Raises:
         EatError: The encoder cannot be loaded, or the corpus has no labels.

@@ -1,6 +1,7 @@
 """Run a model on batches of windows, without waiting for a GPU; single clips from CUDA graphs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from eat_audio.audio import to_int16
 from eat_audio.audio.fbank import PATCH_FRAMES
 from eat_audio.errors import SettingError
-from eat_audio.inference.windows import Array
+from eat_audio.inference.windows import Array, Group, Window
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
 
@@ -20,6 +21,8 @@ WindowResult = tuple[tuple[Array, ...], int]
 """The outputs for a window, and how many of its columns are valid."""
 Outcome = Callable[[], list[WindowResult]]
 """Waits for the outputs of a batch."""
+StartedBatch = tuple[list[int], Outcome]
+"""The numbers of its windows in their group, and what waits for their outputs."""
 MOST = 32
 """Graphs that are kept: one for every length, in columns of 160 ms, and kind of outputs."""
 
@@ -108,3 +111,21 @@ def start_batch(
         return [(tuple(array[n] for array in arrays), count) for n, count in enumerate(columns)]
 
     return outcome
+
+
+def start_group(
+    group: Group, run: Callable[[list[Window]], Outcome], count: int, similar: bool
+) -> list[StartedBatch]:
+    """Start batches of at most `count` windows of a group, of equal or `similar` lengths."""
+    windows = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
+    batches = _batches(windows, count, similar)
+    return [(numbers, run([windows[n] for n in numbers])) for numbers in batches]
+
+
+def _batches(windows: dict[int, Window], count: int, similar: bool) -> Iterator[list[int]]:
+    order = sorted(windows, key=lambda n: len(windows[n].waveform))
+    if similar:
+        yield from (order[first : first + count] for first in range(0, len(order), count))
+    else:
+        runs = groupby(order, lambda n: len(windows[n].waveform))
+        yield from (list(numbers) for _, numbers in runs)

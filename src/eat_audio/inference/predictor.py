@@ -7,9 +7,9 @@ of its batch.
 Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,17 +27,20 @@ from eat_audio.inference.batches import (
     Outcome,
     Outputs,
     SingleClipGraphs,
+    StartedBatch,
     WindowResult,
     start_batch,
+    start_group,
 )
 from eat_audio.inference.inputs import AudioInput, find_recordings, storable
-from eat_audio.inference.reading import read_ahead, reader_count
+from eat_audio.inference.reading import MAX_READERS, read_ahead, reader_count
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     COLUMN_SECONDS,
     Array,
     Columns,
     Grid,
+    Group,
     Level,
     Mean,
     Unit,
@@ -155,6 +158,8 @@ class Predictor:
             one grid. 10.24 s are the 1024 frames that released models were trained on.
         overlap: Seconds that a window shares with the one before: a multiple of 0.16, too.
         cuda_graphs: Run batches of one window from CUDA graphs: faster where clips come one by one.
+        workers: Recordings that a CPU computes on at a time, each in a thread of its own. They pay
+            for narrow models, with `torch.set_num_threads(1)`.
     """
 
     def __init__(
@@ -165,6 +170,7 @@ class Predictor:
         window: float = WINDOW_SECONDS,
         overlap: float = 0.0,
         cuda_graphs: bool = False,
+        workers: int = 1,
     ) -> None:
         columns, shared = round(window / COLUMN_SECONDS), round(overlap / COLUMN_SECONDS)
         off = max(abs(columns * COLUMN_SECONDS - window), abs(shared * COLUMN_SECONDS - overlap))
@@ -175,6 +181,7 @@ class Predictor:
             )
         self.model = model.eval()
         self.graphs = SingleClipGraphs(model) if cuda_graphs else None
+        self.workers = workers
         self._outputs: dict[Any, Outputs] = {}
         self.features = features
         self.frames = columns * PATCH_FRAMES
@@ -409,13 +416,24 @@ class Predictor:
         def read(audio: AudioInput | Unit) -> Iterator[Window | AudioError | None]:
             return windows_of([audio], self.samples, self.hop, passes, sampling_rate)
 
-        readers = 0 if isinstance(inputs, list) and len(inputs) == 1 else reader_count(self.device)
-        windows = read_ahead(inputs, read, threads=readers)
-        if self.packs:
-            groups = grouped(windows, READ_AHEAD * batch)
+        def run(windows: list[Window]) -> Outcome:
+            return self._run_batch(windows, outputs)
+
+        def start(groups: Iterable[Group]) -> Iterator[tuple[Group, list[StartedBatch]]]:
+            return ((group, start_group(group, run, batch, self.packs)) for group in groups)
+
+        single = isinstance(inputs, list) and len(inputs) == 1
+        if self.workers > 1 and not self.packs and not single:
+
+            def compute(audio: AudioInput | Unit) -> Iterator[tuple[Group, list[StartedBatch]]]:
+                return start(grouped_by_unit(read(audio), batch))
+
+            started = read_ahead(inputs, compute, threads=min(self.workers, MAX_READERS))
         else:
-            groups = grouped_by_unit(windows, batch)
-        started = ((group, self._start_group(group, outputs, batch)) for group in groups)
+            readers = 0 if single else reader_count(self.device)
+            windows = read_ahead(inputs, read, threads=readers)
+            count, cut = (READ_AHEAD * batch, grouped) if self.packs else (batch, grouped_by_unit)
+            started = start(cut(windows, count))
         # A GPU computes one group while the host reads the next and merges the one before.
         late = (one for one, _ in with_last(started))
         for group, outcomes in late if self.device.type == "cuda" else started:
@@ -430,25 +448,6 @@ class Predictor:
                 else:
                     yield item or tuple(merger.result() for merger in merged)
                     merged = mergers()
-
-    def _batches(self, windows: dict[int, Window], count: int) -> Iterator[list[int]]:
-        """Yield keys of at most `count` windows, of similar length if `packs`, else of equal."""
-        order = sorted(windows, key=lambda n: len(windows[n].waveform))
-        if self.packs:
-            yield from (order[first : first + count] for first in range(0, len(order), count))
-        else:
-            runs = groupby(order, lambda n: len(windows[n].waveform))
-            yield from (list(numbers) for _, numbers in runs)
-
-    def _start_group(
-        self, group: Sequence[Any], outputs: Outputs, batch: int
-    ) -> list[tuple[list[int], Outcome]]:
-        """Start the windows among some items; return their numbers and outcomes by batch."""
-        parts = {n: item for n, item in enumerate(group) if isinstance(item, Window)}
-        return [
-            (numbers, self._run_batch([parts[n] for n in numbers], outputs))
-            for numbers in self._batches(parts, batch)
-        ]
 
     def _run_batch(self, windows: list[Window], outputs: Outputs) -> Outcome:
         """Start the model on some windows; return what waits for the outputs."""

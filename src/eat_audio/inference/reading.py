@@ -1,4 +1,4 @@
-"""Read recordings ahead of the model, in threads: decoding leaves Python's lock alone."""
+"""Read recordings, or compute on them, ahead in threads: both leave Python's lock alone."""
 
 import os
 import threading
@@ -7,22 +7,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
 from queue import Full, Queue, SimpleQueue
+from typing import TypeVar
 
 import torch
 
-from eat_audio.errors import AudioError
-from eat_audio.inference.inputs import AudioInput
-from eat_audio.inference.windows import Unit, Window
-
 MAX_READERS = 16
-INPUTS_AHEAD, WINDOWS_AHEAD = 4, 8
-"""Most inputs per thread that are open or wait, and windows of each."""
+"""More threads wait for Python's lock."""
+INPUTS_AHEAD, ITEMS_AHEAD = 4, 8
+"""Most inputs per thread that are open or wait, and items of each."""
 POLL_SECONDS = 0.1
 """How often a thread that waits checks whether it is still needed."""
 
-Item = Window | AudioError | None
-"""A window; None, or an error, ends an input."""
-Input = AudioInput | Unit
+Input = TypeVar("Input")
+Item = TypeVar("Item")
 
 
 def reader_count(device: torch.device) -> int:
@@ -38,11 +35,11 @@ def reader_count(device: torch.device) -> int:
 def read_ahead(
     inputs: Iterable[Input], read: Callable[[Input], Iterator[Item]], *, threads: int
 ) -> Iterator[Item]:
-    """Yield the items of every input, in order, while threads read the next ones.
+    """Yield the items of every input, in order, while threads make the next ones.
 
     Args:
         inputs: Taken as they are needed.
-        read: Return the items of one input; the last one is no window.
+        read: Return the items of one input.
         threads: How many inputs are read at a time; 0: each when its turn comes.
     """
     if not threads:
@@ -55,7 +52,7 @@ def read_ahead(
     readers = [threading.Thread(target=_work, args=(tasks,), daemon=True) for _ in range(threads)]
     for reader in readers:
         reader.start()
-    queues: deque[Queue[Item | _Failure]] = deque()
+    queues: deque[Queue[Item | _End]] = deque()
     remaining = iter(inputs)
     try:
         while True:
@@ -64,7 +61,7 @@ def read_ahead(
                     audio = next(remaining)
                 except StopIteration:
                     break
-                queue: Queue[Item | _Failure] = Queue(WINDOWS_AHEAD)
+                queue: Queue[Item | _End] = Queue(ITEMS_AHEAD)
                 tasks.put(partial(copy_context().run, _fill, queue, read, audio, ended))
                 queues.append(queue)
             if not queues:
@@ -83,15 +80,15 @@ def _work(tasks: "SimpleQueue[Callable[[], None] | None]") -> None:
         task()
 
 
-class _Failure:
-    """An exception to be raised where the items are used."""
+class _End:
+    """The end of an input, with an exception that is to be raised where the items are used."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def _fill(
-    queue: "Queue[Item | _Failure]",
+    queue: "Queue[Item | _End]",
     read: Callable[[Input], Iterator[Item]],
     audio: Input,
     ended: threading.Event,
@@ -102,11 +99,12 @@ def _fill(
             _put(queue, item, ended)
             if ended.is_set():
                 return
+        _put(queue, _End(), ended)
     except BaseException as error:
-        _put(queue, _Failure(error), ended)
+        _put(queue, _End(error), ended)
 
 
-def _put(queue: "Queue[Item | _Failure]", item: "Item | _Failure", ended: threading.Event) -> None:
+def _put(queue: "Queue[Item | _End]", item: "Item | _End", ended: threading.Event) -> None:
     while not ended.is_set():
         try:
             return queue.put(item, timeout=POLL_SECONDS)
@@ -114,11 +112,8 @@ def _put(queue: "Queue[Item | _Failure]", item: "Item | _Failure", ended: thread
             pass
 
 
-def _items(queue: "Queue[Item | _Failure]") -> Iterator[Item]:
-    while True:
-        item = queue.get()
-        if isinstance(item, _Failure):
-            raise item.error
+def _items(queue: "Queue[Item | _End]") -> Iterator[Item]:
+    while not isinstance(item := queue.get(), _End):
         yield item
-        if not isinstance(item, Window):
-            return
+    if item.error is not None:
+        raise item.error

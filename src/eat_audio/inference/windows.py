@@ -71,6 +71,10 @@ class Window:
         return int(self.column * COLUMN_SAMPLES // (UNIT_SECONDS * SAMPLE_RATE))
 
 
+Group = list[Window | AudioError | None]
+"""Windows of inputs; None, or what is wrong with it, ends an input."""
+
+
 class Mean:
     """The mean over windows, weighted by their valid columns; of the first pass: (D,).
 
@@ -283,11 +287,9 @@ def with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield pending.pop(), True
 
 
-def grouped_by_unit(
-    items: Iterator[Window | AudioError | None], count: int
-) -> Iterator[list[Window | AudioError | None]]:
+def grouped_by_unit(items: Iterator[Window | AudioError | None], count: int) -> Iterator[Group]:
     """Yield the items in lists of at most `count` windows, all of the same unit."""
-    group: list[Window | AudioError | None] = []
+    group: Group = []
     for item in items:
         if isinstance(item, Window) and group:
             if len(group) == count or cast(Window, group[-1]).unit != item.unit:
@@ -299,11 +301,9 @@ def grouped_by_unit(
             group = []
 
 
-def grouped(
-    items: Iterator[Window | AudioError | None], count: int
-) -> Iterator[list[Window | AudioError | None]]:
+def grouped(items: Iterator[Window | AudioError | None], count: int) -> Iterator[Group]:
     """Yield the items in lists that hold `count` windows each; the last one may hold fewer."""
-    group: list[Window | AudioError | None] = []
+    group: Group = []
     windows = 0
     for item in items:
         group.append(item)

@@ -108,7 +108,13 @@ def compile_forward(model: nn.Module, name: str) -> None:
     setattr(model, name, compiled)
 
 
-def limit_threads(width: int) -> None:
-    """Run a narrow model on one thread of the CPU, unless OMP_NUM_THREADS is set."""
-    if width < NARROW and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+def divide_threads(width: int) -> int:
+    """Return how many recordings a CPU computes on at a time: one, with all of torch's threads.
+
+    A narrow model gains nothing by more threads than one: as many recordings as there are threads.
+    """
+    if width >= NARROW:
+        return 1
+    workers = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return workers

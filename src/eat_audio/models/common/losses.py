@@ -4,11 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, Tensor]:
+def classification_loss(
+    logits: Tensor, labels: Tensor, kind: str, *, some_missing: bool = False
+) -> dict[str, Tensor]:
     """Return the loss of logits (B, C) against probabilities (B, C), by its released name.
 
-    NaN stands for a label that is missing, and has no part in binary cross-entropies. With
-    "weight", micro-batches of one step are averaged by their number of labels.
+    NaN stands for a label that is missing, and has no part in binary cross-entropies; with
+    `some_missing`, clips may have such labels. With "weight", micro-batches of one step are
+    averaged by their number of labels.
     """
     if kind == "cross_entropy":
         return {"loss": F.cross_entropy(logits, labels)}
@@ -16,7 +19,8 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str) -> dict[str, 
     labels = labels.nan_to_num()
     total = F.binary_cross_entropy_with_logits(logits, labels, labeled, reduction="sum")
     if kind == "bce_mean":
-        return {"loss": total / labeled.sum().clamp(min=1.0)}
+        count = labeled.sum().clamp(min=1.0)
+        return {"loss": total / count} | ({"weight": count} if some_missing else {})
     if kind == "bce_per_clip":
         return {"loss": total / len(labels)}
     count = labels.sum().clamp(min=1.0)
