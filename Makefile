@@ -8,7 +8,7 @@ TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed librosa,precision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow small compare cost bench lint clean
+.PHONY: help demo test slow docs small compare cost bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -22,6 +22,10 @@ test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
 
 slow: $(VENV)/dev.stamp  ## the tests that take longer
 	@$(TEST) -m slow $(ARGS)
+
+docs: $(VENV)/docs.stamp  ## the documentation as a site in docs/_build/html; warnings are errors
+	@$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 small: $(VENV)/dev.stamp  ## pre-train tiny models, probe and fine-tune them on the corpora in EAT_DATA; core-hours
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.small $(ARGS)
@@ -47,7 +51,7 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy only
 	@$(VENV)/bin/mypy
 
 clean:  ## remove the virtual environment and the caches, keep runs/
-	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps say that an installation is complete; a change of what to install makes them stale.
@@ -65,4 +69,9 @@ $(VENV)/eat.stamp: pyproject.toml constraints.txt
 $(VENV)/dev.stamp: $(VENV)/eat.stamp
 	@echo "installing what the tests need"
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/eat.stamp
+	@echo "installing what the documentation needs"
+	@$(INSTALL) -e '.[docs]'
 	@touch $@

@@ -6,7 +6,7 @@
 Rates are those of `benchmarks.speed embed`: files to Parquet, decoding included, on one thread of a
 CPU or on one GPU. A size or a machine without such a run is "not measured", and nothing is put in
 its place. Prices are assumptions, written beside the results. Writes
-`benchmarks/results/embedding_cost.json` and the tables in `docs/cost.md`.
+`benchmarks/results/embedding_cost.json` and the tables in `docs/guides/cost.md`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from eat_audio.models.eat.modeling import EATConfig
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
+PAGE = Path(__file__).parent.parent / "docs" / "guides" / "cost.md"
 MARKS = ("<!-- benchmarks.embedding_cost -->\n", "<!-- end -->\n")
 HOURS = (100, 10_000, 100_000)
 SIZES = ("tiny", "small", "base", "large")

@@ -4,7 +4,7 @@
 
 Parts run in order, each within its own seconds: a part that no longer fits is left out, one that
 fails records its error, and the others go on. Every part writes OUT/gpu_PART.json at once; moved to
-`benchmarks/results`, these become the tables of `docs/gpu.md` (`python -m benchmarks.tables`).
+`benchmarks/results`, they become the tables of `docs/results/gpu.md` (`benchmarks.tables`).
 
 With `--device cpu` everything runs at tiny size, to show that it runs.
 """

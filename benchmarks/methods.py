@@ -1,4 +1,4 @@
-"""What docs/methods.md draws and counts: the masks of the three methods, and the cost of a clip.
+"""What the page about methods draws and counts: masks of the three methods, the cost of a clip.
 
     python -m benchmarks.methods          (nothing is trained or measured)
 
@@ -15,7 +15,7 @@ from eat_audio.pretraining.flops import REST, pretraining
 from eat_audio.pretraining.run import schema
 from eat_audio.rng import clip_keys
 
-PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+PAGE = Path(__file__).parent.parent / "docs" / "methods" / "index.md"
 DRAWN = {"EAT": ("eat_base", 64), "Audio-MAE": ("audiomae_base", 64), "BEATs": ("beats_iter1", 62)}
 """Recipes whose masks are drawn, and columns of their grids: those of a clip of 10 seconds."""
 COUNTED = {

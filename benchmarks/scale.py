@@ -4,7 +4,7 @@
 
 Every row is a process of its own, which opens the corpus, begins an epoch and takes clip
 references from the sampler, as training does before it decodes anything. Writes
-`benchmarks/results/scale.json` and the table in `docs/scale.md`.
+`benchmarks/results/scale.json` and the table in `docs/guides/scale.md`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.data.shards import HEADER, INDEX, ROWS
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
-PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
+PAGE = Path(__file__).parent.parent / "docs" / "guides" / "scale.md"
 MARKS = ("<!-- benchmarks.scale -->\n", "<!-- end -->\n")
 CLASSES = 527
 DRAWN = 200_000

@@ -1,4 +1,4 @@
-"""Write the measured tables of `docs/performance.md`, `gpu.md` and `results.md`; draw a figure.
+"""Write the measured tables of `docs/results.md` and `docs/results/`; draw a figure.
 
     python -m benchmarks.speed masks logmel --json benchmarks/results/bench_cpu_data.json
     python -m benchmarks.tables          (`make bench` does both, for everything)
@@ -220,8 +220,8 @@ def draw(points: list[dict[str, Any]], place: Path) -> None:
 
 
 PAGES = {
-    ROOT / "docs" / "performance.md": full,
-    ROOT / "docs" / "gpu.md": gpu,
+    ROOT / "docs" / "results" / "performance.md": full,
+    ROOT / "docs" / "results" / "gpu.md": gpu,
     ROOT / "docs" / "results.md": brief,
 }
 """Where the tables are shown, and what is shown there."""
@@ -236,7 +236,7 @@ def main() -> None:
         page.write_text(f"{before}{MARKS[0]}\n{table(runs)}\n{MARKS[1]}{after}", encoding="utf-8")
     points = [point for run in runs for point in run["points"]]
     if points:
-        draw(points, ROOT / "docs" / "scaling.png")
+        draw(points, ROOT / "docs" / "results" / "scaling.png")
 
 
 if __name__ == "__main__":

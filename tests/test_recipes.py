@@ -27,7 +27,7 @@ ALL = [name for name, _ in recipe.names()]
 CHAINS = [name for name in ALL if "stages" in recipe.read(name)]
 NAMES = [name for name in ALL if name not in CHAINS]
 RELEASED = [name for name in NAMES if name.endswith("_released")]
-DOCS = ROOT / "docs" / "recipes.md"
+DOCS = ROOT / "docs" / "methods" / "recipes.md"
 
 PUBLISHED = {
     # name: steps, warm-up, peak rate, clips per step, epochs, clips of an epoch (the paper's
@@ -383,7 +383,7 @@ def test_the_page_about_recipes_has_the_table_of_eat_recipes(eat: Any) -> None:
     _, output, _ = eat("recipes")
     cells = [line.split("\t") for line in output.splitlines()[1:]]
     table = "\n".join(f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in cells)
-    assert table in DOCS.read_text(encoding="utf-8"), f"docs/recipes.md should say\n{table}"
+    assert table in DOCS.read_text(encoding="utf-8"), f"docs/methods/recipes.md should say\n{table}"
 
 
 def test_the_recipe_that_the_page_writes_works(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from eat_audio.writing import write_text
 
 MARKS = ("<!-- small -->\n", "<!-- end of small -->\n")
 ROOT = Path(__file__).parent.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "small_models.md")
-FIGURE = ROOT / "docs" / "small_models.svg"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "small_models.md")
+FIGURE = ROOT / "docs" / "results" / "small_models.svg"
 CURVES = ("esc10", "urbansound8k")
 """Datasets of the figure."""
 TICKS = (1, 2, 5, 10, 20, 50, 100)

@@ -21,7 +21,9 @@ from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(
-        rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL
+        rf"```{language}\n(.*?)```",
+        (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8"),
+        re.DOTALL,
     )
 
 
@@ -77,5 +79,7 @@ def test_a_model_is_shared_as_shown(
 
 @pytest.mark.parametrize("page", ["checkpoints.md", "share.md"])
 def test_links_of_the_pages_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / page).read_text(encoding="utf-8")):
-        assert (ROOT / "docs" / target).exists(), target
+    for target in re.findall(
+        r"\]\(([^)#]+)\)", (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8")
+    ):
+        assert (ROOT / "docs" / "guides" / target).exists(), target

@@ -1,4 +1,4 @@
-"""What docs/data.md shows is run as it stands, on small corpora in the layouts that it draws."""
+"""What docs/guides/data.md shows is run as it stands, on small corpora in its layouts."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from conftest import ROOT
 from eat_audio import cli
 from eat_audio.data.datasets import open_corpus
 
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
 SHORT = "steps=1 optim.warmup=0 batch=2 clips.seconds=0.5 log_every=1"
 COMMANDS = [
     shlex.split(line, comments=True)

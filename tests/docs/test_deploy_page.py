@@ -17,7 +17,7 @@ from integrations.small_models import LABELS, write_model
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -74,6 +74,8 @@ def test_streaming_of_the_deploy_page_runs(reader: Path, monkeypatch, capsys) ->
 
 def test_links_lead_somewhere() -> None:
     for page in ("benchmarks.md", "deploy.md"):
-        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        text = (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or (ROOT / "docs" / target).exists(), target
+            assert target.startswith("https://") or (ROOT / "docs" / "guides" / target).exists(), (
+                target
+            )

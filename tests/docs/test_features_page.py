@@ -1,4 +1,4 @@
-"""What docs/features.md and docs/detect.md show is run as it stands, with small random models."""
+"""What the guides to features and events show is run as it stands, with small models."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ PAGES = ("features", "detect")
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 

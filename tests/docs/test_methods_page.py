@@ -1,4 +1,4 @@
-"""docs/methods.md shows what the package does: picture, numbers, names and commands."""
+"""docs/methods/index.md shows what the package does: picture, numbers, names and commands."""
 
 import importlib
 import re
@@ -12,7 +12,7 @@ from benchmarks import methods
 from eat_audio import pipeline as chain
 
 TEXT = methods.PAGE.read_text(encoding="utf-8")
-NAMED = re.findall(r"\[`([\w.]+)`\]\(\.\./src/(eat_audio/[\w/]+)\.py\)", TEXT)
+NAMED = re.findall(r"\[`([\w.]+)`\]\(\.\./\.\./src/(eat_audio/[\w/]+)\.py\)", TEXT)
 """Names of functions, and the files that they are said to be in."""
 COMMANDS = [
     shlex.split(line)

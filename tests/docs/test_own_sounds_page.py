@@ -14,7 +14,7 @@ from conftest import ROOT, needs_data
 from eat_audio import cli
 from eat_audio.data.datasets import open_corpus
 
-PAGE = (ROOT / "docs" / "own_sounds.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "own_sounds.md").read_text(encoding="utf-8")
 SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"
 EXTRA = {"pretrain": f"{SHORT} masks=2 block=[3,3]", "finetune": SHORT, "probe": "--seeds 1"}
 CLASSES = ("dog", "rain", "clock_tick", "rooster")

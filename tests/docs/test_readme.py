@@ -95,7 +95,7 @@ def test_the_results_of_the_first_page_are_those_of_the_committed_cells() -> Non
     results = Results.read(ROOT / "benchmarks" / "results" / "small.json")
     shown = report.table(results, report.encoder_of(results, "eat_tiny_open"))
     assert shown in README
-    assert shown in (ROOT / "docs" / "small_models.md").read_text(encoding="utf-8")
+    assert shown in (ROOT / "docs" / "results" / "small_models.md").read_text(encoding="utf-8")
 
 
 def test_the_verdict_of_the_comparison_is_quoted_in_full() -> None:

@@ -438,7 +438,7 @@ def test_the_commands_defaults_are_those_of_the_rules() -> None:
 
 
 def test_the_page_tells_the_defaults() -> None:
-    page = (ROOT / "docs" / "detect.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "detect.md").read_text(encoding="utf-8")
     rules = Rules()
     for name in ("window", "hop", "median", "quiet", "gap", "shortest"):
         assert f"| `--{name}` | {getattr(rules, name):g} |" in page, name

@@ -42,7 +42,7 @@ from eat_audio.report.figures import (
 )
 from eat_audio.report.report import read_run, write_report
 
-PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "monitoring.md").read_text(encoding="utf-8")
 EVIL = "<script>alert(1)</script>"
 SHAPE = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}

@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 SHORT = 320
 """Below so many tokens, plain matrix products beat fused attention on a CPU in bfloat16, if a
-gradient is needed. Times of plain / fused with AMX (docs/performance.md):
+gradient is needed. Times of plain / fused with AMX (docs/results/performance.md):
 
     tokens               103    129    257    513
     forward              2.1    3.1    2.4    7.3

@@ -1,0 +1,62 @@
+"""Sphinx extension: the reference of the commands, and links out of the documentation.
+
+`reference/cli.md` gets every command from the commands themselves. Links to Markdown files of the
+repository that are not pages of the site, such as the lab notes, lead to copies of the files.
+"""
+
+import re
+from typing import Any
+
+import typer
+
+from eat_audio import cli
+
+PAGE = "reference/cli"
+OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:benchmarks|examples|src|tests)/[^)#]*\.md)\)")
+PARAMETERS = "| | |\n|---|---|"
+
+
+def text() -> str:
+    """Return the reference in Markdown: a section per group, a subsection per command."""
+    eat: Any = typer.main.get_command(cli.app)
+    context = typer.Context(eat, info_name="eat")
+    sections = []
+    for panel, names in cli.PANELS.items():
+        sections.append(f"## {panel.capitalize()}")
+        for name in filter(eat.commands.__contains__, names):
+            command = eat.commands[name]
+            inner = typer.Context(command, info_name=name, parent=context)
+            if hasattr(command, "commands"):
+                sections += [
+                    section(sub, typer.Context(sub, info_name=key, parent=inner))
+                    for key, sub in command.commands.items()
+                ]
+            else:
+                sections.append(section(command, inner))
+    return "\n\n".join(sections) + "\n"
+
+
+def section(command: Any, context: typer.Context) -> str:
+    """Return what a command does, how it is called, and its parameters with their defaults."""
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    rows = [
+        f"| `{name}` | {about.replace('|', chr(92) + '|')} |"
+        for name, about in filter(
+            None, (parameter.get_help_record(context) for parameter in command.get_params(context))
+        )
+        if "--help" not in name
+    ]
+    paragraphs = [f"### eat {context.command_path.removeprefix('eat ')}", command.help.strip()]
+    return "\n\n".join([*paragraphs, f"```text\n{usage}\n```", "\n".join([PARAMETERS, *rows])])
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Change the source of pages when Sphinx reads them."""
+
+    def change(_: Any, page: str, source: list[str]) -> None:
+        source[0] = OUTSIDE.sub(r"](<path:\1>)", source[0])
+        if page == PAGE:
+            source[0] += "\n" + text()
+
+    app.connect("source-read", change)
+    return {"parallel_read_safe": True}
