@@ -1,6 +1,6 @@
 """What settings of small pre-training runs bring, each by itself, with several seeds.
 
-    python -m benchmarks.pretraining_features esc10/ runs/features
+    python -m benchmarks.pretraining_features esc10/ runs/features --pool pool_open/
 
 Short runs on ESC-10's folds 2 to 4, without labels; then a logistic regression on mean and
 deviation of the patches of whole clips, trained on two of the folds and tested on the third: 240
@@ -45,6 +45,16 @@ VARIANTS = {
     "silence trimmed, short clips tiled": ("clips.silence=trim", "clips.short=tile"),
 }
 """All clips last 5 s and crops 2.56 s, so that tiling changes nothing unless silence is trimmed."""
+LONGER = ("clips.input_std=1", "steps=800", "tau.steps=800", "save_every=800")
+POOLED = {
+    "800 steps": LONGER,
+    "800 steps, three quarters of the pool": (
+        *LONGER,
+        "data=[{esc10}, {pool}]",
+        "data_shares=[0.25, 0.75]",
+    ),
+}
+"""With open recordings drawn beside those of ESC-10, and without."""
 
 
 @torch.inference_mode()
@@ -79,20 +89,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("esc10")
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--pool", help="open recordings; None: rows with them are left out")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     path = RESULTS / "pretraining_features.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
     results["machine"] = machine()
-    todo = [(name, str(seed)) for seed in range(options.seeds) for name in VARIANTS]
-    for name, seed in sorted(todo, key=lambda pair: list(VARIANTS).index(pair[0]) > 1):
+    variants = VARIANTS | (POOLED if options.pool else {})
+    todo = [(name, str(seed)) for seed in range(options.seeds) for name in variants]
+    for name, seed in sorted(todo, key=lambda pair: list(variants).index(pair[0]) > 1):
         row = results["runs"].setdefault(name, {})
         if seed in row:
             continue
-        out = options.runs / f"{list(VARIANTS).index(name)}-{seed}"
+        out = options.runs / f"{list(variants).index(name)}-{seed}"
         where = (f"data={options.esc10}", f"splits=[{','.join(FOLDS)}]", f"seed={seed}")
         start = time.process_time()
-        run(config.load(schema, "eat_tiny_open", [*BASE, *VARIANTS[name], *where]), out=out)
+        changes = [one.format(esc10=options.esc10, pool=options.pool) for one in variants[name]]
+        run(config.load(schema, "eat_tiny_open", [*BASE, *where, *changes]), out=out)
         seconds = round(time.process_time() - start, 1)
         last = read_log(out)[-1]
         measured = {key: last[key] for key in last if key.startswith("target/")}

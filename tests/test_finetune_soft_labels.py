@@ -72,6 +72,19 @@ def test_nothing_is_learned_of_a_class_of_which_nothing_is_known() -> None:
     torch.testing.assert_close(1.3 * losses["bce_per_label"], 3 * losses["bce_mean"])
 
 
+def test_losses_of_micro_batches_add_up_whatever_labels_are_missing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 3, generator=generator), torch.rand(6, 3, generator=generator)
+    labels[:4][torch.rand(4, 3, generator=generator) < 0.7] = float("nan")
+    whole = classification_loss(logits, labels, "bce_mean", some_missing=True)
+    parts = [
+        classification_loss(logits[rows], labels[rows], "bce_mean", some_missing=True)
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    total = sum(part["loss"] * part["weight"] for part in parts)
+    torch.testing.assert_close(total / sum(part["weight"] for part in parts), whole["loss"])
+
+
 def test_a_model_has_the_classes_of_labels_and_teacher_and_is_tested_on_labels(
     made: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,9 @@ QUICK = ("parity", "fit")
 """Parts that take a second or two."""
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")  # torch's own
+# of torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")
 @pytest.mark.parametrize(
     "part",
     [pytest.param(p, marks=() if p.name in QUICK else pytest.mark.slow) for p in PARTS],

@@ -289,7 +289,7 @@ def _recording(
             if sound.tell() != position and (exact or position):
                 sound.seek(min(position, sound.frames))
             while True:
-                samples = np.empty((size, sound.channels), dtype)
+                samples = np.zeros((size, sound.channels), dtype)
                 block = sound.read(out=samples)
                 for start in range(0, len(block), CHUNK):  # handled while it is in a cache
                     yield block[start : start + CHUNK]
