@@ -53,7 +53,7 @@ def test_a_folder_is_locked_once_and_free_afterwards(tmp_path: Path, locks: str)
     out = tmp_path / "run"
     for _ in range(2):
         with lock_folder(out):
-            with pytest.raises(OutputError, match=rf"in use by another run \(.*{os.getpid()}"):
+            with pytest.raises(OutputError, match=rf"in use by another job \(.*{os.getpid()}"):
                 with lock_folder(out):
                     raise AssertionError("locked twice")
         if locks == "msvcrt":

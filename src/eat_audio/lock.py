@@ -123,4 +123,4 @@ def _this_process() -> str:
 
 
 def _in_use(out: Path, holder: str) -> OutputError:
-    return OutputError(f"{out}: in use by another run ({holder})")
+    return OutputError(f"{out}: in use by another job ({holder})")

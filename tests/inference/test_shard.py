@@ -15,7 +15,7 @@ import soundfile
 
 from conftest import eat
 from eat_audio.data.parts import Shard, job_status
-from eat_audio.errors import AudioError
+from eat_audio.errors import AudioError, DataError, SettingError
 from eat_audio.inference import windows
 from eat_audio.inference.detect import Rules
 from eat_audio.inference.predictor import Predictor
@@ -119,6 +119,20 @@ def test_half_precision_is_stored_as_such(
     (clip,) = predictor.embed_many([recordings / "a.wav"], "clip")
     assert row.type == pa.list_(pa.float16())
     np.testing.assert_array_equal(np.array(row.as_py(), np.float16), clip.astype(np.float16))
+
+
+def test_vectors_of_layers_are_those_of_one_process(
+    predictor: Predictor, recordings: Path, tmp_path: Path
+) -> None:
+    path = recordings / "a.wav"
+    run_shard([path], predictor, tmp_path / "out", UnitFormat(layers="all"))
+    (row,) = pq.read_table(tmp_path / "out")["embedding"].to_pylist()
+    (clip,) = predictor.embed_many([path], "clip", layers="all")
+    np.testing.assert_array_equal(np.array(row, np.float32), clip)
+    with pytest.raises(DataError, match="another layers"):
+        run_shard([path], predictor, tmp_path / "out", UnitFormat())
+    with pytest.raises(SettingError, match="layers"):
+        run_shard([path], predictor, tmp_path / "other", UnitFormat(layers=(99,)))
 
 
 def test_labels_and_events_are_the_same_in_any_number_of_shards(

@@ -113,7 +113,7 @@ def test_what_is_not_exactly_an_encoder_is_refused(
 
 def test_heads_that_a_file_does_not_tell_are_not_guessed_at_odd_widths() -> None:
     state = to_released(small(), FEATURES)["model"]
-    with pytest.raises(CheckpointError, match="does not tell the number of heads"):
+    with pytest.raises(CheckpointError, match="does not say how many heads"):
         from_released({"model": state})
     assert from_released({"model": state}, num_heads=4).config.num_heads == 4
 

@@ -315,7 +315,7 @@ def test_without_settings_an_odd_width_does_not_tell_its_heads(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.save({"model": content["model"]}, tmp_path / "odd.pt")
-    assert "does not tell the number of heads" in refused(tmp_path / "odd.pt")
+    assert "does not say how many heads" in refused(tmp_path / "odd.pt")
 
 
 def test_the_weights_of_a_hub_folder_may_be_in_a_torch_file(tmp_path: Path) -> None:

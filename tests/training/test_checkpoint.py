@@ -416,7 +416,7 @@ with lock_run_dir(Path(sys.argv[1])):
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
-        message = rf"in use by another run \(process {other.pid} on "
+        message = rf"in use by another job \(process {other.pid} on "
         with pytest.raises(OutputError, match=message), lock_run_dir(tmp_path):
             pass
         other.kill()

@@ -186,11 +186,9 @@ def embed(
         raise SettingError(f"--shard {shard}: not with --on; Ray divides the work itself")
     if actors is not None and on is None:
         raise SettingError(f"--actors {actors}: expected with --on")
-    if layers is not None and (on is not None or shard is not None):
-        raise SettingError(f"--layers {layers}: not with --on or --shard; expected one process")
     if on is not None and compile:
         raise SettingError("--compile: not with --on; embed on this machine instead")
-    form = UnitFormat(cast(Any, level), hop, cast(Any, dtype))
+    form = UnitFormat(cast(Any, level), hop, cast(Any, dtype), layers)
     if on is not None:
         from eat_audio.integrations.ray import embed_on_ray
 

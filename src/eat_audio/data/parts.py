@@ -308,7 +308,8 @@ def _check_job(out: Path, settings: Mapping[str, Any]) -> None:
         return  # another shard is about to write the settings
     record = read_job(out)
     plain = json.loads(json.dumps(settings))
-    names = [name for name in plain if record.get(name) != plain[name]]
+    names = [name for name in record | plain if record.get(name) != plain.get(name)]
+    names = [name for name in names if name != "shards"]
     if names:
         raise DataError(
             f"{out}: holds a job with another {', '.join(names)}; expected nothing, or the same job"

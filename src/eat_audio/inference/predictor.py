@@ -9,6 +9,7 @@ Shapes: D width, T' columns of 160 ms, F' rows of 16 mel bins (8).
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -293,22 +294,22 @@ class Predictor:
             yield result if isinstance(result, AudioError) else result[0]
 
     def embed_units(
-        self, units: Iterable[Unit], level: Level, *, batch: int | None = None, hop_ms: int = 160
+        self,
+        units: Iterable[Unit],
+        level: Level,
+        *,
+        hop_ms: int = 160,
+        layers: Layers | None = None,
     ) -> Iterator[tuple[Array, int] | AudioError]:
         """Yield the vectors of stretches of files, see `embed_many`, and their columns of 160 ms.
 
-        On a CPU the bytes depend on nothing but the stretch and `batch`. One behind the end of its
-        file, whose header claims more than there is, has no vectors.
+        On a CPU the bytes depend on nothing but the stretch. One behind the end of its file, whose
+        header claims more than there is, has no vectors.
         """
         passes = passes_for(hop_ms)
-        results = self._run(
-            units,
-            self._features(*[FIELDS[level]] * 2),
-            lambda: (Mean() if level == "clip" else Grid(passes), Columns()),
-            batch=batch,
-            passes=passes,
-        )
-        for result in results:
+        outputs = self._features(*[FIELDS[level]] * 2, layers=layers)
+        vectors = Mean if level == "clip" else partial(Grid, passes)
+        for result in self._run(units, outputs, lambda: (vectors(), Columns()), passes=passes):
             yield result if isinstance(result, AudioError) else (result[0], int(result[1]))
 
     def predict_many(

@@ -41,6 +41,7 @@ from eat_audio.inference.windows import (
     read_error,
     units_of,
 )
+from eat_audio.models.common.modeling import Layers, layer_numbers
 from eat_audio.progress import track
 from eat_audio.text import shortened
 
@@ -69,7 +70,7 @@ def _schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class UnitFormat:
-    """The vectors of `eat embed`.
+    """The vectors of `eat embed`; `layers` as in `Predictor.embed`.
 
     Raises:
         SettingError: There is no such level or type, or no frame every `hop_ms`.
@@ -78,6 +79,7 @@ class UnitFormat:
     level: Level = "clip"
     hop_ms: int = 160
     dtype: Dtype = "float32"
+    layers: Layers | None = None
     cuts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -95,13 +97,17 @@ class UnitFormat:
 
     def record(self, predictor: Predictor) -> dict[str, Any]:
         """Return all that decides the rows."""
-        return made_by(predictor, self.level, self.hop_ms) | {"dtype": self.dtype}
+        layers = self.layers
+        if layers is not None:
+            layers = layer_numbers(layers, predictor.model.n_blocks)
+        return made_by(predictor, self.level, self.hop_ms, layers) | {"dtype": self.dtype}
 
     def results(
         self, units: Iterable[Unit], predictor: Predictor
     ) -> Iterator[tuple[Array, int] | AudioError]:
         """Yield the vectors of every unit, and its columns, or what is wrong with it."""
-        return predictor.embed_units(units, self.level, hop_ms=self.hop_ms)
+        options: dict[str, Any] = {"hop_ms": self.hop_ms, "layers": self.layers}
+        return predictor.embed_units(units, self.level, **options)
 
     def rows(
         self, unit: Unit, stamp: Stamp | None, result: tuple[Array, int]

@@ -20,7 +20,7 @@ import torch
 
 from eat_audio.data.parts import Parts, Shard, Stamp, open_parts
 from eat_audio.errors import AudioError, EatError, SettingError
-from eat_audio.inference.embed import Summary, made_by
+from eat_audio.inference.embed import Summary
 from eat_audio.inference.inputs import storable
 from eat_audio.inference.predictor import load
 from eat_audio.inference.shard import UnitFormat, list_units, rows_of
@@ -72,7 +72,7 @@ class Embed:
             Unit(os.fsdecode(row["path"]), row.get("start") or 0.0, row.get("seconds"))
             for row in rows
         ]
-        results = self.predictor.embed_units(units, self.form.level, hop_ms=self.form.hop_ms)
+        results = self.form.results(units, self.predictor)
         tables = []
         for row, unit, result in zip(rows, units, results, strict=True):
             batches: list[pa.RecordBatch] = []
@@ -182,8 +182,7 @@ def embed_on_ray(
     form, out = form or UnitFormat(), Path(out)
     predictor = load(model, device="cpu", precision=precision)
     units = {unit.id: (unit, stamp) for unit, stamp in list_units(inputs, predictor)}
-    record = made_by(predictor, form.level, form.hop_ms) | {"dtype": form.dtype}
-    with open_parts(out, Shard(), form.schema, record) as parts:
+    with open_parts(out, Shard(), form.schema, form.record(predictor)) as parts:
         stamps = {unit: stamp for unit, (_, stamp) in units.items()}
         missing = parts.missing(stamps, retry_failed=retry_failed)
         skipped = len(units) - len(missing)
@@ -199,7 +198,7 @@ def embed_on_ray(
             options = actor_pool(actors, free, gpu=gpu)
             options["fn_constructor_kwargs"] = {
                 **{"model": model, "device": "cuda" if gpu else "cpu", "precision": precision},
-                **{"level": form.level, "hop_ms": form.hop_ms, "dtype": form.dtype},
+                **vars(form),
             }
             size = max(UNITS_OF_BLOCK["cuda" if gpu else "cpu"], len(missing) // MOST_BLOCKS)
             blocks = unit_blocks((units[unit] for unit in missing), size)

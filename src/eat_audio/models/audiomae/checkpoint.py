@@ -92,7 +92,7 @@ def _config(
     if num_heads is not None and not 0 < num_heads <= width:
         raise CheckpointError(f"says num_heads={shortened(num_heads)} of a width of {width}")
     if num_heads is None and width % 64:
-        raise CheckpointError(f"does not tell the number of heads of its encoder (width {width})")
+        raise CheckpointError(f"does not say how many heads its encoder has (width {width})")
     layout, columns = _layout(state["pos_embed"], width=width, rows=BINS // side)
     head = state.get("head.weight")
     return AudioMAEConfig(

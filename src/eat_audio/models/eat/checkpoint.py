@@ -120,7 +120,7 @@ def _config(tensors: dict[str, Tensor], content: dict[str, Any], columns: int) -
     outer = _inside(_inside(content, "cfg"), "model")
     inner = _inside(_inside(outer, "pretrained_model_args"), "model") or outer
     if not inner.get("num_heads") and width % 64:
-        raise CheckpointError(f"does not tell the number of heads of its encoder (width {width})")
+        raise CheckpointError(f"does not say how many heads its encoder has (width {width})")
     head = tensors.get("model.head.weight")
     mode = outer.get("prediction_mode") or "CLS_TOKEN"
     if not isinstance(mode, str):
