@@ -15,7 +15,7 @@ from eat_audio.audio import load_audio
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.hub_datasets import is_hub_dataset
 from eat_audio.data.storage import sound_of
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, EatWarning
 
 datasets = pytest.importorskip("datasets")
 
@@ -68,6 +68,24 @@ def test_recordings_are_read_from_the_arrow_file(folder: Path, tmp_path: Path) -
         (tmp_path / "alone.flac").write_bytes(recording(seed))
         loaded = load_audio(sound_of(clips[number]))
         assert torch.equal(loaded, load_audio(tmp_path / "alone.flac"))
+
+
+def test_of_several_columns_of_classes_the_one_named_as_labels_is_used(folder: Path) -> None:
+    kinds = {
+        "speaker": datasets.ClassLabel(names=["ann", "bob"]),
+        "label": datasets.ClassLabel(names=["yes", "no", "stop"]),
+    }
+    audio = {"audio": [{"bytes": recording(0), "path": "0.flac"}]}
+    for file in folder.iterdir():
+        file.unlink()
+    write(folder, "train", {**audio, "speaker": [1], "label": [2]}, **kinds)
+    corpus = open_corpus(f"hf:{folder}")
+    assert corpus.label_names == ("yes", "no", "stop") and corpus.clips[0].labels == (2,)
+    kinds["word"] = kinds.pop("label")
+    write(folder, "train", {**audio, "speaker": [1], "word": [2]}, **kinds)
+    with pytest.warns(EatWarning, match=r"\(speaker, word\).*are those of speaker"):
+        corpus = open_corpus(f"hf:{folder}")
+    assert corpus.label_names == ("ann", "bob")
 
 
 def test_labels_may_be_text_and_several(folder: Path) -> None:

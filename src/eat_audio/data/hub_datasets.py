@@ -6,6 +6,7 @@ one of a tar shard.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 
 from eat_audio.data.corpus import Clip, Clips, Corpus, Span
 from eat_audio.data.splits import canonical_split
-from eat_audio.errors import DataError, EatError
+from eat_audio.errors import DataError, EatError, EatWarning
 
 PREFIX = "hf:"
 LABELS = ("label", "labels", "category", "class", "tags")
-"""Names of columns of labels as text."""
+"""Names of columns of labels, where there are several of classes or they are text."""
 
 
 def is_hub_dataset(location: str | Path) -> bool:
@@ -32,8 +33,9 @@ def is_hub_dataset(location: str | Path) -> bool:
 def open_hub_dataset(location: str) -> Corpus:
     """Return the corpus `hf:NAME` or `hf:NAME:CONFIG`, fetched into the cache if it is not there.
 
-    NAME may also be a folder of Parquet files. Labels are those of the first column of class
-    labels, else of text named as `LABELS`.
+    NAME may also be a folder of Parquet files. Labels are those of the column of class labels (the
+    one named as `LABELS` if there are several, else the first, with a warning), else of text named
+    as `LABELS`.
 
     Raises:
         DataError: There is no such data set, or it holds no recordings as bytes.
@@ -57,7 +59,7 @@ def open_hub_dataset(location: str) -> Corpus:
     audio = next((n for n, kind in features.items() if isinstance(kind, datasets.Audio)), None)
     if audio is None:
         raise DataError(f"{location}: has no column of audio (columns: {', '.join(features)})")
-    labels, names, several = _label_column(features)
+    labels, names, several = _label_column(features, location)
     clips = []
     allowed = [os.path.realpath(name), os.path.realpath(datasets.config.HF_CACHE_HOME)]
     for split, dataset in loaded.items():
@@ -79,17 +81,24 @@ def open_hub_dataset(location: str) -> Corpus:
     return Corpus(Path(name).name, Clips.of(made), tuple(names), several and bool(names))
 
 
-def _label_column(features: Any) -> tuple[str | None, list[str] | None, bool]:
+def _label_column(features: Any, location: str) -> tuple[str | None, list[str] | None, bool]:
     """Return the column of labels, their names if it has a list, and whether a row has several."""
-    for name, kind in features.items():
-        inner = getattr(kind, "feature", kind)
-        if hasattr(inner, "names") and hasattr(inner, "num_classes"):
-            return name, list(inner.names), inner is not kind
+    inner = {name: getattr(kind, "feature", kind) for name, kind in features.items()}
+    classes = [name for name, kind in inner.items() if hasattr(kind, "num_classes")]
+    if classes:
+        named = [name for name in LABELS if name in classes]
+        name = (named or classes)[0]
+        if len(classes) > 1 and not named:
+            warnings.warn(
+                f"{location}: has several columns of class labels ({', '.join(classes)}), none of "
+                f"which is named {', '.join(LABELS)}; labels are those of {name}",
+                EatWarning,
+                stacklevel=3,
+            )
+        return name, list(inner[name].names), inner[name] is not features[name]
     for name in LABELS:
-        kind = features.get(name)
-        inner = getattr(kind, "feature", kind)
-        if getattr(inner, "dtype", "") == "string":
-            return name, None, inner is not kind
+        if getattr(inner.get(name), "dtype", "") == "string":
+            return name, None, inner[name] is not features[name]
     return None, [], False
 
 
