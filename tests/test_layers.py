@@ -29,6 +29,7 @@ ORDER = [
     ("finetune", "inference"),
     ("pipeline",),
     ("integrations", "report", "demo"),
+    ("app",),
     ("__init__",),
     ("cli",),
     ("__main__",),

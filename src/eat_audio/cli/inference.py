@@ -131,7 +131,7 @@ def predict(
     if (shard is None) != (out is None):
         raise SettingError("--shard and --out: expected both, or none of them")
     _check_retry(retry_failed, shard)
-    predictor = _predictor(model, device, precision, compile)
+    predictor = load_predictor(model, device, precision, compile)
     if shard is not None:
         from eat_audio.inference.shard import Labels
 
@@ -202,13 +202,13 @@ def embed(
     from eat_audio.inference.embed import check_output, embed_files
 
     if shard is not None:
-        predictor = _predictor(model, device, precision, compile)
+        predictor = load_predictor(model, device, precision, compile)
         return _run_shard(inputs, predictor, out, form, shard, retry_failed)
     _check_retry(retry_failed, shard)
     if dtype != "float32":
         raise SettingError(f"--dtype {dtype}: expected with --shard (0/1: all of it)")
     check_output(out)
-    predictor = _predictor(model, device, precision, compile)
+    predictor = load_predictor(model, device, precision, compile)
     paths, kind = expanded(inputs), cast(Any, level)
     done = embed_files(paths, predictor, out, level=kind, hop_ms=hop, layers=layers)
     already = f", {done.skipped} were there already" if done.skipped else ""
@@ -251,7 +251,7 @@ def detect(
 
     _check_retry(retry_failed, shard)
     rules = Rules(window, hop, median, on, off, gap, shortest, quiet, top)
-    predictor = _predictor(model, device, precision, compile)
+    predictor = load_predictor(model, device, precision, compile)
     if shard is not None:
         from eat_audio.inference.shard import Events
 
@@ -270,7 +270,7 @@ def detect(
     return None
 
 
-def _predictor(model: str | None, device: str, precision: str, compile: bool) -> Any:
+def load_predictor(model: str | None, device: str, precision: str, compile: bool = False) -> Any:
     """Load a model for inference, and divide the threads of the CPU."""
     from eat_audio.inference.predictor import load
     from eat_audio.training.hardware import divide_threads

@@ -1,6 +1,9 @@
 """Run a model on batches of windows, without waiting for a GPU; single clips from CUDA graphs."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
 
@@ -23,8 +26,14 @@ Outcome = Callable[[], list[WindowResult]]
 """Waits for the outputs of a batch."""
 StartedBatch = tuple[list[int], Outcome]
 """The numbers of its windows in their group, and what waits for their outputs."""
+DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)
+"""Reading of `time.monotonic` after which no further batch is started."""
 MOST = 32
 """Graphs that are kept: one for every length, in columns of 160 ms, and kind of outputs."""
+
+
+class DeadlineExceeded(Exception):
+    """The time in which a result was needed is over."""
 
 
 class SingleClipGraphs:
@@ -88,7 +97,12 @@ def start_batch(
         outputs: What is computed.
         frames: Of the spectrograms; those of the longest waveform if None.
         graphs: Of the model, for a single waveform.
+
+    Raises:
+        DeadlineExceeded: It is later than `DEADLINE`.
     """
+    if time.monotonic() > DEADLINE.get():
+        raise DeadlineExceeded
     samples = to_int16(pad_sequence(waveforms, batch_first=True))  # as in training
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     device = next(model.parameters()).device
