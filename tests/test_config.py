@@ -2,54 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Literal, Self
 
 import pytest
-from pydantic import Field, PositiveInt, model_validator
 
 from eat_audio import config as recipe
 from eat_audio import pipeline as chain
-from eat_audio.config import Settings, resumable, resumable_names
+from eat_audio.config import Settings
 from eat_audio.errors import RecipeError
-from eat_audio.pretraining.eat import EATRun
-
-
-class Optim(Settings):
-    """How weights change."""
-
-    lr: float = 5e-4
-    """Highest learning rate."""
-    warmup: int = Field(10, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-
-
-class Head(Settings):
-    kind: Literal["linear", "mlp"] = "linear"
-    classes: int
-
-
-class Run(Settings):
-    """A small schema with one of everything."""
-
-    method: Literal["eat", "beats"] = "eat"
-    steps: PositiveInt = 400
-    """Updates of the weights,
-    all in all."""
-    data: Path | None = None
-    """Where the clips are."""
-    optim: Optim = Optim(warmup=20)
-    head: Head | None = None
-    crop: int | str = "none"
-    compile: bool = False
-    folds: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> Self:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(
-                f"optim.warmup={self.optim.warmup} is not shorter than steps={self.steps}"
-            )
-        return self
+from small_settings import Run
 
 
 @pytest.fixture
@@ -390,97 +350,6 @@ def test_what_settings_are_called_elsewhere_is_understood(write, typed, meant):
 
 
 # ---- what is shown ----
-
-
-def test_dumped_settings_load_as_the_same_settings(write):
-    run = Run(
-        steps=30,
-        data=Path("a b.tsv"),
-        optim=Optim(lr=1e-5, warmup=1, betas=(0.8, 0.99)),
-        head=Head(classes=3),
-        crop="1e4",
-        compile=True,
-    )
-    assert recipe.load(Run, write(recipe.dump(run))) == run
-
-
-def test_options_list_every_setting_with_its_default_and_meaning():
-    assert recipe.options(Run) == [
-        ("method", "eat", ""),
-        ("steps", "400", "Updates of the weights, all in all."),
-        ("data", "null", "Where the clips are."),
-        ("optim.lr", "0.0005", "Highest learning rate."),
-        ("optim.warmup", "20", ""),
-        ("optim.betas", "[0.9, 0.95]", ""),
-        ("head", "null", ""),
-        ("head.kind", "linear", ""),
-        ("head.classes", "required", ""),
-        ("crop", "none", ""),
-        ("compile", "false", ""),
-        ("folds", "[]", ""),
-    ]
-
-
-def test_settings_say_which_of_them_may_change_when_a_run_is_resumed():
-    class Log(Settings):
-        file: str = "log"
-
-    class Resumed(Run):
-        log: Log = resumable(Log())
-        every: int = resumable(5, ge=1)
-
-    assert resumable_names(Run) == set()
-    assert resumable_names(Resumed) == {"log", "every"}
-    with pytest.raises(ValueError, match="greater than or equal to 1"):
-        Resumed(every=0)
-    assert resumable_names(EATRun) == {
-        *(
-            "accumulate",
-            "clips.memory_mb",
-            "clips.workers",
-            "deterministic",
-            "device",
-            "keep",
-            "log",
-        ),
-        *("log_every", "monitor", "parallel", "patience", "save_every"),
-    }
-
-
-def test_names_come_with_the_first_line_of_the_file(shipped):
-    assert recipe.names() == [("eat_base", "The base."), ("eat_tiny", "A tiny one.")]
-
-
-COMMENT = """\
-# A base.
-#   torchrun --nproc-per-node 4 -m eat_audio pretrain mine
-# Cost: a day,
-#   or two.
-# Expect: 48.6 mAP: published.
-# A remark is part of what it follows.
-# Source: table 4.
-steps: 30  # Cost: not on top
-# Epochs: neither
-"""
-
-
-def test_the_comment_on_top_says_what_a_recipe_is_costs_and_brings(write):
-    assert recipe.about(write(COMMENT)) == recipe.About(
-        title="A base.",
-        command="torchrun --nproc-per-node 4 -m eat_audio pretrain mine",
-        cost="a day, or two.",
-        expect="48.6 mAP: published. A remark is part of what it follows.",
-        source="table 4.",
-    )
-
-
-@pytest.mark.parametrize("text", ["", "steps: 3\n", "steps: 3\n# Cost: late\n"])
-def test_a_recipe_without_a_comment_says_nothing_about_itself(write, text):
-    assert recipe.about(write(text)) == recipe.About()
-
-
-def test_the_head_of_a_recipe_is_its_comment_to_the_letter(write):
-    assert recipe.head(write(COMMENT)) + "steps: 30" == COMMENT.partition("  # Cost")[0]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import golden_sets, needs_data, sidecar, tensors
+from conftest import needs_data
 from eat_audio.checkpoints.load import load_features
 from eat_audio.data import transforms as augment
 from eat_audio.data.datasets import open_corpus
@@ -23,168 +23,18 @@ from eat_audio.errors import CheckpointError, SettingError
 from eat_audio.evaluation.evaluate import evaluate_model, evaluate_scores, predict_corpus
 from eat_audio.finetune import (
     Classification,
-    FinetuneRun,
-    FreshEncoder,
     cross_validate,
-    freeze,
     run,
     split,
     start_from,
 )
-from eat_audio.models import METHODS, model_types, save
+from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
 from eat_audio.models.common.lora import add_lora
 from eat_audio.models.common.losses import classification_loss
-from eat_audio.models.eat.checkpoint import encoder_names
-from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
-from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
-
-SETS = golden_sets("finetune_tiny_*.json")
-each = pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-LOSSES = {"audioset": "bce_per_label", "esc50": "cross_entropy", "spcv2": "bce_per_clip"}
-POOLINGS = {"CLS_TOKEN": "cls", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
-
-
-def classifier(path: Path, task: str, mode: str = "CLS_TOKEN") -> EATForAudioClassification:
-    """Our classifier with the recorded weights of one task."""
-    state_path = path.with_name(path.name.replace("finetune_", "pretrain_")).with_name(
-        path.stem.replace("finetune_", "pretrain_") + "_state.safetensors"
-    )
-    changes = sidecar(state_path)["model_cfg"]
-    recorded = tensors(path)
-    model = EATForAudioClassification(
-        EATConfig(
-            embed_dim=changes["embed_dim"],
-            depth=changes["depth"],
-            num_heads=changes["num_heads"],
-            mlp_ratio=changes["mlp_ratio"],
-            norm_eps=changes["norm_eps"],
-            num_classes=len(recorded[f"{task}.head.bias"]),
-            pooling=POOLINGS[mode],
-            head_norm_eps=1e-6,
-        )
-    )
-    student = {
-        key.removeprefix("student."): value
-        for key, value in tensors(state_path).items()
-        if key.startswith("student.")
-    }
-    head = {
-        key.removeprefix(f"{task}."): value
-        for key, value in recorded.items()
-        if key.startswith((f"{task}.head.", f"{task}.fc_norm."))
-    }
-    model.load_state_dict(encoder_names(student) | encoder_names(head))
-    return model.eval()
-
-
-def close(ours: Tensor, theirs: Tensor, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
-
-
-def our_name(name: str) -> str:
-    return next(iter(encoder_names({name: torch.empty(0)})))
-
-
-@each
-def test_features_and_logits_are_as_released(path: Path) -> None:
-    recorded = tensors(path)
-    images = recorded["imgs"][:, 0]
-    for task in LOSSES:
-        for mode in POOLINGS:
-            model = classifier(path, task, mode)
-            output = model(images, output_hidden_states=True)
-            close(output.logits, recorded[f"{task}.eval_logits.{mode}"])
-        close(output.hidden_states[-1], recorded["features_all"])
-
-
-@each
-def test_a_shorter_clip_gives_the_released_logits(path: Path) -> None:
-    recorded = tensors(path)
-    model = classifier(path, "audioset")
-    close(
-        model(recorded["half_length.imgs"][:, 0]).logits,
-        recorded["half_length.eval_logits.CLS_TOKEN"],
-    )
-
-
-@each
-def test_losses_and_gradients_are_as_released(path: Path) -> None:
-    recorded, record = tensors(path), sidecar(path)["scalars"]
-    for case, changes in record.items():
-        task, phase, mode = case.split(".")
-        model = classifier(path, task, mode)
-        images, labels = recorded["imgs"][:, 0], recorded[f"{task}.labels"]
-        if phase == "train" and task == "esc50":
-            labels = augment.smooth(labels, 0.1)
-        if phase == "train" and changes["lam"] is not None:
-            images, labels = (
-                augment.mixup(images, changes["lam"]),
-                augment.mixup(labels, changes["lam"]),
-            )
-        logits = model(images).logits
-        close(logits, recorded[f"{case}.logits"])
-        loss = classification_loss(logits, labels, LOSSES[task])["loss"]
-        assert loss.item() == pytest.approx(changes["final_loss"], rel=1e-4), case
-        if f"{case}._predictions" in recorded:
-            close(logits.sigmoid(), recorded[f"{case}._predictions"])
-        loss.backward()
-        parameters = dict(model.named_parameters())
-        for key, theirs in recorded.items():
-            if key.startswith(f"{case}.grad."):
-                gradient = parameters[our_name(key.removeprefix(f"{case}.grad."))].grad
-                assert gradient is not None
-                limit = 1e-3 * theirs.abs().max().item()
-                torch.testing.assert_close(gradient, theirs, rtol=0, atol=limit)
-
-
-@each
-def test_three_steps_of_fine_tuning_end_where_the_released_trainer_ends(path: Path) -> None:
-    recorded, changes = tensors(path), sidecar(path)["trainer_3_steps"]
-    config = changes["config"]
-    model = classifier(path, "audioset").train()
-    optim = Optim(
-        lr=config["lr"],
-        min_lr=config["min_lr"],
-        warmup=config["warmup"],
-        betas=tuple(config["betas"]),
-        weight_decay=config["weight_decay"],
-        decay_all=True,
-        layer_decay=config["layer_decay"],
-        clip=0.0,
-    )
-    groups = parameter_groups(model.named_parameters(), optim, layers=model)
-    optimizer = adamw(groups, optim)
-    for index, step in enumerate(changes["steps"]):
-        set_rates(optimizer, optim, index, config["max_update"])
-        by_name = {n: g for g in optimizer.param_groups for n in g["names"]}
-        for name, rate in step["lr"].items():
-            assert by_name[our_name(name)]["lr"] == pytest.approx(rate, rel=1e-9)
-        logits = model(recorded["imgs"][:, 0]).logits
-        losses = classification_loss(logits, recorded["audioset.labels"], "bce_per_label")
-        assert losses["loss"].item() == pytest.approx(step["loss"], rel=1e-4)
-        losses["loss"].backward()
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in model.parameters() if p.grad is not None]
-        )
-        assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-4)
-        optimizer.step()
-        optimizer.zero_grad()
-    ours: dict[str, Any] = dict(model.named_parameters())
-    for key, theirs in recorded.items():
-        if key.startswith("train3_after."):
-            mine = ours[our_name(key.removeprefix("train3_after."))].detach()
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
-
-
-SHORT: dict[str, Any] = {
-    "optim": Optim(lr=1e-3),
-    "steps": 4,
-    "batch": 4,
-    "log_every": 2,
-    "clips": ClipSettings(seconds=1.0),
-}
-SMALL = FreshEncoder(size="tiny", embed_dim=32, depth=2, num_heads=2, pooling="mean")
+from eat_audio.models.eat.modeling import EATForAudioClassification, EATModel
+from eat_audio.training.optim import Optim
+from small_finetuning import SMALL, settings
 
 
 @pytest.fixture(scope="module")
@@ -194,18 +44,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder, clips_per_family=5, seconds=1.0, seed=0)
     (folder / "clips.csv").unlink()
     return folder
-
-
-def settings(data: Path, **changes: Any) -> FinetuneRun:
-    return FinetuneRun(**({"data": str(data), "encoder": SMALL} | SHORT | changes))
-
-
-def of(method: str, **changes: Any) -> FreshEncoder:
-    """The small encoder of a method."""
-    return SMALL.model_copy(update={"method": method} | changes)
-
-
-each_method = pytest.mark.parametrize("method", model_types())
 
 
 def test_clips_that_are_tested_are_never_learnt(made: Path) -> None:
@@ -533,95 +371,6 @@ def test_low_rank_additions_ask_for_the_package_they_need(
 
 
 # ---- any method ----
-
-
-@each_method
-def test_an_encoder_of_any_method_is_fine_tuned_from_a_folder_and_from_nothing(
-    made: Path, tmp_path: Path, method: str
-) -> None:
-    spec = METHODS[method]
-    encoder = spec.encoder(of(method).config())
-    save(encoder, spec.feature_extractor(mean=-1.0, std=3.0), tmp_path / "encoder")
-    changes = settings(made, encoder=SMALL, steps=1, optim=Optim(lr=1e-9))
-    done = run(changes, out=tmp_path / "out", start=tmp_path / "encoder")
-    assert done.evaluation is not None and done.evaluation.clips == 10
-    tuned = spec.classifier.from_pretrained(tmp_path / "out")
-    kept = tuned.model.state_dict()
-    for name, tensor in encoder.model.state_dict().items():
-        if name in kept:  # the norm after the last block of Audio-MAE is not
-            torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-6)
-    features = load_features(tmp_path / "out")
-    assert type(features) is spec.feature_extractor and features.std == 3.0
-    fresh, its_own = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
-    assert type(fresh) is spec.classifier and type(its_own) is spec.feature_extractor
-    assert its_own.std == spec.feature_extractor().std
-
-
-@each_method
-def test_what_is_frozen_is_the_first_blocks_and_all_before_them(made: Path, method: str) -> None:
-    model, _ = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
-    freeze(model, 1)
-    learns = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
-    assert learns - {"fc_norm"} == {"blocks", "head"}
-    for number, block in enumerate(model.model.blocks):
-        assert all(p.requires_grad == (number == 1) for p in block.parameters())
-    with pytest.raises(SettingError, match="freeze=3: the encoder has 2 blocks"):
-        freeze(model, 3)
-
-
-@each_method
-def test_low_rank_additions_to_all_linear_maps_of_all_blocks_learn_and_so_does_the_head(
-    made: Path, method: str
-) -> None:
-    pytest.importorskip("peft")
-    model, _ = start_from(None, settings(made, encoder=of(method)), open_corpus(made))
-    add_lora(model, 2)
-    added = {n.partition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
-    maps = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    assert added == {f"model.blocks.{n}.{name}" for n in range(2) for name in maps}
-    learns = {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
-    assert {n.split(".")[1] for n in learns} - {"fc_norm"} == {"head"}
-
-
-def test_an_encoder_of_audio_mae_learns_from_a_part_of_every_clip(made: Path) -> None:
-    changes = settings(made, encoder=of("audiomae"), hidden_columns=0.5, hidden_rows=0.25)
-    model, _ = start_from(None, changes, open_corpus(made))
-    x = torch.randn(2, 64, 128)
-    model.train()
-    assert model.encode(x).patches.shape[1] == 2 * 6  # of 4 columns and 8 rows
-    model.eval()
-    assert model.encode(x).patches.shape[1] == 4 * 8
-
-
-@pytest.mark.parametrize("method", [name for name in model_types() if name != "audiomae"])
-def test_other_encoders_cannot_leave_patches_out(made: Path, method: str) -> None:
-    changes = settings(made, encoder=of(method), hidden_rows=0.2)
-    with pytest.raises(
-        SettingError,
-        match=f"hidden_rows=0.2: an encoder of {method} has no such setting; expected 0",
-    ):
-        start_from(None, changes, open_corpus(made))
-
-
-def test_a_pooling_that_an_encoder_does_not_know_is_refused(made: Path, tmp_path: Path) -> None:
-    spec = METHODS["beats"]
-    save(spec.encoder(of("beats").config()), spec.feature_extractor(), tmp_path)
-    changes = settings(made, encoder=SMALL.model_copy(update={"pooling": "cls"}))
-    with pytest.raises(SettingError, match=r"encoder.pooling=cls: expected one of mean, linear"):
-        start_from(tmp_path, changes, open_corpus(made))
-
-
-@each_method
-def test_pooling_is_that_of_the_encoder_unless_another_is_wanted(
-    made: Path, tmp_path: Path, method: str
-) -> None:
-    spec, corpus = METHODS[method], open_corpus(made)
-    save(spec.encoder(of(method).config()), spec.feature_extractor(), tmp_path)
-    assert SMALL.pooling == "mean"
-    changes = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
-    assert start_from(tmp_path, changes, corpus)[0].config.pooling == "mean"
-    usual = start_from(None, settings(made, encoder=of(method, pooling=None)), corpus)[0]
-    assert usual.config.pooling == ("cls" if method == "eat" else "mean")
 
 
 def test_binary_cross_entropies_differ_by_what_they_are_divided_by() -> None:

@@ -1,6 +1,5 @@
 """What is written for every file, and what happens to a job that is interrupted."""
 
-import csv
 import os
 import shutil
 import tarfile
@@ -11,50 +10,32 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import soundfile
-import torch
+from vectors import five_clips, interrupted_after, read, small_predictor
 
 from conftest import needs_data
-from eat_audio.errors import AudioError, DataError, EatWarning, OutputError, SettingError
+from eat_audio.errors import AudioError, DataError, OutputError, SettingError
 from eat_audio.inference import rows, storage
 from eat_audio.inference.embed import Summary, embed_files
 from eat_audio.inference.predictor import Predictor
 from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATModel
+from eat_audio.models.eat.modeling import EATModel
 
-RATE = 16_000
 LEVELS = ["clip", "frame", "patch"]
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(EATModel(EATConfig(embed_dim=48, depth=2, num_heads=3)), EATFeatureExtractor())
+    return small_predictor()
 
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    places = ["a/dog.wav", "b/dog.wav", "b/owl.wav", "c/cat.wav", "c/long.wav"]
-    for place, seconds in zip(places, [0.5, 1, 1.5, 2, 11], strict=True):
-        path = tmp_path / "clips" / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.1 * torch.randn(round(seconds * RATE)).numpy(), RATE)
-    return tmp_path / "clips"
+    return five_clips(tmp_path / "clips")
 
 
 @pytest.fixture(params=["out.parquet", "out"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param
-
-
-def read(out: Path) -> dict[str, Any]:
-    if out.is_dir() and out.suffix != ".parquet":
-        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {row["path"]: np.load(out / row["file"]) for row in rows}
-    vectors: dict[str, Any] = {}
-    for row in pq.read_table(out).to_pylist():
-        vectors.setdefault(row["path"], []).append(row["embedding"])
-    return {path: np.array(rows, np.float32) for path, rows in vectors.items()}
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -166,18 +147,6 @@ def test_finished_files_are_not_embedded_again(
     assert len(after) == 5 and same({path: after[path] for path in before}, before)
 
 
-def interrupted_after(count: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    embed_many = predictor.embed_many
-
-    def replacement(*arguments: Any, **options: Any) -> Any:
-        for number, vectors in enumerate(embed_many(*arguments, **options)):
-            if number == count:
-                raise KeyboardInterrupt
-            yield vectors
-
-    monkeypatch.setattr(predictor, "embed_many", replacement)
-
-
 @pytest.mark.parametrize("part_seconds", [0, 1_000], ids=["many_parts", "one_part"])
 def test_an_interrupted_job_goes_on_where_it_was(
     predictor: Predictor, clips: Path, out: Path, part_seconds: float, tmp_path: Path
@@ -267,99 +236,6 @@ def test_foreign_files_are_left_alone(predictor: Predictor, clips: Path, tmp_pat
             embed_files([clips], predictor, tmp_path / name)
     assert (tmp_path / "text.parquet").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "folder" / "index.csv").read_text(encoding="utf-8") == "mine"
-
-
-# ---- recordings that are there already
-
-
-def test_a_recording_is_stored_once_however_it_is_named(
-    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(clips.parent)
-    (clips.parent / "link").symlink_to(clips)
-    assert embed_files(["clips"], predictor, out).done == 5
-    for same_folder in (clips, "./clips/../clips", "link", clips / "a" / ".."):
-        assert embed_files([same_folder], predictor, out) == Summary(0, 5, [])
-    monkeypatch.chdir(clips)
-    assert embed_files(["."], predictor, out) == Summary(0, 5, [])
-    assert embed_files([clips / "a" / "dog.wav", "a/dog.wav"], predictor, out).skipped == 1
-    assert len(read(out)) == 5
-
-
-def test_relative_paths_count_from_where_the_first_job_ran(
-    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(clips / "a")
-    embed_files(["dog.wav"], predictor, out)
-    monkeypatch.chdir(clips / "b")
-    assert embed_files(["dog.wav"], predictor, out).done == 1  # another dog
-    assert read(out).keys() == {"dog.wav", str(clips / "b" / "dog.wav")}
-
-
-def test_a_file_that_was_replaced_is_embedded_again(
-    predictor: Predictor, clips: Path, out: Path
-) -> None:
-    embed_files([clips], predictor, out, level="frame")
-    soundfile.write(clips / "a" / "dog.wav", 0.1 * torch.randn(3 * RATE).numpy(), RATE)
-    assert embed_files([clips], predictor, out, level="frame") == Summary(1, 4, [])
-    vectors, expected = read(out), predictor.embed(clips / "a" / "dog.wav").frames
-    np.testing.assert_allclose(vectors[str(clips / "a" / "dog.wav")], expected, atol=1e-5)
-    assert len(vectors) == 5
-    if out.is_dir():
-        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
-            assert len(list(csv.DictReader(file))) == 5
-    assert embed_files([clips], predictor, out, level="frame") == Summary(0, 5, [])
-
-
-def test_no_vector_is_kept_of_a_file_that_is_no_sound_any_more(
-    predictor: Predictor, clips: Path, out: Path
-) -> None:
-    embed_files([clips], predictor, out)
-    (clips / "a" / "dog.wav").write_text("no sound", encoding="utf-8")
-    summary = embed_files([clips], predictor, out)
-    assert (summary.done, summary.skipped, len(summary.failed)) == (0, 4, 1)
-    assert str(clips / "a" / "dog.wav") not in read(out) and len(read(out)) == 4
-
-
-def test_a_change_while_a_job_was_interrupted_is_noticed(
-    predictor: Predictor, clips: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupted_after(3, predictor, patch)
-        with pytest.raises(KeyboardInterrupt):
-            embed_files([clips], predictor, out, batch=2)
-    os.utime(clips / "a" / "dog.wav", ns=(0, 0))
-    assert embed_files([clips], predictor, out) == Summary(3, 2, [])
-    assert len(read(out)) == 5
-
-
-def as_older_versions_wrote(out: Path) -> None:
-    if out.is_dir():
-        with (out / "index.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row[:3] for row in csv.reader(file)]
-        with (out / "index.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-    else:
-        pq.write_table(pq.read_table(out).drop_columns(["size", "modified"]), out)
-
-
-def test_vectors_older_versions_are_kept_with_a_warning(
-    predictor: Predictor, clips: Path, out: Path
-) -> None:
-    embed_files([clips / "b"], predictor, out)
-    as_older_versions_wrote(out)
-    with pytest.warns(EatWarning, match="of 2 files") as warned:
-        assert embed_files([clips], predictor, out) == Summary(3, 2, [])
-    assert len(warned) == 1 and len(read(out)) == 5
-
-
-def test_links_to_one_blob_are_recordings_of_their_own(
-    predictor: Predictor, clips: Path, out: Path
-) -> None:
-    (clips / "a" / "same.wav").symlink_to(clips / "a" / "dog.wav")
-    embed_files([clips / "a" / "dog.wav"], predictor, out)
-    embed_files([clips / "a" / "same.wav"], predictor, out)
-    assert len(read(out)) == 2
 
 
 # ---- what is written, and what cannot be
