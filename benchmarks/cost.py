@@ -9,6 +9,7 @@ steps, clips and GPUs. Writes `benchmarks/results/cost.json` and the table `cost
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ class Stage:
     """EFLOP in all; where labels are read from a disk, with those of making them once."""
 
 
+@cache
 def count(words: str) -> Stage:
     """Count one run; of how many GPUs it makes use, the head of its recipe says."""
     name, *changes = words.split()

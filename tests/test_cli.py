@@ -10,6 +10,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -70,17 +73,22 @@ def one_sentence(err: str) -> bool:
 @pytest.fixture(scope="module")
 def nasty_predictions(model: Path) -> dict[str, dict[str, Any]]:
     """One `eat predict` over the whole folder of hostile audio, as JSON by file name."""
-    done = subprocess.run(
-        [sys.executable, "-m", "eat_audio", "predict", NASTY / "audio", "--model", model, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == 2  # some cannot be read; the job went on and says so
-    assert "could not be read; all others are done" in done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    words = ["eat", "predict", str(NASTY / "audio"), "--model", str(model), "--json"]
+    out, err = StringIO(), StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", words)
+        cli.main()
+    assert "Traceback" not in err.getvalue(), err.getvalue()
+    assert ended.value.code == 2  # some cannot be read; the job went on and says so
+    assert "could not be read; all others are done" in err.getvalue()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
     return {Path(line["path"]).name: line for line in lines}
 
 
@@ -326,18 +334,20 @@ def test_json_comes_back_exactly(run: Any, odd_model: Path, odd_names: Path) -> 
 
 @pytest.mark.parametrize(("encoding", "as_json"), [("cp1252", False), ("ascii", True)])
 def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
-    odd_model: Path, odd_names: Path, encoding: str, as_json: bool
+    run: Any,
+    odd_model: Path,
+    odd_names: Path,
+    encoding: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (odd_names / "bad\nline\x1b.wav").unlink()
     words = ["predict", odd_names, "--model", odd_model, *(["--json"] if as_json else [])]
-    done = subprocess.run(
-        [sys.executable, "-m", "eat_audio", *words],
-        capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    output = done.stdout.decode(encoding)
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding, write_through=True))
+    code, _, err = run(*words)
+    assert code == 0, err
+    output = written.getvalue().decode(encoding)
     if as_json:
         labels = {
             p["label"] for line in output.splitlines() for p in json.loads(line)["predictions"]
@@ -349,6 +359,7 @@ def test_a_stream_that_cannot_hold_a_character_gets_an_escape(
 
 def test_lines_are_printed_in_a_locale_of_ascii() -> None:
     script = (
+        "import sys; sys.argv[0] = 'eat'  # which does not wait for torch\n"
         "from eat_audio.progress import print_lines, print_json\n"
         "from eat_audio.cli.console import show_table\n"
         "print_lines('\\u00b1', 'two\\nlines'); print_json({'a': '\\u00b1'})\n"
@@ -364,7 +375,7 @@ def test_lines_are_printed_in_a_locale_of_ascii() -> None:
 
 def test_our_warnings_are_one_line_and_others_as_python_shows_them() -> None:
     script = (
-        "import sys, warnings\n"
+        "import sys, warnings; sys.argv[0] = 'eat'\n"
         "from eat_audio import cli, config\n"
         "from eat_audio.errors import EatWarning\n"
         "def warned():\n"
@@ -559,7 +570,7 @@ def test_statistics_of_a_corpus_are_measured(run: Any, tmp_path: Path) -> None:
 
 def test_the_environment_does_not_matter_for_exit_codes() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "eat_audio", "data", "show", "nowhere"],
+        [sys.executable, "-m", "eat_audio", "recipes", "nowhere"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONWARNINGS": "ignore"},

@@ -1,8 +1,10 @@
 """The demo goes the whole way, in small, and its report needs nothing but itself."""
 
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -52,11 +54,18 @@ def probes(results: dict[str, Any], encoder: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+def printed() -> io.StringIO:
+    """What the finished demo has printed."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, printed) -> tuple[Path, dict[str, Any]]:
     """A folder with a finished demo on synthetic sounds, and its results."""
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("demo") / "runs" / "demo"
-    return out, small(out)
+    with redirect_stdout(printed):
+        return out, small(out)
 
 
 class Page(HTMLParser):
@@ -144,19 +153,18 @@ def test_the_predicted_sound_is_in_neither_part_of_the_corpus(finished):
     assert results["label"] in open_corpus(out / "sound" / "clips.csv").label_names
 
 
-def test_each_stage_is_announced_and_the_end_says_what_to_do_next(tmp_path, capsys):
-    small(tmp_path / "demo")
-    lines = capsys.readouterr().out.splitlines()
+def test_each_stage_is_announced_and_the_end_says_what_to_do_next(finished, printed):
+    lines = printed.getvalue().splitlines()
     assert [line[9:12] for line in lines if line.startswith("[")] == [
         f"{number}/8" for number in range(1, 9)
     ]
-    assert f"report: {tmp_path / 'demo' / 'report.html'}" in lines
+    assert f"report: {finished[0] / 'report.html'}" in lines
     assert lines[-3].startswith("  eat predict ")
 
 
-def test_a_demo_starts_over_in_its_own_folder_and_leaves_what_is_not_its_own(tmp_path):
+def test_a_demo_starts_over_in_its_own_folder_and_leaves_what_is_not_its_own(finished, tmp_path):
     out = tmp_path / "demo"
-    small(out)
+    shutil.copytree(finished[0], out)
     (out / "notes.txt").write_text("mine", encoding="utf-8")
     (out / "pretrained" / "log.jsonl").write_text("", encoding="utf-8")
     small(out)
@@ -204,8 +212,8 @@ def test_a_label_cannot_write_html(tmp_path):
 
 
 def test_a_fifth_is_held_out_where_a_folder_has_no_test_clips(tmp_path):
-    results = small(tmp_path / "demo", tones(tmp_path / "data", ["low", "high"], clips=10))
-    assert (results["train"], results["test"]) == (16, 4)
+    train, test = demo.split(open_corpus(tones(tmp_path / "data", ["low", "high"], clips=10)))
+    assert (len(train), len(test)) == (16, 4)
 
 
 def test_clips_without_labels_are_refused_before_anything_is_written(tmp_path):

@@ -417,6 +417,7 @@ def to_text(svg: str) -> Shown:
     return Shown(svg.partition("?>")[2])
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_display_and_no_home_that_can_be_written(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -23,8 +23,10 @@ DAMAGES = [5, pytest.param(30, marks=pytest.mark.slow)]
 @pytest.fixture
 def helper() -> Iterator[subprocess.Popen[str]]:
     script = str(Path(__file__).with_name("killed.py"))
+    begin = "import runpy, sys; sys.argv[0] = 'eat'  # which does not wait for transformers\n"
+    program = f"{begin}runpy.run_path({script!r}, run_name='__main__')"
     with subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield process
         assert process.stdin is not None

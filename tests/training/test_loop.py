@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from commands import Commands
 from conftest import needs_data
 from eat_audio.errors import CheckpointError, EatError, Interrupted, TrainingDiverged
 from eat_audio.training.loop import Training, fit
@@ -256,22 +257,18 @@ RECIPE = [
 ]
 
 
-def eat(*words: str) -> list[str]:
-    return [sys.executable, "-m", "eat_audio", "pretrain", *RECIPE, *words]
-
-
 @needs_data
-def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: Path) -> None:
-    options = [f"data={data / 'esc10'}", 'splits=["1"]']
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    whole = tmp_path / "whole"
-    subprocess.run(eat(*options, "--out", str(whole)), env=environment, check=True, timeout=300)
-
-    killed = tmp_path / "killed"
+def test_a_killed_run_ends_at_the_same_weights_to_the_bit(
+    commands: Commands, data: Path, tmp_path: Path
+) -> None:
+    words = ["pretrain", *RECIPE, f"data={data / 'esc10'}", 'splits=["1"]', "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    commands(*words, whole).succeeds()
     moment = int.from_bytes(os.urandom(2), "big") % 16 + 5  # any step, another one each time
     process = subprocess.Popen(
-        eat(*options, "--out", str(killed)), env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "eat_audio", *words, str(killed)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
     )
     log = killed / "log.jsonl"
     while process.poll() is None:
@@ -282,9 +279,7 @@ def test_a_killed_run_ends_at_the_same_weights_to_the_bit(data: Path, tmp_path: 
         time.sleep(0.005)
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
 
-    subprocess.run(
-        eat(*options, "--out", str(killed), "--resume"), env=environment, check=True, timeout=300
-    )
+    commands(*words, killed, "--resume").succeeds()
     last = "checkpoints/step-00000024"
     for name in ("objective.safetensors", "optimiser.safetensors", "model.safetensors"):
         one, other = load_file(whole / last / name), load_file(killed / last / name)

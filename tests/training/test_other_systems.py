@@ -85,6 +85,15 @@ def test_a_system_without_posix_trains_resumes_and_loads(noise: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_where_transformers_does_not_work_a_sentence_says_so() -> None:
+    """Without `resource`, psutil fails on Linux, and with it what accelerate imports."""
+    missing = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+    done = python("-c", f"{missing}import eat_audio; print(eat_audio.EATModel.__name__)")
+    works = done.returncode == 0 and "EATModel" in done.stdout
+    assert works or "EatError: transformers does not work here" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
 def test_an_ascii_locale_trains_and_resumes_under_any_name(noise: Path, tmp_path: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     words = ["-m", "eat_audio", "pretrain", "eat_tiny", f"data={noise}", *PRETRAIN]
