@@ -130,8 +130,17 @@ def detect(
     *,
     batch: int = 32,
     sampling_rate: int | None = None,
+    on_scores: Callable[[Array], None] | None = None,
 ) -> Detection:
     """Return the events in one recording of any length.
+
+    Args:
+        audio: See `AudioInput`.
+        predictor: A classifier.
+        rules: Where an event begins and ends.
+        batch: Windows per batch.
+        sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
+        on_scores: Called with the probabilities that decide: consecutive blocks (steps, classes).
 
     Raises:
         AudioError: It cannot be read.
@@ -146,11 +155,19 @@ def detect(
         np.where(meter.next_levels(len(block)) < rules.quiet, np.float32(0), block)
         for block in smoothed(blocks, rules.smoothed_steps)
     )
+    if on_scores is not None:
+        scores = _passed_to(on_scores, scores)
     events = find_events(scores, predictor.labels, rules)
     seconds = meter.samples / SAMPLE_RATE
     # The last step is seldom a complete one.
     events = [replace(event, offset=min(event.offset, seconds)) for event in events]
     return Detection(events, seconds, meter.spectrogram)
+
+
+def _passed_to(call: Callable[[Array], None], blocks: Iterator[Array]) -> Iterator[Array]:
+    for block in blocks:
+        call(block)
+        yield block
 
 
 def detect_files(

@@ -205,11 +205,23 @@ def thumbnail(spectrogram: Array, *, columns: int = 100, rows: int = 48) -> str:
     pitch = np.linspace(0, spectrogram.shape[1], rows + 1).astype(int)
     small = np.maximum.reduceat(spectrogram, np.minimum(time[:-1], len(spectrogram) - 1), axis=0)
     small = np.add.reduceat(small, pitch[:-1], axis=1) / np.diff(pitch)
+    return _png(_levels(small).T, TONES)
+
+
+def area(values: Array, *, columns: int = 400, rows: int = 30) -> str:
+    """Return an image of the area below probabilities (steps,) as a data: URL."""
+    first = np.linspace(0, len(values), min(columns, len(values)) + 1).astype(int)[:-1]
+    heights = np.maximum.reduceat(values, first) * rows
+    return _png(np.clip(heights - np.arange(rows)[:, None], 0, 1), (f"{COLORS[0]}00", COLORS[0]))
+
+
+def _png(levels: NDArray[Any], colors: Sequence[str]) -> str:
+    """Return levels from 0 to 1 (rows from the bottom, columns) as a data: URL of an image."""
     with drawing(1, 1):
         from matplotlib.image import imsave
 
         file = io.BytesIO()
-        imsave(file, _levels(small).T, origin="lower", cmap=_color_map(), vmin=0, vmax=1)
+        imsave(file, levels, origin="lower", cmap=_color_map(colors), vmin=0, vmax=1)
     return data_url(file.getvalue(), "image/png")
 
 
@@ -238,12 +250,12 @@ def _levels(spectrogram: NDArray[Any]) -> NDArray[Any]:
     return np.round(shares * (SHADES - 1)) / (SHADES - 1)
 
 
-def _color_map() -> Any:
+def _color_map(colors: Sequence[str] = TONES) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = LinearSegmentedColormap.from_list("spectrogram", TONES, N=SHADES)
-    colors.set_bad(HIDDEN)
-    return colors
+    color_map = LinearSegmentedColormap.from_list("levels", colors, N=SHADES)
+    color_map.set_bad(HIDDEN)
+    return color_map
 
 
 def mel_position(hertz: float) -> float:
@@ -278,12 +290,17 @@ def timeline(detection: "Detection", title: str) -> str:
         lower.set_yticks(range(lanes), names)
         lower.set_ylim(lanes - 0.5, -0.5)
         lower.set_xlim(0, seconds)
-        step = next((tick for tick in TICKS if seconds / tick <= 9), TICKS[-1])
-        times = [step * number for number in range(int(seconds / step + 1e-9) + 1)]
-        lower.set_xticks(times, [_clock(time) for time in times])
+        times = marked_times(seconds)
+        lower.set_xticks(times, [clock(time) for time in times])
         return to_svg(figure, title)
 
 
-def _clock(seconds: float) -> str:
+def marked_times(seconds: float) -> list[float]:
+    """Return up to ten round times of a recording, in seconds."""
+    step = next((tick for tick in TICKS if seconds / tick <= 9), TICKS[-1])
+    return [step * number for number in range(int(seconds / step + 1e-9) + 1)]
+
+
+def clock(seconds: float) -> str:
     """Return 1.5 as "1.5 s" and 75 as "0:01:15"."""
     return f"{seconds:g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -225,7 +225,7 @@ def run_sections(run: RunFolder) -> list[Section]:
     rest = [("Nearest neighbors", _neighbor_blocks(run)), ("What ran", [("origin", run, settings)])]
     if run.pretraining:
         data = (run.recipe.get("monitor") or {}).get("data")
-        probes = ("Probes during training", [("probes", _charts(run, PROBES), data)])
+        probes = ("Probes during training", [("probes", probe_charts(run), data)])
         return [probes, training, ("Masks", _mask_blocks(run)), *rest]
     return [("Result", [("result", run)]), training, *rest]
 
@@ -250,14 +250,24 @@ def _charts(run: RunFolder, groups: Mapping[str, Mapping[str, str]]) -> list[fig
     return [chart for chart in charts if chart is not None]
 
 
-def _training_blocks(run: RunFolder) -> list[Block]:
-    if not run.steps:
-        return [("missing", "No step is logged yet: log.jsonl is missing or holds none.")]
+def probe_charts(run: RunFolder) -> list[figures.Chart]:
+    """Return the charts of the probes during training."""
+    return _charts(run, PROBES)
+
+
+def training_charts(run: RunFolder) -> list[figures.Chart]:
+    """Return the charts of the logged steps."""
     grouped = {key for keys in CHARTS.values() for key in keys}
     keys = dict.fromkeys(key for row in run.steps for key in row)
     others = [key for key in keys if key.startswith("train/") and key not in grouped]
     names = {key: key.removeprefix("train/").replace("_", " ") for key in others}
-    charts = _charts(run, CHARTS | {name: {key: name} for key, name in names.items()})
+    return _charts(run, CHARTS | {name: {key: name} for key, name in names.items()})
+
+
+def _training_blocks(run: RunFolder) -> list[Block]:
+    if not run.steps:
+        return [("missing", "No step is logged yet: log.jsonl is missing or holds none.")]
+    charts = training_charts(run)
     note = "Faint: every logged step. Strong: the mean of its neighbors."
     return [("charts", charts, note if len(run.steps) > figures.SMOOTHED else "")]
 

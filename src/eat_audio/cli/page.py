@@ -1,0 +1,42 @@
+"""The page in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from eat_audio.cli.console import Device, ModelSource, Precision
+from eat_audio.progress import print_lines
+
+app = typer.Typer()
+
+
+@app.command("app")
+def open_page(
+    *,
+    model: ModelSource = None,
+    data: Annotated[Path, Option(help="Folder of runs to watch in the training view.")] = Path(
+        "runs"
+    ),
+    port: Annotated[
+        int | None, Option(min=1, max=65_535, help="By default the first free one from 7860 on.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> str:
+    """Open a page for the browser: tags and events of recordings, curves of trainings.
+
+    It is for this machine alone, needs no network, and ends with Ctrl+C.
+
+    Example: eat app --model runs/esc50 --data runs
+    """
+    from eat_audio.app.page import served, wait
+    from eat_audio.checkpoints import shipped
+    from eat_audio.inference.predictor import load
+
+    predictor = load(model, device=device, precision=precision)
+    with served(predictor, summary=model or shipped.summary(shipped.FOLDER), runs=data, port=port) as address:
+        print_lines(f"{address} (Ctrl+C ends it)")
+        wait()
+    return ""
