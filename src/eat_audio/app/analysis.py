@@ -77,7 +77,9 @@ class Analysis:
         return file.getvalue()
 
 
-def analyze(path: Path, predictor: Predictor, *, name: str, rules: Rules, limits: Limits) -> Analysis:
+def analyze(
+    path: Path, predictor: Predictor, *, name: str, rules: Rules, limits: Limits
+) -> Analysis:
     """Return the labels and the events of a recording.
 
     Args:

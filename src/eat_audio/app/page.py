@@ -6,6 +6,7 @@ visitor only.
 """
 
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from eat_audio.inference.detect import Rules
 from eat_audio.inference.predictor import Predictor
 
 ADDRESS = "127.0.0.1"
+PORTS = range(7860, 7960)
 QUEUE = 32
 """Recordings that wait at most; one is computed on at a time."""
 FORGOTTEN = 3_600
@@ -98,21 +100,32 @@ def served(
     if find_spec("gradio") is None:
         raise SettingError("the page needs gradio; install it (pip install 'eat-audio[app]')")
     limits = limits or Limits()
+    port = _free_port(port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="eat-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads
         page = build(predictor, summary=summary, runs=runs, limits=limits, refresh=refresh)
         try:
-            address = _launch(page, port, limits)
-        except OSError as error:
-            raise SettingError(f"port={port}: cannot be listened on ({error})") from error
-        try:
-            yield address
+            yield _launch(page, port, limits)
         finally:
             page.close(verbose=False)
 
 
-def _launch(page: Any, port: int | None, limits: Limits) -> str:
+def _free_port(port: int | None) -> int:
+    """Return a port that can be listened on: this one, or the first free one of `PORTS`."""
+    reason = ""
+    for candidate in PORTS if port is None else [port]:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind((ADDRESS, candidate))
+                return candidate
+            except OSError as error:
+                reason = error.strerror
+    raise SettingError(f"port={port or PORTS}: cannot be listened on ({reason})")
+
+
+def _launch(page: Any, port: int, limits: Limits) -> str:
     """Start a server of the page in a thread; return its address."""
     import gradio
     from starlette.middleware import Middleware
@@ -150,9 +163,7 @@ def _launch(page: Any, port: int | None, limits: Limits) -> str:
     return address
 
 
-def build(
-    predictor: Predictor, *, summary: str, runs: Path, limits: Limits, refresh: float
-) -> Any:
+def build(predictor: Predictor, *, summary: str, runs: Path, limits: Limits, refresh: float) -> Any:
     """Return the page as gradio's blocks; see `served`."""
     import gradio
 
@@ -170,7 +181,7 @@ def build(
                 _recording_view(predictor, limits)
             with gradio.Tab("Training") as training:
                 _training_view(runs, refresh, training)
-    _refuse_urls(page)
+    refuse_addresses(page)
     return page
 
 
@@ -225,9 +236,7 @@ def _recording_view(predictor: Predictor, limits: Limits) -> None:
     file.change(show, [file, *sliders], outputs, **options)
     microphone.stop_recording(show, [microphone, *sliders], outputs, **options)
     for slider in sliders:
-        slider.change(
-            change, [analysis, *sliders], [message, events], trigger_mode="always_last"
-        )
+        slider.change(change, [analysis, *sliders], [message, events], trigger_mode="always_last")
 
 
 def _training_view(runs: Path, refresh: float, tab: Any) -> None:
@@ -264,7 +273,7 @@ def _training_view(runs: Path, refresh: float, tab: Any) -> None:
         event(show, [choice, shown_state], [curves, shown_state], show_progress="hidden")
 
 
-def _refuse_urls(page: Any) -> None:
+def refuse_addresses(page: Any) -> None:
     """Make the server read what visitors upload, and never an address that a request names."""
 
     def checked(move: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,7 +36,9 @@ def open_page(
     from eat_audio.inference.predictor import load
 
     predictor = load(model, device=device, precision=precision)
-    with served(predictor, summary=model or shipped.summary(shipped.FOLDER), runs=data, port=port) as address:
+    with served(
+        predictor, summary=model or shipped.summary(shipped.FOLDER), runs=data, port=port
+    ) as address:
         print_lines(f"{address} (Ctrl+C ends it)")
         wait()
     return ""
