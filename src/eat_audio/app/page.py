@@ -121,7 +121,7 @@ def _free_port(port: int | None) -> int:
                 one.bind((ADDRESS, candidate))
                 return candidate
             except OSError as error:
-                reason = error.strerror
+                reason = error.strerror or ""
     raise SettingError(f"port={port or PORTS}: cannot be listened on ({reason})")
 
 

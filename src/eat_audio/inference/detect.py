@@ -151,7 +151,7 @@ def detect(
     steps = max(round(CHUNK_SECONDS / rules.hop), 1)
     chunks = meter.measured(chunks_of(audio, steps * meter.step, sampling_rate))
     blocks = predictor.predict_frames(chunks, window=rules.window, hop=rules.hop, batch=batch)
-    scores = (
+    scores: Iterator[Array] = (
         np.where(meter.next_levels(len(block)) < rules.quiet, np.float32(0), block)
         for block in smoothed(blocks, rules.smoothed_steps)
     )
