@@ -105,26 +105,25 @@ def _decoder(stack: ExitStack, source: Source, file: File, head: bytes) -> Recor
     parts = remembered("parts", file, lambda: find_parts(file, head))
     if len(parts) > 1:
         return _joined(source, file, parts)
-    has_pyav = _has_pyav()
     demuxer, name = next((row[2:] for row in CONTAINERS if head.startswith(*row[:2])), ("", ""))
     if not demuxer and not head.startswith(SNDFILE_MAGIC):
         mpeg = remembered("mpeg", file, lambda: read_mpeg(file))
         if mpeg is not None:
             if (sentence := not_audio(head, str(source))) is not None:
                 raise AudioError(f"{source}: {sentence}")
-            if has_pyav:
+            if _has_pyav():
                 return stack.enter_context(_Track(source, file, "mp3", mpeg)).recording()
             if not mpeg.complete:
                 warn(source, "does not say how long it is: install PyAV, or some may be missed")
     refusal = None
     if not demuxer:
         try:
-            return _libsndfile(stack, source, file, head, not has_pyav)
+            return _libsndfile(stack, source, file, head)
         except AudioError as error:
             if (sentence := not_audio(head, str(source))) is not None:
                 raise AudioError(f"{source}: {sentence}") from error
             refusal = error
-    if not has_pyav:
+    if not _has_pyav():
         raise AudioError(
             f"{source}: {name or 'its format'} is not among those that libsndfile reads; install "
             "PyAV (pip install 'eat-audio[data]'), or convert it to FLAC"
@@ -216,8 +215,8 @@ def _checked(source: Source, recording: Recording) -> Recording:
 # ---- libsndfile
 
 
-def _libsndfile(stack: ExitStack, source: Source, file: File, head: bytes, mpeg: bool) -> Recording:
-    """A file of a format that libsndfile reads; MPEG audio only if `mpeg`."""
+def _libsndfile(stack: ExitStack, source: Source, file: File, head: bytes) -> Recording:
+    """A file of a format that libsndfile reads; MPEG audio only where there is no PyAV."""
     if head.startswith(b"fLaC"):
         return _flac(stack, source, file, head)
     # libsndfile shares the position in the file: it is opened when all else has been read
@@ -225,7 +224,7 @@ def _libsndfile(stack: ExitStack, source: Source, file: File, head: bytes, mpeg:
     extent = None if chunk is None else extent_of(file, chunk)
     cut = head.startswith(b"OggS") and not ogg_has_end(file)
     sound = _sound_file(stack, source, file)
-    if sound.format == "MP3" and not mpeg:
+    if sound.format == "MP3" and _has_pyav():
         raise AudioError(f"{source}: cannot be read as audio (its length is not known)")
     if chunk is None or extent is None:
         return _recording(sound, complaint="has no last page: it was cut short" if cut else "")

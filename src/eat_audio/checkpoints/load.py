@@ -27,7 +27,7 @@ from eat_audio.models import ModelSpec, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.text import SENTENCE, shortened
-from eat_audio.training.checkpoint import checkpoints, model_folder, read_json
+from eat_audio.training.records import checkpoints, model_folder, read_json
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
 AnyModel = AudioEncoder | AudioClassifier

@@ -28,6 +28,7 @@ from eat_audio.cli.console import (
     show_table,
 )
 from eat_audio.errors import EatError, SettingError
+from eat_audio.models import use_plain_modules
 from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
@@ -126,6 +127,7 @@ def predict(
 
     Example: eat predict dog.wav recordings/ --model runs/esc50 --top-k 5
     """
+    use_plain_modules()
     from eat_audio.inference.predictor import predict_files
 
     if (shard is None) != (out is None):
@@ -180,6 +182,8 @@ def embed(
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """
+    if on is None:  # Ray's processes have their own models
+        use_plain_modules()
     from eat_audio.inference.shard import UnitFormat
 
     if on is not None and shard is not None:
@@ -246,6 +250,7 @@ def detect(
 
     Example: eat detect dog.wav recordings/ --model runs/esc50 -o events/
     """
+    use_plain_modules()
     from eat_audio.inference.detect import Rules, detect_files
     from eat_audio.report.figures import timeline
 

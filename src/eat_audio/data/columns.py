@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from eat_audio.data.corpus import Clip, is_url
+from eat_audio.data.corpus import Clip
 from eat_audio.data.labels import is_empty
-from eat_audio.data.remote import joined_url, remote_file
+from eat_audio.data.remote import is_url, joined_url, remote_file
 from eat_audio.data.splits import FOLD_COLUMN, canonical_split, role_of
 from eat_audio.errors import DataError
 from eat_audio.text import from_csv_cell, shortened

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from eat_audio.data.remote import is_url
 from eat_audio.data.splits import named_split, numbered_folds
 from eat_audio.errors import DataError
 
@@ -320,11 +320,6 @@ def missing_files(corpus: Corpus) -> list[Clip]:
 def exists(path: str) -> bool:
     """Return whether a file exists; remote ones are taken to."""
     return is_url(path) or os.path.isfile(path)
-
-
-def is_url(path: str | Path) -> bool:
-    """Return whether a file is named by a URL ("s3://bucket/key") and not by a path."""
-    return isinstance(path, str) and "://" in path
 
 
 def with_unique_ids(clips: Iterable[Clip]) -> Clips:

@@ -20,6 +20,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.error import HTTPError
@@ -57,6 +58,11 @@ SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 """Where a manifest may point to, if it may at all."""
 
 T = TypeVar("T")
+
+
+def is_url(path: str | Path) -> bool:
+    """Return whether a file is named by a URL ("s3://bucket/key") and not by a path."""
+    return isinstance(path, str) and "://" in path
 
 
 def read_url(url: str, first: int = 0, size: int | None = None, *, most: int) -> bytes:

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from eat_audio.audio import audio_claims, audio_facts, collected_warnings
-from eat_audio.data.corpus import CHUNK, Corpus, is_url
+from eat_audio.data.corpus import CHUNK, Corpus
 from eat_audio.data.parts import Shard, Stamp, open_parts, parts_of, read_job
+from eat_audio.data.remote import is_url
 from eat_audio.errors import AudioError, DataError
 from eat_audio.progress import track
 

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE, AudioBytes, load_int16
 from eat_audio.audio.fbank import STATISTICS
-from eat_audio.data.corpus import Clip, Clips, Corpus, Span, is_url, texts
+from eat_audio.data.corpus import Clip, Clips, Corpus, Span, texts
+from eat_audio.data.remote import is_url
 from eat_audio.data.storage import read_bytes, sound_of
 from eat_audio.errors import AudioError, DataError
 from eat_audio.progress import track

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eat_audio.audio import AudioArray, AudioBytes, Source
-from eat_audio.data.corpus import Clip, Span, is_url
-from eat_audio.data.remote import read_url, recording_at, too_large, unreadable
+from eat_audio.data.corpus import Clip, Span
+from eat_audio.data.remote import is_url, read_url, recording_at, too_large, unreadable
 from eat_audio.errors import AudioError, DataError, EatError
 
 LARGEST = 2**32  # bytes that are read at once by default

@@ -28,9 +28,12 @@ from eat_audio.errors import CheckpointError, DataError, SettingError
 from eat_audio.evaluation.metrics import average_precisions
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import (
+    WINDOW_SECONDS,
     AudioClassifier,
     AudioModel,
     is_regression,
+    label_names,
+    require_classifier,
     several_labels,
 )
 from eat_audio.progress import track
@@ -38,8 +41,6 @@ from eat_audio.text import csv_cell
 from eat_audio.training.hardware import prepare_inference
 from eat_audio.writing import write_json, write_text
 
-WINDOW_SECONDS = 10.24
-"""The 1024 frames that released models were trained on."""
 MAX_SECONDS = 60.0
 """Seconds of a clip that are scored by default."""
 
@@ -131,21 +132,6 @@ def evaluate_model(
     clips = ClipSettings(seconds=seconds or default)
     scores = predict_corpus(classifier, features, corpus, clips)
     return evaluate_scores(scores, corpus.label_names, multi_label=multi_label)
-
-
-def require_classifier(model: AudioModel) -> AudioClassifier:
-    """Return the model; raise CheckpointError if it is an encoder."""
-    if not isinstance(model, AudioClassifier):
-        raise CheckpointError(
-            "the model is an encoder without a classifier; eat finetune trains one"
-        )
-    return model
-
-
-def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return the names of the classes, in their order; LABEL_0 and so on for missing ones."""
-    names: dict[Any, str] = config.id2label or {}
-    return tuple(names.get(n, f"LABEL_{n}") for n in range(config.num_labels or 0))
 
 
 def _with_labels_of(config: PreTrainedConfig, corpus: Corpus) -> Corpus:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eat_audio.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioBytes, AudioFile, find_audio
-from eat_audio.data.corpus import is_url
-from eat_audio.data.remote import recording_at, recordings_below
+from eat_audio.data.remote import is_url, recording_at, recordings_below
 from eat_audio.errors import AudioError, EatWarning
 from eat_audio.models.common.waveforms import mono_waveform, samples_and_rate, warn_of_scale
 from eat_audio.text import printable, shortened

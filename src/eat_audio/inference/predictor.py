@@ -23,7 +23,6 @@ from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
 from eat_audio.checkpoints import shipped
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.errors import AudioError, SettingError
-from eat_audio.evaluation.evaluate import WINDOW_SECONDS, label_names, require_classifier
 from eat_audio.inference.batches import (
     Outcome,
     Outputs,
@@ -58,10 +57,13 @@ from eat_audio.inference.windows import (
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import (
+    WINDOW_SECONDS,
     AudioClassifier,
     AudioModel,
     Layers,
+    label_names,
     layer_numbers,
+    require_classifier,
     scores_of,
     thresholds_of,
 )

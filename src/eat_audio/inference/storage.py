@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eat_audio.data.corpus import is_url
-from eat_audio.data.remote import version_of
+from eat_audio.data.remote import is_url, version_of
 from eat_audio.errors import DataError, EatWarning, OutputError
 from eat_audio.inference.inputs import storable
 from eat_audio.inference.rows import ROWS, Stored, vector_rows

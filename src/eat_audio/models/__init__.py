@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
     from eat_audio.models.common.modeling import AudioClassifier, AudioConfig, AudioEncoder
 
+_plain_modules = False
 PARTS = ("Config", "Model", "ForAudioClassification", "FeatureExtractor")
 
 
@@ -124,10 +125,25 @@ def imported(module: str, attribute: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def use_plain_modules() -> None:
+    """Make models of plain modules in this process; see `common.base`.
+
+    For commands that only run a model. Nothing changes where the models are imported already.
+    """
+    global _plain_modules
+    _plain_modules = True
+
+
+def plain_modules() -> bool:
+    """Return whether models are made of plain modules."""
+    return _plain_modules
+
+
 @cache
 def _check_transformers() -> None:
     try:
-        import transformers.modeling_utils  # noqa: F401 - what all models are made of
+        for name in ("transformers.configuration_utils", "eat_audio.models.common.base"):
+            import_module(name)  # what all models are made of
     except ImportError as error:
         cause: BaseException = error
         while cause.__cause__ or cause.__context__:

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from eat_audio.models.common.base import GradientCheckpointingLayer
 from eat_audio.models.common.layers import (
     MLP,
     Attention,

@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+import transformers  # its parts are imported when they are used
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers import PreTrainedConfig
 
-from eat_audio.errors import DataError, SettingError
+from eat_audio.errors import CheckpointError, DataError, SettingError
+from eat_audio.models.common.base import PreTrainedModel
 from eat_audio.models.common.layers import masked_mean, masked_statistics
 from eat_audio.text import shortened
 
+if TYPE_CHECKING:
+    from transformers import modeling_outputs
+
 AUDIOSET_CLASSES = 527
+WINDOW_SECONDS = 10.24
+"""The 1024 frames that released models were trained on."""
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -311,7 +317,7 @@ class AudioEncoder(AudioModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+    ) -> "modeling_outputs.BaseModelOutputWithPooling | tuple[Tensor, ...]":
         """Encode a batch.
 
         Args:
@@ -327,7 +333,7 @@ class AudioEncoder(AudioModel):
         """
         keep = self._keeps_states(output_hidden_states)
         encoded = self.encode(input_values, attention_mask, all_states=keep)
-        output = BaseModelOutputWithPooling(
+        output = transformers.modeling_outputs.BaseModelOutputWithPooling(
             last_hidden_state=encoded.states[-1],
             pooler_output=encoded.clip,
             hidden_states=tuple(encoded.states) if keep else None,
@@ -354,7 +360,7 @@ class AudioClassifier(AudioModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+    ) -> "modeling_outputs.SequenceClassifierOutput | tuple[Tensor, ...]":
         """Classify a batch; see `AudioEncoder.forward` for the other arguments.
 
         Args:
@@ -376,12 +382,27 @@ class AudioClassifier(AudioModel):
         keep = self._keeps_states(output_hidden_states)
         encoded = self.encode(input_values, attention_mask, all_states=keep)
         logits = self.logits(encoded)
-        output = SequenceClassifierOutput(
+        output = transformers.modeling_outputs.SequenceClassifierOutput(
             loss=None if labels is None else _loss(logits, labels, self.config),
             logits=logits,
             hidden_states=tuple(encoded.states) if keep else None,
         )
         return output if return_dict is not False else output.to_tuple()
+
+
+def require_classifier(model: AudioModel) -> AudioClassifier:
+    """Return the model; raise CheckpointError if it is an encoder."""
+    if not isinstance(model, AudioClassifier):
+        raise CheckpointError(
+            "the model is an encoder without a classifier; eat finetune trains one"
+        )
+    return model
+
+
+def label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of the classes, in their order; LABEL_0 and so on for missing ones."""
+    names: dict[Any, str] = config.id2label or {}
+    return tuple(names.get(n, f"LABEL_{n}") for n in range(config.num_labels or 0))
 
 
 def _loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
