@@ -12,11 +12,11 @@ from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import AudioError, SettingError
-from eat_audio.evaluation.evaluate import WINDOW_SECONDS
 from eat_audio.inference.detect import Rules, detect
 from eat_audio.inference.inputs import storable
 from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.windows import HOPS_MS, check_level, passes_for
+from eat_audio.models.common.modeling import WINDOW_SECONDS
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from eat_audio.data.corpus import (
     Clips,
     Corpus,
     Span,
-    is_url,
     joined,
     lists,
     repeated_in,
@@ -35,6 +34,7 @@ from eat_audio.data.corpus import (
     with_unique_ids,
 )
 from eat_audio.data.labels import is_empty, label_cell, labels_of, nearly_equal, sorted_labels
+from eat_audio.data.remote import is_url
 from eat_audio.data.splits import SPLITS, canonical_split
 from eat_audio.data.tables import (
     DESCRIPTORS,
