@@ -78,7 +78,7 @@ FIELDS = {"clip": "clip", "frame": "frames", "patch": "patches"}
 BATCH_OF_CPU, BATCH_OF_GPU = 8, 64
 """Windows per batch, by device."""
 READ_AHEAD = 4
-"""Batches of windows that are read before one is run, so that those of similar length meet."""
+"""Batches of windows read before one is run, so that those of similar length meet."""
 
 T = TypeVar("T")
 
@@ -125,8 +125,7 @@ def load(
 ) -> "Predictor":
     """Load a model for inference: see `load_model` for sources and errors.
 
-    Without a front end beside the weights (released files have none) it is the method's own for
-    AudioSet.
+    Without a front end beside the weights it is the method's own for AudioSet.
 
     Args:
         source: See `load_model`; None: the model that ships, which a line on stderr names.
@@ -188,8 +187,7 @@ class Predictor:
         self._outputs: dict[Any, Outputs] = {}
         self.features = features
         self.frames = columns * PATCH_FRAMES
-        # The most that gives so many frames: a rest too short for another is in the window, too.
-        self.samples = self.frames * HOP + FRAME - 1
+        self.samples = self.frames * HOP + FRAME - 1  # with a rest too short for another frame
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
     @property
