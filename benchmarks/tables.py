@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import wrapped
 from eat_audio import config as recipe
 from eat_audio.pretraining import flops
 from eat_audio.pretraining.eat import EATRun
@@ -31,7 +32,10 @@ def documents(folder: Path = RESULTS, kind: str = "bench") -> list[dict[str, Any
 def gpu(runs: list[dict[str, Any]]) -> str:
     """For the page about GPUs: what `benchmarks.gpu_slot` and `gpu_pretrain` have written."""
     found = documents(RESULTS, kind="gpu")
-    return "\n".join(map(_of_part, found)) or "Not measured: no GPU has run any of this yet.\n"
+    return (
+        wrapped("\n".join(map(_of_part, found)))
+        or "Not measured: no GPU has run any of this yet.\n"
+    )
 
 
 def _of_part(document: dict[str, Any]) -> str:
@@ -62,7 +66,7 @@ def _cell(value: Any) -> str:
 
 def full(runs: list[dict[str, Any]]) -> str:
     """For the page about speed: every pair of every run, and where it was measured."""
-    return "\n".join([*(_of_run(run) for run in runs), projection(runs)])
+    return wrapped("\n".join([*(_of_run(run) for run in runs), projection(runs)]))
 
 
 def projection(runs: list[dict[str, Any]]) -> str:

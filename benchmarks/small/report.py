@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 
+from benchmarks.markdown import wrapped
 from benchmarks.small.datasets import DATASETS, Dataset
 from benchmarks.small.results import Results, Summary, summarize
 from eat_audio.report.figures import COLORS, drawing, short, to_svg
@@ -32,6 +32,8 @@ ROWS = {
 }
 """Systems, in the order of the table."""
 PRETRAINED = ("last", "layers", "finetuned")
+FIRST_PAGE = ("log_mel", "svm", "layers")
+"""Systems of the table on the first page: those that every dataset was measured with."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,17 @@ def encoder_of(results: Results, recipe: str) -> str:
     return max(names, key=lambda name: results.encoders[name]["step"], default="")
 
 
-def table(results: Results, encoder: str) -> str:
-    """Return the table of all systems and datasets as Markdown."""
+def table(results: Results, encoder: str, systems: Sequence[str] = tuple(ROWS)) -> str:
+    """Return the table of these systems and all datasets as Markdown."""
     lines = [
         f"| | {' | '.join(dataset.title for dataset in DATASETS)} | CPU s |",
         f"|{'---|' * (len(DATASETS) + 2)}",
     ]
-    for system, title in ROWS.items():
+    for system in systems:
         used = encoder if system in PRETRAINED else ""
         found = [summarize(results, dataset, system, used) for dataset in DATASETS]
         cost = "" if found[0] is None else short(found[0].cpu_seconds)
-        lines.append(f"| {title} | {' | '.join(map(_cell, found))} | {cost} |")
+        lines.append(f"| {ROWS[system]} | {' | '.join(map(_cell, found))} | {cost} |")
     return "\n".join([*lines, "", caption(results, encoder)]) + "\n"
 
 
@@ -89,7 +91,7 @@ def caption(results: Results, encoder: str) -> str:
         "after the number of seeds: standard deviation over them. CPU s: one core, all five folds "
         f"of ESC-10, features included, pre-training not.{pretraining} Made by `make small`."
     )
-    return fill(text, 116, break_on_hyphens=False)
+    return wrapped(text)
 
 
 # ---- score against compute
@@ -236,9 +238,9 @@ def _methods(results: Results, dataset: Dataset) -> list[str]:
 def write_pages(results: Results, encoder: str) -> None:
     """Write the tables onto their pages, and draw the figure if there is a curve."""
     readme, page = PAGES
-    _between(readme, table(results, encoder))
+    _between(readme, table(results, encoder, FIRST_PAGE))
     sentences = "".join(f"- {sentence}\n" for sentence in verdict(results, encoder))
-    text = f"{table(results, encoder)}\n{sentences}\n"
+    text = f"{table(results, encoder)}\n{wrapped(sentences)}\n"
     if any(curve(results, dataset) for dataset in _curve_datasets()):
         draw(results, FIGURE)
         text += f"![Probes against compute]({FIGURE.name})\n\n{curve_table(results)}"

@@ -4,7 +4,6 @@ import importlib
 import re
 import shlex
 from functools import reduce
-from pathlib import Path
 
 import pytest
 
@@ -29,23 +28,10 @@ def test_there_are_names():
     assert len(NAMED) > 15
 
 
-@pytest.mark.parametrize(("name", "file"), sorted(set(NAMED)), ids=lambda told: told)
+@pytest.mark.parametrize(("name", "file"), sorted(set(NAMED)), ids=lambda value: value)
 def test_a_function_is_where_the_page_says(name: str, file: str) -> None:
     found = reduce(getattr, name.split("."), importlib.import_module(file.replace("/", ".")))
     assert callable(found) and found.__module__ == file.replace("/", ".")
-
-
-def test_every_link_leads_to_a_file():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (methods.PAGE.parent / link).is_file(), link
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[2])
-def test_a_command_is_understood(words: list[str]) -> None:
-    program, command, name, *changes, option, out = words
-    assert (program, command, option) == ("eat", "pretrain", "--out")
-    for stage in chain.stages_of(name, changes):
-        assert stage.settings(Path(out)).data == "recordings/"
 
 
 def test_the_chain_is_its_stages_one_by_one():

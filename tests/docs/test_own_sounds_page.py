@@ -1,4 +1,4 @@
-"""The page for people with their own sounds: its commands run, and at full length they work."""
+"""The page for people with their own sounds: at full length, what it shows works."""
 
 import json
 import re
@@ -15,8 +15,6 @@ from eat_audio import cli
 from eat_audio.data.datasets import open_corpus
 
 PAGE = (ROOT / "docs" / "guides" / "own_sounds.md").read_text(encoding="utf-8")
-SHORT = "steps=2 optim.warmup=1 batch=2 clips.seconds=1.0 log_every=1"
-EXTRA = {"pretrain": f"{SHORT} masks=2 block=[3,3]", "finetune": SHORT, "probe": "--seeds 1"}
 CLASSES = ("dog", "rain", "clock_tick", "rooster")
 
 
@@ -66,14 +64,6 @@ def eat(
         return said.out
 
     return run
-
-
-@needs_data
-def test_every_command_of_the_page_runs_in_its_order(eat: Callable[..., str]) -> None:
-    for words in COMMANDS:
-        assert eat(*words[1:], *shlex.split(EXTRA.get(words[1], ""))).strip(), words
-    (python,) = blocks("python")
-    exec(python, {})
 
 
 @pytest.mark.slow

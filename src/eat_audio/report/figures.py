@@ -194,7 +194,7 @@ def spectrogram_figure(spectrogram: Array, hidden: NDArray[np.bool_] | None = No
     with drawing(4.6, 2.0) as figure:
         axes = figure.subplots()
         seconds = len(spectrogram) / 100
-        _draw_spectrogram(axes, spectrogram, seconds, hidden)
+        draw_spectrogram(axes, spectrogram, seconds, hidden)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
         return inline(to_svg(figure, "spectrogram, {} x {}".format(*spectrogram.shape)))
 
@@ -230,9 +230,10 @@ def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _draw_spectrogram(
+def draw_spectrogram(
     axes: Any, spectrogram: Array, seconds: float, hidden: NDArray[np.bool_] | None = None
 ) -> None:
+    """Draw a log-mel spectrogram (T, F) on axes of so many seconds; hidden patches are gray."""
     levels = _levels(spectrogram)
     if hidden is not None:
         cells = np.kron(hidden, np.ones((PATCH, PATCH), dtype=bool))
@@ -274,7 +275,7 @@ def timeline(detection: "Detection", title: str) -> str:
     with drawing(10.4, 2.6 + 0.26 * lanes) as figure:
         figure.suptitle(printable(title)[:110], x=0.02, ha="left", fontsize=10)
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 0.26 * lanes))
-        _draw_spectrogram(upper, detection.spectrogram, seconds)
+        draw_spectrogram(upper, detection.spectrogram, seconds)
         for number, event in enumerate(detection.events):
             lane = labels.index(event.label)
             (bar,) = lower.barh(
