@@ -31,7 +31,7 @@ def write_card(report: Mapping[str, Any], path: Path) -> None:
             f"the tagger that ships with eat-audio ({len(entered)} sounds; on ESC-10's fold "
             f"{report['fold']} the right label is first among ESC-10's ten for {among:.1%}, over "
             f"its threshold for {over:.1%}, first of all {len(entered)} for {first:.1%}); "
-            "--model names a larger one"
+            "--model eat-base-30ep-as2m takes a larger one, `eat models` lists all"
         ),
         parameters=report["parameters"] / 1e6,
         count=len(entered),

@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from saved_encoders import TINY, refused, same_weights, saved
 
 from eat_audio.checkpoints import hub
+from eat_audio.checkpoints.convert import write
 from eat_audio.checkpoints.load import load_features, load_model
 from eat_audio.errors import CheckpointError
+from eat_audio.models import zoo
+from eat_audio.models.audiomae.modeling import AudioMAEConfig, AudioMAEModel
+from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
 
@@ -167,3 +174,87 @@ def test_a_local_folder_comes_before_the_hub(
 ) -> None:
     monkeypatch.chdir(classifier.parent)
     assert load_model("classifier").config.num_labels == 3
+
+
+def listed(server: type[Answers], **changed: str) -> None:
+    """Let the Hub give sizes and SHA-256 of the files, as it does; `changed` have another one."""
+    siblings = []
+    for name, content in server.files.items():
+        digest = changed.get(name.partition(".")[0], hashlib.sha256(content).hexdigest())
+        lfs = {"size": len(content), "sha256": digest, "pointerSize": 134}
+        siblings.append({"rfilename": name, "size": len(content), "lfs": lfs})
+    answer = {"id": "somebody/eat", "sha": "a" * 40, "siblings": siblings}
+    server.files["/api/models/somebody/eat"] = json.dumps(answer).encode()
+
+
+def in_zoo(monkeypatch: pytest.MonkeyPatch, **changes: str) -> str:
+    """Let the zoo have somebody/eat; return its name there."""
+    row = replace(zoo.released()["eat-base-30ep"], address="somebody/eat", sha256="", **changes)
+    monkeypatch.setattr(zoo, "released", lambda: {"eat-somebody": row})
+    return "eat-somebody"
+
+
+def test_a_name_of_the_zoo_is_fetched_after_its_size_is_printed(
+    server: type[Answers],
+    encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    listed(server)
+    assert same_weights(load_model(in_zoo(monkeypatch)), load_model(encoder))
+    err = capsys.readouterr().err
+    assert re.search(r"^somebody/eat: .*model\.safetensors.*: 0\.\d MB$", err, re.M)
+    hub.fetch.cache_clear()
+    load_model("eat-somebody")
+    assert " MB" not in capsys.readouterr().err  # it is in the cache
+
+
+def test_a_file_that_is_not_what_the_hub_lists_is_deleted(server: type[Answers]) -> None:
+    listed(server, model="0" * 64)
+    sentence = refused("somebody/eat")
+    assert "model.safetensors: has the SHA-256" in sentence and "0" * 64 in sentence
+    hub.fetch.cache_clear()
+    listed(server)
+    load_model("somebody/eat")
+
+
+def test_a_file_that_is_not_the_released_one_is_not_even_fetched(
+    server: type[Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(server)
+    name = in_zoo(monkeypatch)
+    row = replace(zoo.released()[name], sha256="1" * 64)
+    monkeypatch.setattr(zoo, "released", lambda: {name: row})
+    with pytest.raises(CheckpointError, match=r"has the SHA-256 .* 1{64} is expected"):
+        load_model(name)
+    assert not any("resolve" in path for path in server.asked)
+
+
+def test_weights_in_a_torch_file_are_fetched_alone_and_read_without_running_anything(
+    server: type[Answers], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = AudioMAEModel(AudioMAEConfig(embed_dim=64, depth=1, num_heads=1))
+    write(model, AudioMAEFeatureExtractor(), tmp_path / "released.pth", layout="released")
+    server.files["pytorch_model.bin"] = (tmp_path / "released.pth").read_bytes()
+    listed(server)
+    assert same_weights(load_model(in_zoo(monkeypatch, file="pytorch_model.bin")), model)
+    assert not any("safetensors" in path or "modeling" in path for path in server.asked)
+
+
+def test_what_is_for_browsers_only_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    sentence = refused("eat-base-10ep")
+    assert "https://drive.google.com/" in sentence and "in a browser" in sentence
+
+
+def test_a_name_that_is_nearly_one_of_the_zoo_is_suggested() -> None:
+    assert "did you mean eat-base-30ep-as2m" in refused("eat-base-30-as2m")
+
+
+def test_a_folder_with_a_name_of_the_zoo_comes_first(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(encoder.parent)
+    encoder.rename("eat-base-30ep")
+    assert load_model("eat-base-30ep").config.embed_dim == TINY["embed_dim"]

@@ -2,20 +2,24 @@
 
 A name is fetched only if it can be nothing else: the owner of an account "runs" must not decide
 what `--model runs/tiny` loads. Of a model only weights, settings and its card are fetched, never
-code. A server that does not answer is given up.
+code, and their SHA-256 is compared with the Hub's and with that of the zoo. A server that does not
+answer is given up.
 """
 
+import hashlib
 import os
 import re
-import sys
 import threading
 import time
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
 from eat_audio.errors import CheckpointError
-from eat_audio.text import printable
+from eat_audio.models import zoo
+from eat_audio.progress import print_lines
+from eat_audio.text import printable, shortened
 
 FILES = [
     "config.json",
@@ -68,6 +72,8 @@ def hub_name(source: str | Path) -> str:
     name = PREFIX.sub("", text, count=1)
     if not NAME.fullmatch(name):
         expected = "; expected hf://OWNER/NAME" if name != text else ""
+        if close := get_close_matches(text, zoo.released(), 1):
+            expected = f"; did you mean {close[0]}, a name of `eat models`?"
         raise CheckpointError(f"{source}: no such file or folder{expected}")
     owner, suffix = name.partition("/")[0], os.path.splitext(name)[1]
     local = os.path.lexists(owner) or owner.lower() in LOCAL or suffix.lower() in SUFFIXES
@@ -79,19 +85,38 @@ def hub_name(source: str | Path) -> str:
     return name
 
 
-@lru_cache
-def fetch(name: str) -> Path:
-    """Fetch a model, or what has changed of it since, into the Hub's cache; return its folder.
+def fetch_released(model: zoo.Released) -> Path:
+    """Fetch a model of the zoo; return its folder, or its file of weights.
 
     Raises:
-        CheckpointError: There is no such model, or no answer.
+        CheckpointError: It can only be fetched by hand, there is no answer, or the file is not the
+            one that was released.
     """
-    print(f"fetching {printable(name)} from the Hugging Face Hub", file=sys.stderr, flush=True)
+    if not model.on_hub:
+        raise CheckpointError(f"{model.name}: cannot be fetched from here; {model.usage}")
+    if model.file == "model.safetensors":
+        return fetch(model.address, sha256=model.sha256)
+    return fetch(model.address, model.file, sha256=model.sha256) / model.file
+
+
+@lru_cache
+def fetch(name: str, weights: str = "model.safetensors", *, sha256: str = "") -> Path:
+    """Fetch a model, or what has changed of it since, into the Hub's cache; return its folder.
+
+    Args:
+        name: OWNER/NAME.
+        weights: The file of weights, in parts or not; of another one only the card is with it.
+        sha256: Of that file, if known.
+
+    Raises:
+        CheckpointError: There is no such model, no answer, or a file has another SHA-256.
+    """
+    print_lines(f"fetching {name} from the Hugging Face Hub", error=True)
     results: list[Path | Exception] = []
 
     def work() -> None:
         try:
-            results.append(download(name))
+            results.append(download(name, weights, sha256))
         except Exception as error:  # a server may send anything, and the library may fail on it
             results.append(error)
 
@@ -110,6 +135,8 @@ def fetch(name: str) -> Path:
             )
     (result,) = results
     if isinstance(result, Exception):
+        if isinstance(result, WrongFile):
+            raise result
         reason = (str(result).strip() or type(result).__name__).splitlines()[0]
         raise CheckpointError(
             f"{name}: no such folder, and not available from the Hugging Face Hub ({reason})"
@@ -117,25 +144,57 @@ def fetch(name: str) -> Path:
     return result
 
 
-def download(name: str) -> Path:
-    """Fetch `FILES` of a model one by one; without a network, take what was fetched before."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+def download(name: str, weights: str, sha256: str) -> Path:
+    """Fetch the files of a model one by one; without a network, take what was fetched before."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 
+    patterns = FILES if weights == "model.safetensors" else [weights, "README.md"]
     try:
-        info = HfApi().model_info(name, timeout=WAIT)
+        info = HfApi().model_info(name, files_metadata=True, timeout=WAIT)
     except Exception:
         try:
-            return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         except Exception:  # the first error says more
             pass
         raise
-    files = [entry.rfilename for entry in info.siblings or []]
-    files = [file for file in files if any(fnmatch(file, form) for form in FILES)]
+    entries = {entry.rfilename: entry for entry in info.siblings or []}
+    files = [file for file in entries if any(fnmatch(file, form) for form in patterns)]
     files = [file for file in files if "/" not in file]
-    if "config.json" not in files or not isinstance(info.sha, str):
-        raise CheckpointError("there is no model of transformers, with a config.json, in it")
-    paths = [hf_hub_download(name, file, revision=info.sha, etag_timeout=WAIT) for file in files]
-    return Path(paths[0]).parent
+    needed = "config.json" if patterns is FILES else weights
+    if needed not in files or not isinstance(info.sha, str):
+        raise CheckpointError(f"there is no model of transformers, with a {needed}, in it")
+    hashes = {file: entries[file].lfs.sha256 for file in files if entries[file].lfs}
+    if sha256 and hashes.get(weights, sha256) != sha256:
+        raise WrongFile(_mismatch(f"{name}/{weights}", hashes[weights], sha256))
+    options = {"repo_id": name, "revision": info.sha}
+    new = [f for f in files if not isinstance(try_to_load_from_cache(filename=f, **options), str)]
+    if new:
+        size = sum(entries[file].size or 0 for file in new) / 1e6
+        print_lines(f"{name}: {', '.join(new)}: {size:,.1f} MB", error=True)
+    expected = hashes | ({weights: sha256} if sha256 else {})
+    for file in files:
+        path = Path(hf_hub_download(filename=file, etag_timeout=WAIT, **options))
+        if file in new and file in expected:
+            _check_hash(path, f"{name}/{file}", expected[file])
+    return path.parent
+
+
+class WrongFile(CheckpointError):
+    """A file whose SHA-256 is not the one that is expected."""
+
+
+def _check_hash(path: Path, title: str, expected: str) -> None:
+    """Raise WrongFile, and delete a file just fetched, if its SHA-256 is not as expected."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        for part in {path.resolve(), path}:
+            part.unlink(missing_ok=True)
+        raise WrongFile(_mismatch(title, digest, expected))
+
+
+def _mismatch(title: str, digest: str, expected: str) -> str:
+    return f"{title}: has the SHA-256 {shortened(digest)}; {expected} is expected; not loaded"
 
 
 def _cached_bytes(name: str) -> int:

@@ -23,7 +23,7 @@ from eat_audio.audio.fbank import N_MELS, Statistics
 from eat_audio.checkpoints import hub
 from eat_audio.checkpoints.convert import ConvertedCheckpoint, read
 from eat_audio.errors import CheckpointError, DataError
-from eat_audio.models import ModelSpec, model_types
+from eat_audio.models import ModelSpec, model_types, zoo
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.text import SENTENCE, shortened
@@ -93,7 +93,8 @@ def load_model(source: str | Path, kind: Any = None) -> Any:
 
     Args:
         source: A run's folder, a model folder, its `.safetensors` file, a released `.pt`, `.pth`
-            or `.bin` file, or OWNER/NAME on the Hub (certainly if written hf://OWNER/NAME).
+            or `.bin` file, a name of the zoo (`eat models`), or OWNER/NAME on the Hub (certainly
+            if written hf://OWNER/NAME).
         kind: The class to return; by default a classifier if there is one, else an encoder.
 
     Returns:
@@ -181,7 +182,11 @@ def on_disk(source: str | Path) -> Path:
         CheckpointError: There is no such path, and no such model on the Hub.
     """
     path = Path(source)
-    return path if os.path.exists(path) else hub.fetch(hub.hub_name(source))
+    if os.path.exists(path):
+        return path
+    if (model := zoo.released().get(str(source))) is not None:
+        return hub.fetch_released(model)
+    return hub.fetch(hub.hub_name(source))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

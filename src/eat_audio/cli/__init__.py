@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from eat_audio.cli import analysis, bench, data, hub, inference, page, service, train
+from eat_audio.cli import analysis, bench, data, hub, inference, page, service, train, zoo
 from eat_audio.cli.console import Command
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
@@ -26,7 +26,7 @@ TAKE_SETTINGS = {"pretrain", "finetune"}
 PANELS = {
     "learn": ("demo", "pretrain", "tokenize", "finetune", "recipes", "data"),
     "use": ("predict", "embed", "detect", "app", "serve"),
-    "look": ("evaluate", "probe", "inspect", "report", "bench"),
+    "look": ("evaluate", "probe", "inspect", "models", "verify", "report", "bench"),
     "share": ("convert", "export", "share"),
 }
 """The groups of commands in `eat --help`, in their order."""
@@ -44,7 +44,16 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    parts = (train.app, inference.app, analysis.app, bench.app, hub.app, page.app, service.app)
+    parts = (
+        train.app,
+        inference.app,
+        analysis.app,
+        bench.app,
+        hub.app,
+        zoo.app,
+        page.app,
+        service.app,
+    )
     commands: dict[str, Any] = {}
     for command in (command for part in parts for command in part.registered_commands):
         assert command.callback is not None

@@ -29,7 +29,7 @@ ModelSource = Annotated[
     str | None,
     Option(
         "--model",
-        help="A run's folder, a model folder or a Hub id; else the one that ships with it.",
+        help="A folder of a run or a model, a name of `eat models` or a Hub id; else the shipped one.",
     ),
 ]
 AudioPaths = Annotated[
@@ -82,6 +82,8 @@ NEXT = {
     "evaluate": "eat predict FILES --model {model}",
     "probe": "eat finetune eat_tiny_finetune --from {model} data={data} --out runs/finetuned",
     "inspect": "eat probe {source} --data LABELED_CLIPS",
+    "models": "eat predict FILES --model eat-base-30ep-as2m",
+    "verify": "eat predict FILES --model {checkpoint}",
     "report": "open the page in a browser",
     "bench": "eat pretrain eat_tiny data=RECORDINGS --out runs/mine",
     "convert": "eat inspect {out}",
