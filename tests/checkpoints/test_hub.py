@@ -52,9 +52,14 @@ def test_what_looks_like_a_place_of_this_machine_is_never_fetched(
         load_model(place)
 
 
-def test_without_a_network_a_hub_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "eat-base-30ep-as2m"])
+def test_without_a_network_there_is_one_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub.fetch.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "Hugging Face Hub" in refused("nobody/no-such-model")
+    assert "Hugging Face Hub" in refused(name)
 
 
 @pytest.mark.parametrize("place", ["somebody/eat", "hf://somebody/eat", "hf://runs/eat"])

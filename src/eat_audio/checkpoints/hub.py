@@ -94,9 +94,11 @@ def fetch_released(model: zoo.Released) -> Path:
     """
     if not model.on_hub:
         raise CheckpointError(f"{model.name}: cannot be fetched from here; {model.usage}")
-    if model.file == "model.safetensors":
-        return fetch(model.address, sha256=model.sha256)
-    return fetch(model.address, model.file, sha256=model.sha256) / model.file
+    try:
+        folder = fetch(model.address, model.file, sha256=model.sha256)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model.name}: {error}") from error
+    return folder if model.file == "model.safetensors" else folder / model.file
 
 
 @lru_cache

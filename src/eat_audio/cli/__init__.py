@@ -44,18 +44,9 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    parts = (
-        train.app,
-        inference.app,
-        analysis.app,
-        bench.app,
-        hub.app,
-        zoo.app,
-        page.app,
-        service.app,
-    )
+    modules = (train, inference, analysis, bench, hub, zoo, page, service)
     commands: dict[str, Any] = {}
-    for command in (command for part in parts for command in part.registered_commands):
+    for command in (command for part in modules for command in part.app.registered_commands):
         assert command.callback is not None
         commands[command.name or command.callback.__name__] = command
     for command in data.app.registered_commands:

@@ -29,7 +29,7 @@ ModelSource = Annotated[
     str | None,
     Option(
         "--model",
-        help="A folder of a run or a model, a name of `eat models` or a Hub id; else the shipped one.",
+        help="A run's or a model's folder, a name of `eat models`, a Hub id; else the shipped one.",
     ),
 ]
 AudioPaths = Annotated[
