@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from eat_audio.errors import CheckpointError
 from eat_audio.models import zoo
@@ -165,10 +166,11 @@ def download(name: str, weights: str, sha256: str) -> Path:
     needed = "config.json" if patterns is FILES else weights
     if needed not in files or not isinstance(info.sha, str):
         raise CheckpointError(f"there is no model of transformers, with a {needed}, in it")
-    hashes = {file: entries[file].lfs.sha256 for file in files if entries[file].lfs}
+    stored = {file: entries[file].lfs for file in files}
+    hashes = {file: lfs.sha256 for file, lfs in stored.items() if lfs}
     if sha256 and hashes.get(weights, sha256) != sha256:
         raise WrongFile(_mismatch(f"{name}/{weights}", hashes[weights], sha256))
-    options = {"repo_id": name, "revision": info.sha}
+    options: Any = {"repo_id": name, "revision": info.sha}
     new = [f for f in files if not isinstance(try_to_load_from_cache(filename=f, **options), str)]
     if new:
         size = sum(entries[file].size or 0 for file in new) / 1e6

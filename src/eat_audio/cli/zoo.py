@@ -28,8 +28,8 @@ def models(
     if name is not None and name not in released:
         raise EatError(f"{name}: no such model; `eat models` lists {len(released)}")
     if as_json:
-        rows = [asdict(model) | {"on_hub": model.on_hub} for model in released.values()]
-        print_json(rows if name is None else rows[list(released).index(name)], indent=1)
+        fields = {n: asdict(model) | {"on_hub": model.on_hub} for n, model in released.items()}
+        print_json(list(fields.values()) if name is None else fields[name], indent=1)
     elif name is not None:
         model = released[name]
         show_table(name, ("what", "value"), _card(model))
