@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from conftest import ROOT
-from docs.pages import PAGES, blocks, eat_words, text_of, write_folder, write_model
+from docs.pages import BLOCK, PAGES, blocks, eat_words, text_of, write_folder, write_model
 from eat_audio import cli
 
 RUN, SHOWN = ("sh", "python", "yaml"), ("text", "bibtex")
@@ -191,6 +191,13 @@ def test_links_lead_somewhere(page: str) -> None:
 def slug(heading: str) -> str:
     """The anchor of a heading, as GitHub and MyST make it."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_free_of_private_words(page: str) -> None:
+    words = r"\b(told|heard|hears|listens?|asks|knows|tells|learnt|whoever)\b"
+    prose = BLOCK.sub("", re.sub(r"`[^`\n]*`", "", text_of(page)))
+    assert not [line for line in prose.splitlines() if re.search(words, line)]
 
 
 @pytest.mark.parametrize("page", PAGES)
