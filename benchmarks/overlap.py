@@ -10,7 +10,6 @@ ratios count. Writes `benchmarks/results/overlap.json`.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile

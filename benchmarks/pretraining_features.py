@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     path = RESULTS / "pretraining_features.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    results: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": {}}
+    )
     results["machine"] = machine()
     variants = VARIANTS | (POOLED if options.pool else {})
     todo = [(name, str(seed)) for seed in range(options.seeds) for name in variants]

@@ -4,7 +4,9 @@ import io
 import json
 import re
 import shutil
+import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,15 @@ import pytest
 import soundfile
 import torch
 
-from eat_audio import demo
+from eat_audio import config, demo
+from eat_audio.data import synthetic
 from eat_audio.data.datasets import open_corpus
+from eat_audio.data.manifest import write_csv
+from eat_audio.data.statistics import measure
 from eat_audio.errors import DataError, EatError
+from eat_audio.evaluation.probe import probe_encoder
+from eat_audio.pretraining import run as pretrain
+from eat_audio.pretraining.eat import EATRun
 from eat_audio.report.figures import as_percent
 
 PRETRAINING = [
@@ -253,3 +261,25 @@ def test_the_demo_works_on_a_folder_per_class_of_real_recordings(tmp_path, data)
     assert results["label"] in copied
     assert Path(results["path"]).parent.parent == folder
     assert "rooster" in report(tmp_path / "demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_minutes_of_pre_training_beat_random_weights_and_log_mel(
+    tmp_path: Path, seed: int
+) -> None:
+    """CLS token and mean of patches; with their deviation, random weights do as well."""
+    manifest = synthetic.write_corpus(tmp_path / "labeled", clips_per_family=60, seconds=3.2)
+    train = open_corpus(manifest).select("train")
+    statistics = measure(train).statistics
+    bare = tuple(replace(clip, labels=()) for clip in train.clips)
+    write_csv(replace(train, clips=bare, label_names=()), tmp_path / "bare.csv")
+    changes = [f"clips.statistics=[{statistics.mean:.4f},{statistics.std / 2:.4f}]"]
+    changes += [f"seed={seed}", "device=cpu", f"data={tmp_path / 'bare.csv'}"]
+    before = time.process_time()
+    pretrain.run(config.load(EATRun, "eat_demo", changes), out=tmp_path / "out")
+    seconds = time.process_time() - before
+    probes = probe_encoder(tmp_path / "out", manifest, seconds=3.2, seeds=1)
+    over_random, over_log_mel = demo.probe_margins(probes, "both")
+    print(f"seed {seed}: {over_random:+.1f}, {over_log_mel:+.1f}; {seconds:.0f} s of CPU")
+    assert over_random > 10 and over_log_mel > 5
