@@ -8,7 +8,7 @@ TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed librosa,precision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow docs small compare cost bench lint clean
+.PHONY: help demo test slow docs wheel small compare cost bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -26,6 +26,9 @@ slow: $(VENV)/dev.stamp  ## the tests that take longer
 docs: $(VENV)/docs.stamp  ## the documentation as a site in docs/_build/html; warnings are errors
 	@$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+wheel: $(VENV)/dev.stamp  ## the wheel and the sdist, in dist/
+	@$(VENV)/bin/python -m build --outdir dist
 
 small: $(VENV)/dev.stamp  ## pre-train tiny models, probe and fine-tune them on the corpora in EAT_DATA; core-hours
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.small $(ARGS)

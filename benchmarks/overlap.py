@@ -25,6 +25,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 def embed(clips: Path, model: Path, source: Path, threads: int) -> tuple[float, float]:
     """Return the clock and CPU seconds of a job, start-up included."""
+    import resource  # which Windows lacks
+
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "eat_audio", "embed", str(clips), "--model", str(model)]

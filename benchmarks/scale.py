@@ -120,6 +120,8 @@ def measure(place: str, *, balance: bool) -> dict[str, Any]:
         for name, before, after in zip(names, clocks, clocks[1:], strict=False)
     }
     rates = [round(taken / seconds) for seconds in spent.pop("references")]
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1_024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     rounded = {name: [round(value, 2) for value in both] for name, both in spent.items()}

@@ -72,6 +72,8 @@ def resident_megabytes() -> float:
 
 def peak_megabytes() -> float:
     """Return the most memory that the process has held."""
+    import resource  # which Windows lacks
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 

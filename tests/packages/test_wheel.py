@@ -93,4 +93,4 @@ def test_a_recording_is_labeled_offline(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     dog = ROOT / "src" / "eat_audio" / "weights" / "examples" / "dog.ogg"
-    assert "dog\t" in run(environment / "eat", "predict", dog, "--top-k", "1", cwd=tmp_path)
+    assert "Dog\t" in run(environment / "eat", "predict", dog, "--top-k", "1", cwd=tmp_path)
