@@ -83,7 +83,6 @@ def run(
     transformers_logging.disable_progress_bar()
     corpus = None if data is None else labeled_corpus(data)
     seconds = config.load(FinetuneRun, "eat_demo_finetune", finetuning).clips.seconds
-    crop = list[str]()
     prepare_folder(out, data)
     manifest, clock, times = out / "clips.csv", time.perf_counter(), dict[str, float]()
 
@@ -113,22 +112,20 @@ def run(
         measured = measure(train)
         if data is not None:
             seconds = min(max(measured.seconds / measured.clips, SHORTEST), LONGEST)
-            crop = [f"clips.seconds={seconds / 2:.2f}"]  # as the recipe crops half of its clips
         mean, std = measured.statistics.mean, measured.statistics.std / 2  # inputs of deviation 1
-        statistics = f"clips.statistics=[{mean:.4f},{std:.4f}]"
+        inputs = f"clips.statistics=[{mean:.4f},{std:.4f}]"
+        clips, crops = ([f"clips.seconds={s:.2f}", inputs] for s in (seconds, seconds / 2))
     with stage("pre-training without labels"):
-        settings = config.load(EATRun, "eat_demo", [statistics, *crop, *pretraining])
+        settings = config.load(EATRun, "eat_demo", [*crops, *pretraining])
         settings = settings.model_copy(update={"data": str(out / "unlabeled.csv")})
         pretrain.run(settings, out=out / "pretrained")
     with stage("linear probes: pre-trained, random weights, log-mel"):
         probes = probe_encoder(out / "pretrained", manifest, seconds=seconds, seeds=1)
     loss = ["loss=bce_per_label", "augment.label_smoothing=0"] if train.multi_label else []
-    clips = [f"clips.seconds={seconds:.2f}", statistics]
     tuning = config.load(FinetuneRun, "eat_demo_finetune", [*clips, *loss, *finetuning])
     tuning = tuning.model_copy(update={"data": str(manifest)})
     with stage("fine-tuning with labels, from the pre-trained encoder"):
-        pretrained = out / "pretrained"
-        tuned = finetune.run(tuning, out=out / "finetuned", start=pretrained).evaluation
+        tuned = finetune.run(tuning, out=out / "finetuned", start=out / "pretrained").evaluation
     with stage("fine-tuning with labels, from scratch"):
         scratch = finetune.run(tuning, out=out / "scratch", start=None).evaluation
     assert tuned is not None and scratch is not None
