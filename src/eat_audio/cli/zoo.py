@@ -9,7 +9,7 @@ from typer import Argument
 from eat_audio.cli.console import AsJSON, show_table
 from eat_audio.errors import EatError
 from eat_audio.models import zoo
-from eat_audio.progress import print_json
+from eat_audio.progress import print_json, print_lines
 
 app = typer.Typer()
 
@@ -63,3 +63,45 @@ def _card(model: zoo.Released) -> list[tuple[str, str]]:
     rows += [(title, f"{fields[name]} %") for name, title in zoo.SCORES.items() if fields[name]]
     rows += [("source", model.source), ("notes", model.notes), ("use", model.usage)]
     return [(what, value) for what, value in rows if value]
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[
+        str, Argument(help="Weights of EAT or SSLAM: a name of `eat models`, a folder or a file.")
+    ],
+    *,
+    as_json: AsJSON = False,
+) -> None:
+    """Compare a released checkpoint with outputs that its authors published.
+
+    There are features of one recording by EAT-base (30 epochs, fine-tuned on AudioSet-2M) and by
+    SSLAM (pre-trained). Exit code 2: the checkpoint gives neither.
+
+    Example: eat verify eat-base-30ep-as2m
+    """
+    from eat_audio.checkpoints.verify import TOLERANCE
+    from eat_audio.checkpoints.verify import verify as compare
+
+    agreements = compare(checkpoint)
+    nearest = agreements[0]
+    if as_json:
+        print_json([asdict(one) | {"agrees": one.agrees} for one in agreements], indent=1)
+    else:
+        columns = ("published outputs of", "relative difference", "largest difference", "agrees")
+        rows = [
+            (
+                one.model,
+                f"{one.difference:.2g}",
+                f"{one.largest:.2g}",
+                "yes" if one.agrees else "no",
+            )
+            for one in agreements
+        ]
+        show_table(checkpoint, columns, rows)
+    if not nearest.agrees:
+        raise EatError(
+            f"{checkpoint}: gives no published output; the nearest is of {nearest.model}, which "
+            f"differs by {nearest.difference:.2g} of its norm ({TOLERANCE:g} is expected)"
+        )
+    print_lines(f"{checkpoint}: gives the published output of {nearest.model}", error=as_json)
