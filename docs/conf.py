@@ -19,7 +19,8 @@ extensions = [
     "site_pages",
 ]
 exclude_patterns = ["_build"]
-nitpicky = False
+smartquotes = False  # options begin with two dashes
+default_role = "code"
 
 html_theme = "furo"
 html_title = f"eat-audio {release}"

@@ -46,8 +46,13 @@ def section(command: Any, context: typer.Context) -> str:
         )
         if "--help" not in name
     ]
-    paragraphs = [f"### eat {context.command_path.removeprefix('eat ')}", command.help.strip()]
+    paragraphs = [f"### eat {context.command_path.removeprefix('eat ')}", _help(command)]
     return "\n\n".join([*paragraphs, f"```text\n{usage}\n```", "\n".join([PARAMETERS, *rows])])
+
+
+def _help(command: Any) -> str:
+    """Return a command's help, its examples as code."""
+    return re.sub(r"^Example: (.*)$", r"Example: `\1`", command.help.strip(), flags=re.MULTILINE)
 
 
 def setup(app: Any) -> dict[str, bool]:
