@@ -10,6 +10,7 @@ from benchmarks.small.results import Results
 from benchmarks import picture
 from conftest import ROOT
 from eat_audio import cli
+from eat_audio.models import zoo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -25,6 +26,19 @@ def test_the_two_commands_to_begin_with_are_make_demo_and_make_test() -> None:
         ["make", "demo"],
         ["make", "test"],
     ]
+
+
+def test_checkpoints_have_the_published_scores_and_licences() -> None:
+    cells = r" \| ([^|]*) \| ([^|]*)\| ([^|]*)\| ([^|]*) \|"
+    rows = re.findall(r"^\| `([\w-]+)`(, a file)?" + cells, README, re.MULTILINE)
+    assert len(rows) == 7
+    for name, by_hand, trained_on, *scores, licence in rows:
+        released = zoo.released()[name]
+        assert [score.strip() for score in scores] == [released.as2m_map, released.as20k_map], name
+        assert released.licence.startswith(licence), name
+        assert released.on_hub == (not by_hand), name
+        assert released.trained_on.startswith(trained_on.removesuffix(", with labels")), name
+        assert bool(released.fine_tuned_on) == trained_on.endswith("labels"), name
 
 
 def test_the_table_of_commands_has_all_of_them_in_their_groups() -> None:

@@ -12,9 +12,11 @@ import typer
 import eat_audio
 from conftest import ROOT
 from eat_audio import cli
+from eat_audio.models import zoo
 
 API = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-COMMANDS = runpy.run_path(str(ROOT / "docs" / "site_pages.py"))["text"]()
+SITE = runpy.run_path(str(ROOT / "docs" / "site_pages.py"))
+COMMANDS = SITE["commands"]()
 
 
 @pytest.mark.parametrize("name", eat_audio.__all__)
@@ -52,6 +54,10 @@ def test_every_command_and_option_is_in_the_reference() -> None:
 def _options(command: Any) -> list[str]:
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     return [option for parameter in shown for option in parameter.opts]
+
+
+def test_every_released_checkpoint_is_in_the_reference() -> None:
+    assert all(f"| `{name}` |" in SITE["checkpoints"]() for name in zoo.released())
 
 
 def test_every_extra_is_on_the_page_about_installation() -> None:
