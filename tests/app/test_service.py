@@ -12,20 +12,16 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from starlette.testclient import TestClient
 
 from conftest import DATA, needs_data
+from eat_audio.app.service import Limits, create_app
+from eat_audio.app.tasks import Detect, Embed, LoadedClip, Tag, Task
 from eat_audio.errors import AudioError, SettingError
 from eat_audio.inference.batches import DEADLINE, DeadlineExceeded
 from eat_audio.inference.detect import Rules, detect
 from eat_audio.inference.predictor import Predictor
 from inference.predictors import make_encoder, make_predictor, sound, write
-
-pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'eat-audio[serve]')")
-
-from starlette.testclient import TestClient
-
-from eat_audio.app.service import Limits, create_app
-from eat_audio.app.tasks import Detect, Embed, LoadedClip, Tag, Task
 
 NASTY = DATA / "nasty" / "audio"
 SMALL = Limits(megabytes=1.0, seconds=30.0, requests=4, timeout=20.0)
