@@ -158,7 +158,9 @@ class Detect(Task):
     off: float = Field(0.3, gt=0, le=1, description="Probability below which it ends.")
     gap: float = Field(0.0, ge=0, description="Seconds between two events that become one.")
     shortest: float = Field(0.0, ge=0, description="Seconds; shorter events are left out.")
-    quiet: float = Field(-70.0, description="dBFS of a step below which it has no event.")
+    quiet: float = Field(
+        -70.0, ge=-1_000, le=1_000, description="dBFS of a step below which it has no event."
+    )
     top: int | None = Field(None, ge=1, description="Labels at most; the surest ones.")
 
     @model_validator(mode="after")
