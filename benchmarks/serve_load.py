@@ -6,6 +6,10 @@ One `eat serve` with the model that ships, 32 clients that send ESC-10 clips (5 
 one after the other, each answer compared with that of `eat predict`. `eat predict` runs on the
 same clips with the same threads before, between and after the stretches of load, because other
 work on the machine comes and goes. It is timed from its first line to its last, without its start.
+
+A thread of the service that waits for Python's lock gives up its turn on a processor: where more
+threads want to run than there are cores, that costs turns, not work. So "priority" is part of the
+result, and "cpu_ratio" compares the processor's time alone.
 """
 
 import argparse
@@ -243,6 +247,13 @@ def summary(
     }
 
 
+def priority() -> str:
+    """Return the niceness of this process, and that of its group where Linux has groups."""
+    group = Path("/proc/self/autogroup")
+    name = group.read_text(encoding="utf-8").strip() if group.is_file() else "no autogroup"
+    return f"nice {os.nice(0)}, {name.partition(' ')[2] or name}"
+
+
 def main() -> None:
     """Measure, print and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -280,6 +291,7 @@ def main() -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks.serve_load", *sys.argv[1:]]),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "priority": priority(),
         "clients": options.clients,
         "seconds": options.seconds,
         **summary(rates, predictions, load_met, memory),
