@@ -1,6 +1,9 @@
 """What Windows lacks is imported where it is used, if at all."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +49,27 @@ def test_text_is_read_and_written_in_an_encoding_that_is_named(file: Path) -> No
             if "encoding" not in {keyword.arg for keyword in node.keywords}:
                 unnamed.append(f"{node.lineno}: {ast.unparse(node)}")
     assert unnamed == []
+
+
+@pytest.mark.slow
+def test_every_test_is_collected_where_what_windows_lacks_is_missing() -> None:
+    """A stand-in for Windows; which tests pass there, only Windows shows."""
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    words = [
+        "-m",
+        "pytest",
+        "-p",
+        "without_posix",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        "-q",
+    ]
+    done = subprocess.run(
+        [sys.executable, *words, "-m", "slow or gpu or not slow"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3_000:]

@@ -25,6 +25,8 @@ from eat_audio.training.checkpoint import checkpoints
 from eat_audio.training.metrics_log import read_log
 from eat_audio.training.records import damage
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="takes signals and torchrun of POSIX")
+
 SMALL = [
     "batch=2",
     "log_every=1",
@@ -328,15 +330,14 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"),
-    [(signal.SIGTERM, 0), pytest.param(signal.SIGHUP, 130, marks=pytest.mark.slow)],
+    ("sent", "code"), [("SIGTERM", 0), pytest.param("SIGHUP", 130, marks=pytest.mark.slow)]
 )
 def test_a_run_that_is_preempted_or_loses_its_terminal_saves(
-    corpus: Path, tmp_path: Path, sent: signal.Signals, code: int
+    corpus: Path, tmp_path: Path, sent: str, code: int
 ) -> None:
     process = start([sys.executable, *long_run(corpus, tmp_path)])
     wait_for(tmp_path, 5, process)
-    process.send_signal(sent)
+    process.send_signal(signal.Signals[sent])
     try:
         _, stderr = process.communicate(timeout=60)
     finally:

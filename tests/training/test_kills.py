@@ -16,6 +16,8 @@ from eat_audio.errors import EatWarning
 from eat_audio.training.checkpoint import checkpoints
 from eat_audio.training.records import damage, digests
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
+
 KILLS = [8, pytest.param(50, marks=pytest.mark.slow)]
 DAMAGES = [5, pytest.param(30, marks=pytest.mark.slow)]
 

@@ -18,6 +18,8 @@ from eat_audio.training.loop import Training, fit
 from eat_audio.training.optim import adamw, parameter_groups
 from eat_audio.training.workers import failure_reason
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="takes signals of POSIX")
+
 
 class Decoded(Dataset[Numbers]):
     """Batches of worker processes; that of step `fails` raises an error."""
@@ -45,10 +47,10 @@ def trained(
     fit(line, batches, optimizer, Training(steps=10_000, log_every=10_000), OPTIM, **options)
 
 
-def kill_a_worker(how: signal.Signals = signal.SIGKILL) -> None:
+def kill_a_worker(how: str = "SIGKILL") -> None:
     worker = multiprocessing.active_children()[0].pid
     assert worker is not None
-    os.kill(worker, how)
+    os.kill(worker, signal.Signals[how])
 
 
 def test_a_killed_worker_ends_training_with_one_sentence_and_the_steps_saved() -> None:
