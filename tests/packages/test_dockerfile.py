@@ -126,7 +126,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         marker.unlink()  # the base image has none
     (root / "usr/bin/python").symlink_to("python3")
-    shutil.copy("/etc/resolv.conf", root / "etc")
+    for file in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
+        shutil.copy(file, root / file[1:])
     version = ".".join(map(str, sys.version_info[:2]))
     own = root / f"usr/local/lib/python{version}/dist-packages"
     (own / "mounted.pth").write_text("/opt/packages\n", encoding="utf-8")
