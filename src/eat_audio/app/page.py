@@ -172,8 +172,8 @@ def build(predictor: Predictor, *, summary: str, runs: Path, limits: Limits, ref
     ) as page:
         gradio.Markdown(
             "# eat-audio\n"
-            f"Drop a recording of up to {limits.seconds // 60} minutes and {limits.megabytes} MB, "
-            "or record one: its labels, and when they are. It stays on this machine."
+            f"Drop a recording of up to {limits.seconds / 60:.2g} minutes and {limits.megabytes} "
+            "MB, or record one: its labels, and when they are. It stays on this machine."
         )
         gradio.HTML(notice([f"Model: {summary}"]))
         with gradio.Tabs():
@@ -204,7 +204,7 @@ def _recording_view(predictor: Predictor, limits: Limits) -> None:
                 sliders = [
                     gradio.Slider(0.05, 1, DEFAULTS.on, step=0.05, label="An event reaches"),
                     gradio.Slider(0.05, 1, DEFAULTS.off, step=0.05, label="It ends below"),
-                    gradio.Slider(0, 5, DEFAULTS.shortest, step=0.1, label="Shortest, seconds"),
+                    gradio.Slider(0, 5, DEFAULTS.shortest, step=0.1, label="Shortest (s)"),
                 ]
             events = gradio.HTML(NOTHING)
 
@@ -235,6 +235,7 @@ def _recording_view(predictor: Predictor, limits: Limits) -> None:
     options["show_progress_on"] = tags
     file.change(show, [file, *sliders], outputs, **options)
     microphone.stop_recording(show, [microphone, *sliders], outputs, **options)
+    microphone.clear(lambda: ("", None, "", NOTHING, NOTHING), None, outputs)
     for slider in sliders:
         slider.change(change, [analysis, *sliders], [message, events], trigger_mode="always_last")
 

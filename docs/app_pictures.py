@@ -1,0 +1,58 @@
+"""Take the pictures of the guide to the page: python docs/app_pictures.py RECORDING RUNS.
+
+The page runs with the tagger that ships, in headless Chromium; nothing is drawn by hand. RUNS is a
+folder with at least one run; a relative path is shown as it is.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+GUIDES = ROOT / "docs" / "guides"
+COLORS = 64
+"""Of a picture: few keep it small."""
+
+
+def main() -> None:
+    """Write app_tags.png, app_events.png, app_training.png and app_phone.png."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import eat_audio as eat
+    from app.browser import Browser, chromium
+    from eat_audio.app.page import served
+    from eat_audio.checkpoints import shipped
+
+    recording, runs = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    summary = shipped.summary(shipped.FOLDER)
+
+    def take(browser: Browser, name: str) -> None:
+        browser.js("window.scrollTo(0, 0); document.activeElement.blur()")
+        image = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
+        image.quantize(COLORS).save(GUIDES / f"app_{name}.png", optimize=True)
+
+    with (
+        served(eat.load(), summary=summary, runs=runs) as address,
+        chromium(address) as browser,
+    ):
+        browser.open(width=1_000, height=1_180)
+        browser.drop(recording)
+        take(browser, "tags")
+        browser.click("Events")
+        browser.resize(1_000, 960)
+        browser.until(lambda: browser.all(".eat-event"))
+        take(browser, "events")
+        browser.click("Training")
+        browser.resize(1_000, 820)
+        browser.until(lambda: browser.all("figure"))
+        take(browser, "training")
+        browser.click("Recording")
+        browser.click("Tags")
+        browser.resize(390, 1_000)
+        browser.until(lambda: browser.all(".eat-timeline"))
+        take(browser, "phone")
+
+
+if __name__ == "__main__":
+    main()
