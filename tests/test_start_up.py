@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import eat_audio as eat
+from eat_audio.models import model_types, save
 
 HEAVY = {
     *("transformers.modeling_utils", "transformers.generation.utils", "torch._dynamo", "sympy"),
@@ -62,3 +65,31 @@ def test_predict_imports_only_what_it_needs_and_gives_the_same_scores(recording:
     expected = {one.label: one.score for one in eat.load().predict(recording, top_k=14)}
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_models_of_every_method_compute_the_same_as_plain_modules(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv[0] = 'eat'\n"
+        "import numpy as np, torch\n"
+        "from eat_audio.models import use_plain_modules\n"
+        "use_plain_modules()\n"
+        "from eat_audio.inference.predictor import load\n"
+        "for place in sys.argv[1:]:\n"
+        "    predictor = load(place, precision='fp32')\n"
+        "    np.save(place + '.npy', predictor.embed(np.sin(np.arange(9_000))).patches)\n"
+        "assert 'transformers.modeling_utils' not in sys.modules\n"
+    )
+    waveform = np.sin(np.arange(9_000))
+    places = []
+    for name, spec in model_types().items():
+        torch.manual_seed(0)
+        config = spec.config.named("tiny", depth=2).for_labels("ab", several=True, pooling="mean")
+        save(spec.classifier(config), spec.feature_extractor(), tmp_path / name)
+        places.append(str(tmp_path / name))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *places], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    for place in places:
+        expected = eat.load(place, precision="fp32").embed(waveform).patches
+        np.testing.assert_allclose(np.load(place + ".npy"), expected, atol=1e-5)

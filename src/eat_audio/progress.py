@@ -11,7 +11,6 @@ from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from eat_audio.errors import OutputError
 from eat_audio.text import printable
@@ -28,6 +27,8 @@ class ReaderGone(Exception):
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Pass `items` on while a bar on stderr shows how many of `total` are done."""
+    from rich.progress import Progress  # which `eat --help` does without
+
     console = Console(stderr=True)
     bar = Progress(
         console=console,
