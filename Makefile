@@ -8,7 +8,7 @@ TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed librosa,precision
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow docs wheel small compare cost bench lint clean
+.PHONY: help demo test slow docs wheel small compare cost bench lint ruff clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | while read -r name what; do printf 'make %-13s %s\n' "$$name" "$$what"; done
@@ -16,9 +16,11 @@ help:  ## this list
 demo: $(VENV)/eat.stamp  ## pre-train, probe, fine-tune and predict on synthetic audio, on the CPU
 	@$(VENV)/bin/eat demo --out runs/demo
 
-test: $(VENV)/dev.stamp lint  ## ruff, mypy and the quick tests
-	@echo "pytest, $(WORKERS) workers"
-	@$(TEST) -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/dev.stamp ruff  ## ruff, mypy and the quick tests
+	@echo "mypy beside pytest, $(WORKERS) workers"
+	@mkdir -p .mypy_cache; $(VENV)/bin/mypy >.mypy_cache/log 2>&1 & mypy=$$!; \
+	$(TEST) -n $(WORKERS) --dist loadfile $(ARGS); code=$$?; \
+	wait $$mypy || { cat .mypy_cache/log; exit 1; }; exit $$code
 
 slow: $(VENV)/dev.stamp  ## the tests that take longer
 	@$(TEST) -m slow $(ARGS)
@@ -47,11 +49,13 @@ bench: $(VENV)/dev.stamp  ## speed beside a plain implementation; about half an 
 compare: $(VENV)/dev.stamp  ## EAT, Audio-MAE and BEATs at the same CPU time, on ESC-10
 	@$(VENV)/bin/python -m benchmarks.compare_methods.presets $(ARGS)
 
-lint: $(VENV)/dev.stamp  ## ruff and mypy only
-	@echo "ruff check, ruff format --check, mypy"
+lint: ruff  ## ruff and mypy only
+	@$(VENV)/bin/mypy
+
+ruff: $(VENV)/dev.stamp
+	@echo "ruff check, ruff format --check"
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check . || { echo "run $(VENV)/bin/ruff format ."; exit 1; }
-	@$(VENV)/bin/mypy
 
 clean:  ## remove the virtual environment and the caches, keep runs/
 	@rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,8 +5,10 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,14 @@ PRETRAINING = [
 ]
 FINETUNING = ["device=cpu", "steps=4", "batch=4", "optim.warmup=1", "log_every=1"]
 LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _labeled_once() -> Iterator[None]:
+    """The model that ships labels its recordings in the first demo only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "label_examples", cache(demo.label_examples))
+        yield
 
 
 def small(out: Path, data: Path | None = None, **changes) -> dict[str, Any]:
