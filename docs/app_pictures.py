@@ -40,7 +40,7 @@ def main() -> None:
         browser.drop(recording)
         take(browser, "tags")
         browser.click("Events")
-        browser.resize(1_000, 960)
+        browser.resize(1_000, 1_120)
         browser.until(lambda: browser.all(".eat-event"))
         take(browser, "events")
         browser.click("Training")
