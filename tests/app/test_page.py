@@ -310,8 +310,12 @@ def test_the_command_prints_the_address_answers_and_ends_with_ctrl_c(folder):
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None
         address = process.stdout.readline().partition(" ")[0]
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            assert b"<title>eat-audio</title>" in answer.read()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                page = answer.read().decode()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "the tagger that ships with eat-audio" in page
     assert process.returncode == 0 and len(err.splitlines()) == 1, err
