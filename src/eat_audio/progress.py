@@ -9,9 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
-from rich.console import Console
-from rich.markup import escape
-
 from eat_audio.errors import OutputError
 from eat_audio.text import printable
 
@@ -27,7 +24,9 @@ class ReaderGone(Exception):
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Pass `items` on while a bar on stderr shows how many of `total` are done."""
-    from rich.progress import Progress  # which `eat --help` does without
+    from rich.console import Console  # which `eat --help` does without
+    from rich.markup import escape
+    from rich.progress import Progress
 
     console = Console(stderr=True)
     bar = Progress(

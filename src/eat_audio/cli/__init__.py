@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from eat_audio.cli import analysis, bench, data, hub, inference, page, service, train, zoo
 from eat_audio.cli.console import Command
@@ -35,6 +36,19 @@ PANELS = {
 UsageError: Any = typer.BadParameter.__mro__[2]
 
 
+class Group(TyperGroup):
+    """The commands in their panels, as plain text: what draws boxes is a quarter of `--help`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for panel, names in PANELS.items():
+            commands = {name: self.commands[name] for name in names if name in self.commands}
+            rows = [(name, command.get_short_help_str(width)) for name, command in commands.items()]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
 def build_app() -> typer.Typer:
     """Return the `eat` command with all its subcommands."""
     app = typer.Typer(
@@ -42,6 +56,8 @@ def build_app() -> typer.Typer:
         help="Self-supervised audio transformers: pre-train, fine-tune, evaluate, embed, predict.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        cls=Group,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     modules = (train, inference, analysis, bench, hub, zoo, page, service)

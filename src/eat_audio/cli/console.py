@@ -5,9 +5,6 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer import Argument, Option
 from typer.core import TyperCommand
 
@@ -124,6 +121,8 @@ class Command(TyperCommand):
             next_steps = NEXT | NEXT_WITHOUT_MODEL if no_model else NEXT
             step = next_steps.get(name, "eat --help").format(**arguments)
         if step:
+            from rich.console import Console
+
             print_lines(f"next: {step}", error=not Console().is_terminal)
         return None
 
@@ -145,6 +144,10 @@ def show_table(
     title: str, columns: tuple[str, ...], rows: list[Any], *, heading: bool = False
 ) -> None:
     """Print rows: a table with borders on a terminal, tab-separated lines otherwise."""
+    from rich.console import Console  # which `eat --help` does without
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if not console.is_terminal:
         if heading:
