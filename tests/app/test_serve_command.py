@@ -49,7 +49,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def visitor(visit: Callable[[], None]) -> Iterator[list[BaseException]]:
+def visitor(
+    visit: Callable[[], None], end: signal.Signals = signal.SIGTERM
+) -> Iterator[list[BaseException]]:
     """Visit in a thread while the service runs in this one, and stop it then."""
     failures: list[BaseException] = []
 
@@ -59,7 +61,7 @@ def visitor(visit: Callable[[], None]) -> Iterator[list[BaseException]]:
         except BaseException as error:
             failures.append(error)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), end)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -133,7 +135,7 @@ def test_a_request_that_has_begun_is_answered_before_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port, answers = free_port(), list[Any]()
-    write(folder / "long.wav", sound(60.0))
+    write(folder / "long.wav", sound(20.0))
 
     def send() -> None:
         address = f"127.0.0.1:{port}"
@@ -141,6 +143,7 @@ def test_a_request_that_has_begun_is_answered_before_the_end(
         answers.append(curl(words, address))
 
     sender = threading.Thread(target=send)
+    before = signal.getsignal(signal.SIGINT)
 
     def visit() -> None:
         wait_for(f"127.0.0.1:{port}")
@@ -151,12 +154,13 @@ def test_a_request_that_has_begun_is_answered_before_the_end(
             with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
                 text = response.read().decode()
 
-    with visitor(visit) as failures:
+    with visitor(visit, signal.SIGINT) as failures:
         words = ("serve", "--model", "runs/classifier", "--port", port)
         code, _, _ = eat(monkeypatch, capsys, *words)
     sender.join()
     assert failures == [] and code == 0
-    assert answers[0]["seconds"] == 60.0
+    assert answers[0]["seconds"] == 20.0
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_address_in_use_is_one_sentence(folder: Path, monkeypatch, capsys) -> None:

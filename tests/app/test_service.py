@@ -138,7 +138,7 @@ def test_recordings_that_share_a_batch_keep_their_own_answers(predictor: Predict
 
 
 @needs_data
-@pytest.mark.parametrize("path", ["/tag", "/embed", "/detect?hop=0.96"])
+@pytest.mark.parametrize("path", ["/tag", "/detect?hop=0.96"])
 def test_hostile_files_get_a_sentence_and_the_service_goes_on(
     client: TestClient, predictor: Predictor, path: str
 ):

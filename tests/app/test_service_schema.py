@@ -15,7 +15,7 @@ from eat_audio.app.service import Limits, create_app
 from eat_audio.app.uploads import RAW_TYPES
 from inference.predictors import SMALL, make_predictor, sound
 
-QUICK, MANY = 6, 150
+QUICK, MANY = 4, 150
 """Requests for each path."""
 
 

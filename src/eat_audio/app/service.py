@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import uvicorn
@@ -187,6 +188,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits | None = None) ->
     app = FastAPI(
         title="eat-audio",
         description="Labels, vectors and events of recordings.",
+        version=version("eat-audio"),
         docs_url=None,  # they fetch their scripts from another site
         redoc_url=None,
         lifespan=lifespan,
@@ -311,6 +313,16 @@ def serve(predictor: Predictor, name: str, *, host: str, port: int, limits: Limi
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{server_socket.getsockname()[1]}"
     print_lines(f"{address}: {name}; {limits}; Ctrl+C ends it")
-    # uvicorn raises the signal that ended it once more, which would end this process with an error
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[server_socket])
+    # uvicorn ends in good order, then raises the signal that ended it once more
+    handlers = {
+        number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        uvicorn.Server(config).run(sockets=[server_socket])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: Any) -> None:
+    pass

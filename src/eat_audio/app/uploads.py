@@ -13,6 +13,7 @@ from typing import IO
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from eat_audio.app.tasks import LoadedClip
 from eat_audio.audio import SAMPLE_RATE, AudioBytes, audio_claims, collected_warnings, load_int16
@@ -139,7 +140,7 @@ async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
 
 async def discard_body(request: Request) -> None:
     """Read what is left of a small body, so that the client reads the answer."""
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_SECONDS):
             async for _ in request.stream():
                 pass
