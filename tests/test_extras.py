@@ -44,7 +44,7 @@ def users(modules: Iterable[str], files: Iterable[Path]) -> dict[str, set[Path]]
     }
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - FOR_WORK - {"app"}))
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - FOR_WORK))
 def test_an_extra_is_imported_and_tested(extra: str) -> None:
     modules = [module_of(requirement) for requirement in EXTRAS[extra]]
     in_package = users(modules, PACKAGE.rglob("*.py"))

@@ -58,7 +58,7 @@ def try_requests(schema: Any, mode: GenerationMode, examples: int) -> int:
         @given(case=operation.as_strategy(generation_mode=mode))
         def answered(case: Any) -> None:
             # no schema describes which bytes are sound, or that `off` is not above `on`
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+            case.call_and_validate(excluded_checks=[positive_data_acceptance], timeout=60)
 
         answered()
     return len(operations)

@@ -158,6 +158,7 @@ def test_labels_have_events_of_their_own() -> None:
         {"off": 0.0},
         {"on": 1.1},
         {"hop": 0.0},
+        {"hop": 1e-300},
         {"hop": 0.125},
         {"hop": 2.0},
         {"median": -1.0},

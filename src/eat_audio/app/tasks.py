@@ -150,9 +150,11 @@ class Detect(Task):
     """Settings of `/detect`: see `Rules`."""
 
     window: float = Field(
-        1.92, gt=0, le=WINDOW_SECONDS, description="Seconds around one step: a multiple of 0.16."
+        1.92, ge=0.16, le=WINDOW_SECONDS, description="Seconds around one step: a multiple of 0.16."
     )
-    hop: float = Field(0.16, gt=0, description="Seconds of one step: a multiple of 0.01.")
+    hop: float = Field(
+        0.16, ge=0.01, le=WINDOW_SECONDS, description="Seconds of one step: a multiple of 0.01."
+    )
     median: float = Field(0.8, ge=0, le=60, description="Seconds of the median filter; 0: none.")
     on: float = Field(0.5, gt=0, le=1, description="Probability that an event has to reach.")
     off: float = Field(0.3, gt=0, le=1, description="Probability below which it ends.")

@@ -78,7 +78,9 @@ class Rules:
                 raise SettingError(f"{name}={getattr(self, name):g}: expected 0 s or more")
         if not 0 < self.off <= self.on <= 1:
             raise SettingError(f"on={self.on:g}, off={self.off:g}: expected 0 < off <= on <= 1")
-        if not (0 < self.hop <= self.window and abs(100 * self.hop - round(100 * self.hop)) < 1e-6):
+        if not (
+            0.009 < self.hop <= self.window and abs(100 * self.hop - round(100 * self.hop)) < 1e-6
+        ):
             raise SettingError(
                 f"hop={self.hop:g}: expected a multiple of 0.01 s, and no more than the window "
                 f"({self.window:g} s)"
