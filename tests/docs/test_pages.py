@@ -73,6 +73,7 @@ def run_eat(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def run_line(words: list[str], monkeypatch: pytest.MonkeyPatch, printed: Callable[[], str]) -> None:
     """Run one line of a shell in this process."""
     if command := eat_words(words):
+        assert command[1] not in ("app", "serve"), "ends only when it is stopped: mark the block"
         if command[1] in ("pretrain", "finetune") and not SMALL.match(command[2]):
             command = [*command, "--print-config"]
         else:
