@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.markdown import wrapped
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipBatches, ClipSettings
 from eat_audio.data.shards import HEADER, INDEX, ROWS
@@ -149,7 +150,7 @@ def table(results: dict[str, Any]) -> str:
         digest = "{:.1f} ({:.1f})".format(*row["fingerprint"])
         cells = [row["corpus"], row["epoch"], *times, rate, digest, f"{row['peak_mb']:,}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return wrapped("\n".join(lines) + "\n")
 
 
 def main() -> None:

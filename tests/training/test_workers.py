@@ -88,14 +88,18 @@ def test_a_signal_to_the_process_group_saves_the_finished_step(
     name: str, kind: type[Interrupted]
 ) -> None:
     saved: list[int] = []
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # nohup leaves SIGHUP ignored
 
     def on_step(step: int) -> None:
         if step == 4:
             os.kill(os.getpid(), getattr(signal, name))
             kill_a_worker()
 
-    with pytest.raises(kind, match=r"stopped after step [45] of 10000") as error:
-        trained(loader(Decoded()), saved, on_step=on_step)
+    try:
+        with pytest.raises(kind, match=r"stopped after step [45] of 10000") as error:
+            trained(loader(Decoded()), saved, on_step=on_step)
+    finally:
+        signal.signal(getattr(signal, name), before)
     assert f"step {saved[-1]} of" in str(error.value) and type(error.value) is kind
 
 
