@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,30 @@ def eat(
     captured = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return ended.value.code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose labels are letters of many scripts and hostile."""
+    folder = tmp_path_factory.mktemp("odd")
+    names = {0: "犬 ü", 1: "=cmd|x", 2: "esc\x1b[2J\x9b\nx", 3: "😀 é"}
+    from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+    from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+
+    config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=names)
+    config.problem_type = "single_label_classification"
+    EATForAudioClassification(config).save_pretrained(folder)
+    EATFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Calls of something that hostile files ask to be called; there must be none."""
+    from checkpoints.torch_files import SENTINEL
+
+    module, calls = types.ModuleType(SENTINEL), []
+    module.call = lambda *arguments: calls.append(arguments)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, SENTINEL, module)
+    yield calls
+    assert calls == []

@@ -275,18 +275,6 @@ def test_an_interrupt_ends_with_code_130(run: Any, monkeypatch: pytest.MonkeyPat
     assert code == 130 and "stopped after step 4 of 50" in err
 
 
-@pytest.fixture(scope="module")
-def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier whose labels are letters of many scripts and hostile."""
-    folder = tmp_path_factory.mktemp("odd")
-    names = {0: "犬 ü", 1: "=cmd|x", 2: "esc\x1b[2J\x9b\nx", 3: "😀 é"}
-    config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=names)
-    config.problem_type = "single_label_classification"
-    EATForAudioClassification(config).save_pretrained(folder)
-    EATFeatureExtractor().save_pretrained(folder)
-    return folder
-
-
 # ---- words that are meant otherwise
 
 

@@ -13,25 +13,11 @@ import pytest
 import soundfile
 
 from conftest import eat
-from eat_audio.models.common.feature_extraction import EATFeatureExtractor
-from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     return lambda *words: eat(monkeypatch, capsys, *words)
-
-
-@pytest.fixture(scope="module")
-def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier whose labels are letters of many scripts and hostile."""
-    folder = tmp_path_factory.mktemp("odd")
-    names = {0: "犬 ü", 1: "=cmd|x", 2: "esc\x1b[2J\x9b\nx", 3: "😀 é"}
-    config = EATConfig(embed_dim=12, depth=1, num_heads=3, mlp_ratio=1.0, id2label=names)
-    config.problem_type = "single_label_classification"
-    EATForAudioClassification(config).save_pretrained(folder)
-    EATFeatureExtractor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -193,6 +193,7 @@ def test_a_hostile_file_is_refused_with_its_sentence(page, predictor):
 def test_a_file_that_is_too_large_is_refused(page, folder):
     page.one("input[type=file]").send_keys(str(folder / "large.wav"))
     page.until(lambda: "exceed" in page.one("body").text)
+    assert page.all(".eat-player") == []
     page.open()
 
 

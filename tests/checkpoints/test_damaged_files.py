@@ -2,12 +2,9 @@
 
 import pickletools
 import random
-import sys
 import tempfile
 import time
 import tracemalloc
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_files import LONGEST, SENTINEL, SHAPES, many, members, rewrite, tiny
+from torch_files import LONGEST, SHAPES, many, members, rewrite, tiny
 
 from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
 from eat_audio.models import METHODS, save
 
+pytestmark = pytest.mark.usefixtures("called")
+
 MOST = 16 * 2**20
 """Bytes that reading one file may take at most; the files are a hundredth of it."""
-
-
-@pytest.fixture(autouse=True)
-def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Calls of something that hostile files ask to be called; there must be none."""
-    module, calls = types.ModuleType(SENTINEL), []
-    module.call = lambda *arguments: calls.append(arguments)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, SENTINEL, module)
-    yield calls
-    assert calls == []
 
 
 @pytest.fixture(scope="module")

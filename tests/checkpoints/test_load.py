@@ -108,8 +108,8 @@ def test_an_index_cannot_lead_out_of_its_folder(encoder: Path) -> None:
     (encoder / "model.safetensors").unlink()
     index = encoder / "model.safetensors.index.json"
     for names in ({"a": "../other.safetensors"}, {"a": 3}, {"a": []}, ["a"], {}):
-        for told in ({"weight_map": names}, names):
-            index.write_text(json.dumps(told), encoding="utf-8")
+        for content in ({"weight_map": names}, names):
+            index.write_text(json.dumps(content), encoding="utf-8")
             refused(encoder)
 
 
@@ -287,9 +287,9 @@ def test_settings_of_many_megabytes_are_refused(encoder: Path, name: str) -> Non
 
 
 def refusal(place: Path) -> CheckpointError:
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as error:
         load_model_and_features(place)
-    return told.value
+    return error.value
 
 
 @pytest.mark.parametrize(
@@ -374,8 +374,8 @@ def test_a_released_file_is_an_encoder_with_the_released_front_end(path: Path) -
     model, features = load_model_and_features(path)
     assert type(model) is EATModel and type(features) is EATFeatureExtractor
     assert (features.mean, features.std) == (-4.268, 4.569)
-    told = load_features(path)
-    assert told is not None and told.to_dict() == features.to_dict()
+    loaded = load_features(path)
+    assert loaded is not None and loaded.to_dict() == features.to_dict()
     refused(path, EATForAudioClassification)
 
 
@@ -391,10 +391,10 @@ def test_the_front_end_comes_with_the_model(encoder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     ["{", "[]", '{"feature_extractor_type": "ASTFeatureExtractor"}', '{"std": 0}', '{"mean": "a"}'],
 )
-def test_a_front_end_that_cannot_be_used_is_refused(encoder: Path, told: str) -> None:
-    (encoder / "preprocessor_config.json").write_text(told, encoding="utf-8")
+def test_a_front_end_that_cannot_be_used_is_refused(encoder: Path, text: str) -> None:
+    (encoder / "preprocessor_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
         load_features(encoder)

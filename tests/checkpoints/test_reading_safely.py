@@ -7,7 +7,7 @@ import sys
 import time
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED
@@ -22,15 +22,7 @@ from eat_audio.checkpoints.load import load_model
 from eat_audio.errors import CheckpointError
 from eat_audio.models import METHODS
 
-
-@pytest.fixture(autouse=True)
-def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Calls of something that hostile files ask to be called; there must be none."""
-    module, calls = types.ModuleType(SENTINEL), []
-    module.call = lambda *arguments: calls.append(arguments)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, SENTINEL, module)
-    yield calls
-    assert calls == []
+pytestmark = pytest.mark.usefixtures("called")
 
 
 def refused(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`eat verify` tells the weights that gave published outputs from others."""
+"""`eat verify` distinguishes the weights that gave published outputs from others."""
 
 import shutil
 from pathlib import Path

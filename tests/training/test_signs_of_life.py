@@ -1,4 +1,4 @@
-"""A process that is silent, ended or lost is told apart, and ends the others."""
+"""Silent, ended and lost processes are distinguished, and end the others."""
 
 import pytest
 

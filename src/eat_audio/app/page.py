@@ -173,7 +173,7 @@ def build(predictor: Predictor, *, summary: str, runs: Path, limits: Limits, ref
         gradio.Markdown(
             "# eat-audio\n"
             f"Drop a recording of up to {limits.seconds / 60:.2g} minutes and {limits.megabytes} "
-            "MB, or record one: its labels, and when they are. It stays on this machine."
+            "MB, or record one: its labels, over time. It stays on this machine."
         )
         gradio.HTML(notice([f"Model: {summary}"]))
         with gradio.Tabs():

@@ -56,7 +56,7 @@ class Limits:
     requests: int = 64
     """Recordings at a time: those that arrive, wait, or are computed on."""
     timeout: float = 60.0
-    """Seconds from the begin of a request to its answer."""
+    """Seconds from the beginning of a request to its answer."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
