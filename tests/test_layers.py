@@ -28,7 +28,7 @@ ORDER = [
     ("pretraining",),
     ("finetune", "inference"),
     ("pipeline",),
-    ("integrations", "report", "demo"),
+    ("integrations", "report", "demo", "search"),
     ("app",),
     ("__init__",),
     ("cli",),

@@ -1,0 +1,323 @@
+"""Open the vectors that `eat embed` wrote, and find the nearest of them.
+
+    vectors.parquet            one file, a folder of them, or the folder of a job with --shard
+    vectors.search/            its companion, which `open_index` makes; in a folder: _search/
+      vectors.npy              (N, D) float16, of unit length, in the order of the rows
+      rows.parquet             path, start and seconds of each; the metadata has the settings that
+                               made the vectors, and the versions of the files that they are from
+
+The matrix is mapped into memory: what a search takes beside it does not grow with its length.
+
+Shapes: N vectors, D width, Q queries, K results.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from eat_audio.audio import SAMPLE_RATE
+from eat_audio.audio.fbank import FRAME, HOP
+from eat_audio.data.parts import JOB, read_job
+from eat_audio.data.remote import is_url
+from eat_audio.errors import DataError
+from eat_audio.inference.embed import made_by
+from eat_audio.inference.inputs import AudioInput
+from eat_audio.inference.predictor import Predictor
+from eat_audio.inference.rows import ROWS
+from eat_audio.inference.storage import MADE_BY, START
+from eat_audio.inference.windows import COLUMN_SAMPLES, COLUMN_SECONDS, Array
+from eat_audio.lock import lock_folder
+from eat_audio.writing import remove_leftovers, written_aside
+
+COMPANION = "_search"
+MATRIX, LINES = "vectors.npy", "rows.parquet"
+SOURCE = b"eat_audio_search"
+"""Key, in the metadata of the rows, of what the companion was made from."""
+BLOCK = 512
+"""Rows that are turned into float32 at a time: they stay in the cache of a core."""
+TIMES = ("start", "columns", "seconds", "onset", "offset")
+"""Columns that say which part of a recording a row is of."""
+LEVELS = ("clip", "window", "frame")
+"""Levels whose vectors can be searched."""
+NOT_OF_VECTORS = {START, "shards", "dtype"}
+"""Settings of a job that do not decide its vectors."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Vectors of recordings, or of windows of them, on disk."""
+
+    place: Path
+    """What `eat embed` wrote."""
+    vectors: NDArray[np.float16]
+    """(N, D): memory-mapped, each of unit length."""
+    paths: Sequence[str]
+    """(N,): the recording of each, as `eat embed` wrote it."""
+    start: NDArray[np.float64]
+    """(N,): where the window begins, in seconds from the start of the recording."""
+    seconds: NDArray[np.float64]
+    """(N,): its length; inf: to the end of the recording."""
+    made_by: dict[str, Any]
+    """All that decides the vectors: see `inference.embed.made_by`."""
+    folder: Path
+    """Relative paths count from it."""
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def resolve(self, row: int) -> Path:
+        """Return the file of a row's recording.
+
+        Raises:
+            DataError: It is on another machine, or is not there any more.
+        """
+        path = self.paths[row]
+        file = Path(path) if is_url(path) else self.folder / path
+        if is_url(path) or not file.is_file():
+            raise DataError(
+                f"{self.place}: {path} is no file on this machine; expected it in place"
+            )
+        return file
+
+    def embed(self, predictor: Predictor, file: AudioInput) -> Array:
+        """Return the query vectors of a recording, made as the stored ones were: (n, D).
+
+        Raises:
+            AudioError: It cannot be read.
+            DataError: Another model, or another front end, made the stored ones.
+        """
+        settings: Any = self.made_by
+        level, hop_ms, layers = settings["level"], settings["hop_ms"], settings.get("layers")
+        columns = (settings["window"] - FRAME + 1) // HOP * HOP // COLUMN_SAMPLES
+        window, hop = columns * COLUMN_SECONDS, settings["hop"] / SAMPLE_RATE
+        model, features = predictor.model, predictor.features
+        same = Predictor(model, features, window=window, overlap=window - hop)
+        present = json.loads(json.dumps(made_by(same, level, hop_ms, layers)))
+        names = [n for n in present | settings if present.get(n) != settings.get(n)]
+        if names:
+            raise DataError(
+                f"{self.place}: its vectors are of another {', '.join(names)}; expected the model "
+                "that made them"
+            )
+        (result,) = same.embed_many([file], level, hop_ms=hop_ms, layers=layers)
+        if not isinstance(result, np.ndarray):
+            raise result
+        return unit_length(result.reshape(-1, result.shape[-1]))
+
+    def search(self, queries: Array, k: int) -> tuple[Array, NDArray[np.int64]]:
+        """Return the cosines of the nearest rows, best first, and their numbers: (Q, K) both.
+
+        The search is exact, with float32 accumulation; of equal cosines the first row counts. K is
+        at most N.
+
+        Args:
+            queries: (Q, D), of any length but zero.
+            k: Rows per query.
+
+        Raises:
+            DataError: The queries have another width.
+        """
+        wanted = torch.from_numpy(unit_length(self._checked(queries)))
+        matrix = torch.from_numpy(self.vectors)
+        k = min(k, len(matrix))
+        scores = np.full((len(wanted), 0), -np.inf, np.float32)
+        rows = np.zeros((len(wanted), 0), np.int64)
+        block = torch.empty(BLOCK, matrix.shape[1])
+        pending: list[Array] = []
+        first = 0
+        for start in range(0, len(matrix), BLOCK):
+            part = matrix[start : start + BLOCK]
+            pending.append((wanted @ block[: len(part)].copy_(part).T).numpy())
+            end = start + len(part)
+            if end - first >= ROWS or end == len(matrix):
+                scores, rows = _merge(scores, rows, np.concatenate(pending, axis=1), first, k)
+                pending, first = [], end
+        return scores, rows
+
+    def _checked(self, queries: Array) -> Array:
+        queries = np.atleast_2d(np.asarray(queries, np.float32))
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise DataError(
+                f"queries of shape {queries.shape}: expected (Q, {self.vectors.shape[1]}), as the "
+                f"vectors of {self.place}"
+            )
+        return queries
+
+
+def _merge(
+    scores: Array, rows: NDArray[np.int64], new: Array, first: int, k: int
+) -> tuple[Array, NDArray[np.int64]]:
+    """Return the best K of those that are kept (Q, K') and new ones (Q, n) from row `first` on."""
+    kept = []
+    for best, numbers, candidates in zip(scores, rows, new, strict=True):
+        least = best[-1] if len(best) == k else -np.inf
+        if len(candidates) > k:
+            least = max(least, np.partition(candidates, -k)[-k])
+        better = np.flatnonzero(candidates >= least)
+        together = np.concatenate([best, candidates[better]])
+        order = np.argsort(-together, kind="stable")[:k]
+        kept.append((together[order], np.concatenate([numbers, better + first])[order]))
+    return np.stack([pair[0] for pair in kept]), np.stack([pair[1] for pair in kept])
+
+
+def unit_length(vectors: Array) -> Array:
+    """Return vectors (..., D) at length 1, in float32; those of length 0 stay."""
+    vectors = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True).astype(np.float32)
+    lengths[lengths == 0] = 1
+    return vectors / lengths
+
+
+def open_index(vectors: str | Path) -> Index:
+    """Return the index of what `eat embed` wrote; make its companion first if that is needed.
+
+    The companion is made again when the vectors have changed. A kill at any moment leaves a
+    complete one, or one that is made again.
+
+    Raises:
+        DataError: There are no vectors that can be searched.
+        OutputError: The companion cannot be written, or another process is making it.
+    """
+    place = Path(vectors)
+    pieces = _pieces(place)
+    companion = place / COMPANION if place.is_dir() else place.with_suffix(".search")
+    source = {piece.name: _stamp(piece) for piece in pieces}
+    index = _opened(place, companion, source)
+    if index is None:
+        with lock_folder(companion):
+            _build(place, companion, pieces, source)
+        index = _opened(place, companion, source)
+        if index is None:
+            raise DataError(f"{place}: has changed while it was read; expected a finished job")
+    return index
+
+
+def _pieces(place: Path) -> list[Path]:
+    """Return the Parquet files of vectors."""
+    pieces = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not place.exists() or not pieces:
+        found = "holds no Parquet files" if place.is_dir() else "no such file or folder"
+        raise DataError(f"{place}: {found}; expected what eat embed wrote, as vectors.parquet")
+    return pieces
+
+
+def _stamp(piece: Path) -> list[int]:
+    status = piece.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _opened(place: Path, companion: Path, source: dict[str, list[int]]) -> Index | None:
+    """Return the index of a complete companion of these Parquet files; None if it is none."""
+    with suppress(OSError, ValueError, LookupError, pa.ArrowException):
+        table = pq.read_table(companion / LINES, partitioning=None, read_dictionary=["path"])
+        record = json.loads(table.schema.metadata[SOURCE])
+        if record["source"] != source:
+            return None
+        matrix = np.load(companion / MATRIX, mmap_mode="c", allow_pickle=False)
+        codes = table["path"].unify_dictionaries().combine_chunks()
+        names = np.array(codes.dictionary.to_pylist(), object)
+        start, seconds = (table[name].to_numpy() for name in ("start", "seconds"))
+        paths = names[codes.indices.to_numpy()]
+        if matrix.dtype == np.float16 and len(matrix) == len(paths):
+            settings, folder = record["made_by"], Path(record["folder"])
+            return Index(place, matrix, paths, start, seconds, settings, folder)
+    return None
+
+
+def _build(place: Path, companion: Path, pieces: list[Path], source: dict[str, list[int]]) -> None:
+    """Write the companion of some Parquet files."""
+    settings, folder = _settings(place, pieces)
+    for name in (MATRIX, LINES):
+        remove_leftovers(companion / name)
+    schema = pa.schema(
+        [("path", pa.string()), ("start", pa.float64()), ("seconds", pa.float64())],
+        {SOURCE: json.dumps({"made_by": settings, "folder": folder, "source": source}).encode()},
+    )
+    count = sum(pq.read_metadata(piece).num_rows for piece in pieces)
+    batches = _batches(place, pieces, settings["level"])
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"{place}: holds no vectors yet")
+    # The rows are renamed last: they say that both are complete.
+    with written_aside(companion / LINES) as lines, written_aside(companion / MATRIX) as aside:
+        matrix = np.lib.format.open_memmap(aside, "w+", np.float16, (count, first[1].shape[1]))
+        end = 0
+        with pq.ParquetWriter(lines, schema) as writer:
+            for rows, block in _chained(first, batches):
+                if block.shape[1] != matrix.shape[1] or not np.isfinite(block).all():
+                    raise DataError(
+                        f"{place}: has vectors of different widths, or that are not finite"
+                    )
+                matrix[end : end + len(block)] = unit_length(block)
+                end += len(block)
+                writer.write_batch(rows.cast(schema))
+        matrix.flush()
+        del matrix
+
+
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _settings(place: Path, pieces: list[Path]) -> tuple[dict[str, Any], str]:
+    """Return the settings that made the vectors, and the folder that relative paths count from."""
+    if (place / JOB).is_file():
+        records = [read_job(place)]
+    else:
+        records = []
+        for piece in pieces:
+            try:
+                metadata = pq.read_schema(piece).metadata or {}
+                records.append(json.loads(metadata[MADE_BY]))
+            except (pa.ArrowException, OSError, ValueError, LookupError, RecursionError) as error:
+                raise DataError(f"{piece}: is no Parquet file of vectors ({error})") from error
+    folder = str(records[0].get(START) or os.getcwd())
+    settings = [{k: v for k, v in record.items() if k not in NOT_OF_VECTORS} for record in records]
+    level = settings[0].get("level")
+    if level not in LEVELS or any(other != settings[0] for other in settings):
+        found = f"holds the level {level}" if level not in LEVELS else "holds several jobs"
+        raise DataError(f"{place}: {found}; expected vectors of one of {', '.join(LEVELS)}")
+    return settings[0], folder
+
+
+def _batches(place: Path, pieces: list[Path], level: str) -> Iterator[tuple[pa.RecordBatch, Array]]:
+    """Yield some thousand rows at a time: path, start and seconds, and the vectors (n, D)."""
+    for piece in pieces:
+        try:
+            with pq.ParquetFile(piece) as file:
+                names = [
+                    name
+                    for name in (*TIMES, "path", "embedding")
+                    if name in file.schema_arrow.names
+                ]
+                for rows in file.iter_batches(ROWS, columns=names):
+                    if len(rows):
+                        flat = rows["embedding"].flatten().to_numpy(zero_copy_only=False)
+                        start, seconds = _times(rows, level)
+                        cells = {"path": rows["path"], "start": start, "seconds": seconds}
+                        yield pa.RecordBatch.from_pydict(cells), flat.reshape(len(rows), -1)
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+            raise DataError(f"{piece}: is no Parquet file of vectors ({error})") from error
+
+
+def _times(rows: pa.RecordBatch, level: str) -> tuple[Any, Any]:
+    """Return where the windows of some rows begin, and how long they are, in seconds."""
+    column = {name: rows[name].to_numpy() for name in TIMES if name in rows.schema.names}
+    if level == "window":
+        return column["onset"], column["offset"] - column["onset"]
+    if level == "frame":
+        return column["seconds"] - COLUMN_SECONDS / 2, np.full(len(rows), COLUMN_SECONDS)
+    if "columns" in column:  # of a stretch of a recording
+        return column["start"], column["columns"] * COLUMN_SECONDS
+    return np.zeros(len(rows)), np.full(len(rows), np.inf)
