@@ -25,6 +25,7 @@ RECORDED = [
     *(Path(folder) for folder in [os.environ.get("EAT_GOLDEN")] if folder),
     Path(__file__).parent / "golden",
     DATA.parent / "golden",
+    DATA.parent / "golden_successors",
 ]
 """Where recorded sets are looked for: the first folder that has some is used."""
 
@@ -37,14 +38,27 @@ any_name = sys.getfilesystemencoding() == "utf-8"
 needs_any_name = pytest.mark.skipif(not any_name, reason="file names here cannot hold all letters")
 
 
-def golden_sets(pattern: str) -> list[Path]:
+def golden_sets(pattern: str, method: str | None = None) -> list[Path]:
     """All recorded sets whose file name matches `pattern`, e.g. "fbank_*.json".
 
     Those in EAT_GOLDEN or any folder in it; where it has none, those of the repository; where that
     has none either, those beside the real recordings. Tests of no set at all are skipped.
+
+    `method` is the first word of the method that a description names; "": those that name none.
     """
-    by_folder = (sorted(folder.rglob(pattern)) for folder in RECORDED)
+    paths = (sorted(folder.rglob(pattern)) for folder in RECORDED)
+    by_folder = (
+        [path for path in some if method is None or method_of(path) == method] for some in paths
+    )
     return next((sets for sets in by_folder if sets), [])
+
+
+def method_of(path: Path) -> str:
+    """The first word of the method that a set, or the weights it was made with, is of, or ""."""
+    record = sidecar(path)
+    if "method" not in record and isinstance(record.get("weights"), str):
+        record = sidecar(path.with_name(record["weights"]))
+    return str(record.get("method", "")).partition(" ")[0]
 
 
 def sidecar(path: Path) -> dict[str, Any]:

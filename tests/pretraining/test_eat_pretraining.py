@@ -27,9 +27,9 @@ from eat_audio.rng import clip_keys
 from eat_audio.training.metrics_log import TrainingLog, read_log
 from eat_audio.training.optim import Optim, adamw, parameter_groups, set_rates
 
-IO = golden_sets("pretrain_tiny_*_io.json")
-STEPS = golden_sets("pretrain_tiny_*_train.json")
-NOISE = golden_sets("pretrain_tiny_*_noise.json")
+IO = golden_sets("pretrain_tiny_*_io.json", "")
+STEPS = golden_sets("pretrain_tiny_*_train.json", "")
+NOISE = golden_sets("pretrain_tiny_*_noise.json", "")
 by_name = {"ids": lambda path: path.stem}
 
 

@@ -91,6 +91,7 @@ def _spec(name: str, title: str, arxiv: str, prefix: str, pretraining: str) -> M
     )
 
 
+EAT = _spec("eat", "EAT", "2401.03497", "EAT", "eat")
 BEATS = _spec("beats", "BEATs", "2212.09058", "BEATs", "beats.objective")
 METHODS = {
     "audiomae": _spec("audiomae", "Audio-MAE", "2207.06405", "AudioMAE", "audiomae"),
@@ -98,7 +99,14 @@ METHODS = {
     "beats_tokenizer": replace(
         BEATS, name="beats_tokenizer", pretraining="eat_audio.pretraining.beats.tokenizer"
     ),
-    "eat": _spec("eat", "EAT", "2401.03497", "EAT", "eat"),
+    "eat": EAT,
+    "sslam": replace(
+        EAT,
+        name="sslam",
+        title="SSLAM",
+        arxiv="2506.12222",
+        pretraining="eat_audio.pretraining.sslam",
+    ),
 }
 """Methods by the name that a recipe calls them."""
 
