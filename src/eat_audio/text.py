@@ -54,14 +54,14 @@ _REPR = _Bounded()
 def csv_cell(text: object) -> str:
     """Return text that no spreadsheet runs as a formula: "=1+1" becomes "'=1+1"; not numbers."""
     text = str(text)
-    if not text.startswith(FORMULA) or _is_number(text):
+    if not text.lstrip("'").startswith(FORMULA) or _is_number(text):
         return text
     return f"'{text}"
 
 
 def from_csv_cell(text: str) -> str:
     """Return the original text of a `csv_cell`."""
-    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
+    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(FORMULA) else text
 
 
 def _is_number(text: str) -> bool:

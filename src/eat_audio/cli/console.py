@@ -91,6 +91,7 @@ NEXT = {
     "data manifest": "eat data show {out}",
     "data show": "eat pretrain eat_tiny data={path} --out runs/mine",
     "data index": "eat data show {folder}",
+    "data annotations": "eat evaluate MODEL --data CLIPS",
     "data pack": "eat pretrain eat_tiny data={out} --out runs/mine",
 }
 """The step after a command, with its arguments; a command may return another one instead."""

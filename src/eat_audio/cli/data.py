@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from eat_audio.cli.console import AllowRemote, AsJSON, ShardName, show_skipped, show_table
 from eat_audio.data import layout_names
-from eat_audio.errors import EatError
+from eat_audio.errors import EatError, SettingError
 from eat_audio.progress import print_json, print_lines
 from eat_audio.text import sentence
 
@@ -191,6 +191,55 @@ def data_manifest(
     corpus, _ = _open(path)
     write_csv(corpus, out)
     print_lines(f"{out}: {len(corpus)} clips, {len(corpus.label_names)} labels")
+
+
+@app.command("annotations")
+def data_annotations(
+    source: Annotated[Path, Argument(help="A table, a label track, or a folder of them.")],
+    out: Annotated[
+        Path, Argument(help="A file: .csv, .selections.txt (Raven), .txt (Audacity); or a folder.")
+    ],
+    *,
+    to: Annotated[
+        Literal["csv", "raven", "audacity"] | None,
+        Option(help="The format, with one file per recording if OUT is a folder."),
+    ] = None,
+    windows: Annotated[
+        float | None,
+        Option(min=0.1, help="Write windows of so many seconds, labeled, to fine-tune on: a .csv."),
+    ] = None,
+    hop: Annotated[
+        float | None, Option(min=0.1, help="With --windows: seconds from one to the next.")
+    ] = None,
+    recordings: Annotated[
+        Path | None, Option(help="With --windows: their folder; by default that of the table.")
+    ] = None,
+) -> None:
+    """Convert annotations of events between Raven, Audacity and tables of onset and offset.
+
+    Example: eat data annotations owls.Table.1.selections.txt owls.csv
+    """
+    from eat_audio.data.annotations import read_annotations, write_annotations
+
+    if windows is None and (hop or recordings):
+        raise SettingError("--hop and --recordings: expected with --windows")
+    annotations = read_annotations(source)
+    if windows is None:
+        files = write_annotations(annotations, out, to)
+        written = str(out) if len(files) == 1 else f"{out}: {len(files)} files"
+        counts = f"{len(annotations.events)} events in {len(annotations.recordings)} recordings"
+        print_lines(f"{written}: {counts}")
+        return
+    from eat_audio.data.event_windows import event_windows
+    from eat_audio.data.manifest import write_csv
+
+    if to is not None:
+        raise SettingError(f"--to {to}: not with --windows, which writes a manifest")
+    folder = recordings or (source if source.is_dir() else source.parent)
+    corpus = event_windows(annotations, folder, seconds=windows, hop=hop)
+    write_csv(corpus, out)
+    labeled = sum(bool(clip.labels) for clip in corpus.clips)
+    print_lines(f"{out}: {len(corpus)} windows, {labeled} of them with a label", *corpus.notes)
 
 
 @app.command("pack")

@@ -9,10 +9,11 @@ from pkgutil import iter_modules
 
 from eat_audio.audio import AUDIO_SUFFIXES
 from eat_audio.audio.fbank import STATISTICS, Statistics
+from eat_audio.data.annotations import is_label_file
 from eat_audio.data.corpus import Clip, Corpus, exists
 from eat_audio.data.datasets.audioset import read_manifests, recognize
 from eat_audio.data.datasets.base import Adapter, NoRecordings, folder_name, suffixes
-from eat_audio.data.datasets.folder import is_label_file, read_label_file
+from eat_audio.data.datasets.folder import read_label_file
 from eat_audio.data.hub_datasets import is_hub_dataset, open_hub_dataset
 from eat_audio.data.manifest import read_csv, warn
 from eat_audio.data.remote import is_url

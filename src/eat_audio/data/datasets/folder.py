@@ -6,36 +6,25 @@ Audacity or Raven beside x.wav. What is ambiguous is not used, but noted in the 
 """
 
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from eat_audio.audio import AUDIO_SUFFIXES
+from eat_audio.data.annotations import is_label_file, label_cells, recording_beside
 from eat_audio.data.corpus import Clip, Corpus, with_unique_ids
 from eat_audio.data.datasets.base import Adapter, Index, audio_below, folder_name
 from eat_audio.data.labels import nearly_equal, sorted_labels
 from eat_audio.data.manifest import corpus_of_rows, read_csv, warn
 from eat_audio.data.splits import SPLITS, canonical_split, role_of, split_in_folder_name
-from eat_audio.data.tables import (
-    DESCRIPTORS,
-    delimiter_of,
-    first_line,
-    has_paths,
-    iter_lines,
-    table_rows,
-)
+from eat_audio.data.tables import DESCRIPTORS
 from eat_audio.errors import DataError, EatWarning
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".parquet")
 """Suffixes of files that may hold labels."""
 MOST_TABLES = 200
 """Files of a folder that are examined."""
-_NUMBER = r"\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?"
-_AUDACITY = re.compile(rf"\s*{_NUMBER}\t\s*{_NUMBER}(\t.*)?", re.ASCII | re.DOTALL)
-_RAVEN = re.compile(r"(?i)(^|\t)\s*(begin|start|end|delta|duration|onset|offset)[^\t]*(\t|$)")
 
 
 def index(root: Path) -> Index:
@@ -278,17 +267,6 @@ def _by_name(paths: Sequence[PurePath]) -> dict[str, str]:
 # ---- label files of Audacity and Raven
 
 
-def is_label_file(path: Path) -> bool:
-    """Return whether a file is a label file of Audacity, or a table with times and no files."""
-    try:
-        first = first_line(path)
-    except DataError:
-        return False
-    if _AUDACITY.fullmatch(first):
-        return True
-    return "\t" in first and bool(_RAVEN.search(first)) and not has_paths(first)
-
-
 def read_label_file(path: Path, *, several: bool = False) -> Corpus:
     """Return the labeled stretches of the recording of the same name beside a label file.
 
@@ -304,36 +282,9 @@ def read_label_file(path: Path, *, several: bool = False) -> Corpus:
             f"{path}: has times and labels, but names no file, and there is no recording of the "
             f"same name beside it; expected {path.stem}.wav, or a column path"
         )
-    if _AUDACITY.fullmatch(first_line(path)):
-        header, rows = ["start", "end", "label"], []
-        for line, text in iter_lines(path):
-            if text.startswith("\\"):  # the range of frequencies of the line above
-                continue
-            if not _AUDACITY.fullmatch(text):
-                raise DataError(f"{path} line {line}: expected start, end and label, with tabs")
-            start, end, *label = text.split("\t", 2)
-            rows.append((line, [start.strip(), end.strip(), *(label or [""])]))
-    else:
-        (_, header), *rows = table_rows(path, delimiter_of(first_line(path)))
+    header, rows = label_cells(path)
     named = [(line, [recording.name, *cells]) for line, cells in rows]
     return corpus_of_rows(path, ["path", *header], named, several=several)
-
-
-def recording_beside(path: Path) -> Path | None:
-    """Return the recording that a file is named after: x.wav of x.txt and x.Table.1.selections.txt.
-
-    None if there is none, or several.
-    """
-    try:
-        recordings = [p for p in path.parent.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES]
-    except OSError:
-        return None
-    stem = path.name
-    while "." in stem:
-        stem = os.path.splitext(stem)[0]
-        if matches := [p for p in recordings if stem in (p.stem, p.name)]:
-            return matches[0] if len(matches) == 1 else None
-    return None
 
 
 def _from_label_files(
