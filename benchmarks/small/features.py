@@ -21,7 +21,7 @@ from eat_audio.data.loader import collate
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.metrics import Array
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.layers import masked_statistics
+from eat_audio.models.common.layers import read_out
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.progress import track
 
@@ -85,13 +85,14 @@ def more_statistics(waveforms: Sequence[Waveform]) -> Array:
 
 
 def by_layer(recordings: Recordings, encoder: AudioEncoder, front: AudioFeatureExtractor) -> Array:
-    """Return mean and deviation of a clip's audible patches after every block: (clips, L, 2D)."""
+    """Return the read-out of a clip's audible patches after every block: (clips, L, 3D)."""
     rows = []
     for spectrogram, mask in _batches(recordings, front):
         with torch.inference_mode():
             encoded = encoder.encode(spectrogram, mask)
             layers = range(1, len(encoded.states))
-            vectors = [masked_statistics(encoded.layer(n), encoded.valid) for n in layers]
+            bands = encoder.grid(spectrogram)[1]
+            vectors = [read_out(encoded.layer(n), encoded.valid, bands) for n in layers]
         rows.append(torch.stack(vectors, dim=1).float())
     return torch.cat(rows).numpy()
 

@@ -134,7 +134,7 @@ def random_probes(make: Callable[[int], Encoder], cache: Path) -> list[System]:
 READ_OUT = {
     "classifier": "logistic regression",
     "C": STRENGTH,
-    "pooling": "mean and deviation of patches",
+    "pooling": "mean, deviation and deviation over time of patches",
     "digital silence": "left out",
 }
 PROBES = (
@@ -161,12 +161,12 @@ def probes(encoder: Encoder, cache: Path) -> list[System]:
 
 
 def probe(data: Recordings, part: Part, encoder: Encoder, cache: Path, *, layers: bool) -> Outcome:
-    """Return logistic regression on mean and deviation of patches, of all layers or the last."""
+    """Return logistic regression on the read-out of patches, of all layers or the last."""
 
     def compute() -> Array:
         return features.by_layer(data, encoder.model, encoder.front_end)
 
-    vectors = stored(cache / f"{data.dataset.corpus}-{encoder.fingerprint}.npz", compute)
+    vectors = stored(cache / f"{data.dataset.corpus}-{encoder.fingerprint}-read_out.npz", compute)
     values = vectors.values if layers else vectors.values[:, -1:]
     return _linear(data, part, Vectors(values.reshape(len(values), -1), vectors.cpu_seconds))
 

@@ -399,7 +399,7 @@ def test_vectors_of_layers_never_mix_with_others(
 ) -> None:
     embed_files([clips], predictor, out, layers="1,2")
     vectors = read(out)
-    assert {np.shape(vector)[-1] for vector in vectors.values()} == {2 * 2 * 48}
+    assert {np.shape(vector)[-1] for vector in vectors.values()} == {3 * 2 * 48}
     again = embed_files([clips], predictor, out, layers=(1, 2))
     assert (again.done, again.skipped) == (0, 5)
     for other in (None, "last"):
@@ -408,4 +408,4 @@ def test_vectors_of_layers_never_mix_with_others(
     with pytest.raises(SettingError, match=r"layers='7': expected last, .* to 2, such as 1,2"):
         embed_files([clips], predictor, out, layers="7")
     clip = predictor.embed(clips / "c" / "long.wav", layers="all")
-    assert clip.clip.shape == (192,) and clip.frames.shape[1] == 96
+    assert clip.clip.shape == (288,) and clip.frames.shape[1] == 96

@@ -71,7 +71,7 @@ def test_patches_that_are_all_alike_have_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(model_types()))
-def test_layers_are_read_out_as_mean_and_deviation_of_the_valid_patches(method: str) -> None:
+def test_layers_are_read_out_as_mean_and_deviations_of_the_valid_patches(method: str) -> None:
     spec = METHODS[method]
     torch.manual_seed(0)
     config = spec.config.named("tiny")
@@ -85,10 +85,13 @@ def test_layers_are_read_out_as_mean_and_deviation_of_the_valid_patches(method: 
         last = encoder.features(**inputs, layers="last")
         usual = encoder.features(**inputs)
     patches = torch.cat([states[n][0, -(states[n].shape[1] // 8 * 8) :] for n in (0, 2)], dim=1)
-    std, mean = torch.std_mean(patches, dim=0, correction=0)
-    assert together.clip.shape == (2, 4 * width)
-    torch.testing.assert_close(together.clip[0], torch.cat([mean, std]), rtol=0, atol=2e-4)
     columns = int(together.valid[0].sum())
+    std, mean = torch.std_mean(patches, dim=0, correction=0)
+    bands = patches.unflatten(0, (columns, 8))
+    over_time = bands.var(dim=0, correction=0).mean(dim=0).sqrt()
+    assert together.clip.shape == (2, 6 * width)
+    parts = torch.cat([mean, std, over_time])
+    torch.testing.assert_close(together.clip[0], parts, rtol=0, atol=2e-4)
     frames = patches.unflatten(0, (columns, 8)).mean(dim=1)
     torch.testing.assert_close(together.frames[0, :columns], frames, rtol=0, atol=1e-5)
     assert torch.equal(last.patches, usual.patches) and torch.equal(last.frames, usual.frames)

@@ -52,7 +52,7 @@ def probe(
 
     Beside it: encoders of the same shape with random weights, and log-mel statistics. "both" is
     the CLS token and the mean of the patches, "statistics" their deviation, too. --layers adds
-    the mean and the deviation of each of these layers, and of all of them together.
+    mean, deviation and deviation over time of each of these layers, and of all of them together.
 
     Example: eat probe runs/tiny --data ESC-50/ --knn
     """

@@ -178,7 +178,7 @@ def embed(
     """Turn files into vectors; what is already in --out is not done again.
 
     With --layers, frames and patches have the vectors of those layers side by side, and clips
-    the mean of each over all patches, then the deviations.
+    the mean of each over all patches, then the deviations, and those over time.
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
     """

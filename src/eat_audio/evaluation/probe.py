@@ -36,7 +36,7 @@ from eat_audio.evaluation.metrics import (
     views,
 )
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
-from eat_audio.models.common.layers import masked_mean, masked_statistics
+from eat_audio.models.common.layers import masked_mean, masked_statistics, read_out
 from eat_audio.models.common.modeling import (
     AudioClassifier,
     AudioEncoder,
@@ -75,7 +75,7 @@ class Vectors:
     deviation: Array | None = None
     """(clips, D): the standard deviation of the patches."""
     layers: dict[int, Array] = field(default_factory=dict)
-    """(clips, 2D): mean and standard deviation of the patches of single layers, by number."""
+    """(clips, 3D): the read-out of single layers, by number, see `read_out`."""
 
     @property
     def views(self) -> dict[str, Array]:
@@ -145,8 +145,8 @@ def probe_encoder(
         seeds: How many encoders of the same shape with random weights are probed.
         neighbors: How many clips vote; None: no k-NN.
         max_clips: Use at most so many clips, the same ones every time.
-        layers: Also probe mean and deviation of these layers, see `layer_numbers`, one by one (of
-            this encoder alone) and together.
+        layers: Also probe the read-out of these layers (mean, deviation, deviation over time), see
+            `layer_numbers`, one by one (of this encoder alone) and together.
         precision: Of the weights: fp32, in which a score is the same on any machine, or bf16, auto.
 
     Raises:
@@ -235,7 +235,8 @@ def _vectors_of_each(
         labels.append(group.labels)
         statistics.append(log_mel_statistics(group))
         for model, batches in zip(models, collected, strict=True):
-            batches.append(_batch_vectors(model.encode(spectrogram, mask), layers))
+            rows = model.grid(spectrogram)[1]
+            batches.append(_batch_vectors(model.encode(spectrogram, mask), layers, rows))
     targets = _array(labels)
     vectors = []
     for batches in collected:
@@ -247,11 +248,13 @@ def _vectors_of_each(
     return vectors, _array(statistics)
 
 
-def _batch_vectors(encoded: EncoderOutput, layers: Sequence[int]) -> tuple[Tensor | None, ...]:
-    """CLS (B, D) or None, mean and deviation of the patches, and both of each layer (B, 2D)."""
+def _batch_vectors(
+    encoded: EncoderOutput, layers: Sequence[int], rows: int
+) -> tuple[Tensor | None, ...]:
+    """CLS (B, D) or None, mean and deviation of the patches, and each layer's read-out (B, 3D)."""
     cls = None if encoded.cls is None else encoded.cls.float()
     mean, deviation = masked_statistics(encoded.patches.float(), encoded.valid).chunk(2, dim=1)
-    others = (masked_statistics(encoded.layer(n).float(), encoded.valid) for n in layers)
+    others = (read_out(encoded.layer(n).float(), encoded.valid, rows) for n in layers)
     return cls, mean, deviation, *others
 
 

@@ -21,6 +21,9 @@ from eat_audio.inference.windows import Level, check_level
 from eat_audio.models.common.modeling import Layers, layer_numbers
 from eat_audio.progress import track
 
+READ_OUT = ["mean", "deviation", "deviation over time"]
+"""What the vector of a clip holds of each layer."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -100,7 +103,7 @@ def made_by(
     features = predictor.features
     half = predictor.model.dtype == torch.bfloat16
     optional: dict[str, Any] = {"precision": "bf16"} if half else {}
-    optional |= {} if layers is None else {"layers": [*layers]}
+    optional |= {} if layers is None else {"layers": [*layers], "read_out": READ_OUT}
     return {
         "level": level,
         "weights": digest.hexdigest()[:16],

@@ -224,8 +224,8 @@ class Predictor:
                 passes, which take as many times as long. The vector of the clip stays the same.
             layers: "last", "all", or numbers from 1 (the first block) on, such as (3, 5): patches
                 and frames have the vectors of L layers side by side, (L D,), and the clip their
-                means over its patches, then their standard deviations, (2 L D,). None: the last
-                layer, and the clip as the model pools.
+                means over its patches, their standard deviations, and those over time alone,
+                (3 L D,), see `read_out`. None: the last layer, and the clip as the model pools.
             sampling_rate: Rate in Hz of samples that come without one; 16 kHz if None.
 
         Raises:

@@ -211,6 +211,28 @@ def masked_statistics(tokens: Tensor, valid: Tensor | None) -> Tensor:
     return torch.cat([mean, (variance + STD_EPS).sqrt()], dim=1).to(tokens.dtype)
 
 
+def read_out(tokens: Tensor, valid: Tensor | None, rows: int) -> Tensor:
+    """Return `masked_statistics` of patches (R, N, D) and their deviation over time: (R, 3D).
+
+    The deviation over time is that of each row (a band of frequencies) around its own mean; the
+    root of the mean square over the rows is taken. What is still differs by it from what changes.
+
+    Args:
+        tokens: Patches, all rows of the first column first.
+        valid: (R, N), False for patches of padding; a column is valid or not.
+        rows: Patches of a column.
+    """
+
+    def by_row(x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, rows)).transpose(1, 2).flatten(0, 1)
+
+    exact, counted = by_row(tokens.float()), None if valid is None else by_row(valid)
+    squares = (exact - masked_mean(exact, counted)[:, None]).square()
+    variance = masked_mean(squares, counted).unflatten(0, (-1, rows)).mean(dim=1)
+    over_time = (variance + STD_EPS).sqrt().to(tokens.dtype)
+    return torch.cat([masked_statistics(tokens, valid), over_time], dim=1)
+
+
 def pool(kind: str, cls: Tensor | None, patches: Tensor, valid: Tensor | None) -> Tensor:
     """Return one vector per clip.
 

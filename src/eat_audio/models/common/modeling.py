@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from eat_audio.errors import CheckpointError, DataError, SettingError
 from eat_audio.models.common.base import PreTrainedModel
-from eat_audio.models.common.layers import masked_mean, masked_statistics
+from eat_audio.models.common.layers import masked_mean, read_out
 from eat_audio.text import shortened
 
 if TYPE_CHECKING:
@@ -255,15 +255,16 @@ class AudioModel(PreTrainedModel):
         """Return the features of a batch by level: clip, frames (with their times), patches.
 
         With `layers`, a patch has the vectors of those layers side by side, and the clip the means
-        of all of them over its patches, then their standard deviations.
+        of all of them over its patches, their standard deviations, and those over time alone, see
+        `read_out`: (B, 3 L D).
         """
         encoded = self.encode(input_values, attention_mask, all_states=layers is not None)
         clip, patches = encoded.clip, encoded.patches
+        columns, rows = self.grid(input_values)
         if layers is not None:
             numbers = layer_numbers(layers, self.n_blocks)
             patches = torch.cat([encoded.layer(number) for number in numbers], dim=2)
-            clip = masked_statistics(patches, encoded.valid)
-        columns, rows = self.grid(input_values)
+            clip = read_out(patches, encoded.valid, rows)
         grid = patches.unflatten(1, (columns, rows))
         if encoded.valid is None:
             valid, frames = grid.new_ones(len(grid), columns, dtype=torch.bool), grid.mean(dim=2)
