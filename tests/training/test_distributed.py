@@ -44,7 +44,7 @@ BEATS = ["dropout=0.1", "predictor_layers=1", "random.codes=32", *SMALL]
 TOKENIZER = ["dropout=0.1", "estimator_layers=1", "codes=8", "code_width=8", *SMALL]
 KILLS = 50
 """How often a run is killed; the quick suite kills a smaller one, in test_kills.py."""
-ALSO = ["audiomae", "beats", "beats_tokenizer"]
+ALSO = ["audiomae", "beats", "beats_tokenizer", "sslam"]
 """Methods beside EAT that are trained here, their runs named after them."""
 FINETUNE = [
     *("loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL),
@@ -96,6 +96,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "beats_tiny_tokenizer",
                 [*TOKENIZER, "splits=[train]", f"teacher={home / 'beats-one'}"],
             ),
+            "sslam": ("sslam_tiny", [*PRETRAIN, "splits=[train]"]),
             "finetune": ("eat_tiny_finetune", FINETUNE),
         }[kind]
         arguments = [*settings, f"data={corpus}", *more]
@@ -120,7 +121,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *resumed("finetune", "tuned-one-one", "tuned-one", "accumulate=2", **start),
     )
     # Dropout draws by the step and the process, so that one process alone would draw others.
-    without = {"audiomae": "decoder.bias_dropout=0"}
+    without = {"audiomae": "decoder.bias_dropout=0", "sslam": "mask_noise=0"}
     for method in ALSO:
         still = without.get(method, "dropout=0")
         one = f"{method}-one"
@@ -222,6 +223,8 @@ def test_sliced_and_full_models_train_alike(runs: Path) -> None:
         ("beats-one-one", "beats-one-drops"),
         ("beats_tokenizer-ddp-ddp", "beats_tokenizer-ddp"),
         ("beats_tokenizer-one-one", "beats_tokenizer-one-drops"),
+        ("sslam-ddp-ddp", "sslam-ddp"),
+        ("sslam-one-one", "sslam-one-drops"),
     ],
 )
 def test_a_resumed_run_ends_at_the_same_bits(runs: Path, resumed: str, complete: str) -> None:

@@ -258,6 +258,7 @@ def load_start(objective: SSLAMPretraining, start: str) -> AudioFeatureExtractor
         CheckpointError: It lacks one of them, or has an encoder or decoder of another shape.
     """
     path = on_disk(start)
+    path = path.parent if path.suffix == ".safetensors" else path
     path = (checkpoints(path) or [path])[-1]
     checkpoint, expected = contents(path), objective.student.config
     for name in SHAPE:
