@@ -92,6 +92,17 @@ def test_a_recording_as_a_query_has_its_stored_vector(clips, tmp_path):
         np.testing.assert_allclose(query[0], index.vectors[row], atol=1e-3)
 
 
+def test_many_vectors_are_standardized_and_queries_as_they(clips, tmp_path):
+    predictor, out = small_predictor(), tmp_path / "v.parquet"
+    embed_files([clips], predictor, out, level="frame")
+    index = open_index(out)
+    stored = np.concatenate(list(read(out).values()))
+    expected = unit_length((stored - stored.mean(0)) / stored.std(0))
+    np.testing.assert_allclose(index.vectors, expected, atol=2e-3)
+    query = index.embed(predictor, index.resolve(0))
+    np.testing.assert_allclose(query, expected[: len(query)], atol=1e-3)
+
+
 def test_queries_of_another_model_are_an_error(clips, tmp_path):
     embed_files([clips], small_predictor(), tmp_path / "v.parquet")
     index = open_index(tmp_path / "v.parquet")

@@ -157,8 +157,16 @@ def embed(
     model: ModelSource = None,
     out: Annotated[Path, Option("-o", "--out", help="A .parquet file, or a folder of .npy.")],
     level: Annotated[
-        str, Option(help="clip: one vector; frame: one per --hop; patch: and per 16 mel bins.")
+        str,
+        Option(
+            help="clip: one vector; window: one per --seconds; frame: one per --hop; patch: and "
+            "per 16 mel bins."
+        ),
     ] = "clip",
+    seconds: Annotated[
+        float | None,
+        Option(min=0.16, max=10.24, help="Of a window: a multiple of 0.16; 3 are taken as 3.04."),
+    ] = None,
     hop: Annotated[int, Option(help="Milliseconds from frame to frame: 160, 80 or 40.")] = 160,
     on: Annotated[
         str | None, Option("--on", help="ray, or ray://HOST:10001: embed on a Ray cluster.")
@@ -181,6 +189,7 @@ def embed(
     the mean of each over all patches, then the deviations, and those over time.
 
     Example: eat embed recordings/ --model runs/tiny -o vectors.parquet
+             eat embed recordings/ --level window --seconds 3 -o windows.parquet
     """
     if on is None:  # Ray's processes have their own models
         use_plain_modules()
@@ -193,12 +202,15 @@ def embed(
     if on is not None and compile:
         raise SettingError("--compile: not with --on; embed on this machine instead")
     form = UnitFormat(cast(Any, level), hop, cast(Any, dtype), layers)
+    if (level == "window") != (seconds is not None):
+        raise SettingError("--seconds and --level window: expected both, or none of them")
+    window = None if seconds is None else round(seconds / 0.16) * 0.16
     if on is not None:
         from eat_audio.integrations.ray import embed_on_ray
 
         options: dict[str, Any] = {"address": on, "actors": actors, "device": device, "form": form}
         options |= {"precision": "fp32" if precision == "auto" else precision}
-        options |= {"retry_failed": retry_failed}
+        options |= {"retry_failed": retry_failed} | ({"window": window} if window else {})
         done = embed_on_ray(expanded(inputs), model, out, **options)
         print_lines(f"{out}: {done.done} units embedded, {done.skipped} were there already")
         end_of_job(done.failed)
@@ -206,13 +218,13 @@ def embed(
     from eat_audio.inference.embed import check_output, embed_files
 
     if shard is not None:
-        predictor = load_predictor(model, device, precision, compile)
+        predictor = load_predictor(model, device, precision, compile, window)
         return _run_shard(inputs, predictor, out, form, shard, retry_failed)
     _check_retry(retry_failed, shard)
     if dtype != "float32":
         raise SettingError(f"--dtype {dtype}: expected with --shard (0/1: all of it)")
     check_output(out)
-    predictor = load_predictor(model, device, precision, compile)
+    predictor = load_predictor(model, device, precision, compile, window)
     paths, kind = expanded(inputs), cast(Any, level)
     done = embed_files(paths, predictor, out, level=kind, hop_ms=hop, layers=layers)
     already = f", {done.skipped} were there already" if done.skipped else ""
@@ -275,12 +287,19 @@ def detect(
     return None
 
 
-def load_predictor(model: str | None, device: str, precision: str, compile: bool = False) -> Any:
+def load_predictor(
+    model: str | None,
+    device: str,
+    precision: str,
+    compile: bool = False,
+    window: float | None = None,
+) -> Any:
     """Load a model for inference, and divide the threads of the CPU."""
     from eat_audio.inference.predictor import load
     from eat_audio.training.hardware import divide_threads
 
-    predictor = load(model, device=device, precision=precision, compile=compile)
+    options = {} if window is None else {"window": window}
+    predictor = load(model, device=device, precision=precision, compile=compile, **options)
     if predictor.device.type == "cpu":
         workers = divide_threads(predictor.model.config.hidden_size)
         predictor.workers = 1 if compile else workers  # which threads cannot share

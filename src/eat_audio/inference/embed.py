@@ -51,13 +51,14 @@ def embed_files(
     Args:
         inputs: Files and folders.
         predictor: From `load`.
-        out: A `.parquet` file with a row per vector: `path`, for frames and patches `seconds`
-            (the middle of their 160 ms), for patches `row` (0 to 7, low frequencies first),
-            `embedding`, and `size` and `modified` (ns) of the file. Or a folder, which gets one
-            `.npy` file (float32) per recording with all of its vectors, for frames and patches
-            `.seconds.npy` (T',) beside it, and `index.csv`: `path`, `file`, `shape`, `size`,
-            `modified`.
-        level: clip (D), frame (T', D) or patch (T', F', D).
+        out: A `.parquet` file with a row per vector: `path`, for windows `onset` and `offset`
+            (seconds), for frames and patches `seconds` (the middle of their 160 ms), for patches
+            `row` (0 to 7, low frequencies first), `embedding`, and `size` and `modified` (ns) of
+            the file. Or a folder, which gets one `.npy` file (float32) per recording with all of
+            its vectors, except for clips `.seconds.npy` beside it, (T',), of windows (n, 2), and
+            `index.csv`: `path`, `file`, `shape`, `size`, `modified`.
+        level: clip (D), window (n, D; of the predictor, one after the other), frame (T', D) or
+            patch (T', F', D).
         batch: Windows of 10.24 s per batch; 8 on a CPU and 64 on a GPU if None.
         hop_ms: Milliseconds from one frame to the next: 160, 80 or 40.
         layers: Of the encoder, see `Predictor.embed`.
@@ -76,12 +77,14 @@ def embed_files(
         missing = store.missing(origins)
         failed = []
         files = (origin.file for origin in missing)
-        results = predictor.embed_many(files, level, batch=batch, hop_ms=hop_ms, layers=layers)
+        options: dict[str, Any] = {"batch": batch, "hop_ms": hop_ms, "layers": layers}
+        embed = predictor.embed_units if level == "window" else predictor.embed_many
+        results = embed(files, level, **options)
         for origin, result in zip(missing, track(results, "embed", len(missing)), strict=True):
             if isinstance(result, AudioError):
                 failed.append(storable(result))
             else:
-                store.add(origin, result)
+                store.add(origin, *(result if isinstance(result, tuple) else [result]))
     return Summary(len(missing) - len(failed), len(origins) - len(missing), failed)
 
 

@@ -38,11 +38,11 @@ from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
     COLUMN_SECONDS,
     Array,
-    Columns,
     Grid,
     Group,
     Level,
     Mean,
+    Merger,
     Unit,
     Window,
     centered_windows,
@@ -51,6 +51,7 @@ from eat_audio.inference.windows import (
     frame_centers,
     grouped,
     grouped_by_unit,
+    mergers_of,
     passes_for,
     windows_of,
     with_last,
@@ -73,7 +74,7 @@ from eat_audio.training.hardware import compile_forward, prepare_inference
 
 NO_KNOWN_SOUND = "no known sound"
 """The answer of a model with thresholds where no label reaches its own."""
-FIELDS = {"clip": "clip", "frame": "frames", "patch": "patches"}
+FIELDS = {"clip": "clip", "window": "clip", "frame": "frames", "patch": "patches"}
 """The field of `Features` of every level."""
 BATCH_OF_CPU, BATCH_OF_GPU = 8, 64
 """Windows per batch, by device."""
@@ -120,6 +121,7 @@ def load(
     *,
     device: str = "auto",
     precision: str = "auto",
+    window: float = WINDOW_SECONDS,
     overlap: float = 0.0,
     compile: bool = False,
 ) -> "Predictor":
@@ -132,7 +134,7 @@ def load(
         device: cpu, cuda, ...; auto: a GPU if there is one.
         precision: Of the weights: fp32, bf16 (vectors differ by about 1 %, several times as fast),
             or auto: bf16 where the device computes in it natively, else fp32.
-        overlap: See `Predictor`.
+        window, overlap: See `Predictor`.
         compile: Compile the encoder at the first batch: pays after a few hundred windows.
     """
     if source is None:
@@ -142,7 +144,7 @@ def load(
     prepare_inference(model, device=device, precision=precision)
     if compile:
         compile_forward(model, "encode")
-    return Predictor(model, features, overlap=overlap)
+    return Predictor(model, features, window=window, overlap=overlap)
 
 
 class Predictor:
@@ -241,8 +243,7 @@ class Predictor:
             sampling_rate=sampling_rate,
         )
         clip, patches = _or_raise(next(results))
-        centers = frame_centers(len(patches), hop_ms)
-        return Embedding(clip, patches.mean(axis=1), patches, centers)
+        return Embedding(clip, patches.mean(axis=1), patches, frame_centers(len(patches), hop_ms))
 
     def predict(
         self, audio: AudioInput, top_k: int = 12, *, sampling_rate: int | None = None
@@ -274,7 +275,7 @@ class Predictor:
 
         Args:
             inputs: In any mixture; read as they are needed, a few ahead in threads.
-            level: clip (D,), frame (T', D) or patch (T', F', D).
+            level: clip (D,), window (n, D), frame (T', D) or patch (T', F', D).
             batch: Windows per batch; 8 on a CPU and 64 on a GPU if None.
             hop_ms: From one frame to the next, see `embed`; a clip's one vector has none.
             layers: See `embed`.
@@ -285,7 +286,7 @@ class Predictor:
         results = self._run(
             inputs,
             self._features(FIELDS[level], layers=layers),
-            lambda: (Mean() if level == "clip" else Grid(passes),),
+            lambda: mergers_of(level, passes)[:1],
             batch=batch,
             passes=passes,
             sampling_rate=sampling_rate,
@@ -295,22 +296,22 @@ class Predictor:
 
     def embed_units(
         self,
-        units: Iterable[Unit],
+        units: Iterable[AudioInput | Unit],
         level: Level,
         *,
+        batch: int | None = None,
         hop_ms: int = 160,
         layers: Layers | None = None,
-    ) -> Iterator[tuple[Array, int] | AudioError]:
+    ) -> Iterator[tuple[Array, ...] | AudioError]:
         """Yield the vectors of stretches of files, see `embed_many`, and their columns of 160 ms.
 
-        On a CPU the bytes depend on nothing but the stretch. One behind the end of its file, whose
-        header claims more than there is, has no vectors.
+        These are a number, of windows (n, 2), see `Spans`. On a CPU the bytes depend on the stretch
+        alone. One behind the end of its file, if its header is wrong, has no vectors.
         """
         passes = passes_for(hop_ms)
         outputs = self._features(*[FIELDS[level]] * 2, layers=layers)
-        vectors = Mean if level == "clip" else partial(Grid, passes)
-        for result in self._run(units, outputs, lambda: (vectors(), Columns()), passes=passes):
-            yield result if isinstance(result, AudioError) else (result[0], int(result[1]))
+        mergers = partial(mergers_of, level, passes)
+        return self._run(units, outputs, mergers, batch=batch, passes=passes)
 
     def predict_many(
         self,
@@ -383,8 +384,7 @@ class Predictor:
         # A window is just long enough for all of its frames, so that none has to be padded.
         windows = centered_windows(chunks, predictor.frames * HOP + FRAME - HOP, step)
         while group := [Window(0, waveform) for waveform in islice(windows, batch)]:
-            results = predictor._run_batch(group, _scores)()
-            yield np.stack([scores for (scores,), _ in results])
+            yield np.stack([scores for (scores,), _ in predictor._run_batch(group, _scores)()])
 
     def _features(self, *fields: str, layers: Layers | None = None) -> Outputs:
         """Return the function that computes some fields of `Features`."""
@@ -402,7 +402,7 @@ class Predictor:
         self,
         inputs: Iterable[AudioInput | Unit],
         outputs: Outputs,
-        mergers: Callable[[], tuple[Mean | Grid | Columns, ...]],
+        mergers: Callable[[], tuple[Merger, ...]],
         *,
         batch: int | None = None,
         passes: int = 1,

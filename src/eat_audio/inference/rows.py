@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from eat_audio.inference.windows import Array, frame_centers
+from eat_audio.inference.windows import COLUMN_SECONDS, Array, frame_centers
 
 ROWS = 8_192
 """Rows of a Parquet file handled at a time."""
+
+WINDOW_COLUMNS = [("onset", pa.float64()), ("offset", pa.float64())]
+"""Columns of windows: seconds from the start of the recording."""
 
 
 class Stored(NamedTuple):
@@ -21,6 +24,8 @@ class Stored(NamedTuple):
     """(D,), (T', D) or (T', F', D)"""
     first_frame: int = 0
     """Number of the first frame in the recording."""
+    spans: Array | None = None
+    """(n, 2): of windows, the first column of 160 ms and the one after the last."""
 
 
 def vector_rows(
@@ -30,7 +35,7 @@ def vector_rows(
 
     Args:
         recordings: The vectors.
-        schema: The columns; of `seconds`, `row` and `embedding` those that it has are computed.
+        schema: The columns; of the times, `row` and `embedding` those that it has are computed.
         hop_ms: Milliseconds from one frame to the next.
     """
     group: list[tuple[Stored, range]] = []
@@ -51,7 +56,7 @@ def vector_rows(
 def _batch(group: list[tuple[Stored, range]], schema: pa.Schema, hop_ms: int) -> pa.RecordBatch:
     """Return the rows of parts of recordings."""
     seconds, bands, vectors = [], [], []
-    for (_, array, first_frame), part in group:
+    for (_, array, first_frame, _), part in group:
         height = array.shape[1] if array.ndim == 3 else 1  # rows of patches per column
         frames, row = np.divmod(np.arange(part.start, part.stop), height)
         frames += first_frame
@@ -67,6 +72,10 @@ def _batch(group: list[tuple[Stored, range]], schema: pa.Schema, hop_ms: int) ->
         "row": pa.array(np.concatenate(bands)),
         "embedding": pa.ListArray.from_arrays(ends, pa.array(values)),
     }
+    if "onset" in schema.names:
+        spans = [stored.spans[p.start : p.stop] for stored, p in group if stored.spans is not None]
+        times = np.concatenate(spans).astype(np.float64) * COLUMN_SECONDS
+        columns |= {"onset": pa.array(times[:, 0]), "offset": pa.array(times[:, 1])}
     for name in schema.names:
         if name not in columns:
             cells = [recording.cells[name] for recording, part in group for _ in part]

@@ -12,8 +12,8 @@ The core that every scheduler needs, without any of them:
 the columns `unit`, `path`, `start` (seconds from the start of the file; with `path` it names the
 unit), those of the task, and `size` and `modified` (ns) of the file. The vectors of clips have
 `columns` (valid ones of 160 ms, the weight of this unit in the mean of its recording, see
-`windows.mean_of_units`), those of frames and patches `seconds` (the middle of their 160 ms), those
-of patches `row`.
+`windows.mean_of_units`), those of windows `onset` and `offset` (seconds from the start of the
+file), those of frames and patches `seconds` (the middle of their 160 ms), those of patches `row`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ from eat_audio.inference.detect import Event, Rules, detect
 from eat_audio.inference.embed import Summary, made_by
 from eat_audio.inference.inputs import file_source, find_recordings, storable
 from eat_audio.inference.predictor import Prediction, Predictor
-from eat_audio.inference.rows import Stored, vector_rows
+from eat_audio.inference.rows import WINDOW_COLUMNS, Stored, vector_rows
 from eat_audio.inference.storage import Origin
 from eat_audio.inference.windows import (
     COLUMN_SAMPLES,
@@ -91,6 +91,7 @@ class UnitFormat:
     def schema(self) -> pa.Schema:
         """The columns of the rows."""
         columns = [("columns", pa.int32())] if self.level == "clip" else [("seconds", pa.float32())]
+        columns = WINDOW_COLUMNS if self.level == "window" else columns
         columns += [("row", pa.int8())] if self.level == "patch" else []
         value = pa.float16() if self.dtype == "float16" else pa.float32()
         return _schema(*columns, ("embedding", pa.list_(value)))
@@ -104,16 +105,16 @@ class UnitFormat:
 
     def results(
         self, units: Iterable[Unit], predictor: Predictor
-    ) -> Iterator[tuple[Array, int] | AudioError]:
+    ) -> Iterator[tuple[Array, ...] | AudioError]:
         """Yield the vectors of every unit, and its columns, or what is wrong with it."""
         options: dict[str, Any] = {"hop_ms": self.hop_ms, "layers": self.layers}
         return predictor.embed_units(units, self.level, **options)
 
     def rows(
-        self, unit: Unit, stamp: Stamp | None, result: tuple[Array, int]
+        self, unit: Unit, stamp: Stamp | None, result: tuple[Array, ...]
     ) -> list[pa.RecordBatch]:
         """Return a row per vector; none of a unit behind the end of its file."""
-        return rows_of(unit, stamp, *result, self)
+        return rows_of(unit, stamp, result, self)
 
 
 @dataclass(frozen=True)
@@ -258,14 +259,16 @@ def run_shard(
 
 
 def rows_of(
-    unit: Unit, stamp: Stamp | None, vectors: Array, columns: int, form: UnitFormat
+    unit: Unit, stamp: Stamp | None, result: tuple[Array, ...], form: UnitFormat
 ) -> list[pa.RecordBatch]:
     """Return a row per vector of a unit; none if it has no columns."""
-    cells = _cells(unit, stamp) | {"columns": columns}
-    first = round(unit.start * 1000 / form.hop_ms)
-    if not columns:
+    vectors, columns = result
+    if not columns.any():
         return []
-    return list(vector_rows([Stored(cells, vectors, first)], form.schema, form.hop_ms))
+    spans = columns if form.level == "window" else None
+    cells = _cells(unit, stamp) | ({"columns": int(columns)} if form.level == "clip" else {})
+    first = round(unit.start * 1000 / form.hop_ms)
+    return list(vector_rows([Stored(cells, vectors, first, spans)], form.schema, form.hop_ms))
 
 
 def _cells(unit: Unit, stamp: Stamp | None) -> dict[str, Any]:

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from eat_audio.data.remote import is_url, version_of
 from eat_audio.errors import DataError, EatWarning, OutputError
 from eat_audio.inference.inputs import storable
-from eat_audio.inference.rows import ROWS, Stored, vector_rows
-from eat_audio.inference.windows import Array, frame_centers
+from eat_audio.inference.rows import ROWS, WINDOW_COLUMNS, Stored, vector_rows
+from eat_audio.inference.windows import COLUMN_SECONDS, Array, frame_centers
 from eat_audio.lock import lock_folder
 from eat_audio.text import csv_cell, from_csv_cell, printable
 from eat_audio.writing import ASIDE, aside_name, remove_leftovers, write_json, written_aside
@@ -242,12 +242,14 @@ class Folder(Store):
             file.unlink(missing_ok=True)
             _seconds_of(file).unlink(missing_ok=True)
 
-    def add(self, origin: Origin, vectors: Array) -> None:
+    def add(self, origin: Origin, vectors: Array, spans: Array | None = None) -> None:
         """Write the vectors of a recording, then its row of the index."""
         assert self.file is not None
         path = self.path_text(origin)
         file = self.out / f"{distinct_stem(path)}.npy"
-        if self.hop_ms is not None:
+        if spans is not None:
+            _save(_seconds_of(file), spans * COLUMN_SECONDS)
+        elif self.hop_ms is not None:
             _save(_seconds_of(file), frame_centers(len(vectors), self.hop_ms))
         _save(file, vectors)
         row = [csv_cell(path), file.name, "x".join(map(str, vectors.shape))]
@@ -341,7 +343,8 @@ class Table(Store):
         self.number = max(map(int, stems), default=0)
         level = self.made_by["level"]
         columns = [("path", pa.string())]
-        columns += [("seconds", pa.float32())] if level != "clip" else []
+        columns += [("seconds", pa.float32())] if level in ("frame", "patch") else []
+        columns += WINDOW_COLUMNS if level == "window" else []
         columns += [("row", pa.int8())] if level == "patch" else []
         columns += [("embedding", pa.list_(pa.float32()))]
         columns += [("size", pa.int64()), ("modified", pa.int64())]
@@ -375,11 +378,11 @@ class Table(Store):
             piece, path = self.holder.pop(key)
             self.pieces[piece].add(path)
 
-    def add(self, origin: Origin, vectors: Array) -> None:
+    def add(self, origin: Origin, vectors: Array, spans: Array | None = None) -> None:
         """Hold the vectors of a recording, and write all that are held now and then."""
         size, modified = origin.stamp or (None, None)
         cells = {"path": self.path_text(origin), "size": size, "modified": modified}
-        self.waiting.append(Stored(cells, vectors))
+        self.waiting.append(Stored(cells, vectors, spans=spans))
         self.bytes += vectors.nbytes
         if time.monotonic() - self.since > PART_SECONDS or self.bytes > PART_BYTES:
             self.flush()

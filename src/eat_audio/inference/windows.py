@@ -33,8 +33,8 @@ COLUMN_SAMPLES = PATCH_FRAMES * HOP
 COLUMN_SECONDS = COLUMN_SAMPLES / SAMPLE_RATE
 """One column of patches, 160 ms."""
 
-Level = Literal["clip", "frame", "patch"]
-LEVELS: tuple[Level, ...] = ("clip", "frame", "patch")
+Level = Literal["clip", "window", "frame", "patch"]
+LEVELS: tuple[Level, ...] = ("clip", "window", "frame", "patch")
 HOPS_MS = (160, 80, 40)
 """Possible milliseconds from one frame vector to the next."""
 UNIT_SECONDS = 600
@@ -121,6 +121,29 @@ class Columns:
         return np.array(self.count, np.float32)
 
 
+class Rows:
+    """The vectors of the windows of the first pass, one below the other: (n, D)."""
+
+    def __init__(self) -> None:
+        self.rows: list[Array] = []
+
+    def add(self, window: Window, row: Array, count: int) -> None:
+        """Add the next window's."""
+        if window.shift == 0:
+            self.rows.append(row)
+
+    def result(self) -> Array:
+        return np.stack(self.rows) if self.rows else np.zeros((0, 0), np.float32)
+
+
+class Spans(Rows):
+    """The first column of every window of the first pass, and the one after its last: (n, 2)."""
+
+    def add(self, window: Window, row: Array, count: int) -> None:
+        """Add the next window's."""
+        super().add(window, np.array([window.column, window.column + count], np.float32), count)
+
+
 def mean_of_units(units: Iterable[tuple[Array, int]]) -> Array:
     """Return the mean vector of a recording from those of its units and their columns."""
     units = list(units)
@@ -165,6 +188,16 @@ class Grid:
     def result(self) -> Array:
         total = self.total[: self.length]
         return total / self.counts[: self.length].reshape(-1, *[1] * (total.ndim - 1))
+
+
+Merger = Mean | Rows | Grid | Columns
+
+
+def mergers_of(level: Level, passes: int) -> tuple[Merger, ...]:
+    """Return what merges the vectors of windows into those of a recording, and its columns."""
+    if level == "window":
+        return Rows(), Spans()
+    return Mean() if level == "clip" else Grid(passes), Columns()
 
 
 def units_of(path: str | Path, hop: int) -> list[Unit]:
@@ -322,8 +355,8 @@ def read_error(audio: object, error: OSError) -> AudioError:
 
 def check_level(level: str, hop_ms: int = 160) -> Level:
     """Return the level; raise SettingError if it is unknown or has no vector every `hop_ms`."""
-    if level == "clip" and hop_ms != HOPS_MS[0]:
-        raise SettingError(f"hop={hop_ms}: a clip has one vector; expected level=frame")
+    if level in ("clip", "window") and hop_ms != HOPS_MS[0]:
+        raise SettingError(f"hop={hop_ms}: a {level} has one vector; expected level=frame")
     for name in LEVELS:
         if name == level:
             return name

@@ -25,6 +25,7 @@ from eat_audio.inference.inputs import storable
 from eat_audio.inference.predictor import load
 from eat_audio.inference.shard import UnitFormat, list_units, rows_of
 from eat_audio.inference.windows import Unit
+from eat_audio.models.common.modeling import WINDOW_SECONDS
 from eat_audio.progress import print_lines, track
 
 UNITS_OF_BLOCK = {"cpu": 8, "cuda": 64}
@@ -54,15 +55,22 @@ class Embed:
         model: See `inference.predictor.load`; every machine has to see it under this name.
         device: Of the model.
         precision: Of its weights, fp32 or bf16: what auto means may differ between machines.
+        window: Seconds of its windows.
         form: Settings of `UnitFormat`.
     """
 
     def __init__(
-        self, model: str | None, *, device: str = "auto", precision: str = "fp32", **form: Any
+        self,
+        model: str | None,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        window: float = WINDOW_SECONDS,
+        **form: Any,
     ) -> None:
         self.form = UnitFormat(**form)
         self.schema = result_schema(self.form)
-        self.predictor = load(model, device=device, precision=precision)
+        self.predictor = load(model, device=device, precision=precision, window=window)
         if self.predictor.device.type == "cpu":
             torch.set_num_threads(1)  # an actor has one CPU
 
@@ -79,7 +87,7 @@ class Embed:
             if not isinstance(result, AudioError):
                 size, modified = row.get("size"), row.get("modified")
                 stamp = None if size is None or modified is None else (size, modified)
-                batches = rows_of(unit, stamp, *result, self.form)
+                batches = rows_of(unit, stamp, result, self.form)
             table = pa.Table.from_batches(batches, self.form.schema)
             error = storable(result) if isinstance(result, AudioError) else None
             tables.append(self._numbered(unit, table, error))
@@ -157,6 +165,7 @@ def embed_on_ray(
     actors: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    window: float = WINDOW_SECONDS,
     form: UnitFormat | None = None,
     retry_failed: bool = False,
     **init: Any,
@@ -172,6 +181,7 @@ def embed_on_ray(
         actors: Processes that embed, at most.
         device: auto takes GPUs if the cluster has some.
         precision: See `Embed`.
+        window: See `Embed`.
         form: What the rows are.
         retry_failed: Try the units again that an earlier job could not read.
         init: More arguments of `ray.init`.
@@ -180,7 +190,7 @@ def embed_on_ray(
         EatError: As `run_shard`; or Ray is not installed, cannot be reached or has no room.
     """
     form, out = form or UnitFormat(), Path(out)
-    predictor = load(model, device="cpu", precision=precision)
+    predictor = load(model, device="cpu", precision=precision, window=window)
     units = {unit.id: (unit, stamp) for unit, stamp in list_units(inputs, predictor)}
     with open_parts(out, Shard(), form.schema, form.record(predictor)) as parts:
         stamps = {unit: stamp for unit, (_, stamp) in units.items()}
@@ -198,6 +208,7 @@ def embed_on_ray(
             options = actor_pool(actors, free, gpu=gpu)
             options["fn_constructor_kwargs"] = {
                 **{"model": model, "device": "cuda" if gpu else "cpu", "precision": precision},
+                "window": window,
                 **vars(form),
             }
             size = max(UNITS_OF_BLOCK["cuda" if gpu else "cpu"], len(missing) // MOST_BLOCKS)

@@ -2,7 +2,8 @@
 
     vectors.parquet            one file, a folder of them, or the folder of a job with --shard
     vectors.search/            its companion, which `open_index` makes; in a folder: _search/
-      vectors.npy              (N, D) float16, of unit length, in the order of the rows
+      vectors.npy              (N, D) float16, standardized and of unit length
+      statistics.npy           (2, D) the mean and the deviation that standardize
       rows.parquet             path, start and seconds of each; the metadata has the settings that
                                made the vectors, and the versions of the files that they are from
 
@@ -40,7 +41,11 @@ from eat_audio.lock import lock_folder
 from eat_audio.writing import remove_leftovers, written_aside
 
 COMPANION = "_search"
-MATRIX, LINES = "vectors.npy", "rows.parquet"
+MATRIX, STATISTICS, LINES = "vectors.npy", "statistics.npy", "rows.parquet"
+FEWEST = 100
+"""Vectors that are standardized; the mean and deviation of fewer say little."""
+LEAST = 1e-6
+"""A smaller deviation is none."""
 SOURCE = b"eat_audio_search"
 """Key, in the metadata of the rows, of what the companion was made from."""
 BLOCK = 512
@@ -71,6 +76,8 @@ class Index:
     """All that decides the vectors: see `inference.embed.made_by`."""
     folder: Path
     """Relative paths count from it."""
+    statistics: Array | None = None
+    """(2, D): mean and deviation of what was stored, which standardize queries, too."""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -112,7 +119,7 @@ class Index:
         (result,) = same.embed_many([file], level, hop_ms=hop_ms, layers=layers)
         if not isinstance(result, np.ndarray):
             raise result
-        return unit_length(result.reshape(-1, result.shape[-1]))
+        return _standardized(result.reshape(-1, result.shape[-1]), self.statistics)
 
     def search(self, queries: Array, k: int) -> tuple[Array, NDArray[np.int64]]:
         """Return the cosines of the nearest rows, best first, and their numbers: (Q, K) both.
@@ -178,6 +185,13 @@ def unit_length(vectors: Array) -> Array:
     return vectors / lengths
 
 
+def _standardized(vectors: Array, statistics: Array | None) -> Array:
+    """Return vectors (n, D) less the mean, by the deviation, at unit length."""
+    if statistics is not None:
+        vectors = (vectors - statistics[0]) / statistics[1]
+    return unit_length(vectors)
+
+
 def open_index(vectors: str | Path) -> Index:
     """Return the index of what `eat embed` wrote; make its companion first if that is needed.
 
@@ -230,44 +244,61 @@ def _opened(place: Path, companion: Path, source: dict[str, list[int]]) -> Index
         paths = names[codes.indices.to_numpy()]
         if matrix.dtype == np.float16 and len(matrix) == len(paths):
             settings, folder = record["made_by"], Path(record["folder"])
-            return Index(place, matrix, paths, start, seconds, settings, folder)
+            statistics = np.load(companion / STATISTICS, allow_pickle=False)
+            return Index(place, matrix, paths, start, seconds, settings, folder, statistics)
     return None
 
 
 def _build(place: Path, companion: Path, pieces: list[Path], source: dict[str, list[int]]) -> None:
     """Write the companion of some Parquet files."""
     settings, folder = _settings(place, pieces)
-    for name in (MATRIX, LINES):
+    for name in (MATRIX, STATISTICS, LINES):
         remove_leftovers(companion / name)
     schema = pa.schema(
         [("path", pa.string()), ("start", pa.float64()), ("seconds", pa.float64())],
         {SOURCE: json.dumps({"made_by": settings, "folder": folder, "source": source}).encode()},
     )
-    count = sum(pq.read_metadata(piece).num_rows for piece in pieces)
-    batches = _batches(place, pieces, settings["level"])
-    first = next(batches, None)
-    if first is None:
-        raise DataError(f"{place}: holds no vectors yet")
-    # The rows are renamed last: they say that both are complete.
-    with written_aside(companion / LINES) as lines, written_aside(companion / MATRIX) as aside:
-        matrix = np.lib.format.open_memmap(aside, "w+", np.float16, (count, first[1].shape[1]))
+    level = settings["level"]
+    count, statistics = _statistics(place, (block for _, block in _batches(pieces, level)))
+    # The rows are renamed last: they say that all is complete.
+    with (
+        written_aside(companion / LINES) as lines,
+        written_aside(companion / STATISTICS) as numbers,
+        written_aside(companion / MATRIX) as aside,
+    ):
+        with numbers.open("wb") as file:
+            np.save(file, statistics)
+        shape = (count, statistics.shape[1])
+        matrix = np.lib.format.open_memmap(aside, "w+", np.float16, shape)
         end = 0
         with pq.ParquetWriter(lines, schema) as writer:
-            for rows, block in _chained(first, batches):
-                if block.shape[1] != matrix.shape[1] or not np.isfinite(block).all():
-                    raise DataError(
-                        f"{place}: has vectors of different widths, or that are not finite"
-                    )
-                matrix[end : end + len(block)] = unit_length(block)
+            for rows, block in _batches(pieces, level):
+                matrix[end : end + len(block)] = _standardized(block, statistics)
                 end += len(block)
                 writer.write_batch(rows.cast(schema))
         matrix.flush()
         del matrix
 
 
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+def _statistics(place: Path, blocks: Iterator[Array]) -> tuple[int, Array]:
+    """Return the number of vectors, and their mean and deviation (2, D)."""
+    count = 0
+    totals: NDArray[np.float64] = np.zeros((2, 0))
+    for block in blocks:
+        width = totals.shape[1] or block.shape[1]
+        if block.shape[1] != width or not np.isfinite(block).all():
+            raise DataError(f"{place}: has vectors of different widths, or that are not finite")
+        sums = np.stack([block.sum(0, np.float64), np.square(block, dtype=np.float64).sum(0)])
+        totals = totals + sums if count else sums
+        count += len(block)
+    if not count:
+        raise DataError(f"{place}: holds no vectors yet")
+    mean, square = totals / count
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    deviation[deviation < LEAST] = 1
+    if count < FEWEST:
+        mean, deviation = np.zeros_like(mean), np.ones_like(mean)
+    return count, np.stack([mean, deviation]).astype(np.float32)
 
 
 def _settings(place: Path, pieces: list[Path]) -> tuple[dict[str, Any], str]:
@@ -291,7 +322,7 @@ def _settings(place: Path, pieces: list[Path]) -> tuple[dict[str, Any], str]:
     return settings[0], folder
 
 
-def _batches(place: Path, pieces: list[Path], level: str) -> Iterator[tuple[pa.RecordBatch, Array]]:
+def _batches(pieces: list[Path], level: str) -> Iterator[tuple[pa.RecordBatch, Array]]:
     """Yield some thousand rows at a time: path, start and seconds, and the vectors (n, D)."""
     for piece in pieces:
         try:
