@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from conftest import ROOT, any_name, needs_data
 from eat_audio import cli
 from eat_audio.audio import load_audio
+from eat_audio.data.annotations import read_annotations
 from eat_audio.errors import AudioError, CheckpointError, OutputError, SettingError
 from eat_audio.inference.detect import (
     COLUMNS,
@@ -29,6 +30,7 @@ from eat_audio.inference.detect import (
     Rules,
     as_csv,
     as_label_track,
+    as_selection_table,
     detect,
     detect_files,
     find_events,
@@ -305,7 +307,7 @@ def test_every_recording_has_its_files(
                 >= 1
             )
             ElementTree.parse(place.with_suffix(".svg"))
-    assert len(list((tmp_path / "out").iterdir())) == 12  # and nothing that is unfinished
+    assert len(list((tmp_path / "out").iterdir())) == 15  # and nothing that is unfinished
 
 
 def test_files_that_are_there_are_replaced(
@@ -381,6 +383,15 @@ def test_audacity_gets_seconds_and_label_between_tabs() -> None:
     detection = detection_of(Event(0.16, 2.5, "dog", 0.9), Event(3, 4, "two\tlines\nof it", 0.5))
     track = as_label_track(detection)
     assert track == "0.160000\t2.500000\tdog\n3.000000\t4.000000\ttwo lines of it\n"
+
+
+def test_raven_opens_what_is_detected(tmp_path: Path) -> None:
+    detection = detection_of(Event(0.16, 2.5, "two\tlines\nof it", 0.9))
+    path = tmp_path / "dog.Table.1.selections.txt"
+    path.write_text(as_selection_table(detection, "a/dog.wav", path), encoding="utf-8")
+    (event,) = read_annotations(path).events
+    assert (event.file, event.onset, event.offset) == ("dog", 0.16, 2.5)
+    assert (event.label, event.score) == ("two lines of it", 0.9)
 
 
 def test_labels_with_commas_and_quotes_come_back_from_a_table() -> None:

@@ -1,4 +1,4 @@
-"""Commands that use a model: evaluate, predict, embed, detect, convert, inspect."""
+"""Commands that use a model: predict, embed, detect, convert, inspect."""
 
 import json
 import shlex
@@ -13,7 +13,6 @@ import typer
 from typer import Argument, Option
 
 from eat_audio.cli.console import (
-    AllowRemote,
     AsJSON,
     AudioPaths,
     Compile,
@@ -65,42 +64,6 @@ Status = Annotated[
         help="Show what is done, failed and missing in the folder of a job with --shard.",
     ),
 ]
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, Argument(help="A fine-tuned model: a folder or a Hub id.")],
-    *,
-    data: Annotated[str, Option(help="A manifest, or a folder in a known layout.")],
-    split: Annotated[
-        list[str] | None, Option(help="Only these splits or folds (may be repeated).")
-    ] = None,
-    seconds: Annotated[
-        float | None, Option(help="How much of every clip is used; all of it by default.")
-    ] = None,
-    out: Annotated[Path | None, Option(help="Folder for evaluation.json and .csv.")] = None,
-    allow_remote: AllowRemote = False,
-    as_json: AsJSON = False,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-) -> None:
-    """Score a fine-tuned model on labeled clips: accuracy or mAP, and class by class."""
-    from eat_audio.evaluation.evaluate import evaluate_model
-
-    result = evaluate_model(
-        model,
-        data,
-        splits=tuple(split or ()),
-        seconds=seconds,
-        device=device,
-        precision=precision,
-    )
-    if out is not None:
-        result.write(out)
-    if as_json:
-        print_json(asdict(result))
-    else:
-        show_evaluation(result)
 
 
 @app.command()
@@ -238,7 +201,7 @@ def detect(
     inputs: AudioPaths,
     *,
     model: ModelSource = None,
-    out: Annotated[Path, Option("-o", "--out", help="Folder for four files per recording.")],
+    out: Annotated[Path, Option("-o", "--out", help="Folder for five files per recording.")],
     window: Annotated[float, Option(help="Seconds around one step: a multiple of 0.16.")] = 1.92,
     hop: Annotated[float, Option(help="Seconds of one step: a multiple of 0.01.")] = 0.16,
     median: Annotated[float, Option(help="Seconds of the median filter; 0: none.")] = 0.8,
@@ -258,7 +221,7 @@ def detect(
     """Detect events in files: onset, offset, label and score of each.
 
     Any fine-tuned model will do. For dog.wav: dog.csv, dog.json, dog.txt (a label track for
-    Audacity) and dog.svg (a picture).
+    Audacity), dog.Table.1.selections.txt (a selection table for Raven) and dog.svg (a picture).
 
     Example: eat detect dog.wav recordings/ --model runs/esc50 -o events/
     """
@@ -464,21 +427,3 @@ def _rows(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _rows(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, value if isinstance(value, str) else json.dumps(value)
-
-
-def show_evaluation(evaluation: Any) -> None:
-    """Print the scores of the classes, weakest first, and the overall score."""
-    metric = evaluation.metric
-    classes = sorted((c for c in evaluation.classes if c["clips"]), key=lambda c: c[metric])
-    rows = [(c["label"], str(c["clips"]), f"{c[metric]:.1%}") for c in classes]
-    show_table("Classes", ("label", "clips", metric), rows)
-    notes = []
-    if evaluation.without_positive:
-        notes.append(f"{evaluation.without_positive} classes without a clip are not counted")
-    if evaluation.unreadable:
-        notes.append(f"{len(evaluation.unreadable)} unreadable clips are left out")
-    note = f" ({'; '.join(notes)})" if notes else ""
-    total = f"{metric} {evaluation.value:.2%} on {evaluation.clips} clips"
-    print_lines(f"{total}, {len(classes)} classes{note}")
-    for message in evaluation.unreadable:
-        print_lines(f"skipped: {message}", error=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from eat_audio.cli.analysis import show_evaluation
 from eat_audio.cli.console import (
     AllowRemote,
     Changes,
@@ -18,7 +19,6 @@ from eat_audio.cli.console import (
     end_of_job,
     show_table,
 )
-from eat_audio.cli.inference import show_evaluation
 from eat_audio.errors import SettingError
 from eat_audio.progress import print_lines
 

@@ -389,7 +389,12 @@ def _as_csv(annotations: Annotations, out: Path) -> str:
     return text.getvalue()
 
 
-def _as_raven(annotations: Annotations, out: Path) -> str:
+def as_raven(annotations: Annotations, out: Path) -> str:
+    """Return the selection table of one recording; `out` is where it will be.
+
+    Raises:
+        DataError: There are several recordings, or a cell holds a tab.
+    """
     events = annotations.events
     others = [name for name in _other_columns(events) if name not in RAVEN]
     several = len({event.file for event in events}) > 1
@@ -438,7 +443,7 @@ def _as_audacity(annotations: Annotations, out: Path) -> str:
 
 _TEXTS: dict[Format, Callable[[Annotations, Path], str]] = {
     "csv": _as_csv,
-    "raven": _as_raven,
+    "raven": as_raven,
     "audacity": _as_audacity,
 }
 

@@ -15,16 +15,18 @@ Shapes: spans (events, 2), onsets and offsets in seconds.
 
 import csv
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eat_audio.data.annotations import Annotation
+from eat_audio.data.annotations import Annotation, Annotations
+from eat_audio.errors import DataError, EatWarning
 from eat_audio.text import csv_cell
 from eat_audio.writing import write_json, write_text
 
@@ -95,6 +97,7 @@ class EventScores:
     """Per label: annotated events, detections, precision and recall of events, the F1s."""
     not_scored: dict[str, int]
     """Labels that no annotation has, and their detections."""
+    unreadable: list[str] = field(default_factory=list)
 
     def write(self, out: Path) -> None:
         """Write `evaluation.json` and the table `evaluation.csv` of the labels into a folder."""
@@ -124,7 +127,8 @@ def score_events(
     true, detected = list(truth), [event for event in detections if event.file in seconds]
     annotated, found = by_label(true), by_label(detected)
     labels = sorted({label for label, _ in annotated})
-    not_scored = Counter(event.label for event in detected if event.label not in labels)
+    found_labels = Counter(event.label.strip() for event in detected)
+    not_scored = {label: n for label, n in found_labels.most_common() if label not in labels}
     points = at_thresholds(detected) if points is None else points
     events, segments, rows = [], [], []
     nothing = np.zeros((0, 2))
@@ -158,7 +162,7 @@ def score_events(
         recordings=len(seconds),
         hours=sum(lengths.values()) / 3600 if complete else None,
         classes=rows,
-        not_scored=dict(not_scored.most_common()),
+        not_scored=not_scored,
     )
 
 
@@ -166,8 +170,54 @@ def by_label(annotations: Iterable[Annotation]) -> dict[tuple[str, str], Spans]:
     """Return the spans of every label in every recording, in order, equal ones once."""
     spans: dict[tuple[str, str], set[tuple[float, float]]] = {}
     for event in annotations:
-        spans.setdefault((event.label, event.file), set()).add((event.onset, event.offset))
+        spans.setdefault((event.label.strip(), event.file), set()).add((event.onset, event.offset))
     return {key: np.array(sorted(values), np.float64) for key, values in spans.items()}
+
+
+def aligned(detections: Annotations, truth: Annotations) -> Annotations:
+    """Return detections in the annotated recordings, under the names that the annotations use.
+
+    The same recording may be `owl` or `owl.wav` in one of them, and in a folder in the other.
+    Recordings without annotations are left out, with a warning.
+
+    Raises:
+        DataError: A name fits two recordings, or none fits.
+    """
+    names: dict[str, str] = {}  # detected -> annotated
+    for detected in detections.recordings:
+        fitting = [name for name in truth.recordings if _same_recording(name, detected)]
+        if len(fitting) > 1 and detected not in fitting:
+            raise DataError(f"{detected}: may be {fitting[0]} or {fitting[1]} of the annotations")
+        if fitting:
+            names[detected] = detected if detected in fitting else fitting[0]
+    if not names:
+        one, other = (next(iter(some.recordings), "none") for some in (truth, detections))
+        raise DataError(f"annotated are {one}, ..., detections are of {other}, ...: none fits")
+    for annotated, count in Counter(names.values()).items():
+        if count > 1:
+            fitting = [detected for detected, name in names.items() if name == annotated]
+            raise DataError(f"{annotated}: detections of {' and '.join(fitting)} both fit")
+    missing = [name for name in truth.recordings if name not in names.values()]
+    _warn_of(missing, "annotated recordings have no detections")
+    others = [name for name in detections.recordings if name not in names]
+    _warn_of(others, "recordings with detections are not annotated, and not scored")
+    events = (replace(e, file=names[e.file]) for e in detections.events if e.file in names)
+    lengths = {name: detections.recordings[detected] for detected, name in names.items()}
+    return Annotations(tuple(events), dict.fromkeys(missing) | lengths)
+
+
+def _warn_of(names: Sequence[str], what: str) -> None:
+    if names:
+        some = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        warnings.warn(f"{len(names)} {what}: {some}", EatWarning, stacklevel=3)
+
+
+def _same_recording(one: str, other: str) -> bool:
+    """Return whether one name is the end of the other, suffixes aside."""
+    first, second = PureWindowsPath(one), PureWindowsPath(other)
+    folders = zip(reversed(first.parts[:-1]), reversed(second.parts[:-1]), strict=False)
+    same_name = {first.name, first.stem} & {second.name, second.stem}
+    return bool(same_name) and all(a == b for a, b in folders)
 
 
 def at_thresholds(detections: Sequence[Annotation]) -> list[dict[tuple[str, str], Spans]]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from eat_audio.audio import INT16_SCALE, SAMPLE_RATE
 from eat_audio.audio.fbank import FRAME, HOP, N_MELS, log_mel
+from eat_audio.data.annotations import SUFFIXES, Annotation, Annotations, as_raven
 from eat_audio.errors import AudioError, OutputError, SettingError
 from eat_audio.inference.inputs import AudioInput, find_recordings, storable
 from eat_audio.inference.predictor import Predictor
@@ -184,9 +185,9 @@ def detect_files(
     """Yield the events in files, and in all recordings in folders, in order; write them to `out`.
 
     For `dog.wav` these are `dog.csv` (onset, offset, label, score), `dog.json` (the same, with the
-    path, the length and the rules), `dog.txt` (a label track for Audacity) and `dog.svg` (what
-    `plot` returns for it and its name); names that several files share get a hash. Existing files
-    are replaced.
+    path, the length and the rules), `dog.txt` (a label track for Audacity),
+    `dog.Table.1.selections.txt` (a selection table for Raven) and `dog.svg` (what `plot` returns
+    for it and its name); names that several files share get a hash. Existing files are replaced.
 
     Raises:
         EatError: An input does not exist, the model is no classifier, or `out` cannot be written.
@@ -206,6 +207,8 @@ def detect_files(
             continue
         write_text(out / f"{stem}.csv", as_csv(detection))
         write_text(out / f"{stem}.txt", as_label_track(detection))
+        table = out / f"{stem}{SUFFIXES['raven']}"
+        write_text(table, as_selection_table(detection, name, table))
         write_text(out / f"{stem}.json", as_json(detection, name, rules))
         if plot:
             write_text(out / f"{stem}.svg", plot(detection, name))
@@ -358,10 +361,20 @@ def as_json(detection: Detection, path: str, rules: Rules) -> str:
 
 def as_label_track(detection: Detection) -> str:
     """Return what Audacity imports (File > Import > Labels): onset, offset, label between tabs."""
-    return "".join(
-        f"{e.onset:.6f}\t{e.offset:.6f}\t{printable(' '.join(e.label.split()))}\n"
+    return "".join(f"{e.onset:.6f}\t{e.offset:.6f}\t{_plain(e.label)}\n" for e in detection.events)
+
+
+def as_selection_table(detection: Detection, path: str, out: Path) -> str:
+    """Return what Raven opens; `out` is where it will be."""
+    events = tuple(
+        Annotation(_plain(path), e.onset, e.offset, _plain(e.label), {"Score": f"{e.score:.4f}"})
         for e in detection.events
     )
+    return as_raven(Annotations(events, {path: detection.seconds}), out)
+
+
+def _plain(label: str) -> str:
+    return printable(" ".join(label.split()))
 
 
 def _stems(paths: Sequence[str | Path]) -> list[str]:
