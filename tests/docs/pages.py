@@ -88,10 +88,9 @@ def write_folder(root: Path) -> None:
         write_sounds(root / "labeled", *(f"{name}/{n}.wav" for n in range(1, 6)))
     for folder in ("pool", "mine", "birds"):
         write_sounds(root / folder, *(f"{n}.wav" for n in range(4)))
-    events = (
-        "file,onset,offset,label\nrecordings/dog/a.wav,0.2,0.6,dog\nrecordings/cat/c.wav,0,1,cat\n"
-    )
-    (root / "annotated.csv").write_text(events, encoding="utf-8")
+    rows = ["file,onset,offset,label", "recordings/dog/a.wav,0.2,0.6,dog"]
+    rows += ["recordings/cat/c.wav,0,1,cat", "recordings/dog/b.flac,,,", "recordings/cat/d.wav,,,"]
+    (root / "annotated.csv").write_text("\n".join(rows), encoding="utf-8")
     write_audioset(root)
     write_esc50(root / "ESC-50")
     write_sounds(root / "speech_commands", "yes/a.wav", "no/b.wav", "_background_noise_/hum.wav")
