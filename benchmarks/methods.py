@@ -20,6 +20,7 @@ DRAWN = {"EAT": ("eat_base", 64), "Audio-MAE": ("audiomae_base", 64), "BEATs": (
 """Recipes whose masks are drawn, and columns of their grids: those of a clip of 10 seconds."""
 COUNTED = {
     "EAT": ("eat_base",),
+    "SSLAM": ("sslam_base",),
     "Audio-MAE": ("audiomae_base",),
     "BEATs, iteration 1": ("beats_iter1",),
     "BEATs, later": ("beats_iter2", "tokenizer=RUN"),
