@@ -143,3 +143,18 @@ def test_a_place_without_vectors_is_an_error(tmp_path):
     for place, found in (tmp_path, "holds no Parquet files"), (tmp_path / "x", "no such file"):
         with pytest.raises(DataError, match=found):
             open_index(place)
+
+
+def test_usearch_proposes_rows_whose_cosines_are_exact(clips, tmp_path, monkeypatch):
+    pytest.importorskip("usearch", reason="usearch is not installed")
+    embed_files([clips], small_predictor(), tmp_path / "v.parquet", level="frame", layers="all")
+    index = open_index(tmp_path / "v.parquet")
+    queries = np.asarray(index.vectors[::7], np.float32)
+    scores, rows = index.search(queries, 10, exact=False)
+    assert (tmp_path / "v.search" / "vectors.usearch").is_file()
+    expected_scores, expected = index.search(queries, 10)
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows, expected, strict=True)]) >= 0.99
+    np.testing.assert_allclose(scores[:, 0], expected_scores[:, 0], atol=1e-6)
+    embed_files([clips / "a"], small_predictor(), tmp_path / "w.parquet", level="frame")
+    (tmp_path / "w.parquet").replace(tmp_path / "v.parquet")
+    assert open_index(tmp_path / "v.parquet").search(queries[:1, :48], 1, exact=False)[1] < 5

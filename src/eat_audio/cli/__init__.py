@@ -26,7 +26,7 @@ TAKE_SETTINGS = {"pretrain", "finetune"}
 """Commands that take settings as KEY=VALUE."""
 PANELS = {
     "learn": ("demo", "pretrain", "tokenize", "finetune", "recipes", "data"),
-    "use": ("predict", "embed", "detect", "map", "app", "serve"),
+    "use": ("predict", "embed", "detect", "search", "map", "app", "serve"),
     "look": ("evaluate", "probe", "inspect", "models", "verify", "report", "bench"),
     "share": ("convert", "export", "share"),
 }

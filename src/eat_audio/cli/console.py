@@ -76,6 +76,7 @@ NEXT = {
     "predict": "eat detect FILES --model {model} -o events/",
     "embed": "eat probe {model} --data LABELED_CLIPS",
     "detect": "open the pictures in {out}, or its label tracks in Audacity",
+    "search": "eat map {vectors} -o map.html",
     "map": "open {out} in a browser",
     "evaluate": "eat predict FILES --model {model}",
     "probe": "eat finetune eat_tiny_finetune --from {model} data={data} --out runs/finetuned",

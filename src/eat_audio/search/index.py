@@ -38,6 +38,8 @@ from eat_audio.inference.rows import ROWS
 from eat_audio.inference.storage import MADE_BY, START
 from eat_audio.inference.windows import COLUMN_SAMPLES, COLUMN_SECONDS, Array
 from eat_audio.lock import lock_folder
+from eat_audio.search import approximate
+from eat_audio.search.approximate import GRAPH
 from eat_audio.writing import remove_leftovers, written_aside
 
 COMPANION = "_search"
@@ -48,6 +50,8 @@ LEAST = 1e-6
 """A smaller deviation is none."""
 SOURCE = b"eat_audio_search"
 """Key, in the metadata of the rows, of what the companion was made from."""
+EXACT = 1_000_000
+"""Vectors up to which all are read for a query."""
 BLOCK = 512
 """Rows that are turned into float32 at a time: they stay in the cache of a core."""
 TIMES = ("start", "columns", "seconds", "onset", "offset")
@@ -121,20 +125,31 @@ class Index:
             raise result
         return _standardized(result.reshape(-1, result.shape[-1]), self.statistics)
 
-    def search(self, queries: Array, k: int) -> tuple[Array, NDArray[np.int64]]:
+    def search(
+        self, queries: Array, k: int, *, exact: bool | None = None
+    ) -> tuple[Array, NDArray[np.int64]]:
         """Return the cosines of the nearest rows, best first, and their numbers: (Q, K) both.
 
-        The search is exact, with float32 accumulation; of equal cosines the first row counts. K is
-        at most N.
+        K is at most N. The search is exact, with float32 accumulation; of equal cosines the first
+        row counts. Above `EXACT` vectors it takes usearch, where that is installed, whose rows may
+        not be all of the nearest.
 
         Args:
             queries: (Q, D), of any length but zero.
             k: Rows per query.
+            exact: Whether to read all vectors; None: up to `EXACT`, and without usearch.
 
         Raises:
             DataError: The queries have another width.
         """
-        wanted = torch.from_numpy(unit_length(self._checked(queries)))
+        unit = unit_length(self._checked(queries))
+        if exact is None:
+            exact = len(self) <= EXACT or not approximate.available()
+        if not exact:
+            with lock_folder(companion_of(self.place)):
+                graph = approximate.open_graph(companion_of(self.place) / GRAPH, self.vectors)
+            return approximate.search(graph, self.vectors, unit, min(k, len(self)))
+        wanted = torch.from_numpy(unit)
         matrix = torch.from_numpy(self.vectors)
         k = min(k, len(matrix))
         scores = np.full((len(wanted), 0), -np.inf, np.float32)
@@ -204,7 +219,7 @@ def open_index(vectors: str | Path) -> Index:
     """
     place = Path(vectors)
     pieces = _pieces(place)
-    companion = place / COMPANION if place.is_dir() else place.with_suffix(".search")
+    companion = companion_of(place)
     source = {piece.name: _stamp(piece) for piece in pieces}
     index = _opened(place, companion, source)
     if index is None:
@@ -214,6 +229,11 @@ def open_index(vectors: str | Path) -> Index:
         if index is None:
             raise DataError(f"{place}: has changed while it was read; expected a finished job")
     return index
+
+
+def companion_of(place: Path) -> Path:
+    """Return the folder of the companion of what `eat embed` wrote."""
+    return place / COMPANION if place.is_dir() else place.with_suffix(".search")
 
 
 def _pieces(place: Path) -> list[Path]:
@@ -254,6 +274,7 @@ def _build(place: Path, companion: Path, pieces: list[Path], source: dict[str, l
     settings, folder = _settings(place, pieces)
     for name in (MATRIX, STATISTICS, LINES):
         remove_leftovers(companion / name)
+    (companion / GRAPH).unlink(missing_ok=True)
     schema = pa.schema(
         [("path", pa.string()), ("start", pa.float64()), ("seconds", pa.float64())],
         {SOURCE: json.dumps({"made_by": settings, "folder": folder, "source": source}).encode()},
