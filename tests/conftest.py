@@ -24,8 +24,7 @@ DATA = Path(os.environ.get("EAT_DATA") or ROOT / ".." / "shared" / "data").resol
 RECORDED = [
     *(Path(folder) for folder in [os.environ.get("EAT_GOLDEN")] if folder),
     Path(__file__).parent / "golden",
-    DATA.parent / "golden",
-    DATA.parent / "golden_successors",
+    *(DATA.parent / name for name in ("golden", "golden_successors", "golden_families")),
 ]
 """Where recorded sets are looked for: the first folder that has some is used."""
 
@@ -58,7 +57,7 @@ def method_of(path: Path) -> str:
     record = sidecar(path)
     if "method" not in record and isinstance(record.get("weights"), str):
         record = sidecar(path.with_name(record["weights"]))
-    return str(record.get("method", "")).partition(" ")[0]
+    return str(record.get("method", record.get("family", ""))).partition(" ")[0]
 
 
 def sidecar(path: Path) -> dict[str, Any]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports them w
         AudioMAEForAudioClassification as AudioMAEForAudioClassification,
     )
     from eat_audio.models.audiomae.modeling import AudioMAEModel as AudioMAEModel
+    from eat_audio.models.bat.modeling import BATConfig as BATConfig
+    from eat_audio.models.bat.modeling import BATForAudioClassification as BATForAudioClassification
+    from eat_audio.models.bat.modeling import BATModel as BATModel
     from eat_audio.models.beats.modeling import BEATsConfig as BEATsConfig
     from eat_audio.models.beats.modeling import (
         BEATsForAudioClassification as BEATsForAudioClassification,
@@ -34,6 +37,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports them w
     from eat_audio.models.beats.modeling import BEATsModel as BEATsModel
     from eat_audio.models.common.feature_extraction import (
         AudioMAEFeatureExtractor as AudioMAEFeatureExtractor,
+    )
+    from eat_audio.models.common.feature_extraction import (
+        BATFeatureExtractor as BATFeatureExtractor,
     )
     from eat_audio.models.common.feature_extraction import (
         BEATsFeatureExtractor as BEATsFeatureExtractor,

@@ -19,12 +19,12 @@ from eat_audio.audio.fbank import (
     LOG_FLOOR,
     N_MELS,
     STATISTICS,
-    RunningStatistics,
     Statistics,
     log_mel,
     n_frames,
     spectrogram,
 )
+from eat_audio.data.statistics import RunningStatistics
 from eat_audio.errors import AudioError, DataError
 
 SETS = golden_sets("fbank_*.json")

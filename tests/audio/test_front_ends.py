@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import needs_data
-from eat_audio.audio import load_audio, to_int16
+from conftest import golden_sets, needs_data, sidecar, tensors
+from eat_audio.audio import fbank, load_audio, to_int16
 from eat_audio.audio.fbank import (
+    BAT,
     BEATS,
     EAT,
     FrontEnd,
@@ -20,7 +22,10 @@ from eat_audio.audio.fbank import (
     spectrogram,
 )
 from eat_audio.models import model_types
-from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
+from eat_audio.models.common.feature_extraction import (
+    AudioFeatureExtractor,
+    BATFeatureExtractor,
+)
 
 OTHER = FrontEnd(
     mel_bins=80,
@@ -96,6 +101,58 @@ def test_digital_silence_lies_on_the_floor_of_the_front_end():
     assert (log_mel(torch.zeros(2_000), OTHER) == -100).all()
 
 
+# ---- scaled by each clip's own extremes, as BAT's
+
+SCALED = golden_sets("frontend_*.json")
+each_set = pytest.mark.parametrize("path", SCALED, ids=lambda path: path.stem)
+
+
+def scaled(waveforms: Tensor, *, frames: int | None = None, released: bool = True) -> Tensor:
+    lengths = torch.full((len(waveforms),), waveforms.shape[1])
+    features = BATFeatureExtractor(released_padding=released)
+    return features.log_mel(waveforms, lengths, frames=frames).values
+
+
+@each_set
+def test_scaled_decibels_are_the_released_ones(path: Path) -> None:
+    record, frames = tensors(path), sidecar(path)["T"]
+    waveforms, expected = record["waveforms"], record["spectrogram"][:, 0]
+    torch.testing.assert_close(scaled(waveforms, frames=frames), expected, rtol=0, atol=1e-4)
+    whole = waveforms.shape[1] // BAT.hop  # frames that the clip covers for all of their hop
+    own = scaled(waveforms, frames=frames, released=False)
+    torch.testing.assert_close(own[:, :whole], expected[:, :whole], rtol=0, atol=1e-4)
+    assert not own[:, whole:].any()
+
+
+@each_set
+def test_extremes_are_those_of_the_clip_before_it_is_cut_or_padded(path: Path) -> None:
+    record = tensors(path)
+    first = record["spectrogram_cropped_0"][:, 0]
+    cut = scaled(record["waveforms"][:1], frames=first.shape[1])
+    torch.testing.assert_close(cut, first, rtol=0, atol=1e-4)
+    short = record["spectrogram_short"][:, 0]
+    alone = scaled(record["waveforms"][5:6, :4_800], frames=short.shape[1])
+    torch.testing.assert_close(alone, short, rtol=0, atol=1e-4)
+
+
+def test_a_clip_is_scaled_by_itself_unless_the_released_padding_is_asked_for() -> None:
+    waves = torch.stack([noise(16_000), noise(16_000) * 3])
+    lengths = torch.tensor([9_600, 16_000])
+    for released in (False, True):
+        features = BATFeatureExtractor(released_padding=released)
+        alone = features.log_mel(waves[:1, :9_600], lengths[:1], frames=112).values[0, :60]
+        beside = features.log_mel(waves, lengths, frames=112).values[0, :60]
+        assert torch.equal(alone, beside) is not released
+        assert alone.min() == 0 and alone.max() == pytest.approx(1)
+
+
+def test_a_batch_at_once_has_the_values_of_its_clips_one_by_one(monkeypatch: Any) -> None:
+    waves, lengths = noise(5 * 8_000).view(5, -1), torch.tensor([8_000, 1, 513, 800, 5_001])
+    expected = BATFeatureExtractor().log_mel(waves, lengths).values
+    monkeypatch.setattr(fbank, "_fill_clip_by_clip", fbank._fill_at_once)  # what a GPU computes
+    torch.testing.assert_close(BATFeatureExtractor().log_mel(waves, lengths).values, expected)
+
+
 # ---- as matrix products, in which exported programs have it
 
 METHODS = sorted(model_types())
@@ -133,7 +190,7 @@ def test_silence_is_the_floor_even_beside_zero(method, level):
     torch.testing.assert_close(product, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("front_end", [EAT, BEATS, OTHER])
+@pytest.mark.parametrize("front_end", [EAT, BAT, BEATS, OTHER])
 def test_the_shortest_clip_of_a_matrix_form_has_two_columns(front_end):
     for drops in (False, True):
         form = MatrixLogMel(front_end, RAW, drops=drops)

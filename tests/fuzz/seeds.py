@@ -31,6 +31,7 @@ SHAPES = {
     "beats": {"encoder_layers": 1, "encoder_embed_dim": 16, "encoder_attention_heads": 2}
     | {"encoder_ffn_embed_dim": 16, "embed_dim": 8, "conv_pos": 4, "conv_pos_groups": 2},
     "audiomae": {"embed_dim": 16, "depth": 1, "num_heads": 2, "pos_length": 2},
+    "bat": {"embed_dim": 16, "depth": 1, "num_heads": 2, "pos_length": 2},
 }
 
 
@@ -84,7 +85,7 @@ def checkpoints(folder: Path) -> list[Seed]:
 
     seeds = [Seed("golden.pt", GOLDEN, TORCH)]
     for method, spec in model_types().items():
-        pooling = "cls" if method == "eat" else "mean"
+        pooling = "cls" if method in ("bat", "eat") else "mean"
         for classifies in (False, True):
             config = spec.config(**SHAPES[method])
             if classifies:
@@ -95,7 +96,8 @@ def checkpoints(folder: Path) -> list[Seed]:
             name = f"{method}_{'classifier' if classifies else 'encoder'}"
             for layout in LAYOUTS:
                 place = folder / f"{name}_{layout}{'.pt' if layout == 'released' else ''}"
-                if layout == "released-hf" and method != "eat":
+                folders = {"eat": (False, True), "bat": (False,)}  # of released classifiers none
+                if layout == "released-hf" and classifies not in folders.get(method, ()):
                     continue
                 write(model.eval(), spec.feature_extractor(), place, layout=layout)
                 seeds += _of_model(place)

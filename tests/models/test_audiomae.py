@@ -16,11 +16,10 @@ from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEForAudioClassification,
     AudioMAEModel,
-    positions,
     some_of_a_grid,
 )
 from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
-from eat_audio.models.common.layers import sincos_positions
+from eat_audio.models.common.layers import sincos_positions, wrapped_positions
 from eat_audio.training.optim import Optim, learning_rate, parameter_groups
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 4}
@@ -241,9 +240,9 @@ def test_a_longer_position_table_begins_like_the_shorter_one(layout: str) -> Non
 
 
 def test_correct_positions_are_columns_and_rows_and_released_ones_are_not() -> None:
-    correct = positions(512, 48, period=8)
+    correct = wrapped_positions(512, 48, period=8)
     torch.testing.assert_close(correct, sincos_positions(64, 8, 48), rtol=0, atol=1e-5)
-    released = positions(512, 48, period=64)
+    released = wrapped_positions(512, 48, period=64)
     assert torch.equal(released[3 * 64 + 17, :24], correct[17 * 8, 24:])  # "column" 17
     assert torch.equal(released[3 * 64 + 17, 24:], correct[3, :24])  # "row" 3
 

@@ -15,9 +15,9 @@ from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEForAudioClassification,
     AudioMAEModel,
-    positions,
 )
 from eat_audio.models.common.feature_extraction import AudioMAEFeatureExtractor
+from eat_audio.models.common.layers import wrapped_positions
 
 FEATURES = AudioMAEFeatureExtractor()
 PRETRAINED = golden_sets("mae_local*.json") + golden_sets("mae_global*.json")
@@ -126,7 +126,8 @@ def test_positions_are_told_apart_to_a_hundred_thousandth() -> None:
     content["model"]["pos_embed"] = table + 5e-5
     with pytest.raises(CheckpointError, match="has other positions"):
         from_released(content)
-    assert (positions(512, 32, period=8) - positions(512, 32, period=64)).abs().max() > 1
+    tables = [wrapped_positions(512, 32, period=period) for period in (8, 64)]
+    assert (tables[0] - tables[1]).abs().max() > 1
 
 
 def test_other_files_are_not_taken_for_these() -> None:

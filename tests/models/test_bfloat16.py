@@ -27,6 +27,7 @@ from eat_audio.models.common.layers import (
     convolve,
 )
 from eat_audio.pretraining import audiomae as pretrain_audiomae
+from eat_audio.pretraining import bat as pretrain_bat
 from eat_audio.pretraining.audiomae import AudioMAEMethod, AudioMAEPretraining, LocalDecoder
 from eat_audio.pretraining.beats.objective import BEATsMethod, BEATsPretraining, RandomTokenizer
 from eat_audio.pretraining.beats.predictor import LabelPredictor
@@ -286,6 +287,10 @@ def objectives(method: str, size: str, depth: int | None) -> Iterator[Pretrainin
     torch.manual_seed(0)
     if method == "eat":
         yield EATPretraining(config, EATMethod(masks=2, utterance_weight=1.0), features, frames=256)
+    elif method == "bat":
+        decoder = pretrain_bat.DecoderSettings(depth=layers, heads=config.num_attention_heads)
+        settings = pretrain_bat.BATMethod(masks=2, decoder=decoder)
+        yield pretrain_bat.BATPretraining(config, settings, features, frames=256)
     elif method == "audiomae":
         for attention in ("local", "global"):
             decoder = pretrain_audiomae.DecoderSettings(

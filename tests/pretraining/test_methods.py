@@ -41,6 +41,12 @@ SHARED: dict[str, Any] = {
 }
 SMALL: dict[str, dict[str, Any]] = {
     "audiomae": {"decoder": {"width": 32, "depth": 2, "heads": 4, "bias_dropout": 0.0}},
+    "bat": {
+        "decoder": {"width": 24, "depth": 1, "heads": 2},
+        "masks": 3,
+        "block": [3, 3],
+        "positions": "correct",
+    },
     "beats": {
         "dropout": 0.0,
         "layerdrop": 0.0,
@@ -73,6 +79,7 @@ SMALL: dict[str, dict[str, Any]] = {
 """Tiny forms of methods, without random numbers per batch."""
 HEALTH: dict[str, dict[str, tuple[float, float]]] = {
     "audiomae": {"prediction_std": (1.0, 0.01)},
+    "bat": {"target_std": (1.0, 0.01)},
     "beats": {"target_perplexity": (9.0, 1.1), "prediction_perplexity": (9.0, 1.0)},
     "beats_tokenizer": {"perplexity": (4.0, 1.1), "prediction_std": (1.0, 1.0)},
     "eat": {"target_std": (1.0, 0.01)},
@@ -401,6 +408,7 @@ def finished(
     listing = write_corpus(home / "clips", clips_per_family=3, seconds=1.3, seed=0)
     arguments = {
         "audiomae": ["decoder.width=32", "decoder.depth=2", "decoder.heads=4"],
+        "bat": ["masks=2", "block=[3,3]", "decoder.width=24", "decoder.heads=2"],
         "beats": ["predictor_layers=1", "random.codes=32"],
         "beats_tokenizer": ["codes=8", f"teacher={SMALL['beats_tokenizer']['teacher']}"],
         "eat": ["masks=2", "block=[3,3]", "decoder.groups=4"],

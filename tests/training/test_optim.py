@@ -7,11 +7,15 @@ import torch
 
 from conftest import golden_sets, sidecar, tensors
 from eat_audio.finetune import FinetuneRun
+from eat_audio.models.bat.checkpoint import released_name
+from eat_audio.models.bat.modeling import BATConfig, BATForAudioClassification
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification
+from eat_audio.pretraining.bat import PromptEMA
 from eat_audio.pretraining.ema import EMASchedule
 from eat_audio.training.optim import Optim, adamw, learning_rate, parameter_groups, set_rates
 
 SCHEDULES = golden_sets("schedule_*.json")
+OF_BAT = golden_sets("schedules_*.json")
 TABLES = golden_sets("finetune_layer_decay_table*.json")
 
 
@@ -75,6 +79,46 @@ def test_every_parameter_learns_at_the_released_rate(path: Path) -> None:
             assert group["weight_decay"] == expected["effective_weight_decay"], name
             first = learning_rate(0, peak=group["peak"], min_lr=1e-6, warmup=10, steps=100)
             assert first == pytest.approx(expected["group_min_lr"], rel=1e-9), name
+
+
+@pytest.mark.parametrize("path", OF_BAT, ids=lambda path: path.stem)
+def test_rates_and_the_teachers_pace_of_bat_are_as_released(path: Path) -> None:
+    cases = [case for name, case in sidecar(path).items() if name.startswith("case")]
+    assert cases
+    for case in cases:
+        optim = Optim(
+            lr=case["lr"],
+            min_lr=case["min_lr"],
+            warmup=case["warmup"],
+            schedule="cosine_to_zero",
+        )
+        optimizer = adamw([{"params": [torch.zeros(1)], "peak": optim.lr}], optim)
+        for update, rate in case["lr_at_update"]:
+            set_rates(optimizer, optim, update, case["total"])
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-9)
+        start, end, steps = case["ema"]
+        tau = PromptEMA(start=start, end=end, steps=steps)
+        for update, decay in case["ema_decay_after_update"]:
+            assert tau.decay(update + 1) == pytest.approx(decay, rel=1e-7)  # recorded in float32
+
+
+@pytest.mark.parametrize("path", OF_BAT, ids=lambda path: path.stem)
+def test_every_parameter_of_bat_is_fine_tuned_at_the_released_rate(path: Path) -> None:
+    recorded = sidecar(path)["fine_tuning_groups"]
+    model = BATForAudioClassification(BATConfig(embed_dim=24, depth=recorded["depth"], num_heads=2))
+    layers = recorded["layer_decay"]
+    optim = Optim(lr=1.0, layer_decay=layers, stem_decay=True, weight_decay=0.05)
+    ours = {
+        released_name(name): (group["peak"], group["weight_decay"])
+        for group in parameter_groups(model.named_parameters(), optim, layers=model)
+        for name in group["names"]
+    }
+    theirs = {
+        name: (pytest.approx(group["lr_scale"]), group["weight_decay"])
+        for group in recorded["groups"]
+        for name in group["params"]
+    }
+    assert ours == theirs
 
 
 def test_biases_norms_and_the_cls_token_are_spared_from_decay_unless_asked() -> None:

@@ -9,7 +9,9 @@ holds beyond the clip's length.
     out   <- (log(max(E, floor)) - mean) / (2 std)           with the corpus' statistics
 
 Source: EAT (arXiv 2401.03497) and its released front end, that is Kaldi's `compute-fbank-feats`
-with a Hann window, no dither and samples in [-1, 1]. Every constant is a field of `FrontEnd`.
+with a Hann window, no dither and samples in [-1, 1]. Every constant is a field of `FrontEnd`, and
+so is all that other encoders do otherwise: where frames lie, which means are subtracted, the shape
+of the triangles, and scaling a clip by its own values (`BAT`).
 
 Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
 """
@@ -49,12 +51,20 @@ PATCH_FRAMES = 16
 class FrontEnd:
     """How waveforms at 16 kHz become log-mel; the defaults are those of EAT."""
 
-    window: Literal["hann", "povey"] = "hann"
-    """Kaldi's default, Povey's, is a symmetric Hann window to the power of 0.85."""
+    window: Literal["hann", "povey", "periodic_hann"] = "hann"
+    """Kaldi's default, Povey's, is a symmetric Hann window to the power of 0.85; a periodic one is
+    that of one more sample, without its last."""
     scale: int = 1
     """Samples in [-1, 1] are multiplied by this; the floor of energies stays where it is."""
     centered: bool = True
     """Whether the mean of the clip's true samples is subtracted first."""
+    frame_centered: bool = True
+    """Whether the mean of every frame is subtracted."""
+    reflected: bool = False
+    """Whether frame t lies around sample t * `hop`, beyond both ends of the clip on its reflection;
+    else it begins there. A clip has one for every whole hop."""
+    last_edge: bool = False
+    """Whether a reflected clip also has the frame behind its last whole hop, as torch has it."""
     mel_bins: int = N_MELS
     frame: int = FRAME
     hop: int = HOP
@@ -62,33 +72,65 @@ class FrontEnd:
     preemphasis: float = PREEMPHASIS
     lowest: float = LOWEST
     highest: float = HIGHEST
+    triangles: Literal["mel", "hertz"] = "mel"
+    """Whether triangles are straight over mel, as Kaldi's, or over Hz, as torchaudio's."""
     floor: float = ENERGY_FLOOR
     """The least energy; lower ones are raised to it before the logarithm."""
     log: Literal["natural", "decibel"] = "natural"
     """The natural logarithm of the energy, or 10 times the decimal one."""
+    dynamic_range: float | None = None
+    """Values are at most so far below the clip's highest, if set."""
+    min_max: bool = False
+    """Whether values are scaled by the clip's own lowest and highest one, to [0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.frame <= self.fft:
             raise ValueError(f"frame={self.frame}: expected 1 to fft={self.fft} samples")
 
+    @property
+    def of_clip(self) -> bool:
+        """Whether a frame needs more than the samples it covers: the whole clip."""
+        return self.reflected or self.min_max or self.dynamic_range is not None
+
     def n_frames(self, samples: int) -> int:
-        """Return the frames of a clip of so many samples; one if it is shorter than a window.
+        """Return the frames of a clip of so many samples, at least one.
 
         Raises:
             AudioError: There is no sample.
         """
         if samples < 1:
             raise AudioError(f"a clip has {samples} samples; at least 1 is expected")
+        if self.reflected:
+            return max(samples // self.hop + self.last_edge, 1)
         return 1 + max(samples - self.frame, 0) // self.hop
 
     def samples_under(self, frames: int) -> int:
-        """Return the samples that so many frames cover."""
+        """Return the samples of the shortest clip with so many frames, if several."""
+        if self.reflected:
+            return (frames - self.last_edge) * self.hop
         return (frames - 1) * self.hop + self.frame
 
 
 EAT = FrontEnd()
 BEATS = FrontEnd("povey", scale=INT16_SCALE, centered=False)
 """Kaldi's defaults, without dither."""
+BAT = FrontEnd(
+    "periodic_hann",
+    centered=False,
+    frame_centered=False,
+    reflected=True,
+    frame=1_024,
+    fft=1_024,
+    preemphasis=0.0,
+    lowest=0.0,
+    triangles="hertz",
+    floor=1e-10,
+    log="decibel",
+    dynamic_range=80.0,
+    min_max=True,
+)
+"""Windows of 64 ms, decibels, scaled by each clip's own extremes (arXiv 2602.16305 and its code).
+Extremes are of all frames, the one at the very end included."""
 n_frames = EAT.n_frames
 samples_under = EAT.samples_under
 
@@ -108,6 +150,8 @@ class Statistics:
             )
 
 
+AS_IT_IS = Statistics(0.0, 0.5)
+"""Normalization that changes nothing, for values that a clip's own extremes scale."""
 AUDIOSET = Statistics(-4.268, 4.569)
 ESC50 = Statistics(-6.627, 5.359)
 SPEECH_COMMANDS = Statistics(-6.846, 5.565)
@@ -181,7 +225,7 @@ def spectrogram(
 
 @torch.no_grad()
 def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
-    """Compute the log-mel of full rows, neither centered nor normalized.
+    """Compute the log-mel of full rows, neither centered nor normalized by statistics.
 
     Args:
         waveforms: (B, S) or (S,), 16 kHz mono: floats in [-1, 1], or int16, which are divided by
@@ -199,8 +243,16 @@ def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
         return log_mel(waveforms[None], front_end)[0]
     if waveforms.dim() != 2:
         raise ValueError(f"waveforms of shape {tuple(waveforms.shape)}; (B, S) or (S,) is expected")
+    if front_end.of_clip:
+        values = _of_clips(waveforms, [waveforms.shape[1]] * len(waveforms), front_end)
+        return values[:, : front_end.n_frames(waveforms.shape[1])]
+    return _of_frames(waveforms, front_end)
+
+
+def _of_frames(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
+    """Log-mel (B, T, F) of the frames that begin in rows (B, S), zero-padded to one at least."""
     size, hop = front_end.frame, front_end.hop
-    frames = front_end.n_frames(waveforms.shape[1])
+    frames = 1 + max(waveforms.shape[1] - size, 0) // hop
     if waveforms.shape[1] < size:
         waveforms = F.pad(waveforms, (0, size - waveforms.shape[1]))
 
@@ -219,58 +271,6 @@ def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
                 part = waveforms[row : row + clips, frame * hop : last * hop + size]
                 out[row : row + clips, frame : last + 1] = _log_mel(_as_float(part), front_end)
     return out
-
-
-class RunningStatistics:
-    """Mean and standard deviation over all cells of many spectrograms, without keeping them.
-
-    Of `log_mel` of full clips, without padding. Clips weigh by their length; the standard
-    deviation divides by the number of cells. Order and merging change it by rounding only.
-
-    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979).
-    """
-
-    def __init__(self) -> None:
-        self.cells = 0
-        self.mean = 0.0
-        self.squares = 0.0
-        """Sum of squared distances to the mean."""
-
-    def add(self, log_mel: Tensor) -> None:
-        """Add the log-mel (T, F) of one clip, not normalized, without padding.
-
-        Raises:
-            DataError: Some of it is not finite.
-        """
-        values = log_mel.detach().cpu().double()
-        if broken := int((~values.isfinite()).sum()):
-            raise DataError(f"a log-mel has {broken} values that are not finite; expected none")
-        if values.numel():
-            mean = values.mean().item()
-            self._merge(values.numel(), mean, (values - mean).square().sum().item())
-
-    def merge(self, other: "RunningStatistics") -> None:
-        """Add all that was added to another, which stays as it is."""
-        self._merge(other.cells, other.mean, other.squares)
-
-    def result(self) -> Statistics:
-        """Return the statistics of everything so far.
-
-        Raises:
-            DataError: Nothing was added, or nothing but one value (digital silence).
-        """
-        if self.cells == 0:
-            raise DataError("statistics of no clips; expected at least one")
-        return Statistics(self.mean, math.sqrt(self.squares / self.cells))
-
-    def _merge(self, cells: int, mean: float, squares: float) -> None:
-        total = self.cells + cells
-        if total:
-            distance = mean - self.mean
-            self.mean += distance * (cells / total)
-            self.squares += squares + distance**2 * (self.cells * (cells / total))
-            self.cells = total
 
 
 class MatrixLogMel(nn.Module):
@@ -298,7 +298,8 @@ class MatrixLogMel(nn.Module):
         emphasis = torch.eye(size, dtype=torch.float64)
         emphasis[1:] -= front_end.preemphasis * emphasis[:-1]
         basis = torch.cat([angles.cos(), angles.sin()]) * window.double() @ emphasis
-        basis -= basis.mean(dim=1, keepdim=True)
+        if front_end.frame_centered:
+            basis -= basis.mean(dim=1, keepdim=True)
         filters = torch.zeros(front_end.mel_bins, bins)
         for first, indices, weights in bands:
             filters[first:].scatter_add_(1, indices[:, None], weights[:, None])
@@ -309,12 +310,19 @@ class MatrixLogMel(nn.Module):
         """Waveforms (B, S), floats in [-1, 1] -> (B, T, F)."""
         scale = INT16_SCALE  # rounded, as in training
         x = (waveforms * scale).round().clamp(-scale, scale - 1) / scale
-        # Without `centered` this changes nothing: the mean of every frame is subtracted, too.
-        x = x - x.mean(dim=1, keepdim=True)
-        spectrum = F.conv1d(x[:, None], self.basis, stride=self.front_end.hop)
+        if self.front_end.frame_centered:  # which makes this right without `centered`, too
+            x = x - x.mean(dim=1, keepdim=True)
+        x = x[:, None]
+        if self.front_end.reflected:
+            x = F.pad(x, [self.front_end.fft // 2] * 2, mode="reflect")
+        spectrum = F.conv1d(x, self.basis, stride=self.front_end.hop)
         real, imaginary = spectrum.chunk(2, dim=1)  # each (B, fft / 2, T)
         energy = (self.filters @ (real * real + imaginary * imaginary)).transpose(1, 2)
-        values = _log(energy.clamp_min(self.front_end.floor), self.front_end)
+        values = _scaled(
+            _log(energy.clamp_min(self.front_end.floor), self.front_end), self.front_end
+        )
+        if self.front_end.reflected and not self.front_end.last_edge:
+            values = values[:, :-1]
         values = (values - self.statistics.mean) / (2 * self.statistics.std)
         if not self.drops:
             values = F.pad(values, (0, 0, 0, PATCH_FRAMES - 1))
@@ -330,7 +338,8 @@ def _fill_clip_by_clip(
     for row, waveform, length, frames in zip(out, waveforms, samples, counts, strict=True):
         clip = _as_float(waveform[:length])
         clip = clip - clip.mean() if front_end.centered else clip
-        row[:frames] = log_mel(clip[: front_end.samples_under(frames)], front_end)
+        used = length if front_end.of_clip else front_end.samples_under(frames)
+        row[:frames] = log_mel(clip[:used], front_end)[:frames]
 
 
 def _fill_at_once(
@@ -345,7 +354,49 @@ def _fill_at_once(
         clips = (clips - clips.sum(dim=1, keepdim=True) / length).masked_fill_(beyond, 0)
 
     frames = max(counts, default=1)
-    out[:, :frames] = log_mel(clips[:, : front_end.samples_under(frames)], front_end)
+    if front_end.of_clip:
+        out[:, :frames] = _of_clips(clips, samples, front_end)[:, :frames]
+    else:
+        out[:, :frames] = log_mel(clips[:, : front_end.samples_under(frames)], front_end)
+
+
+def _of_clips(waveforms: Tensor, samples: list[int], front_end: FrontEnd) -> Tensor:
+    """Log-mel (B, T, F) of clips (B, S), zeros behind so many samples, each scaled by itself."""
+    if front_end.reflected:
+        least = front_end.fft // 2 + 1  # shorter clips are zero-padded, or reflect too little
+        waveforms = F.pad(waveforms, (0, max(least - waveforms.shape[1], 0)))
+        lengths = torch.tensor(samples).clamp(min=least)
+        counts = 1 + lengths // front_end.hop
+        waveforms = _reflected(waveforms, lengths, front_end.fft // 2)
+    else:
+        counts = torch.tensor([front_end.n_frames(length) for length in samples])
+    values = _of_frames(waveforms, front_end)
+    frame = torch.arange(values.shape[1], device=values.device)
+    valid = frame < counts.to(values.device, non_blocking=True)[:, None]
+    return _scaled(values, front_end, valid[..., None])
+
+
+def _reflected(waveforms: Tensor, samples: Tensor, side: int) -> Tensor:
+    """Clips (B, S) of so many samples (B,), with `side` samples reflected at both true ends."""
+    place = torch.arange(-side, waveforms.shape[1] + side, device=waveforms.device).abs()
+    last = samples.to(waveforms.device, non_blocking=True)[:, None] - 1
+    return waveforms.gather(1, (last - (last - place).abs()).clamp_min(0))
+
+
+def _scaled(values: Tensor, front_end: FrontEnd, valid: Tensor | None = None) -> Tensor:
+    """Values (B, T, F) in the range of a clip, from its extremes over `valid` frames (B, T, 1)."""
+    if front_end.dynamic_range is not None:
+        highest = _filled(values, valid, -math.inf).amax(dim=(1, 2), keepdim=True)
+        values = values.maximum(highest - front_end.dynamic_range)
+    if front_end.min_max:
+        lowest = _filled(values, valid, math.inf).amin(dim=(1, 2), keepdim=True)
+        highest = _filled(values, valid, -math.inf).amax(dim=(1, 2), keepdim=True)
+        values = (values - lowest) / (highest - lowest + 1e-8)
+    return values
+
+
+def _filled(values: Tensor, valid: Tensor | None, filling: float) -> Tensor:
+    return values if valid is None else values.masked_fill(~valid, filling)
 
 
 def _log_mel(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
@@ -353,7 +404,8 @@ def _log_mel(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
     window, bands = _constants(waveforms.device, front_end)
     size = front_end.frame
     frames = waveforms.unfold(1, size, front_end.hop)  # (B, T, frame), a view
-    frames = frames - frames.mean(dim=2, keepdim=True)
+    if front_end.frame_centered:
+        frames = frames - frames.mean(dim=2, keepdim=True)
 
     windows = waveforms.new_zeros(*frames.shape[:2], front_end.fft)
     # Each sample minus most of the one before; the first has none, but its weight is 0.
@@ -389,7 +441,10 @@ class _Constants(NamedTuple):
 def _constants(device: torch.device, front_end: FrontEnd) -> _Constants:
     """Window and mel triangles, computed in float64, as float32 on a device."""
     arange = functools.partial(torch.arange, dtype=torch.float64, device="cpu")
-    window = torch.hann_window(front_end.frame, periodic=False, dtype=torch.float64, device="cpu")
+    periodic = front_end.window == "periodic_hann"
+    window = torch.hann_window(
+        front_end.frame, periodic=periodic, dtype=torch.float64, device="cpu"
+    )
     if front_end.window == "povey":
         window = window.pow(0.85)
     window = window * front_end.scale
@@ -404,8 +459,12 @@ def _constants(device: torch.device, front_end: FrontEnd) -> _Constants:
     # The last bin, half the rate, is where the last triangle ends: Kaldi leaves it out.
     last = front_end.fft // 2
     hertz = arange(last) * (SAMPLE_RATE / front_end.fft)
-    rise = (mel(hertz) - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    fall = (corners[2:] - mel(hertz)) / (corners[2:] - corners[1:-1])
+    if front_end.triangles == "hertz":
+        corners, place = 700 * torch.expm1(corners / 1_127), hertz
+    else:
+        place = mel(hertz)
+    rise = (place - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    fall = (corners[2:] - place) / (corners[2:] - corners[1:-1])
     filters = torch.minimum(rise, fall).clamp_min(0)  # (F, fft / 2)
 
     first_bin = (filters > 0).int().argmax(dim=1)  # (F,)

@@ -291,7 +291,7 @@ class _Folder:
         """Tensors, or their shapes, with what else the folder says of them."""
         spec = spec_of(self.config)
         try:
-            ignored = spec.encoder.drop_computed(tensors, self.config)
+            ignored = spec.encoder.convert_tensors(tensors, self.config)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
         named = spec.classifier.__name__ in (self.config.architectures or [])
@@ -342,7 +342,13 @@ def _read_config(path: Path) -> PreTrainedConfig:
     if not isinstance(name, str) or name not in model_types():
         expected = " or ".join(repr(kind) for kind in model_types())
         raise CheckpointError(f"{path}: model_type is {shortened(name)}; expected {expected}")
-    kind: Any = model_types()[name].config
+    spec = model_types()[name]
+    kind: Any = spec.config
+    if (convert := spec.converter("settings_from_released")) is not None:
+        try:
+            settings = convert(settings)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     defaults = {
         argument: parameter.default
         for argument, parameter in inspect.signature(kind).parameters.items()

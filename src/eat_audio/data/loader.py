@@ -39,8 +39,8 @@ LONG = 60.0
 read the same way every time, so that memory never changes a sample."""
 TOLERANCE = 0.1
 """Seconds that a stretch may be shorter than what a file claims: codecs round."""
-CROP = 1
-"""Purpose of the random draw that decides where a long clip is cut."""
+CROP, ROLL = 1, 3
+"""Purposes of the random numbers that decide where a clip is cut, and how far it is rolled."""
 
 
 class ClipSettings(Settings):
@@ -52,6 +52,9 @@ class ClipSettings(Settings):
     """Length of a clip when testing; as in training if not set."""
     crop: Literal["start", "random"] = "start"
     """Where a long clip is cut; the released code keeps its beginning."""
+    roll: bool = False
+    """Rotate training clips by a random number of samples, as BAT's pre-training does; fine-tuning
+    has `augment.roll`."""
     statistics: str | tuple[float, float] | None = None
     """Mean and standard deviation of the corpus' log-mel, or the name of a known corpus; by
     default those of the corpus if it is known, else AudioSet's."""
@@ -299,20 +302,25 @@ class ClipBatches(Dataset[Batch]):
         """Return the first readable clip from a position on, its waveform and its epoch."""
         for index in range(position, position + len(self.corpus)):
             clip, epoch = self.clip(index)
-            crop = 0.0
-            if self.settings.crop == "random":
-                key = clip_keys(self.seed, epoch, torch.tensor([hash_id(clip.id)]), 1)[0]
-                crop = uniform(key, 1, purpose=CROP).item()
+            crop = self._number(clip, epoch, CROP) if self.settings.crop == "random" else 0.0
             try:
                 with collected_warnings() as collected:
                     waveform = self.reader.read(clip, self.settings.seconds, crop)
                 messages += collected
                 if self.settings.short == "tile":
                     waveform = tile(waveform, round(self.settings.seconds * SAMPLE_RATE))
+                if self.settings.roll:
+                    shift = int(self._number(clip, epoch, ROLL) * len(waveform))
+                    waveform = waveform.roll(shift)
                 return clip, waveform, epoch
             except AudioError as error:
                 unreadable.append(str(error))
         raise DataError(f"{self.corpus.name}: not one of its clips can be read")
+
+    def _number(self, clip: Clip, epoch: int, purpose: int) -> float:
+        """Return the random number from 0 to 1 of a clip in an epoch, for a purpose."""
+        key = clip_keys(self.seed, epoch, torch.tensor([hash_id(clip.id)]), 1)[0]
+        return uniform(key, 1, purpose=purpose).item()
 
 
 def collate(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eat_audio.audio import SAMPLE_RATE
-from eat_audio.audio.fbank import FRAME, HOP, PATCH_FRAMES
+from eat_audio.audio.fbank import HOP, PATCH_FRAMES
 from eat_audio.checkpoints import shipped
 from eat_audio.checkpoints.load import load_model_and_features
 from eat_audio.errors import AudioError, SettingError
@@ -189,7 +189,8 @@ class Predictor:
         self._outputs: dict[Any, Outputs] = {}
         self.features = features
         self.frames = columns * PATCH_FRAMES
-        self.samples = self.frames * HOP + FRAME - 1  # with a rest too short for another frame
+        under = features.front_end.samples_under
+        self.samples = under(self.frames + 1) - 1  # with a rest too short for another frame
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
     @property
@@ -382,7 +383,8 @@ class Predictor:
         else:
             chunks = chunks_of(cast(AudioInput, audio), predictor.frames * HOP, sampling_rate)
         # A window is just long enough for all of its frames, so that none has to be padded.
-        windows = centered_windows(chunks, predictor.frames * HOP + FRAME - HOP, step)
+        size = self.features.front_end.samples_under(predictor.frames)
+        windows = centered_windows(chunks, size, step)
         while group := [Window(0, waveform) for waveform in islice(windows, batch)]:
             yield np.stack([scores for (scores,), _ in predictor._run_batch(group, _scores)()])
 

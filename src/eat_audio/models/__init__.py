@@ -95,6 +95,7 @@ EAT = _spec("eat", "EAT", "2401.03497", "EAT", "eat")
 BEATS = _spec("beats", "BEATs", "2212.09058", "BEATs", "beats.objective")
 METHODS = {
     "audiomae": _spec("audiomae", "Audio-MAE", "2207.06405", "AudioMAE", "audiomae"),
+    "bat": _spec("bat", "BAT", "2602.16305", "BAT", "bat"),
     "beats": BEATS,
     "beats_tokenizer": replace(
         BEATS, name="beats_tokenizer", pretraining="eat_audio.pretraining.beats.tokenizer"

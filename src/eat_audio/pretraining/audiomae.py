@@ -28,10 +28,9 @@ from eat_audio.models.audiomae.modeling import (
     AudioMAEConfig,
     AudioMAEModel,
     Block,
-    Positions,
     some_of_a_grid,
 )
-from eat_audio.models.common.layers import MLP
+from eat_audio.models.common.layers import MLP, WrappedPositions
 from eat_audio.pretraining.diagnostics import target_shares
 from eat_audio.pretraining.masked_patches import (
     feature_std,
@@ -164,7 +163,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AudioMAEConfig, settings: DecoderSettings) -> None:
         super().__init__()
         self.window, self.shift = settings.window, settings.shift
-        self.positions = Positions(config, settings.width)
+        self.positions = WrappedPositions(config, settings.width)
         self.embed = nn.Linear(config.embed_dim, settings.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, settings.width))
         self.norm = nn.LayerNorm(settings.width, config.norm_eps)

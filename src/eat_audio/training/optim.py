@@ -19,6 +19,7 @@ from torch import nn
 from eat_audio.config import Settings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["cosine", "linear", "cosine_to_zero"]
 
 
 class Optim(Settings):
@@ -30,8 +31,9 @@ class Optim(Settings):
     """Rate at the first step and at the end; not scaled by `layer_decay`."""
     warmup: NonNegativeInt = 0
     """Steps of linear growth from `min_lr` to the peak."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """How the rate falls from the peak to `min_lr` at the last step."""
+    schedule: Schedule = "cosine"
+    """How the rate falls from the peak to `min_lr` at the last step. cosine_to_zero: from 0 to the
+    peak and back to 0, but never below `min_lr`, scaled by `layer_decay` (BAT)."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.05, ge=0)
@@ -58,6 +60,9 @@ class Layers(Protocol):
     def no_weight_decay(self) -> set[str]:
         """Return the parameters, beside biases and norms, that no weight decay is for."""
 
+    def full_rate(self) -> set[str]:
+        """Return the parameters that train at the full rate wherever they are."""
+
 
 class LayeredObjective(nn.Module):
     """An objective around a model of blocks; what is beside the model counts as behind it."""
@@ -82,6 +87,11 @@ class LayeredObjective(nn.Module):
         model: Any = self.get_submodule(self.trained)
         return {f"{self.trained}.{name}" for name in model.no_weight_decay()}
 
+    def full_rate(self) -> set[str]:
+        """Return what trains at the model's full rate."""
+        model: Any = self.get_submodule(self.trained)
+        return {f"{self.trained}.{name}" for name in model.full_rate()}
+
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], settings: Optim, *, layers: Layers | None = None
@@ -94,12 +104,13 @@ def parameter_groups(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     depth = layers.n_blocks if layers else 0
     exempt = layers.no_weight_decay() if layers else set()
+    fast = layers.full_rate() if layers else set()
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
         block = layers.block_of(name) if layers else depth
         full_rate = block == depth or (block < 0 and not settings.stem_decay)
-        scale = 1.0 if full_rate else settings.layer_decay ** (depth - block)
+        scale = 1.0 if full_rate or name in fast else settings.layer_decay ** (depth - block)
         exempted = parameter.ndim <= 1 or name in exempt
         decay = 0.0 if exempted and not settings.decay_all else settings.weight_decay
         group = groups.setdefault(
@@ -125,12 +136,15 @@ def learning_rate(
     min_lr: float,
     warmup: int,
     steps: int,
-    schedule: Literal["cosine", "linear"] = "cosine",
+    schedule: Schedule = "cosine",
 ) -> float:
     """Return the rate of step `step` (from 0): linear growth, then a half cosine or a line down.
 
     A peak below `min_lr` stays constant, as in the released fine-tuning of the first blocks.
     """
+    if schedule == "cosine_to_zero":
+        plain = learning_rate(step, peak=peak, min_lr=0.0, warmup=warmup, steps=steps)
+        return max(plain, min_lr)
     low = min(min_lr, peak)
     if step < warmup:
         return low + step * (peak - low) / warmup
@@ -144,10 +158,11 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: Optim, step: int, step
     """Set the rates and epsilons of step `step` of `steps`."""
     correction = math.sqrt(1 - settings.betas[1] ** (step + 1))
     for group in optimizer.param_groups:
+        to_zero = settings.schedule == "cosine_to_zero"
         group["lr"] = learning_rate(
             step,
             peak=group["peak"],
-            min_lr=settings.min_lr,
+            min_lr=settings.min_lr * (group["peak"] / settings.lr if to_zero else 1.0),
             warmup=settings.warmup,
             steps=steps,
             schedule=settings.schedule,

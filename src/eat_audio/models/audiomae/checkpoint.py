@@ -12,27 +12,31 @@ import torch
 from torch import Tensor
 
 from eat_audio.errors import CheckpointError
-from eat_audio.models.audiomae.modeling import AudioMAEConfig, positions
+from eat_audio.models.audiomae.modeling import AudioMAEConfig
 from eat_audio.models.common.feature_extraction import (
     AudioFeatureExtractor,
     AudioMAEFeatureExtractor,
 )
+from eat_audio.models.common.layers import POSITION_SLACK, position_layout, wrapped_positions
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
-from eat_audio.models.common.released import ConvertedCheckpoint, check_tensors, model_state
-from eat_audio.text import shortened
+from eat_audio.models.common.released import (
+    ConvertedCheckpoint,
+    check_tensors,
+    heads_of,
+    model_state,
+)
 
 NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
 """Tensors that determine the shape of an encoder."""
 BINS = 128
 """Mel bins of a released encoder."""
-SLACK = 1e-5
-"""How far a table is at most from the positions it is taken for."""
 
 
 def is_released(content: dict[str, Any]) -> bool:
     """Return whether this is (or was meant to be) the content of a released Audio-MAE file."""
     state = model_state(content)
-    return "cls_token" in state and "patch_embed.proj.weight" in state
+    named = "cls_token" in state and "patch_embed.proj.weight" in state
+    return named and "pre_norm.weight" not in state  # BAT has one
 
 
 def from_released(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
@@ -73,7 +77,7 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
         raise CheckpointError(f"pools by {config.pooling}; the released code has the mean only")
     rows = config.mel_bins // config.patch_size
     period = config.pos_length if config.pos_layout == "released" else rows
-    table = positions(config.pos_length * rows, config.embed_dim, period=period)
+    table = wrapped_positions(config.pos_length * rows, config.embed_dim, period=period)
     state = {"pos_embed": torch.cat([torch.zeros(1, config.embed_dim), table])[None]}
     for name, tensor in model.state_dict().items():
         state[name.removeprefix("model.")] = tensor.detach().clone()
@@ -85,20 +89,12 @@ def _config(
 ) -> AudioMAEConfig:
     """The shape of an encoder from its tensors, and the rest from its settings."""
     width, side = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
-    settings = content.get("args")
-    if num_heads is None and isinstance(settings, dict):
-        value = settings.get("num_heads")
-        num_heads = value if isinstance(value, int) else None
-    if num_heads is not None and not 0 < num_heads <= width:
-        raise CheckpointError(f"says num_heads={shortened(num_heads)} of a width of {width}")
-    if num_heads is None and width % 64:
-        raise CheckpointError(f"does not say how many heads its encoder has (width {width})")
     layout, columns = _layout(state["pos_embed"], width=width, rows=BINS // side)
     head = state.get("head.weight")
     return AudioMAEConfig(
         embed_dim=width,
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        num_heads=num_heads or width // 64,
+        num_heads=heads_of(width, content.get("args"), num_heads),
         patch_size=side,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
         num_classes=527 if head is None else len(head),
@@ -116,11 +112,9 @@ def _layout(table: Tensor, *, width: int, rows: int) -> tuple[str, int]:
         raise CheckpointError(
             f"has positions of shape {shape}; expected (1, 1 + columns * {rows}, {width})"
         )
-    cls = torch.zeros(1, width)
-    for layout, period in (("released", columns), ("correct", rows)):
-        computed = torch.cat([cls, positions(columns * rows, width, period=period)])
-        if (table[0].float() - computed).abs().max() <= SLACK:  # never of what is not a number
-            return layout, columns
+    layout = position_layout(table[:, 1:], rows)
+    if layout is not None and table[0, 0].float().abs().max() <= POSITION_SLACK:
+        return layout
     raise CheckpointError(
         "has other positions than Audio-MAE's fixed ones, in the released layout or the correct one"
     )

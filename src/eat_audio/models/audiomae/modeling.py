@@ -14,7 +14,6 @@ Huang et al., "Masked Autoencoders that Listen" (2207.06405).
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from eat_audio.models.common.layers import (
     MLP,
     Attention,
     PatchEmbedding,
+    WrappedPositions,
     check_spectrogram,
     drop_path,
     init_patch_embedding,
@@ -114,37 +114,6 @@ class AudioMAEConfig(AudioConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")
 
 
-def positions(tokens: int, width: int, *, period: int) -> Tensor:
-    """Fixed positions (tokens, width): the n-th encodes n mod `period`, then n div `period`.
-
-    Each half of the channels is [sin, cos] of index * 10000^(-k / (width / 4)), computed in
-    float64. With the number of rows as period that is row and column of a time-major grid.
-    """
-    rates = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
-    n = np.arange(tokens)
-    halves = [index[:, None] * rates for index in (n % period, n // period)]
-    waves = [wave(angles) for angles in halves for wave in (np.sin, np.cos)]
-    return torch.from_numpy(np.concatenate(waves, axis=1).astype(np.float32))
-
-
-class Positions:
-    """Positions of patches, in a table that grows as needed and is never saved."""
-
-    def __init__(self, config: AudioMAEConfig, width: int) -> None:
-        rows = config.mel_bins // config.patch_size
-        self.width = width
-        self.period = config.pos_length if config.pos_layout == "released" else rows
-        self.shortest = config.pos_length * rows
-        self.table = torch.empty(0, width, device="cpu")
-
-    def __call__(self, tokens: int, like: Tensor) -> Tensor:
-        """Return positions (tokens, width) of the first patches, on the device of `like`."""
-        if len(self.table) < tokens or self.table.device != like.device:
-            table = positions(max(tokens, self.shortest), self.width, period=self.period)
-            self.table = table.to(like.device)
-        return self.table[:tokens]
-
-
 class Block(GradientCheckpointingLayer):
     """A transformer block whose norms come first: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
@@ -177,7 +146,7 @@ class AudioMAEEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(width, config.norm_eps) if config.final_norm else nn.Identity()
-        self.positions = Positions(config, width)
+        self.positions = WrappedPositions(config, width)
 
     def embed(self, spectrogram: Tensor) -> Tensor:
         """Log-mel (B, T, F), or (B, 1, T, F), -> patches with positions (B, N, D)."""

@@ -6,7 +6,7 @@ the weights in `preprocessor_config.json`.
 Shapes: B clips, S samples, T frames (10 ms), F mel bins, N patches (time, then frequency).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -131,12 +131,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return LogMelBatch(values, valid, masked=not released)
 
     def _spectrogram(
-        self, waveforms: Tensor, lengths: Tensor, frames: int | None, **options: bool
+        self, waveforms: Tensor, lengths: Tensor, frames: int | None, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        statistics, end = self.normalization, self.front_end
-        return fbank.spectrogram(
-            waveforms, lengths, statistics, frames=frames, front_end=end, **options
-        )
+        options = {"front_end": self.front_end} | options
+        return fbank.spectrogram(waveforms, lengths, self.normalization, frames=frames, **options)
 
     def __call__(
         self,
@@ -173,7 +171,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         warn_of_scale(waveforms)
         lengths = torch.tensor([len(wave) for wave in waveforms])
         samples = to_int16(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
-        most = _frames_at_most(lengths.tolist(), max_length, padding, truncation=truncation)
+        n_frames, sizes = self.front_end.n_frames, lengths.tolist()
+        most = _frames_at_most(sizes, n_frames, max_length, padding, truncation=truncation)
         batch = self.log_mel(samples, lengths, frames=most and self.padded_frames(most))
         if most and truncation:
             batch = self._truncated(batch, most)
@@ -223,6 +222,35 @@ class AudioMAEFeatureExtractor(EATFeatureExtractor):
     """The front end of Audio-MAE: that of EAT, with more digits of AudioSet's statistics."""
 
     statistics = fbank.Statistics(-4.2677393, 4.5689974)
+
+
+class BATFeatureExtractor(AudioFeatureExtractor):
+    """The front end of BAT: windows of 64 ms, decibels, each clip scaled by its own extremes.
+
+    Values are from 0 to 1 without any statistics. Extremes are of the true frames of a clip, or of
+    a window of a longer recording, before padding and before cutting.
+
+    With `released_padding`, waveforms are zero-padded to the longest of the batch first, as in the
+    released pre-training, so that a clip's values depend on its batch; and clips have one frame
+    more, behind their last whole hop.
+    """
+
+    front_end = fbank.BAT
+    statistics = fbank.AS_IT_IS
+
+    def log_mel(
+        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
+    ) -> LogMelBatch:
+        """Compute the scaled decibels of a batch of clips; see `AudioFeatureExtractor`."""
+        if not self.released_padding:
+            return super().log_mel(waveforms, lengths, frames=frames)
+        released, longest = replace(self.front_end, last_edge=True), int(lengths.max())
+        ends = lengths.to(waveforms.device)[:, None]
+        beyond = torch.arange(waveforms.shape[1], device=waveforms.device) >= ends
+        rows, all_longest = waveforms.masked_fill(beyond, 0), torch.full_like(lengths, longest)
+        values, _ = self._spectrogram(rows, all_longest, frames, front_end=released)
+        counts = [min(released.n_frames(n), values.shape[1]) for n in lengths.tolist()]
+        return LogMelBatch(values, torch.tensor(counts), masked=False)
 
 
 class BEATsFeatureExtractor(AudioFeatureExtractor):
@@ -284,7 +312,12 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
 
 
 def _frames_at_most(
-    samples: list[int], max_length: int | None, padding: bool | str, *, truncation: bool
+    samples: list[int],
+    n_frames: Callable[[int], int],
+    max_length: int | None,
+    padding: bool | str,
+    *,
+    truncation: bool,
 ) -> int | None:
     """Frames of the rows of a batch, by the arguments of `__call__`; None: of its longest clip."""
     if padding not in (True, False, "longest", "do_not_pad", "max_length"):
@@ -297,11 +330,11 @@ def _frames_at_most(
     if max_length < 1:
         raise AudioError(f"max_length={max_length}: expected 1 frame or more")
 
-    longest = max(map(fbank.n_frames, samples))
+    longest = max(map(n_frames, samples))
     if max_length > MAX_FRAMES and longest <= max_length and (filled or max(samples) > max_length):
         raise AudioError(
             f"max_length={max_length}: is counted in frames of 10 ms, not in samples; expected at "
-            f"most {MAX_FRAMES} ({max_length} samples are {fbank.n_frames(int(max_length))} frames)"
+            f"most {MAX_FRAMES} ({max_length} samples are {n_frames(int(max_length))} frames)"
         )
     if filled and not truncation:
         return max(longest, int(max_length))

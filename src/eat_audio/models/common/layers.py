@@ -25,6 +25,8 @@ gradient is needed. Times of plain / fused with AMX (docs/results/performance.md
     forward              2.1    3.1    2.4    7.3
     forward, backward    0.43   0.57   0.81   2.07
 """
+POSITION_SLACK = 1e-5
+"""How far a table is at most from the positions it is taken for."""
 STD_EPS = 1e-6
 """Added to variances before the square root, whose slope at 0 is infinite."""
 
@@ -105,6 +107,53 @@ def sincos_positions(columns: int, rows: int, width: int) -> Tensor:
     return torch.cat([frequency, time], dim=2).flatten(0, 1)
 
 
+def wrapped_positions(tokens: int, width: int, *, period: int) -> Tensor:
+    """Fixed positions (tokens, width): the n-th encodes n mod `period`, then n div `period`.
+
+    Each half of the channels is [sin, cos] of index * 10000^(-k / (width / 4)), computed in
+    float64. With the number of rows as period that is row and column of a time-major grid.
+    """
+    rates = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    n = np.arange(tokens)
+    halves = [index[:, None] * rates for index in (n % period, n // period)]
+    waves = [wave(angles) for angles in halves for wave in (np.sin, np.cos)]
+    return torch.from_numpy(np.concatenate(waves, axis=1).astype(np.float32))
+
+
+def position_layout(table: Tensor, rows: int) -> tuple[str, int] | None:
+    """Return the layout and the columns of a table of positions (1, N, D); None if it has others.
+
+    "released" wraps after so many patches as there are columns, "correct" after the rows.
+    """
+    if table.ndim != 3 or len(table) != 1 or not table.numel() or table.shape[1] % rows:
+        return None
+    tokens, width = table.shape[1:]
+    for layout, period in (("released", tokens // rows), ("correct", rows)):
+        computed = wrapped_positions(tokens, width, period=period)
+        same = computed.shape == table.shape[1:]
+        if same and (table[0].float() - computed).abs().max() <= POSITION_SLACK:  # never of a NaN
+            return layout, tokens // rows
+    return None
+
+
+class WrappedPositions:
+    """Positions of patches, in a table that grows as needed and is never saved."""
+
+    def __init__(self, config: PreTrainedConfig, width: int) -> None:
+        rows = config.mel_bins // config.patch_size
+        self.width = width
+        self.period = config.pos_length if config.pos_layout == "released" else rows
+        self.shortest = config.pos_length * rows
+        self.table = torch.empty(0, width, device="cpu")
+
+    def __call__(self, tokens: int, like: Tensor) -> Tensor:
+        """Return positions (tokens, width) of the first patches, on the device of `like`."""
+        if len(self.table) < tokens or self.table.device != like.device:
+            table = wrapped_positions(max(tokens, self.shortest), self.width, period=self.period)
+            self.table = table.to(like.device)
+        return self.table[:tokens]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """Return attention over (R, H, N, d); `mask` (R, 1, 1, N) is True for valid keys, or it is a
     bias (R, H, N, N) of scores.
@@ -153,10 +202,14 @@ class Attention(nn.Module):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return the projected mix of values of every query: (R, N, D)."""
+        return self.proj(self.attended(q, k, v, mask))
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mix of values of every query, heads side by side: (R, N, D)."""
         dropout = self.dropout if self.training else 0.0
         eager = self.config._attn_implementation == "eager"
-        mixed = (plain_attention if eager else attend)(q, k, v, mask, dropout).transpose(1, 2)
-        return self.proj(mixed.flatten(2))
+        mixed = (plain_attention if eager else attend)(q, k, v, mask, dropout)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):

@@ -232,9 +232,17 @@ class AudioModel(PreTrainedModel):
         """Return the parameters, beside biases and norms, that no weight decay is for."""
         return set()
 
+    def full_rate(self) -> set[str]:
+        """Return the parameters that train at the full rate wherever they are."""
+        return set()
+
     @classmethod
-    def drop_computed(cls, tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, str]:
-        """Remove from a file's tensors what is computed here; return names and reasons.
+    def convert_tensors(
+        cls, tensors: dict[str, Tensor], config: PreTrainedConfig
+    ) -> dict[str, str]:
+        """Make a file's tensors those of this model; return what is left out, and why.
+
+        What is computed here is removed; tensors under released names get ours.
 
         Raises:
             CheckpointError: A tensor is not what is computed.

@@ -9,7 +9,7 @@ Parameters carry the names of the released checkpoints
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer" (2401.03497).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -136,11 +136,13 @@ class Block(GradientCheckpointingLayer):
     x = norm1(x + attn(x));  update = mlp(x);  x = norm2(x + update)
     """
 
-    def __init__(self, config: EATConfig, index: int) -> None:
+    attention: ClassVar[type[Attention]] = Attention
+
+    def __init__(self, config: AudioConfig, index: int) -> None:
         super().__init__()
         width = config.embed_dim
         self.norm1 = nn.LayerNorm(width, config.norm_eps, config.norm_affine)
-        self.attn = Attention(
+        self.attn = self.attention(
             width,
             config.num_heads,
             bias=config.qkv_bias,
@@ -166,14 +168,16 @@ class Block(GradientCheckpointingLayer):
 class EATEncoder(nn.Module):
     """The encoder as a plain module with every layer's output."""
 
-    def __init__(self, config: EATConfig) -> None:
+    block: ClassVar[type[Block]] = Block
+
+    def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         width = config.embed_dim
         self.config = config
         self.local_encoder = PatchEmbedding(width, config.patch_size)
         self.extra_tokens = nn.Parameter(torch.empty(1, 1, width))
         self.pre_norm = nn.LayerNorm(width, config.norm_eps, config.norm_affine)
-        self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.depth))
+        self.blocks = nn.ModuleList(self.block(config, depth) for depth in range(config.depth))
         self._positions: Tensor | None = None
 
     def positions(self, columns: int, rows: int, like: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ class EATEncoder(nn.Module):
 class EATClassifier(EATEncoder):
     """An encoder with a norm and a linear head on its pooled output."""
 
-    def __init__(self, config: EATConfig) -> None:
+    def __init__(self, config: AudioConfig) -> None:
         super().__init__(config)
         self.fc_norm = nn.LayerNorm(config.pooled_size, config.head_norm_eps)
         self.head = nn.Linear(config.pooled_size, config.num_classes)
@@ -231,11 +235,11 @@ class EATClassifier(EATEncoder):
 class EATPreTrainedModel(AudioModel):
     """Initialization and encoding of all EAT models."""
 
-    config_class = EATConfig
-    config: EATConfig
+    config_class: type[AudioConfig] = EATConfig
+    config: AudioConfig
     model: EATEncoder
     _no_split_modules = ["Block"]
-    _keys_to_ignore_on_load_unexpected = [POSITIONS]
+    _keys_to_ignore_on_load_unexpected: list[str] | None = [POSITIONS]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -258,7 +262,9 @@ class EATPreTrainedModel(AudioModel):
         return {"model.extra_tokens"}
 
     @classmethod
-    def drop_computed(cls, tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, str]:
+    def convert_tensors(
+        cls, tensors: dict[str, Tensor], config: PreTrainedConfig
+    ) -> dict[str, str]:
         """Remove the positions of a file, which are compared with those that are computed."""
         positions = tensors.pop(f"model.{POSITIONS}", None)
         if positions is None:

@@ -1,0 +1,1 @@
+"""BAT: encoder, classifier, released checkpoints."""
