@@ -130,9 +130,7 @@ def test_a_file_that_is_not_exactly_an_encoder_is_refused(
 
 @pytest.mark.parametrize("layout", ["released", "correct"])
 @pytest.mark.parametrize("kind", [small, classifier])
-def test_a_model_comes_back_from_the_authors_layout(
-    tmp_path: Path, layout: str, kind: Any
-) -> None:
+def test_a_model_comes_back_from_the_authors_layout(tmp_path: Path, layout: str, kind: Any) -> None:
     model = kind(pos_layout=layout, pos_length=20)
     assert not write(model, BATFeatureExtractor(), tmp_path / "model.pt", layout="released")
     again, features = load_model_and_features(tmp_path / "model.pt")

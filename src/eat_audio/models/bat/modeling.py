@@ -181,9 +181,14 @@ class BATClassifier(BATEncoder, EATClassifier):
 
 @torch.no_grad()
 def init_weights(module: nn.Module) -> None:
-    """Initialize as released: maps by Xavier's law, the patch embedding as torch does."""
+    """Initialize as released: maps by Xavier's law, the patch embedding as torch does.
+
+    What the released code does to a head is not known; here it begins as EAT's.
+    """
     if isinstance(module, BATEncoder):
         init.normal_(module.extra_tokens, std=0.02)
+        if isinstance(module, BATClassifier):
+            init.normal_(module.head.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
         bound = module.weight[0].numel() ** -0.5
         init.uniform_(module.weight, -bound, bound)
