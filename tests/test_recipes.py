@@ -19,7 +19,9 @@ from eat_audio import pipeline as chain
 from eat_audio.config import RECIPES, Settings
 from eat_audio.finetune import FinetuneRun
 from eat_audio.models.audiomae.modeling import AudioMAEConfig
+from eat_audio.models.bat.modeling import BATConfig
 from eat_audio.pretraining.audiomae import AudioMAERun
+from eat_audio.pretraining.bat import BATRun
 from eat_audio.pretraining.eat import EATRun
 from eat_audio.pretraining.run import schema as schema_of
 
@@ -41,6 +43,8 @@ PUBLISHED = {
     "eat_as2m_finetune": (300_000, 30_000, 5e-5, 96, 144, 200_000),
     "eat_esc50_finetune": (4_000, 400, 5e-5, 48, 120, 1_600),
     "eat_speech_commands_finetune": (40_000, 4_000, 2e-4, 256, 121, 84_843),
+    # arXiv 2602.16305 (48 clips) and its released code
+    "bat_base": (400_000, 53_000, 5e-4, 48, 10, 1_912_134),
 }
 PUBLISHED_AUDIOMAE = {
     # the same, with epochs of warm-up; the released scripts, else the paper's table 3
@@ -238,9 +242,19 @@ def test_fine_tuning_of_audio_mae_is_what_its_scripts_and_table_3_say() -> None:
         assert run["augment.noise"] is noise
 
 
-def test_the_tiny_recipes_of_methods_train_on_the_same_sound_as_often() -> None:
-    differ = differences_of_shared("audiomae_tiny", "eat_tiny")
-    assert differ == {"method": "audiomae"}
+@pytest.mark.parametrize("method", ["audiomae", "bat"])
+def test_the_tiny_recipes_of_methods_train_on_the_same_sound_as_often(method: str) -> None:
+    differ = differences_of_shared(f"{method}_tiny", "eat_tiny")
+    assert differ == {"method": method}
+
+
+def test_pre_training_of_bat_is_the_published_objective() -> None:
+    run, usual = resolved("bat_base_released"), BATRun()
+    for name in ("masks", "hidden_ratio", "block", "adjust", "tau", "positions"):
+        assert getattr(run, name) == getattr(usual, name)
+    assert run.decoder.config(run.config()).to_dict() == BATConfig.named("base", depth=6).to_dict()
+    assert run.config().to_dict() == BATConfig.named("base").to_dict()
+    assert run.clips.roll and run.optim.clip == 0 and run.optim.schedule == "cosine_to_zero"
 
 
 def differences_of_shared(one: str, other: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The BAT encoder gives the released numbers: gates, positions, chunks, and from sound to labels."""
+"""The BAT encoder gives the released numbers: gates, positions, chunks, from sound to labels."""
 
 import json
 from pathlib import Path

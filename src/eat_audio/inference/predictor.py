@@ -189,8 +189,7 @@ class Predictor:
         self._outputs: dict[Any, Outputs] = {}
         self.features = features
         self.frames = columns * PATCH_FRAMES
-        under = features.front_end.samples_under
-        self.samples = under(self.frames + 1) - 1  # with a rest too short for another frame
+        self.samples = features.front_end.samples_under(self.frames + 1) - 1  # under one frame more
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
     @property

@@ -20,20 +20,21 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from eat_audio.audio.fbank import PATCH_FRAMES
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch, whole_patches
-from eat_audio.masking import Masks, inverse_block_masks
+from eat_audio.masking import Masks
 from eat_audio.models.bat.modeling import BATConfig, BATModel, GatedBlock, init_weights
 from eat_audio.models.common.layers import WrappedPositions, masked_mean
 from eat_audio.pretraining.diagnostics import target_shares
 from eat_audio.pretraining.eat import EATPretraining, instance_norm
 from eat_audio.pretraining.ema import EMASchedule
 from eat_audio.pretraining.masked_patches import (
+    BlockMasks,
     feature_std,
     gather_tokens,
     mean_over_hidden,
@@ -76,30 +77,11 @@ class PromptEMA(EMASchedule):
         return self.start + (self.end - self.start) * share
 
 
-class BATMethod(Settings):
+class BATMethod(BlockMasks):
     """Settings of the objective; the defaults are those of the released base run."""
 
     decoder: DecoderSettings = DecoderSettings()
-    masks: PositiveInt = 16
-    """Masks per clip; the student encodes the clip under each, the teacher once."""
-    hidden_ratio: float = Field(0.8, gt=0, lt=1)
-    """Share of patches the student must predict."""
-    block: tuple[PositiveInt, PositiveInt] = (5, 5)
-    """Size of a visible block, in patches (time, frequency)."""
-    adjust: float = Field(0.07, ge=0)
-    """Share of extra block area sampled because blocks overlap."""
     tau: PromptEMA = PromptEMA()
-
-    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """Sample inverse-block masks by the clips' keys (B, K)."""
-        return inverse_block_masks(
-            keys,
-            grid,
-            hidden_ratio=self.hidden_ratio,
-            block=self.block,
-            adjust=self.adjust,
-            valid_columns=columns,
-        )
 
 
 class Decoder(nn.Module):

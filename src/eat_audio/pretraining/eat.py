@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from eat_audio.config import Settings
 from eat_audio.data.loader import Batch
-from eat_audio.masking import Masks, inverse_block_masks
+from eat_audio.masking import Masks
 from eat_audio.models.common.layers import masked_mean
 from eat_audio.models.eat.modeling import EATConfig, EATModel
 from eat_audio.pretraining.diagnostics import reach_share, target_shares
 from eat_audio.pretraining.ema import EMASchedule, update_ema
 from eat_audio.pretraining.masked_patches import (
+    BlockMasks,
     feature_std,
     gather_tokens,
     hidden_patches,
@@ -61,18 +62,10 @@ class DecoderSettings(Settings):
         return self
 
 
-class EATMethod(Settings):
+class EATMethod(BlockMasks):
     """Settings of the objective; the defaults are those of the released base run."""
 
     decoder: DecoderSettings = DecoderSettings()
-    masks: PositiveInt = 16
-    """Masks (clones) per clip; the student encodes the clip under each, the teacher once."""
-    hidden_ratio: float = Field(0.8, gt=0, lt=1)
-    """Share of patches the student must predict."""
-    block: tuple[PositiveInt, PositiveInt] = (5, 5)
-    """Size of a visible block, in patches (time, frequency)."""
-    adjust: float = Field(0.07, ge=0)
-    """Share of extra block area sampled because blocks overlap."""
     mask_noise: float = Field(0.01, ge=0)
     """Standard deviation of the noise that replaces hidden patches in the decoder's input."""
     utterance_weight: float = Field(192.0, ge=0)
@@ -81,17 +74,6 @@ class EATMethod(Settings):
     average_layers: PositiveInt | None = None
     """How many of the teacher's last layers make the target; all if not set."""
     tau: EMASchedule = EMASchedule()
-
-    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
-        """Sample inverse-block masks by the clips' keys (B, K)."""
-        return inverse_block_masks(
-            keys,
-            grid,
-            hidden_ratio=self.hidden_ratio,
-            block=self.block,
-            adjust=self.adjust,
-            valid_columns=columns,
-        )
 
 
 class Decoder(nn.Module):

@@ -1,12 +1,38 @@
-"""Select hidden patches and average over them.
+"""Sample masks of blocks, select hidden patches and average over them.
 
 Letters: R rows (a clip under one of its masks), N patches, V visible and H hidden ones, D width.
 """
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from eat_audio.masking import Masks
+from eat_audio.config import Settings
+from eat_audio.masking import Masks, inverse_block_masks
+
+
+class BlockMasks(Settings):
+    """Inverse-block masks, several per clip; the defaults are those of EAT's released base run."""
+
+    masks: PositiveInt = 16
+    """Masks (clones) per clip; the student encodes the clip under each, the teacher once."""
+    hidden_ratio: float = Field(0.8, gt=0, lt=1)
+    """Share of patches the student must predict."""
+    block: tuple[PositiveInt, PositiveInt] = (5, 5)
+    """Size of a visible block, in patches (time, frequency)."""
+    adjust: float = Field(0.07, ge=0)
+    """Share of extra block area sampled because blocks overlap."""
+
+    def sample_masks(self, keys: Tensor, grid: tuple[int, int], columns: Tensor | None) -> Masks:
+        """Sample inverse-block masks by the clips' keys (B, K)."""
+        return inverse_block_masks(
+            keys,
+            grid,
+            hidden_ratio=self.hidden_ratio,
+            block=self.block,
+            adjust=self.adjust,
+            valid_columns=columns,
+        )
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from eat_audio.models.common.modeling import (
 )
 
 POOLINGS = ("cls", "mean", "statistics")
-LAYOUTS = ("released", "correct")
 
 
 class AudioMAEConfig(AudioConfig):
@@ -101,14 +100,8 @@ class AudioMAEConfig(AudioConfig):
 
     def _validate(self) -> None:
         self._validate_width()
-        if self.mel_bins < self.patch_size or self.mel_bins % self.patch_size:
-            raise ValueError(
-                f"mel_bins={self.mel_bins} is not a multiple of patch_size={self.patch_size}"
-            )
-        if self.pos_length < 1:
-            raise ValueError(f"pos_length={self.pos_length}: 1 or more is expected")
+        self._validate_grid()
         self._validate_choice("pooling", POOLINGS)
-        self._validate_choice("pos_layout", LAYOUTS)
         for name in ("mask_t_prob", "mask_f_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or more and less than 1 needed")

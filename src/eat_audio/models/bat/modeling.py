@@ -36,7 +36,6 @@ from eat_audio.models.eat.modeling import (
     EATPreTrainedModel,
 )
 
-LAYOUTS = ("released", "correct")
 RELEASED_NAMES = {
     "cls_token": "extra_tokens",
     "patch_embed.": "local_encoder.",
@@ -97,14 +96,8 @@ class BATConfig(AudioConfig):
 
     def _validate(self) -> None:
         self._validate_width()
-        if self.mel_bins < self.patch_size or self.mel_bins % self.patch_size:
-            raise ValueError(
-                f"mel_bins={self.mel_bins} is not a multiple of patch_size={self.patch_size}"
-            )
-        if self.pos_length < 1:
-            raise ValueError(f"pos_length={self.pos_length}: 1 or more is expected")
+        self._validate_grid()
         self._validate_choice("pooling", POOLINGS)
-        self._validate_choice("pos_layout", LAYOUTS)
 
 
 class GatedAttention(Attention):

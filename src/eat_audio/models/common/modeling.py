@@ -96,6 +96,15 @@ class AudioConfig(PreTrainedConfig):
         if int(self.embed_dim * self.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width")
 
+    def _validate_grid(self) -> None:
+        if self.mel_bins < self.patch_size or self.mel_bins % self.patch_size:
+            raise ValueError(
+                f"mel_bins={self.mel_bins} is not a multiple of patch_size={self.patch_size}"
+            )
+        if self.pos_length < 1:
+            raise ValueError(f"pos_length={self.pos_length}: 1 or more is expected")
+        self._validate_choice("pos_layout", ("released", "correct"))
+
     def _validate_choice(self, name: str, choices: Sequence[str]) -> None:
         if getattr(self, name) not in choices:
             expected = ", ".join(choices)
