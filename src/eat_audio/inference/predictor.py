@@ -187,8 +187,7 @@ class Predictor:
         self.graphs = SingleClipGraphs(model) if cuda_graphs else None
         self.workers = workers
         self._outputs: dict[Any, Outputs] = {}
-        self.features = features
-        self.frames = columns * PATCH_FRAMES
+        self.features, self.frames = features, columns * PATCH_FRAMES
         self.samples = features.front_end.samples_under(self.frames + 1) - 1  # under one frame more
         self.hop = (columns - shared) * COLUMN_SAMPLES
 
