@@ -66,6 +66,11 @@ def _are_thresholds(value: object) -> bool:
     return isinstance(value, list) and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)
 
 
+def _are_layers(value: object) -> bool:
+    """Whether this is [0, 3, ...]."""
+    return isinstance(value, list) and all(type(x) is int and 0 <= x <= LARGEST for x in value)
+
+
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "architectures": lambda x: (
         x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
@@ -77,6 +82,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
         x is None or (isinstance(x, dict) and all(type(n) is int for n in x.values()))
     ),
     "thresholds": lambda x: x is None or _are_thresholds(x),
+    "vector_layers": lambda x: x is None or _are_layers(x),
     "max_length": lambda x: type(x) is int and 0 < x <= LARGEST,
 }
 """What any `config.json` may hold beside the arguments of its configuration."""

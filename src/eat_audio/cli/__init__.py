@@ -15,7 +15,19 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from eat_audio.cli import analysis, bench, data, hub, inference, page, search, service, train, zoo
+from eat_audio.cli import (
+    analysis,
+    bench,
+    data,
+    hub,
+    inference,
+    label,
+    page,
+    search,
+    service,
+    train,
+    zoo,
+)
 from eat_audio.cli.console import Command
 from eat_audio.errors import EatError, EatWarning, Interrupted, Preempted
 from eat_audio.progress import ReaderGone, print_lines
@@ -26,7 +38,7 @@ TAKE_SETTINGS = {"pretrain", "finetune"}
 """Commands that take settings as KEY=VALUE."""
 PANELS = {
     "learn": ("demo", "pretrain", "tokenize", "finetune", "recipes", "data"),
-    "use": ("predict", "embed", "detect", "search", "map", "app", "serve"),
+    "use": ("predict", "embed", "detect", "search", "map", "label", "app", "serve"),
     "look": ("evaluate", "probe", "inspect", "models", "verify", "report", "bench"),
     "share": ("convert", "export", "share"),
 }
@@ -60,7 +72,7 @@ def build_app() -> typer.Typer:
         cls=Group,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    modules = (train, inference, analysis, bench, hub, zoo, search, page, service)
+    modules = (train, inference, analysis, bench, hub, zoo, search, label, page, service)
     commands: dict[str, Any] = {}
     for command in (command for part in modules for command in part.app.registered_commands):
         assert command.callback is not None

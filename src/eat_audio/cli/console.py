@@ -79,6 +79,7 @@ NEXT = {
     "search": "eat map {vectors} -o map.html",
     "map": "open {out} in a browser",
     "evaluate": "eat predict FILES --model {model}",
+    "label": "eat predict FILES --model {out}",
     "probe": "eat finetune eat_tiny_finetune --from {model} data={data} --out runs/finetuned",
     "inspect": "eat probe {source} --data LABELED_CLIPS",
     "models": "eat predict FILES --model eat-base-30ep-as2m",

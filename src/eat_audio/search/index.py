@@ -107,6 +107,23 @@ class Index:
             AudioError: It cannot be read.
             DataError: Another model, or another front end, made the stored ones.
         """
+        return self.queries(self.embed_as_stored(predictor, file))
+
+    def queries(self, vectors: Array) -> Array:
+        """Return vectors (n, D) as `eat embed` writes them as query vectors."""
+        return _standardized(vectors, self.statistics)
+
+    def stored(self, rows: NDArray[np.int64]) -> Array:
+        """Return some rows, in rising order, as `eat embed` wrote them: (n, D)."""
+        found, first = [], 0
+        for _, block in _batches(_pieces(self.place), self.made_by["level"]):
+            here = rows[(rows >= first) & (rows < first + len(block))]
+            found.append(block[here - first])
+            first += len(block)
+        return np.concatenate(found)
+
+    def embed_as_stored(self, predictor: Predictor, file: AudioInput) -> Array:
+        """Return the vectors of a recording as `eat embed` writes them: (n, D); see `embed`."""
         settings: Any = self.made_by
         level, hop_ms, layers = settings["level"], settings["hop_ms"], settings.get("layers")
         columns = (settings["window"] - FRAME + 1) // HOP * HOP // COLUMN_SAMPLES
@@ -123,7 +140,8 @@ class Index:
         (result,) = same.embed_many([file], level, hop_ms=hop_ms, layers=layers)
         if not isinstance(result, np.ndarray):
             raise result
-        return _standardized(result.reshape(-1, result.shape[-1]), self.statistics)
+        vectors: Array = result.reshape(-1, result.shape[-1])
+        return vectors
 
     def search(
         self, queries: Array, k: int, *, exact: bool | None = None

@@ -180,8 +180,8 @@ class AudioMAEClassifier(AudioMAEEncoder):
 
     def __init__(self, config: AudioMAEConfig) -> None:
         super().__init__(config)
-        self.fc_norm = nn.LayerNorm(config.pooled_size, config.norm_eps)
-        self.head = nn.Linear(config.pooled_size, config.num_classes)
+        self.fc_norm = nn.LayerNorm(config.head_size, config.norm_eps)
+        self.head = nn.Linear(config.head_size, config.num_classes)
 
 
 def some_of_a_grid(

@@ -37,6 +37,7 @@ from eat_audio.models.common.modeling import (
     AudioEncoder,
     AudioModel,
     EncoderOutput,
+    vector_layers_of,
 )
 
 SIZES: dict[str, dict[str, int]] = {
@@ -83,12 +84,8 @@ class BEATsConfig(AudioConfig):
     }
     # as in the released fine-tuned models nothing is dropped but blocks
     finetune_constants = dict.fromkeys(
-        (
-            *("dropout", "attention_dropout", "activation_dropout", "dropout_input"),
-            "predictor_dropout",
-        ),
-        0.0,
-    )
+        ("dropout", *(f"{part}_dropout" for part in ("attention", "activation", "predictor"))), 0.0
+    ) | {"dropout_input": 0.0}
     model_type = "beats"
     attribute_map = {
         "hidden_size": "encoder_embed_dim",
@@ -393,7 +390,7 @@ class BEATsClassifier(BEATsEncoder):
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__(config)
-        self.head = nn.Linear(config.pooled_size, config.num_classes)
+        self.head = nn.Linear(config.head_size, config.num_classes)
 
 
 def patches_valid(attention_mask: Tensor | None, patch: int, rows: int) -> Tensor | None:
@@ -488,13 +485,13 @@ class BEATsForAudioClassification(BEATsPreTrainedModel, AudioClassifier):
     model: BEATsClassifier
     network = BEATsClassifier
 
-    def head_input(self, encoded: EncoderOutput) -> Tensor:
-        """Return what the linear head classifies: (B, `config.pooled_size`)."""
-        return F.dropout(encoded.clip, self.config.predictor_dropout, self.training)
+    def normed(self, vectors: Tensor) -> Tensor:
+        """Return vectors of clips as they enter the linear head: (B, `config.head_size`)."""
+        return F.dropout(vectors, self.config.predictor_dropout, self.training)
 
     def logits(self, encoded: EncoderOutput) -> Tensor:
         """Return logits (B, classes): with mean pooling, the mean of the logits of patches."""
-        if self.config.pooling != "mean":
+        if self.config.pooling != "mean" or vector_layers_of(self.config) is not None:
             return super().logits(encoded)
         patches = F.dropout(encoded.patches, self.config.predictor_dropout, self.training)
         return masked_mean(self.model.head(patches), encoded.valid)

@@ -46,6 +46,7 @@ class AudioConfig(PreTrainedConfig):
     """The shape of an encoder: what the configurations of all methods share.
 
     `thresholds`, of a classifier, are the scores from which on a label counts, one per class.
+    `vector_layers` are the layers whose read-out its head classifies, not the pooled vector.
     """
 
     attribute_map = {
@@ -74,6 +75,9 @@ class AudioConfig(PreTrainedConfig):
         thresholds = thresholds_of(self)
         if thresholds is not None and len(thresholds) != self.num_labels:
             raise ValueError(f"{len(thresholds)} thresholds of {self.num_labels} labels")
+        layers, depth = vector_layers_of(self), self.num_hidden_layers
+        if layers is not None and len({*layers} & {*range(depth + 1)}) < max(len(layers), 1):
+            raise ValueError(f"vector_layers={layers} of {depth} blocks")
         # transformers does not save two labels without names, so the number is kept here, too
         self.num_classes = self.num_labels or num_classes
 
@@ -125,6 +129,12 @@ class AudioConfig(PreTrainedConfig):
         parts = 2 + self.has_cls if self.pooling == "statistics" else 1
         return parts * self.hidden_size
 
+    @property
+    def head_size(self) -> int:
+        """The width of what the head of a classifier is given: see `vector_layers`."""
+        layers = vector_layers_of(self)
+        return 3 * len(layers) * self.hidden_size if layers is not None else self.pooled_size
+
     def finetune_overrides(self, settings: Mapping[str, float]) -> dict[str, Any]:
         """Return the fields that settings of fine-tuning change; `settings` has names of `NEUTRAL`.
 
@@ -161,7 +171,8 @@ class AudioConfig(PreTrainedConfig):
             "problem_type": f"{'multi' if several else 'single'}_label_classification",
         }
         fields = {**self.to_dict(), **self.finetune_overrides(settings), **head}
-        fields.pop("thresholds", None)  # they belong to the labels before
+        for name in ("thresholds", "vector_layers"):
+            fields.pop(name, None)  # they belong to the labels before
         return type(self)(**fields)
 
 
@@ -184,6 +195,10 @@ class EncoderOutput:
     def layer(self, number: int) -> Tensor:
         """Return the patches after so many blocks, 0 being what enters the first: (B, N, D)."""
         return self.states[number][:, -self.patches.shape[1] :]
+
+    def layers(self, numbers: Sequence[int]) -> Tensor:
+        """Return the patches of several layers side by side: (B, N, layers * D)."""
+        return torch.cat([self.layer(number) for number in numbers], dim=2)
 
 
 @dataclass(frozen=True)
@@ -280,7 +295,7 @@ class AudioModel(PreTrainedModel):
         columns, rows = self.grid(input_values)
         if layers is not None:
             numbers = layer_numbers(layers, self.n_blocks)
-            patches = torch.cat([encoded.layer(number) for number in numbers], dim=2)
+            patches = encoded.layers(numbers)
             clip = read_out(patches, encoded.valid, rows)
         grid = patches.unflatten(1, (columns, rows))
         if encoded.valid is None:
@@ -363,8 +378,15 @@ class AudioClassifier(AudioModel):
     """An encoder with a classifier: normalized log-mel in, logits out."""
 
     def head_input(self, encoded: EncoderOutput) -> Tensor:
-        """Return what the linear head classifies: (B, `config.pooled_size`)."""
-        return self.model.fc_norm(encoded.clip)
+        """Return what the linear head classifies: (B, `config.head_size`)."""
+        layers = vector_layers_of(self.config)
+        rows = self.config.mel_bins // self.config.patch_size
+        read = None if layers is None else read_out(encoded.layers(layers), encoded.valid, rows)
+        return self.normed(encoded.clip if read is None else read)
+
+    def normed(self, vectors: Tensor) -> Tensor:
+        """Return vectors of clips as they enter the linear head: (B, `config.head_size`)."""
+        return self.model.fc_norm(vectors)
 
     def logits(self, encoded: EncoderOutput) -> Tensor:
         """Return the logits of encoded clips: (B, classes)."""
@@ -382,8 +404,8 @@ class AudioClassifier(AudioModel):
         """Classify a batch; see `AudioEncoder.forward` for the other arguments.
 
         Args:
-            input_values: Normalized log-mel (B, T, 128), T a multiple of 16.
-            attention_mask: (B, T), 1 for frames of the clip, 0 for padding; None if none is.
+            input_values: See `AudioEncoder.forward`, as all others but the labels.
+            attention_mask: See there.
             labels: Class numbers (B,), or 0/1 per class (B, classes) for several at a time; for
                 `num_labels=1`, or the problem type "regression", floats (B,) or (B, classes).
             output_hidden_states: See `AudioEncoder.forward`.
@@ -398,7 +420,8 @@ class AudioClassifier(AudioModel):
             DataError: Labels of a type or shape that does not fit.
         """
         keep = self._keeps_states(output_hidden_states)
-        encoded = self.encode(input_values, attention_mask, all_states=keep)
+        states = keep or vector_layers_of(self.config) is not None
+        encoded = self.encode(input_values, attention_mask, all_states=states)
         logits = self.logits(encoded)
         output = transformers.modeling_outputs.SequenceClassifierOutput(
             loss=None if labels is None else _loss(logits, labels, self.config),
@@ -445,6 +468,11 @@ def _loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
 def thresholds_of(config: PreTrainedConfig) -> list[float] | None:
     """Return the scores from which on labels count, one per class; None if all of them do."""
     return getattr(config, "thresholds", None)
+
+
+def vector_layers_of(config: PreTrainedConfig) -> list[int] | None:
+    """Return the layers whose read-out a head classifies; None: it classifies the pooled vector."""
+    return getattr(config, "vector_layers", None)
 
 
 def several_labels(config: PreTrainedConfig) -> bool:

@@ -228,8 +228,8 @@ class EATClassifier(EATEncoder):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__(config)
-        self.fc_norm = nn.LayerNorm(config.pooled_size, config.head_norm_eps)
-        self.head = nn.Linear(config.pooled_size, config.num_classes)
+        self.fc_norm = nn.LayerNorm(config.head_size, config.head_norm_eps)
+        self.head = nn.Linear(config.head_size, config.num_classes)
 
 
 class EATPreTrainedModel(AudioModel):
