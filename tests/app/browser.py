@@ -19,7 +19,8 @@ class Keys:
     """Keys, as WebDriver writes them."""
 
     TAB, ENTER, END, HOME = "\ue004", "\ue007", "\ue010", "\ue011"
-    LEFT = "\ue012"
+    LEFT, UP, RIGHT, DOWN = "\ue012", "\ue013", "\ue014", "\ue015"
+    ESCAPE = "\ue00c"
 
 
 AT_HALF = (Keys.END, *[Keys.LEFT] * 10)
@@ -111,11 +112,11 @@ class Browser:
             button.click()
             self.until(lambda: not self.all(".eat-player, .eat-error"))
 
-    def drop(self, path: Path) -> None:
+    def drop(self, path: Path, view: str = "") -> None:
         """Choose a file, and wait until the page has answered."""
         self.clear()
-        self.one("input[type=file]").send_keys(str(path))
-        self.until(lambda: self.all(".eat-player, .eat-error"))
+        self.one(f"{view} input[type=file]").send_keys(str(path))
+        self.until(lambda: self.all(".eat-player, .eat-query, .eat-error"))
 
     def press(self, selector: str | None, *keys: str) -> None:
         """Press keys, in what is selected or where the focus is."""
@@ -124,6 +125,11 @@ class Browser:
         if selector is not None:
             self.js("arguments[0].focus()", self.one(selector))
         ActionChains(self.driver).send_keys(*keys).perform()
+
+    def write(self, selector: str, text: str) -> None:
+        """Replace what is in a field."""
+        self.js("arguments[0].select()", self.one(selector))
+        self.press(selector, text)
 
     def table(self) -> list[list[str]]:
         """The rows of the table that is shown."""

@@ -30,8 +30,11 @@ from conftest import DATA, needs_data
 from conftest import eat as run_eat
 from eat_audio.app.analysis import analyze
 from eat_audio.app.page import refuse_addresses, served
-from eat_audio.errors import AudioError, SettingError
+from eat_audio.app.similar import find_matches, query_of_upload
+from eat_audio.errors import AudioError, DataError, SettingError
 from eat_audio.inference.detect import Rules, as_csv, as_label_track, detect
+from eat_audio.inference.embed import embed_files
+from eat_audio.search.index import Index, open_index
 from integrations.small_models import write_model
 
 LOGGED = {"step": 50, "train/loss": 0.75}
@@ -46,6 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "noise.wav", noise * (time > 1), 16_000)
     soundfile.write(folder / "tone.wav", 0.3 * np.sin(2 * np.pi * 440 * time), 16_000)
     (folder / "large.wav").write_bytes(bytes(2**20 + 1))
+    for n in range(6):
+        file = folder / "clips" / ("high" if n > 2 else "low") / f"{n}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, 0.3 * np.sin(np.pi * 300 * (n + 1) * time[:16_000]), 16_000)
     (folder / "run").mkdir()
     record = {"recipe": {"method": "eat", "steps": 100}}
     (folder / "run" / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -59,10 +66,17 @@ def predictor(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path, predictor: Any) -> Iterator[str]:
+def index(folder: Path, predictor: Any) -> Index:
+    embed_files([folder / "clips"], predictor, folder / "vectors.parquet")
+    return open_index(folder / "vectors.parquet")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, index: Index) -> Iterator[str]:
     if find_spec("gradio") is None:
         pytest.skip("not installed: gradio")
-    command = [sys.executable, server.__file__, str(folder / "model"), str(folder)]
+    places = [str(place) for place in (folder / "model", folder, index.place)]
+    command = [sys.executable, server.__file__, *places]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -89,7 +103,7 @@ def page(window: Browser) -> Iterator[Browser]:
     assert outside == [] and window.errors() == []
 
 
-VIEWS = ("Tags", "Events", "Training")
+VIEWS = ("Tags", "Events", "Search", "Training")
 LOCAL = ("data:", "blob:", "chrome:", "about:")
 
 
@@ -197,6 +211,59 @@ def test_a_file_that_is_too_large_is_refused(page, folder):
     page.open()
 
 
+ROW = "#eat-row :is(input, textarea)"
+
+
+def matches(page: Browser) -> list[str]:
+    return [one.text for one in page.all(".eat-match")]
+
+
+@needs_browser
+def test_the_most_similar_sounds_of_a_recording_are_found(page, folder, predictor, index):
+    page.click("Search")
+    page.drop(folder / "tone.wav", ".eat-search")
+    query = query_of_upload(folder / "tone.wav", index, predictor, name="tone.wav", limits=LIMITS)
+    expected = [f"{match.score:.3f} {match.name}" for match in find_matches(index, query, 12)]
+    page.until(lambda: matches(page) == expected)
+    assert len(expected) == len(index)
+    assert page.one(".eat-query h2").text == "tone.wav"
+    assert len(page.all(".eat-matches audio")) == len(page.all(".eat-matches img")) == len(index)
+
+
+@needs_browser
+def test_a_point_of_the_map_plays_and_is_searched_with_by_keys(page, index):
+    page.click("Search")
+    assert [one.text for one in page.all(".eat-groups span")] == ["high", "low"]
+    page.press(".eat-plot > svg", Keys.LEFT, Keys.LEFT, Keys.ENTER)
+    name = page.one(".eat-chosen").text.partition("\n")[0]
+    page.until(lambda: page.one(".eat-query h2").text == name)
+    page.until(lambda: page.js("return document.querySelector('.eat-query audio').currentTime"))
+    names = {text.partition(" ")[2] for text in matches(page)}
+    assert names == set(index.paths) - {name}
+
+
+@needs_browser
+def test_a_match_is_searched_with_in_turn(page, index):
+    page.click("Search")
+    page.write(ROW, "3")
+    page.until(lambda: page.one(".eat-query h2").text == index.paths[3])
+    best = matches(page)[0].partition(" ")[2]
+    page.one("[data-similar]").click()
+    page.until(lambda: page.one(".eat-query h2").text == best)
+    row = page.js("return document.querySelector(arguments[0]).value", ROW)
+    assert index.paths[int(row)] == best
+
+
+@needs_browser
+def test_what_cannot_be_searched_with_is_refused_with_its_sentence(page, folder):
+    (folder / "text.wav").write_text("no sound", encoding="utf-8")
+    page.click("Search")
+    page.drop(folder / "text.wav", ".eat-search")
+    page.until(lambda: "text.wav: " in page.one(".eat-error").text)
+    page.write(ROW, "99")
+    page.until(lambda: "has the rows 0 to 5" in page.one(".eat-error").text)
+
+
 @needs_browser
 def test_curves_follow_a_run_that_trains(page, folder):
     page.click("Training")
@@ -230,7 +297,7 @@ def test_no_view_has_a_barrier(page, folder):
     page.drop(folder / "noise.wav")
     for view in VIEWS:
         page.click(view)
-        page.until(lambda: page.all(".eat-timeline, figure"))
+        page.until(lambda: page.all(".eat-timeline, .eat-plot, figure"))
         assert page.barriers() == [], view
 
 
@@ -240,7 +307,7 @@ def test_no_view_is_wider_than_a_phone(page, folder):
     page.drop(folder / "noise.wav")
     for view in VIEWS:
         page.click(view)
-        page.until(lambda: page.all(".eat-timeline, figure"))
+        page.until(lambda: page.all(".eat-timeline, .eat-plot, figure"))
         assert page.js("return document.documentElement.scrollWidth") <= 360, view
     page.resize(1_000, 900)
 
@@ -289,6 +356,13 @@ def test_a_port_that_is_taken_is_one_sentence(address, predictor, folder):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(SettingError, match=f"^port={port}: "):
         with served(predictor, summary="", runs=folder, port=port):
+            pass
+
+
+def test_vectors_of_another_model_are_refused_at_the_start(folder, index):
+    other = eat.load(write_model(folder / "other", blocks=2), device="cpu")
+    with pytest.raises(DataError, match="expected the model that made them"):
+        with served(other, summary="", runs=folder, index=index):
             pass
 
 

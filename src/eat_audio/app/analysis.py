@@ -104,15 +104,20 @@ def analyze(
             )
 
     with collected_warnings() as warnings:
-        waveform = _loaded(AudioFile(name, lambda: open_bytes(path)), limits)
+        waveform = load_upload(path, name, limits)
     detection = detect(waveform, predictor, rules, on_scores=keep)
     predictions = predictor.predict(waveform)
     labels, scores = predictor.labels, np.concatenate(blocks)
     return Analysis(name, waveform, predictions, scores, labels, detection, warnings)
 
 
-def _loaded(source: AudioFile, limits: Limits) -> Tensor:
-    """Return a recording as int16 (samples,); stop where it gets too long."""
+def load_upload(path: Path, name: str, limits: Limits) -> Tensor:
+    """Return a recording as int16 (samples,), 16 kHz; stop where it gets too long.
+
+    Raises:
+        AudioError: It cannot be read, or is too long.
+    """
+    source = AudioFile(name, lambda: open_bytes(path))
     too_long = AudioError(
         f"{source}: is longer than {limits.seconds:,} s, the most that the page takes; `eat "
         "predict` and `eat detect` take any length"

@@ -1,4 +1,5 @@
-// Play the recording from a place in the timeline, by mouse and by keys, and show where it is.
+// Play the recording from a place in the timeline, by mouse and by keys, and show where it is;
+// search with points of the map.
 (() => {
   const player = () => document.querySelector(".eat-player audio");
   const show = () => {
@@ -18,7 +19,17 @@
     seek(seconds);
     player().play();
   };
+  // Search with a row of the embedded folder, or play it once more.
+  const search = (row) => {
+    const input = document.querySelector("#eat-row :is(input, textarea)");
+    if (input.value === row) return document.querySelector(".eat-query audio")?.play();
+    input.value = row;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  document.addEventListener("eat-point", (event) => search(event.detail.row));
   document.addEventListener("click", (event) => {
+    const similar = event.target.closest("[data-similar]");
+    if (similar) search(similar.dataset.similar);
     const slider = event.target.closest(".eat-seek");
     const button = event.target.closest("[data-play]");
     if (button) play(Number(button.dataset.play));
@@ -47,4 +58,13 @@
   });
   // media events do not bubble
   document.addEventListener("timeupdate", show, true);
+  document.addEventListener(
+    "play",
+    (event) => {
+      for (const audio of document.querySelectorAll("audio")) {
+        if (audio !== event.target) audio.pause();
+      }
+    },
+    true,
+  );
 })();

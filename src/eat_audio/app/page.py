@@ -1,4 +1,4 @@
-"""The page in the browser: tags and events of a recording, and the curves of a training.
+"""The page in the browser: tags and events of a recording, similar ones, curves of a training.
 
 It is served on this machine alone, and asks nothing of any other: no fonts, no analytics, and a
 Content-Security-Policy that forbids the browser to. What a visitor opens is in the session of that
@@ -9,25 +9,35 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eat_audio.app.analysis import Analysis, Limits, analyze
+from eat_audio.app.similar import Query, find_matches, query_of_row, query_of_upload
 from eat_audio.app.views import (
     events_view,
     find_runs,
     log_state,
+    matches_view,
     notice,
     player,
+    query_view,
     run_view,
     tags_view,
 )
+from eat_audio.audio import SAMPLE_RATE
 from eat_audio.errors import EatError, SettingError
 from eat_audio.inference.detect import Rules
 from eat_audio.inference.predictor import Predictor
+from eat_audio.search import map as map_module
+from eat_audio.search.index import Index
+from eat_audio.search.map import draw_map, map_view
 
 ADDRESS = "127.0.0.1"
 PORTS = range(7860, 7960)
@@ -45,6 +55,13 @@ POLICY = (
 """What a browser may load: from this server only (gradio has inline scripts and styles)."""
 DEFAULTS = Rules()
 NOTHING = "<p>No recording is open.</p>"
+NO_VECTORS = (
+    "No vectors to search: eat embed RECORDINGS -o vectors.parquet makes some, and eat app "
+    "--vectors vectors.parquet opens them."
+)
+NO_QUERY = "<p>Choose a point of the map, a row, or a recording: the most similar ones appear.</p>"
+MAP_WAIT = "<p>The map is being drawn. It takes some seconds, of thousands of vectors a minute.</p>"
+RESULTS = 12
 COLORS = "#eef7f8 #d5ebee #a9d5db #74b9c3 #3f96a4 #146c7c #115d6b #0f505c #0d434d #0b3740 #072429"
 """Of the theme, from light to dark: those of the reports."""
 
@@ -77,6 +94,8 @@ def served(
     *,
     summary: str,
     runs: Path,
+    index: Index | None = None,
+    labels: str | None = None,
     port: int | None = None,
     limits: Limits | None = None,
     refresh: float = REFRESH,
@@ -87,6 +106,8 @@ def served(
         predictor: A classifier.
         summary: What the page says of the model.
         runs: A folder with runs to watch.
+        index: Vectors to search, which this model made.
+        labels: Colors of their map, see `draw_map`.
         port: Where to listen; None: the first free one from 7860 on.
         limits: How large a recording may be.
         refresh: Seconds between two readings of a run's log.
@@ -96,15 +117,23 @@ def served(
 
     Raises:
         SettingError: Gradio is not installed, or the port is taken.
+        DataError: Another model made the vectors.
     """
     if find_spec("gradio") is None:
         raise SettingError("the page needs gradio; install it (pip install 'eat-audio[app]')")
     limits = limits or Limits()
+    if index is not None:
+        index.embed(predictor, torch.zeros(SAMPLE_RATE))
     port = _free_port(port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="eat-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads
-        page = build(predictor, summary=summary, runs=runs, limits=limits, refresh=refresh)
+        views = {
+            "Recording": partial(_recording_view, predictor, limits),
+            "Search": partial(_search_view, index, labels, predictor, limits),
+            "Training": partial(_training_view, runs, refresh),
+        }
+        page = build(views, summary=summary, limits=limits)
         try:
             yield _launch(page, port, limits)
         finally:
@@ -131,8 +160,14 @@ def _launch(page: Any, port: int, limits: Limits) -> str:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    here = Path(__file__).parent
-    script = (here / "page.js").read_text(encoding="utf-8")
+    folders = Path(__file__).parent, Path(map_module.__file__).parent
+    css, script = (
+        "\n".join(
+            (folder / f"{stem}.{kind}").read_text(encoding="utf-8")
+            for folder, stem in zip(folders, ("page", "map"), strict=True)
+        )
+        for kind in ("css", "js")
+    )
     middleware = [
         # pages of other names that lead to this address are not answered
         Middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"]),
@@ -148,7 +183,7 @@ def _launch(page: Any, port: int, limits: Limits) -> str:
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ),
-        css=(here / "page.css").read_text(encoding="utf-8"),
+        css=css,
         head=f"<script>{script}</script>",
         footer_links=[],
         run_history=False,
@@ -163,8 +198,8 @@ def _launch(page: Any, port: int, limits: Limits) -> str:
     return address
 
 
-def build(predictor: Predictor, *, summary: str, runs: Path, limits: Limits, refresh: float) -> Any:
-    """Return the page as gradio's blocks; see `served`."""
+def build(views: Mapping[str, Callable[[Any], None]], *, summary: str, limits: Limits) -> Any:
+    """Return the page as gradio's blocks; each view is added to a tab of its name."""
     import gradio
 
     with gradio.Blocks(
@@ -177,15 +212,14 @@ def build(predictor: Predictor, *, summary: str, runs: Path, limits: Limits, ref
         )
         gradio.HTML(notice([f"Model: {summary}"]))
         with gradio.Tabs():
-            with gradio.Tab("Recording"):
-                _recording_view(predictor, limits)
-            with gradio.Tab("Training") as training:
-                _training_view(runs, refresh, training)
+            for name, add_view in views.items():
+                with gradio.Tab(name) as tab:
+                    add_view(tab)
     refuse_addresses(page)
     return page
 
 
-def _recording_view(predictor: Predictor, limits: Limits) -> None:
+def _recording_view(predictor: Predictor, limits: Limits, tab: Any) -> None:
     """Add the views of tags and events, and the ways to open a recording."""
     import gradio
 
@@ -238,6 +272,75 @@ def _recording_view(predictor: Predictor, limits: Limits) -> None:
     microphone.clear(lambda: ("", None, "", NOTHING, NOTHING), None, outputs)
     for slider in sliders:
         slider.change(change, [analysis, *sliders], [message, events], trigger_mode="always_last")
+
+
+def _search_view(
+    index: Index | None, labels: str | None, predictor: Predictor, limits: Limits, tab: Any
+) -> None:
+    """Add the view of similar sounds and the map, which is drawn when its tab is first opened."""
+    import gradio
+
+    if index is None:
+        gradio.HTML(notice([NO_VECTORS]))
+        return
+    query, drawn = gradio.State(None, time_to_live=FORGOTTEN), gradio.State(False)
+    with gradio.Row(elem_classes="eat-search"):
+        file = gradio.File(label="Recording to search with", type="filepath", height=150)
+        with gradio.Column():
+            row = gradio.Textbox(
+                label=f"Row of {index.place.name}, 0 to {len(index) - 1:,}",
+                max_lines=1,
+                elem_id="eat-row",
+            )
+            count = gradio.Slider(4, 48, RESULTS, step=4, label="Results")
+    message = gradio.HTML()
+    with gradio.Row():
+        with gradio.Column(scale=5, min_width=340):
+            points = gradio.HTML(MAP_WAIT)
+        with gradio.Column(scale=4, min_width=340):
+            sound, matches = gradio.HTML(), gradio.HTML(NO_QUERY)
+
+    def answer(find_query: Callable[[], Query], count: int) -> tuple[Any, ...]:
+        try:
+            result = find_query()
+            similar = matches_view(find_matches(index, result, count))
+        except EatError as error:
+            return notice(str(error).splitlines(), "error"), None, "", NO_QUERY
+        return "", result, query_view(result), similar
+
+    def search_upload(path: str | None, count: int) -> Any:
+        if path is None:
+            return [gradio.skip()] * 5
+        options: dict[str, Any] = {"name": Path(path).name, "limits": limits}
+        return *answer(
+            partial(query_of_upload, Path(path), index, predictor, **options), count
+        ), None
+
+    def search_row(row: str | None, count: int) -> Any:
+        if not row:
+            return [gradio.skip()] * 5
+        return *answer(partial(query_of_row, index, row), count), None
+
+    def search_again(before: Query | None, count: int) -> Any:
+        return gradio.skip() if before is None else matches_view(find_matches(index, before, count))
+
+    map_html = cache(lambda: map_view(draw_map(index, labels=labels)))
+
+    def show_map(before: bool) -> Any:
+        if before:
+            return gradio.skip(), True
+        try:
+            return map_html(), True
+        except EatError as error:
+            return notice(str(error).splitlines(), "error"), False
+
+    outputs = [message, query, sound, matches]
+    options: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+    options["show_progress_on"] = matches
+    file.change(search_upload, [file, count], [*outputs, row], **options)
+    row.change(search_row, [row, count], [*outputs, file], trigger_mode="always_last", **options)
+    count.change(search_again, [query, count], matches, trigger_mode="always_last", **options)
+    tab.select(show_map, drawn, [points, drawn], concurrency_id="map", concurrency_limit=1)
 
 
 def _training_view(runs: Path, refresh: float, tab: Any) -> None:

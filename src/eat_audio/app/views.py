@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 
 from eat_audio.app.analysis import Analysis
+from eat_audio.app.similar import Match, Query
 from eat_audio.inference.detect import Detection, Rules, as_csv, as_label_track
 from eat_audio.inference.storage import plain_stem
 from eat_audio.report import figures
@@ -93,6 +94,19 @@ def _timeline(analysis: Analysis, lanes: Sequence[tuple[Any, ...]]) -> str:
 
 def _file_url(text: str, kind: str = "text/plain") -> str:
     return figures.data_url(text.encode(), f"{kind};charset=utf-8")
+
+
+# ---- search ----
+
+
+def query_view(query: Query) -> str:
+    """Return the sound that is searched with; that of a row plays at once."""
+    return _macros().query(query.name, query.excerpt, query.row is not None)
+
+
+def matches_view(matches: Sequence[Match]) -> str:
+    """Return similar sounds, most similar first; the map shows their points larger."""
+    return _macros().matches(matches)
 
 
 # ---- training ----

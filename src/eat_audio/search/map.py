@@ -6,7 +6,6 @@ bytes, whatever the machine has cores.
 Shapes: N vectors of the index, P points of the map, D width.
 """
 
-import io
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -18,21 +17,19 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from eat_audio.audio import SAMPLE_RATE, audio_seconds, load_int16
+from eat_audio.audio import audio_seconds, load_int16
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.labels import sorted_labels
 from eat_audio.errors import AudioError, DataError, EatError, EatWarning
-from eat_audio.report.figures import clock, data_url
 from eat_audio.rng import hash_id
+from eat_audio.search.excerpts import mp3_url, name_of_row
 from eat_audio.search.index import Index
-from eat_audio.text import printable
 from eat_audio.writing import write_text
 
 MOST_POINTS = 5_000
@@ -131,7 +128,7 @@ def draw_map(
                 names, colored_by = _clusters(vectors, clusters or CLUSTERS), "cluster"
     groups, numbers = _groups(names)
     points = [
-        Point(row, x, y, number, point_name(index, row))
+        Point(row, x, y, number, name_of_row(index, row))
         for row, (x, y), number in zip(rows.tolist(), places.tolist(), numbers, strict=True)
     ]
     return Map(points, groups, height, colored_by, len(index))
@@ -176,16 +173,6 @@ def principal(vectors: Array, count: int) -> Array:
     centered = (vectors - vectors.mean(axis=0)).astype(np.float64)
     _, axes = np.linalg.eigh(centered.T @ centered)
     return (centered @ axes[:, : -count - 1 : -1]).astype(np.float32)
-
-
-def point_name(index: Index, row: int) -> str:
-    """Return the recording of a row and, of a window, its time in it."""
-    start, seconds = float(index.start[row]), float(index.seconds[row])
-    name = printable(index.paths[row])
-    if start == 0 and np.isinf(seconds):
-        return name
-    end = "the end" if np.isinf(seconds) else clock(round(start + seconds, 2))
-    return f"{name}, {clock(round(start, 2))} to {end}"
 
 
 # ---- groups ----
@@ -326,10 +313,7 @@ def _with_sounds(
 
 def _embedded(file: Path, start: float, seconds: float) -> str:
     """Return a stretch of a recording inside its URL."""
-    waveform = load_int16(file, start=start, seconds=seconds)
-    sound = io.BytesIO()
-    soundfile.write(sound, waveform.numpy(), SAMPLE_RATE, format="MP3")
-    return data_url(sound.getvalue(), "audio/mpeg")
+    return mp3_url(load_int16(file, start=start, seconds=seconds))
 
 
 def _linked(file: Path, start: float, seconds: float, folder: Path) -> str:
