@@ -1,7 +1,7 @@
-"""Take the pictures of the guide to the page: python docs/app_pictures.py RECORDING RUNS.
+"""Take the pictures of the page: python docs/app_pictures.py RECORDING RUNS VECTORS LABELS.
 
 The page runs with the tagger that ships, in headless Chromium; nothing is drawn by hand. RUNS is a
-folder with at least one run; a relative path is shown as it is.
+folder with at least one run; a relative path is shown as it is. VECTORS are of the tagger, too.
 """
 
 import io
@@ -17,14 +17,16 @@ COLORS = 64
 
 
 def main() -> None:
-    """Write app_tags.png, app_events.png, app_training.png and app_phone.png."""
+    """Write the pictures of every view of the page, and of the map."""
     sys.path.insert(0, str(ROOT / "tests"))
     import eat_audio as eat
     from app.browser import Browser, chromium
     from eat_audio.app.page import served
     from eat_audio.checkpoints import shipped
+    from eat_audio.search.index import open_index
 
-    recording, runs = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    recording, runs, vectors = Path(sys.argv[1]).resolve(), *map(Path, sys.argv[2:4])
+    labels = sys.argv[4]
     summary = shipped.summary(shipped.FOLDER)
 
     def take(browser: Browser, name: str) -> None:
@@ -33,7 +35,9 @@ def main() -> None:
         image.quantize(COLORS).save(GUIDES / f"app_{name}.png", optimize=True)
 
     with (
-        served(eat.load(), summary=summary, runs=runs) as address,
+        served(
+            eat.load(), summary=summary, runs=runs, index=open_index(vectors), labels=labels
+        ) as address,
         chromium(address) as browser,
     ):
         browser.open(width=1_000, height=1_180)
@@ -43,6 +47,11 @@ def main() -> None:
         browser.resize(1_000, 1_120)
         browser.until(lambda: browser.all(".eat-event"))
         take(browser, "events")
+        browser.click("Search")
+        browser.resize(1_100, 1_000)
+        browser.drop(recording, ".eat-search")
+        browser.until(lambda: browser.all(".eat-plot") and browser.all(".eat-matches"))
+        take(browser, "search")
         browser.click("Training")
         browser.resize(1_000, 820)
         browser.until(lambda: browser.all("figure"))

@@ -73,7 +73,7 @@ def test_every_point_is_reached_and_played_with_the_keyboard(page: Browser) -> N
 
 def test_the_map_is_enlarged_and_shown_whole_again(page: Browser) -> None:
     def view() -> list[float]:
-        text = page.one(".eat-plot > svg").get_attribute("viewBox")
+        text = page.one(".eat-plot > svg").get_dom_attribute("viewBox")
         return [float(number) for number in text.split()]
 
     whole = view()
