@@ -7,6 +7,7 @@ folder with at least one run; a relative path is shown as it is. VECTORS are of 
 import io
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -24,9 +25,10 @@ def main() -> None:
     from eat_audio.app.page import served
     from eat_audio.checkpoints import shipped
     from eat_audio.search.index import open_index
+    from eat_audio.search.map import draw_map, write_map
 
     recording, runs, vectors = Path(sys.argv[1]).resolve(), *map(Path, sys.argv[2:4])
-    labels = sys.argv[4]
+    index, labels = open_index(vectors), sys.argv[4]
     summary = shipped.summary(shipped.FOLDER)
 
     def take(browser: Browser, name: str) -> None:
@@ -35,9 +37,7 @@ def main() -> None:
         image.quantize(COLORS).save(GUIDES / f"app_{name}.png", optimize=True)
 
     with (
-        served(
-            eat.load(), summary=summary, runs=runs, index=open_index(vectors), labels=labels
-        ) as address,
+        served(eat.load(), summary=summary, runs=runs, index=index, labels=labels) as address,
         chromium(address) as browser,
     ):
         browser.open(width=1_000, height=1_180)
@@ -61,6 +61,12 @@ def main() -> None:
         browser.resize(390, 1_000)
         browser.until(lambda: browser.all(".eat-timeline"))
         take(browser, "phone")
+        with TemporaryDirectory() as folder:
+            page = Path(folder, "map.html")
+            write_map(draw_map(index, labels=labels), index, page, megabytes=0)
+            browser.resize(1_100, 700)
+            browser.driver.get(page.as_uri())
+            take(browser, "map")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from conftest import DATA, needs_data
 from conftest import eat as run_eat
 from eat_audio.app.analysis import analyze
 from eat_audio.app.page import refuse_addresses, served
-from eat_audio.app.similar import find_matches, query_of_upload
+from eat_audio.app.similar import find_similar, query_of_upload
 from eat_audio.errors import AudioError, DataError, SettingError
 from eat_audio.inference.detect import Rules, as_csv, as_label_track, detect
 from eat_audio.inference.embed import embed_files
@@ -223,7 +223,7 @@ def test_the_most_similar_sounds_of_a_recording_are_found(page, folder, predicto
     page.click("Search")
     page.drop(folder / "tone.wav", ".eat-search")
     query = query_of_upload(folder / "tone.wav", index, predictor, name="tone.wav", limits=LIMITS)
-    expected = [f"{match.score:.3f} {match.name}" for match in find_matches(index, query, 12)]
+    expected = [f"{match.score:.3f} {match.name}" for match in find_similar(index, query, 12)]
     page.until(lambda: matches(page) == expected)
     assert len(expected) == len(index)
     assert page.one(".eat-query h2").text == "tone.wav"

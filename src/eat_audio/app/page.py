@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from eat_audio.app.analysis import Analysis, Limits, analyze
-from eat_audio.app.similar import Query, find_matches, query_of_row, query_of_upload
+from eat_audio.app.similar import Query, find_similar, query_of_row, query_of_upload
 from eat_audio.app.views import (
     events_view,
     find_runs,
@@ -303,7 +303,7 @@ def _search_view(
     def answer(find_query: Callable[[], Query], count: int) -> tuple[Any, ...]:
         try:
             result = find_query()
-            similar = matches_view(find_matches(index, result, count))
+            similar = matches_view(find_similar(index, result, count))
         except EatError as error:
             return notice(str(error).splitlines(), "error"), None, "", NO_QUERY
         return "", result, query_view(result), similar
@@ -322,7 +322,7 @@ def _search_view(
         return *answer(partial(query_of_row, index, row), count), None
 
     def search_again(before: Query | None, count: int) -> Any:
-        return gradio.skip() if before is None else matches_view(find_matches(index, before, count))
+        return gradio.skip() if before is None else matches_view(find_similar(index, before, count))
 
     map_html = cache(lambda: map_view(draw_map(index, labels=labels)))
 

@@ -4,13 +4,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from eat_audio.app.analysis import Limits, load_upload
+from eat_audio.audio import load_int16
 from eat_audio.errors import AudioError, DataError, EatError
 from eat_audio.inference.batches import DEADLINE, DeadlineExceeded
 from eat_audio.inference.predictor import Predictor
 from eat_audio.inference.windows import Array
-from eat_audio.search.excerpts import Excerpt, excerpt_of, excerpt_of_row, name_of_row
+from eat_audio.report.figures import clock
+from eat_audio.search.excerpts import LONGEST, Excerpt, excerpt_of, excerpt_of_row, name_of_row
+from eat_audio.search.find import Match, find_matches, query_vector
 from eat_audio.search.index import Index
+from eat_audio.text import printable
 
 
 @dataclass(frozen=True)
@@ -18,21 +24,20 @@ class Query:
     """What a search is for."""
 
     name: str
-    vectors: Array
-    """(Q, D): one, or one per window of a recording."""
+    vector: Array
+    """(D,)"""
     excerpt: Excerpt
     row: int | None = None
     """Of the index, if it is one of its own."""
 
 
 @dataclass(frozen=True)
-class Match:
-    """A row of the index that is similar to a query."""
+class Similar:
+    """A match, as it is shown."""
 
     row: int
     name: str
     score: float
-    """Cosine; of several windows of the query, the highest."""
     excerpt: Excerpt | None
     problem: str = ""
     """Why there is no excerpt."""
@@ -49,7 +54,8 @@ def query_of_upload(
     token = DEADLINE.set(time.monotonic() + limits.computing)
     try:
         waveform = load_upload(path, name, limits)
-        return Query(name, index.embed(predictor, waveform), excerpt_of(waveform))
+        vector = query_vector([index.embed(predictor, waveform)])
+        return Query(name, vector, excerpt_of(waveform))
     except DeadlineExceeded:
         raise AudioError(
             f"{name}: computing took more than {limits.computing} s; expected a shorter "
@@ -69,23 +75,25 @@ def query_of_row(index: Index, text: str) -> Query:
         raise DataError(f"row {text}: {index.place} has the rows 0 to {len(index) - 1:,}")
     row = int(text)
     excerpt = excerpt_of_row(index, row)
-    return Query(name_of_row(index, row), index.vectors[row : row + 1], excerpt, row)
+    vector = index.vectors[row].astype(np.float32)
+    return Query(name_of_row(index, row), vector, excerpt, row)
 
 
-def find_matches(index: Index, query: Query, count: int) -> list[Match]:
-    """Return the rows that are most similar to a query, without its own."""
-    best: dict[int, float] = {}
-    scores, rows = index.search(query.vectors, count + 1)
-    for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True):
-        if row != query.row:
-            best[row] = max(score, best.get(row, score))
-    nearest = sorted(best, key=lambda row: (-best[row], row))[:count]
-    return [_match(index, row, best[row]) for row in nearest]
+def find_similar(index: Index, query: Query, count: int) -> list[Similar]:
+    """Return the matches of a query, as those of `eat search`, without its own row."""
+    without = () if query.row is None else (query.row,)
+    matches = find_matches(index, query.vector, top_k=count, without=without)
+    return [_similar(index, match) for match in matches]
 
 
-def _match(index: Index, row: int, score: float) -> Match:
-    name = name_of_row(index, row)
+def _similar(index: Index, match: Match) -> Similar:
+    seconds, name = LONGEST, printable(match.path)
+    if match.end is not None:
+        seconds = min(seconds, match.end - match.start)
+        name = f"{name}, {clock(round(match.start, 2))} to {clock(round(match.end, 2))}"
     try:
-        return Match(row, name, score, excerpt_of_row(index, row))
+        file = index.resolve(match.row)
+        excerpt = excerpt_of(load_int16(file, start=match.start, seconds=seconds))
     except EatError as error:
-        return Match(row, name, score, None, str(error))
+        return Similar(match.row, name, match.score, None, str(error))
+    return Similar(match.row, name, match.score, excerpt)

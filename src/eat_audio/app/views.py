@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from eat_audio.app.analysis import Analysis
-from eat_audio.app.similar import Match, Query
+from eat_audio.app.similar import Query, Similar
 from eat_audio.inference.detect import Detection, Rules, as_csv, as_label_track
 from eat_audio.inference.storage import plain_stem
 from eat_audio.report import figures
@@ -104,7 +104,7 @@ def query_view(query: Query) -> str:
     return _macros().query(query.name, query.excerpt, query.row is not None)
 
 
-def matches_view(matches: Sequence[Match]) -> str:
+def matches_view(matches: Sequence[Similar]) -> str:
     """Return similar sounds, most similar first; the map shows their points larger."""
     return _macros().matches(matches)
 
