@@ -218,6 +218,13 @@ def matches(page: Browser) -> list[str]:
     return [one.text for one in page.all(".eat-match")]
 
 
+def until_searched(page: Browser, index: Index, name: str) -> None:
+    """Wait until the page shows the matches of a recording of the index: all others."""
+    page.until(lambda: page.one(".eat-query h2").text == name)
+    others = set(index.paths) - {name}
+    page.until(lambda: {text.partition(" ")[2] for text in matches(page)} == others)
+
+
 @needs_browser
 def test_the_most_similar_sounds_of_a_recording_are_found(page, folder, predictor, index):
     page.click("Search")
@@ -236,20 +243,18 @@ def test_a_point_of_the_map_plays_and_is_searched_with_by_keys(page, index):
     assert [one.text for one in page.all(".eat-groups span")] == ["high", "low"]
     page.press(".eat-plot > svg", Keys.LEFT, Keys.LEFT, Keys.ENTER)
     name = page.one(".eat-chosen").text.partition("\n")[0]
-    page.until(lambda: page.one(".eat-query h2").text == name)
+    until_searched(page, index, name)
     page.until(lambda: page.js("return document.querySelector('.eat-query audio').currentTime"))
-    names = {text.partition(" ")[2] for text in matches(page)}
-    assert names == set(index.paths) - {name}
 
 
 @needs_browser
 def test_a_match_is_searched_with_in_turn(page, index):
     page.click("Search")
     page.write(ROW, "3")
-    page.until(lambda: page.one(".eat-query h2").text == index.paths[3])
+    until_searched(page, index, index.paths[3])
     best = matches(page)[0].partition(" ")[2]
     page.one("[data-similar]").click()
-    page.until(lambda: page.one(".eat-query h2").text == best)
+    until_searched(page, index, best)
     row = page.js("return document.querySelector(arguments[0]).value", ROW)
     assert index.paths[int(row)] == best
 
