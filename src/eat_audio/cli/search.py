@@ -57,7 +57,7 @@ def find(
 
     from eat_audio.search.find import find_matches, matches_csv, query_vector, write_page
     from eat_audio.search.index import open_index
-    from eat_audio.writing import write_text
+    from eat_audio.writing import remove_leftovers, write_text
 
     index = open_index(vectors)
     stretch = start, seconds
@@ -65,6 +65,8 @@ def find(
     query = query_vector(*([one.vectors for one in group] for group in (examples, counter)))
     rows = [row for one in (*examples, *counter) for row in one.rows]
     matches = find_matches(index, query, top_k=top_k, without=rows)
+    for file in filter(None, (csv, html)):
+        remove_leftovers(file)
     if csv is not None:
         write_text(csv, matches_csv(matches))
     if html is not None:
