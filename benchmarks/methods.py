@@ -21,6 +21,7 @@ DRAWN = {"EAT": ("eat_base", 64), "Audio-MAE": ("audiomae_base", 64), "BEATs": (
 COUNTED = {
     "EAT": ("eat_base",),
     "SSLAM": ("sslam_base",),
+    "BAT": ("bat_base",),
     "Audio-MAE": ("audiomae_base",),
     "BEATs, iteration 1": ("beats_iter1",),
     "BEATs, later": ("beats_iter2", "tokenizer=RUN"),

@@ -125,4 +125,4 @@ def test_pooling_is_that_of_the_encoder_unless_another_is_wanted(
     changes = settings(made, encoder=SMALL.model_copy(update={"pooling": None}))
     assert start_from(tmp_path, changes, corpus)[0].config.pooling == "mean"
     usual = start_from(None, settings(made, encoder=of(method, pooling=None)), corpus)[0]
-    assert usual.config.pooling == ("cls" if method == "eat" else "mean")
+    assert usual.config.pooling == ("cls" if method in ("bat", "eat") else "mean")

@@ -35,8 +35,8 @@ class EncoderSettings(Settings):
     num_heads: PositiveInt | None = None
     mlp_ratio: PositiveFloat = 4.0
     pooling: Literal["cls", "mean", "linear_softmax", "statistics"] | None = None
-    """How a clip's vector is computed from its tokens; by default CLS in EAT, else the mean.
-    statistics: CLS, where there is one, mean and deviation of the patches."""
+    """How a clip's vector is computed from its tokens; by default CLS in EAT and BAT, else the
+    mean. statistics: CLS, where there is one, mean and deviation of the patches."""
 
     def build_config(self, method: str) -> PreTrainedConfig:
         """Return the Hugging Face configuration of such an encoder of a method.
