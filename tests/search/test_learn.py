@@ -24,7 +24,7 @@ def judged(answers: int = 12) -> tuple[Learner, list[int]]:
     pool = Standard.of(pool)(pool)
     learned, rows = learner(pool, pool[:1]), []
     for _ in range(answers):
-        rows.append(learned.next(learned.head()))
+        rows.append(learned.next(learned.draft()))
         learned.judge(rows[-1], bool(truth[rows[-1]]))
     return learned, rows
 
@@ -49,10 +49,10 @@ def test_the_same_answers_lead_to_the_same_questions_and_the_same_head():
 def test_what_is_skipped_is_not_learned_from_and_does_not_come_again():
     pool, _ = clusters()
     learned = learner(pool, pool[:2])
-    before = learned.head()
+    before = learned.draft()
     row = learned.next(before)
     learned.judge(row, None)
-    assert learned.judged == {} and learned.next(learned.head()) != row
+    assert learned.judged == {} and learned.next(learned.draft()) != row
 
 
 def test_when_all_is_judged_nothing_is_next():
@@ -60,7 +60,7 @@ def test_when_all_is_judged_nothing_is_next():
     learned = learner(pool, pool[:2])
     for row in range(12):
         learned.judge(row, bool(truth[row]))
-    assert learned.next(learned.head()) is None
+    assert learned.next(learned.draft()) is None
 
 
 def test_a_head_of_standardized_vectors_is_one_of_vectors_as_they_are():
@@ -79,7 +79,7 @@ def test_standardized_vectors_have_a_mean_square_length_of_1():
 
 def test_one_example_and_no_negative_are_enough_to_begin():
     pool, truth = clusters()
-    head = learner(pool, pool[:1]).head()
+    head = learner(pool, pool[:1]).draft()
     assert head.f1 is None and np.isfinite(head.weight).all()
     assert head.scores(pool)[truth].mean() > head.scores(pool)[~truth].mean()
 

@@ -27,7 +27,6 @@ import torch
 from numpy.typing import NDArray
 
 from eat_audio.audio import SAMPLE_RATE
-from eat_audio.audio.fbank import FRAME, HOP
 from eat_audio.data.parts import JOB, read_job
 from eat_audio.data.remote import is_url
 from eat_audio.errors import DataError
@@ -126,7 +125,7 @@ class Index:
         """Return the vectors of a recording as `eat embed` writes them: (n, D); see `embed`."""
         settings: Any = self.made_by
         level, hop_ms, layers = settings["level"], settings["hop_ms"], settings.get("layers")
-        columns = (settings["window"] - FRAME + 1) // HOP * HOP // COLUMN_SAMPLES
+        columns = round(settings["window"] / COLUMN_SAMPLES)
         window, hop = columns * COLUMN_SECONDS, settings["hop"] / SAMPLE_RATE
         model, features = predictor.model, predictor.features
         same = Predictor(model, features, window=window, overlap=window - hop)

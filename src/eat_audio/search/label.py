@@ -221,7 +221,7 @@ class LabelJob:
         while labels and sum(row[4] != "skip" for row in self.judgements) < budget:
             label = labels[len(self.judgements) % len(labels)]
             learner = self.learners[label]
-            head = learner.head()
+            head = learner.draft()
             number = learner.next(head)
             if number is None:
                 labels.remove(label)

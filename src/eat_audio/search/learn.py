@@ -20,6 +20,8 @@ from eat_audio.evaluation.metrics import Array
 
 STRENGTHS = (30.0, 300.0)
 """Inverse regularizations of the logistic regressions; vectors have a mean square length of 1."""
+KINDS = [*(f"logistic C={strength:g}" for strength in STRENGTHS), "prototypes"]
+"""Of heads."""
 FOLDS = 5
 """Of the cross-validation, at most."""
 BACKGROUND = 10
@@ -85,13 +87,12 @@ def fit(x: Array, positive: Bools, groups: Sequence[object]) -> Head:
         positive: (n,)
         groups: The recording of each; those of one recording are tested together.
     """
-    kinds = [f"logistic C={strength:g}" for strength in STRENGTHS] + ["prototypes"]
     weight, folds = _balanced(positive), _folds(positive, groups)
     if len(folds) < 2:
-        return _fit(kinds[0], x, positive, weight)
-    reduced, basis = _in_own_space(x)
+        return _fit(KINDS[0], x, positive, weight)
+    reduced, basis = in_own_space(x)
     results = []
-    for kind in kinds:
+    for kind in KINDS:
         scores = np.zeros(len(x))
         for test in folds:
             rest = ~test
@@ -126,11 +127,13 @@ def _fit(kind: str, x: Array, positive: Bools, weight: NDArray[np.float64]) -> H
     return Head(model.coef_[0].astype(np.float64), float(model.intercept_[0]), kind)
 
 
-def _in_own_space(x: Array) -> tuple[Array, NDArray[np.float64]]:
+def in_own_space(x: Array) -> tuple[Array, NDArray[np.float64]]:
     """Return vectors (n, D) in a basis of the space they span, (n, r), and that basis (D, r).
 
     A regularized head lies in that space, so nothing is lost.
     """
+    if len(x) >= x.shape[1]:
+        return x, np.eye(x.shape[1])
     u, s, vt = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     return u * s, vt.T
 
@@ -191,7 +194,18 @@ class Learner:
         self.closed.add(row)
 
     def head(self) -> Head:
-        """Return the head of all that is known."""
+        """Return the head of all that is known, chosen by cross-validation."""
+        return fit(*self._known())
+
+    def draft(self) -> Head:
+        """Return the first kind of head, not validated: candidates are chosen by it."""
+        x, positive, _ = self._known()
+        reduced, basis = in_own_space(x)
+        head = _fit(KINDS[0], reduced, positive, _balanced(positive))
+        return replace(head, weight=basis @ head.weight)
+
+    def _known(self) -> tuple[Array, Bools, list[object]]:
+        """Return vectors (n, D), which of them are positive, and their recordings."""
         rows = list(self.judged)
         x = np.concatenate([self.examples, self.pool[rows]])
         positive = np.append(self.positive, [self.judged[row] for row in rows]).astype(bool)
@@ -203,7 +217,7 @@ class Learner:
             x = np.concatenate([x, rest])
             positive = np.append(positive, np.zeros(len(rest), bool))
             groups += [("rest",)] * len(rest)
-        return fit(x, positive, groups)
+        return x, positive, groups
 
     def next(self, head: Head) -> int | None:
         """Return the candidate whose judgement is most useful; None if there are no more."""

@@ -18,7 +18,7 @@ from eat_audio.inference.predictor import Predictor
 from eat_audio.progress import track
 from eat_audio.search.index import Index
 from eat_audio.search.label import classifier, normed
-from eat_audio.search.learn import Bools, Head, Learner, Standard, fit
+from eat_audio.search.learn import Bools, Head, Learner, Standard, fit, in_own_space
 
 EXAMPLES = 2
 """Random recordings of the class that are known before the first judgement."""
@@ -98,15 +98,19 @@ def simulate_labels(
         raise DataError(f"{labels}: {len(named)} of its labels are of recordings of {index.place}")
     divisions = [folds.indices[seed % len(folds.indices)] for seed in range(seeds)]
     full: dict[tuple[int, int], float] = {}
+    spaces = {}
+    for seed, (train, test) in enumerate(divisions[: len(folds.indices)]):
+        standard = Standard.of(vectors[train])
+        pool, basis = in_own_space(standard(vectors[train]))
+        spaces[seed] = pool.astype(np.float32), (standard(vectors[test]) @ basis).astype(np.float32)
     results = []
     for column in track(named.tolist(), "label", len(named)):
         own, curves = truth[:, column], []
         for seed, (train, test) in enumerate(divisions):
             if own[train].sum() < EXAMPLES or own[train].all() or not own[test].any():
                 continue
-            standard = Standard.of(vectors[train])
-            pool, tested = standard(vectors[train]), standard(vectors[test])
             key = (column, seed % len(folds.indices))
+            pool, tested = spaces[key[1]]
             if key not in full:
                 head = fit(pool, own[train], paths[train].tolist())
                 full[key] = f1_score(head, tested, own[test])
@@ -159,10 +163,9 @@ def _curve(
     """Judge with an oracle; return F1 on test vectors by the number of judgements."""
     f1 = {}
     for done in range(budget + 1):
-        head = learner.head()
         if done == budget or done % EVERY == 0:
-            f1[done] = f1_score(head, tested, test_truth)
-        row = learner.next(head)
+            f1[done] = f1_score(learner.head(), tested, test_truth)
+        row = learner.next(learner.draft()) if done < budget else None
         if row is not None:
             learner.judge(row, bool(truth[row]))
     return f1
