@@ -240,7 +240,7 @@ def test_the_most_similar_sounds_of_a_recording_are_found(page, folder, predicto
 @needs_browser
 def test_a_point_of_the_map_plays_and_is_searched_with_by_keys(page, index):
     page.click("Search")
-    assert [one.text for one in page.all(".eat-groups span")] == ["high", "low"]
+    page.until(lambda: [one.text for one in page.all(".eat-groups span")] == ["high", "low"])
     page.press(".eat-plot > svg", Keys.LEFT, Keys.LEFT, Keys.ENTER)
     name = page.one(".eat-chosen").text.partition("\n")[0]
     until_searched(page, index, name)
