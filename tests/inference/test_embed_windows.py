@@ -34,7 +34,15 @@ def clips(tmp_path: Path) -> Path:
 def test_every_window_has_a_row_with_its_times(predictor, clips, tmp_path):
     embed_files([clips / "c" / "long.wav"], predictor, tmp_path / "v.parquet", level="window")
     rows = pq.read_table(tmp_path / "v.parquet")
-    assert rows.column_names == ["path", "onset", "offset", "embedding", "size", "modified"]
+    assert rows.column_names == [
+        "path",
+        "onset",
+        "offset",
+        "embedding",
+        "size",
+        "modified",
+        "sha256",
+    ]
     np.testing.assert_allclose(rows["onset"], np.arange(4) * WINDOW)
     np.testing.assert_allclose(rows["offset"], [*np.arange(1, 4) * WINDOW, 11.04])
 

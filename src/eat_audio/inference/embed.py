@@ -53,10 +53,10 @@ def embed_files(
         predictor: From `load`.
         out: A `.parquet` file with a row per vector: `path`, for windows `onset` and `offset`
             (seconds), for frames and patches `seconds` (the middle of their 160 ms), for patches
-            `row` (0 to 7, low frequencies first), `embedding`, and `size` and `modified` (ns) of
-            the file. Or a folder, which gets one `.npy` file (float32) per recording with all of
-            its vectors, except for clips `.seconds.npy` beside it, (T',), of windows (n, 2), and
-            `index.csv`: `path`, `file`, `shape`, `size`, `modified`.
+            `row` (0 to 7, low frequencies first), `embedding`, and `size`, `modified` (ns) and
+            `sha256` of the file. Or a folder, which gets one `.npy` file (float32) per recording
+            with all of its vectors, except for clips `.seconds.npy` beside it, (T',), of windows
+            (n, 2), and `index.csv`: `path`, `file`, `shape`, `size`, `modified`.
         level: clip (D), window (n, D; of the predictor, one after the other), frame (T', D) or
             patch (T', F', D).
         batch: Windows of 10.24 s per batch; 8 on a CPU and 64 on a GPU if None.

@@ -50,6 +50,8 @@ INDEX = ["path", "file", "shape", "size", "modified"]
 
 Stamp = tuple[int, int]
 """Size and time of the last change (ns) of a file."""
+DIGEST = "sha256"
+"""Column of a digest of the file: one that was only touched is the same file."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Store:
         self.out, self.made_by = out, made_by
         self.start = storable(os.getcwd())  # relative paths count from it
         self.stamps: dict[str, Stamp | None] = {}  # by key; None: not known
+        self.digests: dict[str, str | None] = {}  # by key, of a table
         self.keys: dict[str, str] = {}  # by path as it is written
 
     def check_made_by(self, record: object) -> None:
@@ -136,6 +139,9 @@ class Store:
             elif (stamp := self.stamps[key]) is None:
                 unversioned += 1
             elif origin.stamp is not None and stamp != origin.stamp:
+                digest = self.digests.get(key) if stamp[0] == origin.stamp[0] else None
+                if digest is not None and digest == digest_of(origin.file):
+                    continue  # only its time has changed
                 self.drop(key)
                 missing.append(origin)
         if unversioned:
@@ -149,6 +155,17 @@ class Store:
     def drop(self, key: str) -> None:
         """Remove the vectors of a recording."""
         raise NotImplementedError
+
+
+def digest_of(file: Path | str) -> str | None:
+    """Return the SHA-256 of a file; None of a URL, or if it cannot be read."""
+    if is_url(file):
+        return None
+    try:
+        with open(file, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def is_table(out: Path) -> bool:
@@ -347,7 +364,7 @@ class Table(Store):
         columns += WINDOW_COLUMNS if level == "window" else []
         columns += [("row", pa.int8())] if level == "patch" else []
         columns += [("embedding", pa.list_(pa.float32()))]
-        columns += [("size", pa.int64()), ("modified", pa.int64())]
+        columns += [("size", pa.int64()), ("modified", pa.int64()), (DIGEST, pa.string())]
         record = json.dumps(self.made_by | {START: self.start})
         self.schema = pa.schema(columns, metadata={MADE_BY: record.encode()})
 
@@ -361,15 +378,17 @@ class Table(Store):
             with pq.ParquetFile(piece) as file:
                 record = (file.schema_arrow.metadata or {}).get(MADE_BY, b"null")
                 self.check_made_by(json.loads(record))
-                names = [n for n in ("path", "size", "modified") if n in file.schema_arrow.names]
-                stamps: dict[str, Stamp | None] = {}
+                names = ["path", "size", "modified", DIGEST]
+                names = [name for name in names if name in file.schema_arrow.names]
+                stamps: dict[str, tuple[Stamp | None, str | None]] = {}
                 for rows in file.iter_batches(ROWS, columns=names):
                     stamps |= _stamps(rows)
         except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
             raise DataError(f"{piece}: is no Parquet file of vectors ({error})") from error
         self.pieces[piece] = set()
-        for path, stamp in stamps.items():
+        for path, (stamp, digest) in stamps.items():
             key = self.register(path, stamp)
+            self.digests[key] = digest
             self.drop(key)
             self.holder[key] = piece, path
 
@@ -382,6 +401,7 @@ class Table(Store):
         """Hold the vectors of a recording, and write all that are held now and then."""
         size, modified = origin.stamp or (None, None)
         cells = {"path": self.path_text(origin), "size": size, "modified": modified}
+        cells[DIGEST] = digest_of(origin.file)
         self.waiting.append(Stored(cells, vectors, spans=spans))
         self.bytes += vectors.nbytes
         if time.monotonic() - self.since > PART_SECONDS or self.bytes > PART_BYTES:
@@ -450,14 +470,12 @@ class Table(Store):
                     yield pa.RecordBatch.from_arrays(cells, schema=self.schema)
 
 
-def _stamps(rows: pa.RecordBatch) -> dict[str, Stamp | None]:
-    """Return the stamps of the recordings of some rows."""
-    paths = rows["path"].dictionary_encode()
-    if "size" not in rows.schema.names:
-        return dict.fromkeys(paths.dictionary.to_pylist())
-    _, first = np.unique(paths.indices.to_numpy(), return_index=True)
-    cells = rows.take(pa.array(first)).to_pydict()
-    return {
-        path: None if size is None or modified is None else (size, modified)
-        for path, size, modified in zip(*cells.values(), strict=True)
-    }
+def _stamps(rows: pa.RecordBatch) -> dict[str, tuple[Stamp | None, str | None]]:
+    """Return the stamps and digests of the recordings of some rows."""
+    _, first = np.unique(rows["path"].dictionary_encode().indices.to_numpy(), return_index=True)
+    stamps: dict[str, tuple[Stamp | None, str | None]] = {}
+    for row in rows.take(pa.array(first)).to_pylist():
+        size, modified = row.get("size"), row.get("modified")
+        stamp = None if size is None or modified is None else (size, modified)
+        stamps[row["path"]] = stamp, row.get(DIGEST)
+    return stamps
