@@ -1,6 +1,8 @@
 """What `eat label` promises: questions, answers that are saved at once, and a model."""
 
 import csv
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +157,23 @@ def test_vectors_of_another_model_are_an_error(clips, predictor, tmp_path):
     torch.manual_seed(1)
     with pytest.raises(DataError, match="another weights"):
         LabelJob(index, small_predictor(), {"tone": [clips[1]]}, out=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills processes by signals")
+def test_labels_that_are_killed_20_times_end_with_the_same_bytes(clips, tmp_path):
+    program = Path(__file__).with_name("killed_label.py")
+    out, reference = tmp_path / "out", tmp_path / "reference"
+    words = [sys.executable, str(program), str(clips[0].parent), str(out), str(reference)]
+    paths = os.pathsep.join([str(program.parent.parent), *sys.path])
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, done.stderr
+    saved = [int(line) for line in done.stdout.split()]
+    assert len(saved) == 20 and saved == sorted(saved)
+    assert files_of(out) == files_of(reference)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(reference))  # no leftovers either
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from eat_audio.models.common.modeling import AudioClassifier
 from eat_audio.search.index import Index
 from eat_audio.search.learn import Head, Learner, Standard
 from eat_audio.text import csv_cell, from_csv_cell
-from eat_audio.writing import write_json, write_text, written_aside
+from eat_audio.writing import ASIDE, write_json, write_text, written_aside
 
 CANDIDATES = 20_000
 """Vectors that are candidates at most: half of them the nearest to the examples, half evenly from
@@ -180,6 +180,8 @@ class LabelJob:
     def _earlier(self) -> list[list[str]]:
         """Return the answers of an earlier job in the folder."""
         record, table = self.out / RECORD, self.out / JUDGEMENTS
+        for leftover in self.out.glob(f".*{ASIDE}"):  # of a job that was killed
+            leftover.unlink(missing_ok=True)
         if not record.exists():
             write_json(record, self.record)
             return []
