@@ -43,10 +43,14 @@ def test_a_search_is_exact():
     np.testing.assert_allclose(scores, np.take_along_axis(cosines, rows, 1), atol=1e-6)
 
 
-def test_of_equal_rows_the_first_counts():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_equal_rows_the_first_counts(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     index = index_of(np.tile(np.eye(4, dtype=np.float32), (3 * BLOCK, 1)))
     _, rows = index.search(np.eye(4, dtype=np.float32)[1], 5)
-    assert rows.tolist() == [[1, 5, 9, 13, 17]]
+    assert rows.tolist() == [[1, 5, 9, 13, 17]] and torch.get_num_threads() == threads
+    torch.set_num_threads(before)
 
 
 def test_more_rows_than_there_are_cannot_be_found():

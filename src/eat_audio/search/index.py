@@ -14,9 +14,12 @@ Shapes: N vectors, D width, Q queries, K results.
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,9 @@ SOURCE = b"eat_audio_search"
 EXACT = 1_000_000
 """Vectors up to which all are read for a query."""
 BLOCK = 1_024
-"""Rows per thread that are turned into float32 at a time: they stay in the cache of a core."""
+"""Rows that are turned into float32 at a time: they stay in the cache of a core."""
+ONE_SEARCH = threading.Lock()
+"""Held by a search: it has a thread for each of torch's, and torch one in each of them."""
 TIMES = ("start", "columns", "seconds", "onset", "offset")
 """Columns that say which part of a recording a row is of."""
 LEVELS = ("clip", "window", "frame")
@@ -166,23 +171,20 @@ class Index:
             with lock_folder(companion_of(self.place)):
                 graph = approximate.open_graph(companion_of(self.place) / GRAPH, self.vectors)
             return approximate.search(graph, self.vectors, unit, min(k, len(self)))
-        wanted = torch.from_numpy(unit)
-        matrix = torch.from_numpy(self.vectors)
-        k = min(k, len(matrix))
-        scores = np.full((len(wanted), 0), -np.inf, np.float32)
-        rows = np.zeros((len(wanted), 0), np.int64)
-        size = BLOCK * torch.get_num_threads()
-        block = torch.empty(size, matrix.shape[1])
-        pending: list[Array] = []
-        first = 0
-        for start in range(0, len(matrix), size):
-            part = matrix[start : start + size]
-            pending.append((wanted @ block[: len(part)].copy_(part).T).numpy())
-            end = start + len(part)
-            if end - first >= ROWS or end == len(matrix):
-                scores, rows = _merge(scores, rows, np.concatenate(pending, axis=1), first, k)
-                pending, first = [], end
-        return scores, rows
+        with ONE_SEARCH:
+            threads = torch.get_num_threads()
+            spans = min(threads, -(-len(self) // ROWS))
+            borders = np.linspace(0, len(self), spans + 1).astype(int).tolist()
+            search = partial(_nearest, self.vectors, unit, min(k, len(self)))
+            torch.set_num_threads(1)
+            try:
+                with ThreadPoolExecutor(spans) as pool:
+                    results = list(pool.map(search, borders[:-1], borders[1:]))
+            finally:
+                torch.set_num_threads(threads)
+        scores, rows = (np.concatenate(part, axis=1) for part in zip(*results, strict=True))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
     def _checked(self, queries: Array) -> Array:
         queries = np.atleast_2d(np.asarray(queries, np.float32))
@@ -192,6 +194,26 @@ class Index:
                 f"vectors of {self.place}"
             )
         return queries
+
+
+def _nearest(
+    vectors: NDArray[np.float16], unit: Array, k: int, begin: int, end: int
+) -> tuple[Array, NDArray[np.int64]]:
+    """Return the best K of the rows from `begin` to `end`, and their numbers: (Q, K) both."""
+    queries, matrix = torch.from_numpy(unit), torch.from_numpy(vectors)
+    scores = np.full((len(queries), 0), -np.inf, np.float32)
+    rows = np.zeros((len(queries), 0), np.int64)
+    block = torch.empty(BLOCK, matrix.shape[1])
+    pending: list[Array] = []
+    first = begin
+    for start in range(begin, end, BLOCK):
+        part = matrix[start : min(start + BLOCK, end)]
+        pending.append((queries @ block[: len(part)].copy_(part).T).numpy())
+        last = start + len(part)
+        if last - first >= ROWS or last == end:
+            scores, rows = _merge(scores, rows, np.concatenate(pending, axis=1), first, k)
+            pending, first = [], last
+    return scores, rows
 
 
 def _merge(
