@@ -185,5 +185,5 @@ def test_a_classifier_is_exported(classifier: Path, tmp_path: Path, kind: str) -
 
 def test_without_the_entry_there_is_no_such_method(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text("method: toy2", encoding="utf-8")
-    with pytest.raises(SettingError, match="method=toy2: 'audiomae' or 'beats' or .* is expected"):
+    with pytest.raises(SettingError, match="method=toy2: 'audiomae' or 'bat' or .* is expected"):
         pipeline.run(pipeline.stages_of(str(tmp_path / "toy.yaml")), out=tmp_path / "out")

@@ -179,7 +179,7 @@ def test_windows_that_do_not_fit_the_grid_are_refused(window: float, overlap: fl
 
 
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(SettingError, match="clip, frame, patch"):
+    with pytest.raises(SettingError, match="clip, window, frame, patch"):
         next(make_predictor().embed_many([sound(1)], "song"))  # type: ignore[arg-type]
 
 

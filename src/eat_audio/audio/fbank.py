@@ -243,9 +243,10 @@ def log_mel(waveforms: Tensor, front_end: FrontEnd = EAT) -> Tensor:
         return log_mel(waveforms[None], front_end)[0]
     if waveforms.dim() != 2:
         raise ValueError(f"waveforms of shape {tuple(waveforms.shape)}; (B, S) or (S,) is expected")
+    frames = front_end.n_frames(waveforms.shape[1])
     if front_end.of_clip:
         values = _of_clips(waveforms, [waveforms.shape[1]] * len(waveforms), front_end)
-        return values[:, : front_end.n_frames(waveforms.shape[1])]
+        return values[:, :frames]
     return _of_frames(waveforms, front_end)
 
 
