@@ -380,7 +380,10 @@ def test_commands_end_with_the_next_step_unless_they_print_json_or_yaml(
     for words, step in {
         ("recipes",): "eat pretrain",
         ("predict", sound, "--model", model): f"eat detect FILES --model {model}",
-        ("embed", sound, "--model", model, "-o", tmp_path / "v.parquet"): "eat probe",
+        ("embed", sound, "--model", model, "-o", tmp_path / "v.parquet"): (
+            f"eat search FILE --in {tmp_path / 'v.parquet'} --model {model}"
+        ),
+        ("embed", sound, "--model", model, "-o", tmp_path / "npy"): "eat probe",
         ("detect", sound, "--model", model, "-o", tmp_path / "events"): "open the pictures",
         ("inspect", model): f"eat probe {model}",
         ("convert", model, tmp_path / "converted"): f"eat inspect {tmp_path / 'converted'}",

@@ -158,8 +158,8 @@ def test_an_encoder_comes_back_from_the_hugging_face_layout(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"use_gate": False}, "describes no BAT encoder that is known: use_gate=False"),
-        ({"n_fft": 512}, "describes no BAT encoder that is known: n_fft=512"),
+        ({"use_gate": False}, "describes another encoder than BAT's: use_gate=False"),
+        ({"n_fft": 512}, "describes another encoder than BAT's: n_fft=512"),
         ({"hidden_size": "wide"}, "describes no bat model: embed_dim="),
         ({"chunk_time_patches": 32}, "has other positions than its settings say"),
         ({"num_hidden_layers": 3}, "no model.blocks.2."),

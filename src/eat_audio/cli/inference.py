@@ -193,7 +193,10 @@ def embed(
     already = f", {done.skipped} were there already" if done.skipped else ""
     print_lines(f"{out}: {done.done} files embedded{already}")
     end_of_job(done.failed)
-    return None
+    if out.suffix.lower() != ".parquet" or level == "patch":  # what cannot be searched
+        return None
+    named = "" if model is None else f" --model {shlex.quote(model)}"
+    return f"eat search FILE --in {shlex.quote(str(out))}{named}"
 
 
 @app.command()

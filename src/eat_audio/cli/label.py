@@ -77,9 +77,9 @@ def label(
 
     assert out is not None
     with lock_folder(out):
-        job = LabelJob(index, predictor, _parsed(examples or []), negative or [], out=out)
+        job = LabelJob(index, predictor, _parse_examples(examples or []), negative or [], out=out)
         for question in job.questions(budget):
-            answer = _asked(question, len(job.judgements))
+            answer = _read_answer(question, len(job.judgements))
             if answer == "quit":
                 break
             job.answer(question, answer)
@@ -105,7 +105,7 @@ def label(
     return None
 
 
-def _parsed(examples: list[str]) -> dict[str, list[Path]]:
+def _parse_examples(examples: list[str]) -> dict[str, list[Path]]:
     """Return the recordings of each label, from LABEL=FILE,..."""
     parsed: dict[str, list[Path]] = {}
     for text in examples:
@@ -116,7 +116,7 @@ def _parsed(examples: list[str]) -> dict[str, list[Path]]:
     return parsed
 
 
-def _asked(question: Any, number: int) -> str:
+def _read_answer(question: Any, number: int) -> str:
     """Print a question; return its answer, "quit" at the end of the input."""
     end = question.start + question.seconds
     times = f" {question.start:.1f}-{end:.1f} s" if math.isfinite(end) else ""

@@ -21,7 +21,7 @@ CONNECTIVITY, EXPANSION = 32, 256
 CHUNK = 20_000
 """Rows added at a time."""
 PROPOSED = 4
-"""Rows proposed for every one that is asked for."""
+"""Rows that the graph proposes for each that is returned."""
 
 
 def available() -> bool:

@@ -137,8 +137,10 @@ def settings_from_released(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     for name, value in CONSTANTS.items():
         if settings.get(name, value) != value:
-            found = f"{name}={shortened(settings[name])}"
-            raise CheckpointError(f"describes no BAT encoder that is known: {found}")
+            raise CheckpointError(
+                f"describes another encoder than BAT's: {name}={shortened(settings[name])}; "
+                f"expected {value}"
+            )
     ours = {FIELDS[name]: value for name, value in settings.items() if name in FIELDS}
     return settings | {"patch_size": SIDE, "mel_bins": BINS} | ours
 
