@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from eat_audio.models import METHODS
+
 PACKAGE = Path(__file__).parent.parent / "src" / "eat_audio"
 
 ORDER = [
@@ -70,6 +72,9 @@ FILE_LINES, FUNCTION_LINES, REPEATED_LINES = 500, 100, 10
 
 PRIVATE_WORDS = re.compile(r"\b(told|heard|hear|hears|listener|ears)\b")
 """Pronouns and actors in place of names: a message, a waveform and a setting have one."""
+
+TRAINER = ["training/*.py", "pretraining/run.py", "pretraining/method.py", "finetune.py"]
+"""The files that train whatever method a recipe names."""
 
 FOREIGN = {
     "fairseq",
@@ -202,6 +207,21 @@ def test_a_block_that_is_written_twice_is_named(tmp_path):
 def test_no_file_speaks_of_actors(file):
     lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
     assert [f"{number}: {line}" for number, line in lines if PRIVATE_WORDS.search(line)] == []
+
+
+def methods_named(file: Path) -> list[str]:
+    """The texts of a file that are the name of a method."""
+    constants = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    texts = (node.value for node in constants if isinstance(node, ast.Constant))
+    return [text for text in texts if isinstance(text, str) and text in METHODS]
+
+
+def test_no_line_of_the_trainer_names_a_method(tmp_path):
+    trainer = [file for pattern in TRAINER for file in sorted(PACKAGE.glob(pattern))]
+    assert len(trainer) > len(TRAINER)
+    assert {file.name: named for file in trainer if (named := methods_named(file))} == {}
+    (tmp_path / "loop.py").write_text('"""Steps."""\nif kind == "bat":\n    pass\n')
+    assert methods_named(tmp_path / "loop.py") == ["bat"]
 
 
 @pytest.mark.parametrize("name", ["cli/__init__.py", "cli/train.py", "cli/data.py", "config.py"])

@@ -31,7 +31,7 @@ from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_corpus
 from eat_audio.evaluation.metrics import STRENGTH
 from eat_audio.evaluation.probe import fit_head
-from eat_audio.models import save
+from eat_audio.models import DEFAULT_METHOD, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import add_lora, merge_lora
 from eat_audio.models.common.losses import classification_loss
@@ -51,7 +51,7 @@ from eat_audio.writing import write_json
 class FreshEncoder(EncoderSettings):
     """The encoder to start from if none is given; `pooling` counts in any case."""
 
-    method: str = "eat"
+    method: str = DEFAULT_METHOD
 
     def config(self) -> PreTrainedConfig:
         """Return the Hugging Face configuration of that encoder."""

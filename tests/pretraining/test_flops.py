@@ -88,7 +88,7 @@ def test_local_attention_costs_less_than_global_attention() -> None:
     assert local.forward["student"] == everywhere.forward["student"]
 
 
-@pytest.mark.parametrize("method", ["eat", "audiomae", "beats"])
+@pytest.mark.parametrize("method", ["eat", "audiomae", "beats", "bat"])
 @pytest.mark.parametrize("seconds", [0.02, 3.3])
 def test_encoding_costs_what_its_layers_do(method: str, seconds: float) -> None:
     config = METHODS[method].config.named("small")
@@ -98,7 +98,7 @@ def test_encoding_costs_what_its_layers_do(method: str, seconds: float) -> None:
     expected = linear(patches, 256, width) + depth * block(tokens, width, 4 * width)
     cost = encoding(config, seconds)
     assert cost.backward == 0
-    if method == "beats":  # embeds in two maps, and has convolved positions and gates
+    if method in ("beats", "bat"):  # of both: gates; embeds in two maps, and convolves positions
         assert expected < cost.total < 1.5 * expected
     else:
         assert cost.total == expected

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from team import cut_back, work
 
 from eat_audio.errors import CheckpointError
+from eat_audio.models import METHODS
 from eat_audio.training.checkpoint import checkpoints
 from eat_audio.training.metrics_log import read_log
 from eat_audio.training.records import damage
@@ -42,14 +43,32 @@ PRETRAIN = ["masks=2", "block=[2,2]", "decoder.groups=4", *SMALL]
 AUDIOMAE = ["decoder.width=32", "decoder.depth=2", "decoder.heads=4", "encoder.num_heads=4", *SMALL]
 BEATS = ["dropout=0.1", "predictor_layers=1", "random.codes=32", *SMALL]
 TOKENIZER = ["dropout=0.1", "estimator_layers=1", "codes=8", "code_width=8", *SMALL]
+BAT = ["masks=2", "block=[2,2]", "decoder.width=24", "decoder.depth=1", "decoder.heads=2", *SMALL]
 KILLS = 50
 """How often a run is killed; the quick suite kills a smaller one, in test_kills.py."""
-ALSO = ["audiomae", "beats", "beats_tokenizer", "sslam"]
+ALSO = [name for name, spec in METHODS.items() if spec.pretraining and name != "eat"]
 """Methods beside EAT that are trained here, their runs named after them."""
+STILL = {
+    "audiomae": "decoder.bias_dropout=0",
+    "beats": "dropout=0",
+    "beats_tokenizer": "dropout=0",
+    "sslam": "mask_noise=0",
+}
+"""What takes random numbers of the step and the process out, as one process would draw others."""
 FINETUNE = [
     *("loss=bce_per_label", "augment.mixup=0.5", "test_splits=[eval]", *SMALL),
     *("encoder.pooling=statistics", "head_start=probe", "ema=0.9"),
 ]
+
+
+def still(method: str) -> list[str]:
+    """Return the settings without random numbers of the step."""
+    return [STILL[method]] if method in STILL else []
+
+
+def whole(method: str) -> str:
+    """Return the run of one process, with all that is random, which is resumed."""
+    return f"{method}-one-drops" if method in STILL else f"{method}-one"
 
 
 def torchrun(*arguments: str, processes: int = 2) -> list[str]:
@@ -96,6 +115,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "beats_tiny_tokenizer",
                 [*TOKENIZER, "splits=[train]", f"teacher={home / 'beats-one'}"],
             ),
+            "bat": ("bat_tiny", [*BAT, "splits=[train]"]),
             "sslam": ("sslam_tiny", [*PRETRAIN, "splits=[train]"]),
             "finetune": ("eat_tiny_finetune", FINETUNE),
         }[kind]
@@ -120,16 +140,12 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("finetune", "tuned-one", "accumulate=2", **start),
         *resumed("finetune", "tuned-one-one", "tuned-one", "accumulate=2", **start),
     )
-    # Dropout draws by the step and the process, so that one process alone would draw others.
-    without = {"audiomae": "decoder.bias_dropout=0", "sslam": "mask_noise=0"}
     for method in ALSO:
-        still = without.get(method, "dropout=0")
         one = f"{method}-one"
-        alone(
-            job(method, one, still, "accumulate=2"),
-            job(method, f"{one}-drops", "accumulate=2"),
-            *resumed(method, f"{one}-one", f"{one}-drops", "accumulate=2"),
-        )
+        alone(job(method, one, *still(method), "accumulate=2"))
+        if method in STILL:
+            alone(job(method, f"{one}-drops", "accumulate=2"))
+        alone(*resumed(method, f"{one}-one", whole(method), "accumulate=2"))
     together = [
         job("pretrain", "ddp"),
         job("pretrain", "fsdp", "parallel=fsdp"),
@@ -144,11 +160,10 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *resumed("finetune", "tuned-ddp-ddp", "tuned-ddp", **start),
     ]
     for method in ALSO:
-        still = without.get(method, "dropout=0")
         together += [
-            job(method, f"{method}-ddp", still),
-            job(method, f"{method}-fsdp", still, "parallel=fsdp"),
-            *resumed(method, f"{method}-ddp-ddp", f"{method}-ddp", still),
+            job(method, f"{method}-ddp", *still(method)),
+            job(method, f"{method}-fsdp", *still(method), "parallel=fsdp"),
+            *resumed(method, f"{method}-ddp-ddp", f"{method}-ddp", *still(method)),
         ]
     (home / "jobs.json").write_text(json.dumps(together), encoding="utf-8")
     done = subprocess.run(
@@ -178,11 +193,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return trained | load_file(last / "optimiser.safetensors")
 
 
-METHODS = ["", *(f"{method}-" for method in ALSO)]
+PREFIXES = ["", *(f"{method}-" for method in ALSO)]
 """How the names of a method's runs begin; EAT's have nothing before them."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PREFIXES)
 @pytest.mark.parametrize("other", ["ddp", "fsdp"])
 def test_two_processes_have_the_losses_of_one_that_accumulates_two(
     runs: Path, method: str, other: str
@@ -217,14 +232,8 @@ def test_sliced_and_full_models_train_alike(runs: Path) -> None:
         ("fsdp-fsdp", "fsdp"),
         ("tuned-one-one", "tuned-one"),
         ("tuned-ddp-ddp", "tuned-ddp"),
-        ("audiomae-ddp-ddp", "audiomae-ddp"),
-        ("audiomae-one-one", "audiomae-one-drops"),
-        ("beats-ddp-ddp", "beats-ddp"),
-        ("beats-one-one", "beats-one-drops"),
-        ("beats_tokenizer-ddp-ddp", "beats_tokenizer-ddp"),
-        ("beats_tokenizer-one-one", "beats_tokenizer-one-drops"),
-        ("sslam-ddp-ddp", "sslam-ddp"),
-        ("sslam-one-one", "sslam-one-drops"),
+        *((f"{method}-ddp-ddp", f"{method}-ddp") for method in ALSO),
+        *((f"{method}-one-one", whole(method)) for method in ALSO),
     ],
 )
 def test_a_resumed_run_ends_at_the_same_bits(runs: Path, resumed: str, complete: str) -> None:
@@ -244,7 +253,7 @@ def test_the_number_of_workers_changes_nothing(runs: Path) -> None:
     assert torch.equal(losses(runs / "ddp-workers"), losses(runs / "ddp"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PREFIXES)
 def test_the_finished_model_has_full_tensors(runs: Path, method: str) -> None:
     first, second = (
         load_file(runs / f"{method}{name}" / "model.safetensors") for name in ("fsdp", "one")

@@ -110,6 +110,8 @@ METHODS = {
     ),
 }
 """Methods by the name that a recipe calls them."""
+DEFAULT_METHOD = EAT.name
+"""The method of a recipe that names none."""
 
 
 def model_types() -> dict[str, ModelSpec]:

@@ -16,7 +16,7 @@ from eat_audio.data.loader import ClipBatches, ClipSettings, training_batches
 from eat_audio.data.scan import contents_fingerprint
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import Monitor
-from eat_audio.models import METHODS, save
+from eat_audio.models import DEFAULT_METHOD, METHODS, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import merge_lora
 from eat_audio.models.common.modeling import AudioModel
@@ -35,12 +35,12 @@ RELEASED_INPUT_STD = 0.5
 
 
 def schema(recipe: dict[str, Any]) -> type[PretrainRun]:
-    """Return the settings of the method that a recipe names; EAT's if it names none.
+    """Return the settings of the method that a recipe names; of the default if it names none.
 
     Raises:
         SettingError: There is no such method.
     """
-    return run_settings(str(recipe.get("method", "eat")))
+    return run_settings(str(recipe.get("method", DEFAULT_METHOD)))
 
 
 def run(settings: PretrainRun, *, out: Path, resume: bool = False) -> Path:
