@@ -292,7 +292,7 @@ class MatrixLogMel(nn.Module):
         columns = 2 * PATCH_FRAMES if drops else PATCH_FRAMES + 1
         self.least = front_end.samples_under(columns)
         """Samples that a clip must have, two columns: one is a special case to `torch.export`."""
-        window, bands = _constants(torch.device("cpu"), front_end)
+        window, filters = window_and_filters(front_end)
         size, bins = front_end.frame, front_end.fft // 2
         samples = torch.arange(size, dtype=torch.float64)
         angles = 2 * math.pi / front_end.fft * torch.outer(torch.arange(bins), samples)
@@ -301,9 +301,6 @@ class MatrixLogMel(nn.Module):
         basis = torch.cat([angles.cos(), angles.sin()]) * window.double() @ emphasis
         if front_end.frame_centered:
             basis -= basis.mean(dim=1, keepdim=True)
-        filters = torch.zeros(front_end.mel_bins, bins)
-        for first, indices, weights in bands:
-            filters[first:].scatter_add_(1, indices[:, None], weights[:, None])
         self.register_buffer("basis", basis.float()[:, None])  # (fft, 1, frame)
         self.register_buffer("filters", filters)
 
@@ -436,6 +433,15 @@ class _Constants(NamedTuple):
     bands: tuple[tuple[int, Tensor, Tensor], ...]
     """The n-th frequency bin of every mel triangle that has so many: the first such triangle, then
     the bin and its weight for this and all later triangles."""
+
+
+def window_and_filters(front_end: FrontEnd) -> tuple[Tensor, Tensor]:
+    """Return the window, times the scale, and the mel triangles (F, fft / 2) of a front end."""
+    window, bands = _constants(torch.device("cpu"), front_end)
+    filters = torch.zeros(front_end.mel_bins, front_end.fft // 2, device="cpu")
+    for first, bins, weights in bands:
+        filters[first:].scatter_add_(1, bins[:, None], weights[:, None])
+    return window, filters
 
 
 @functools.lru_cache

@@ -8,12 +8,13 @@ from typing import IO, Any, cast
 
 import torch
 
+from eat_audio.checkpoints.released_files import read_beside, read_weights
 from eat_audio.checkpoints.torch_file import DAMAGED, read_pickled
 from eat_audio.errors import CheckpointError
 from eat_audio.models import METHODS, ModelSpec, model_types, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioModel
-from eat_audio.models.common.released import ConvertedCheckpoint
+from eat_audio.models.common.released import BESIDE, NAME, ConvertedCheckpoint
 from eat_audio.text import shortened
 from eat_audio.writing import Sink, folder_aside, write_json, write_tensors, written_aside
 
@@ -24,16 +25,17 @@ LAYOUTS = ("eat-audio", "released", "released-hf")
 
 
 def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
-    """Read a released `.pt`, `.pth` or `.bin` file of any method, without running its code.
+    """Read a released file of any method, without running its code.
 
     Args:
-        path: The file.
+        path: A `.pt`, `.pth`, `.ckpt` or `.bin` file, or a `.safetensors` file without settings.
         teacher: Take the teacher of pre-training instead of the student.
 
     Raises:
         CheckpointError: It cannot be read safely, or is of no method in the registry.
     """
-    content = read_pickled(path)
+    path = Path(path)
+    content = read_weights(path)
     spec = next((one for one in model_types().values() if _is_released(one, content)), None)
     if spec is None:
         state = content.get("model")
@@ -45,6 +47,9 @@ def read(path: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
         convert = spec.converter("teacher_from_released" if teacher else "from_released")
         if convert is None:
             raise CheckpointError("holds no teacher; only pre-trained EAT files do")
+        if (files_beside := spec.converter("files_beside")) is not None:
+            beside = read_beside(path, files_beside(content))
+            content[BESIDE] = {**beside, NAME: path.stem}
         return convert(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -30,6 +30,8 @@ FILES = [
     "README.md",
 ]
 """What is fetched of a model."""
+BESIDE = ["README.md", "config.json", "label_map.json", "train_config.yaml"]
+"""What is fetched beside weights of another name."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PREFIX = re.compile("hf:/{1,2}")
 """How a name begins that can only be one of the Hub; pathlib makes one stroke of two."""
@@ -108,7 +110,7 @@ def fetch(name: str, weights: str = "model.safetensors", *, sha256: str = "") ->
 
     Args:
         name: OWNER/NAME.
-        weights: The file of weights, in parts or not; of another one only the card is with it.
+        weights: The file of weights, in parts or not.
         sha256: Of that file, if known.
 
     Raises:
@@ -151,7 +153,7 @@ def download(name: str, weights: str, sha256: str) -> Path:
     """Fetch the files of a model one by one; without a network, take what was fetched before."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 
-    patterns = FILES if weights == "model.safetensors" else [weights, "README.md"]
+    patterns = FILES if weights == "model.safetensors" else [weights, *BESIDE]
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=WAIT)
     except Exception:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -22,21 +22,19 @@ from eat_audio.audio import SAMPLE_RATE
 from eat_audio.audio.fbank import N_MELS, Statistics
 from eat_audio.checkpoints import hub
 from eat_audio.checkpoints.convert import ConvertedCheckpoint, read
+from eat_audio.checkpoints.released_files import read_settings, weights_of
 from eat_audio.errors import CheckpointError, DataError
 from eat_audio.models import ModelSpec, model_types, zoo
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
+from eat_audio.progress import print_lines
 from eat_audio.text import SENTENCE, shortened
-from eat_audio.training.records import checkpoints, model_folder, read_json
+from eat_audio.training.records import checkpoints, model_folder
 
 M = TypeVar("M", AudioEncoder, AudioClassifier)
 AnyModel = AudioEncoder | AudioClassifier
 
 HUB_FILES = hub.FILES
-SETTINGS_BYTES = 5_000_000
-"""The longest file of settings; 10,000 labels have 300 KB."""
-SETTINGS_DEPTH = 50
-"""How deep they may be nested; transformers copies them level by level."""
 INVALID = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)
 """What contradictory settings make a configuration or a model raise."""
 LARGEST = 100_000
@@ -75,6 +73,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "architectures": lambda x: (
         x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x))
     ),
+    "license": lambda x: x is None or (isinstance(x, str) and len(x) < SENTENCE),
     "problem_type": lambda x: x in PROBLEMS,
     "num_labels": lambda x: type(x) is int and 0 <= x <= LARGEST,
     "id2label": lambda x: x is None or _are_labels(x),
@@ -132,7 +131,7 @@ def load_model_and_features(
     teacher's encoder instead of the student. See `load_model` for the rest.
     """
     path = on_disk(source)
-    if teacher or _is_pickled(path):
+    if teacher or weights_of(path):
         checkpoint = contents(path, teacher=teacher)
         model = _empty_model(path, checkpoint, kind)
     else:
@@ -147,7 +146,15 @@ def load_model_and_features(
         dtype = torch.float32 if dtypes[name].is_floating_point else dtypes[name]
         tensors[name] = tensor.to(dtype, copy=True)
     model.load_state_dict(tensors, assign=True)
+    if licence := getattr(checkpoint.config, "license", None):
+        _print_licence(path, licence)
     return model.eval(), checkpoint.features
+
+
+@lru_cache
+def _print_licence(path: Path, licence: str) -> None:
+    """Print the licence of released weights, once in a process."""
+    print_lines(f"{path}: the licence of these weights is {licence}", error=True)
 
 
 def load_features(source: str | Path) -> AudioFeatureExtractor | None:
@@ -160,7 +167,8 @@ def load_features(source: str | Path) -> AudioFeatureExtractor | None:
         CheckpointError: It cannot be read, or belongs to another kind of model.
     """
     path = on_disk(source)
-    return read(path).features if _is_pickled(path) else _Folder(path).features
+    file = weights_of(path)
+    return read(file).features if file else _Folder(path).features
 
 
 def contents(source: str | Path, *, teacher: bool = False) -> ConvertedCheckpoint:
@@ -170,8 +178,8 @@ def contents(source: str | Path, *, teacher: bool = False) -> ConvertedCheckpoin
         CheckpointError: There is no checkpoint, or it cannot be read safely.
     """
     path = on_disk(source)
-    if _is_pickled(path):
-        return read(path, teacher=teacher)
+    if file := weights_of(path):
+        return read(file, teacher=teacher)
     folder = _Folder(path)
     return folder.teacher() if teacher else folder.checkpoint(folder.tensors())
 
@@ -192,38 +200,12 @@ def on_disk(source: str | Path) -> Path:
         return path
     if (model := zoo.released().get(str(source))) is not None:
         return hub.fetch_released(model)
-    return hub.fetch(hub.hub_name(source))
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a JSON file of settings.
-
-    Raises:
-        CheckpointError: It is missing, too long, nested too deeply, or no JSON object.
-    """
-    try:
-        if path.is_file() and path.stat().st_size > SETTINGS_BYTES:
-            raise CheckpointError(f"{path}: is too long (more than {SETTINGS_BYTES:_} bytes)")
-        settings: object = read_json(path)
-    except RecursionError:
-        raise CheckpointError(f"{path}: is nested too deeply") from None
-    level: list[object] = [settings]
-    for _ in range(SETTINGS_DEPTH):
-        dicts = [list(value.values()) for value in level if isinstance(value, dict)]
-        lists = [value for value in level if isinstance(value, list)]
-        level = [inner for values in dicts + lists for inner in values]
-    if level:
-        raise CheckpointError(f"{path}: is nested too deeply")
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return settings
+    name = hub.hub_name(source)
+    model = next((row for row in zoo.released().values() if row.address == name), None)
+    return hub.fetch_released(model) if model is not None else hub.fetch(name)
 
 
 # ---- where the tensors are ----
-
-
-def _is_pickled(path: Path) -> bool:
-    return os.path.isfile(path) and path.suffix != ".safetensors"
 
 
 @dataclass

@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from transformers import PreTrainedConfig
 
-from eat_audio.checkpoints.load import load_model_and_features, on_disk, read_settings
+from eat_audio.checkpoints.load import load_model_and_features, on_disk
+from eat_audio.checkpoints.released_files import read_settings
 from eat_audio.errors import CheckpointError, EatError
 from eat_audio.models import METHODS, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor

@@ -326,7 +326,7 @@ def convert(
     print_lines(f"{out}: {type(model).__name__}, {len(model.state_dict())} tensors")
     for part in lost:
         print_lines(f"{out}: this layout has no place for {part}", error=True)
-    if licence := licence_of(path):
+    if licence := getattr(model.config, "license", None) or licence_of(path):
         print_lines(f"{out}: the licence of these weights is {licence}", error=True)
 
 
@@ -353,13 +353,15 @@ def _description(source: str) -> dict[str, Any]:
     """Return the properties of a model by name; groups are mappings, missing ones are None."""
     from eat_audio.checkpoints.hub import licence_of
     from eat_audio.checkpoints.load import contents, load_features, load_model, on_disk
+    from eat_audio.checkpoints.released_files import weights_of
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
 
     model, features = load_model(source), load_features(source)
     encoder = load_model(source, AudioEncoder)  # comparable with the one that training began with
     path = on_disk(source)
-    folder = path.parent if path.is_file() else model_folder(path)
+    released = weights_of(path)
+    folder = released.parent if released else model_folder(path)
     record = _run_record(folder)
     if saved := checkpoints(folder):  # a finished run: its last checkpoint has the step
         record |= {"step": _run_record(saved[-1]).get("step")}
@@ -379,7 +381,8 @@ def _description(source: str) -> dict[str, Any]:
         "pooling": getattr(config, "pooling", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": config.num_labels if classifies else None,
-        "licence": licence_of(path if path.is_file() else folder),
+        "licence": getattr(config, "license", None)
+        or licence_of(path if path.is_file() else folder),
         "front_end": features and {name: getattr(features, name) for name in front_end},
         "fingerprint": fingerprint(model.state_dict()),
         "encoder_fingerprint": fingerprint(encoder.model.state_dict()),

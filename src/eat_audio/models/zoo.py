@@ -59,9 +59,11 @@ class Released:
         if self.on_hub:
             return f"eat.load({self.name!r}), or --model {self.name}: fetched once from the Hub"
         file = f" ({self.file})" if self.file else ""
+        reason = "its site gives it to browsers only"
+        if "//huggingface.co/" in self.address:
+            reason = "it lies in some folder of that repository"
         return (
-            f"open {self.address} in a browser, save the file{file}, then name that file: its "
-            "site gives it to browsers only"
+            f"open {self.address} in a browser, save the file{file}, then name that file: {reason}"
         )
 
 

@@ -1,6 +1,7 @@
 """Convert released Audio-MAE checkpoints to our models and back.
 
-Names are ours without "model.". Positions are computed here; the table of a file determines the
+Names are ours without "model."; so are those of timm's copies, in folders whose `config.json` is
+timm's. Positions are computed here; the table of a file determines the
 layout, and is computed for a released file.
 
 Shapes: N positions, D width.
@@ -20,9 +21,11 @@ from eat_audio.models.common.feature_extraction import (
 from eat_audio.models.common.layers import POSITION_SLACK, position_layout, wrapped_positions
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 from eat_audio.models.common.released import (
+    BESIDE,
     ConvertedCheckpoint,
     check_tensors,
     heads_of,
+    inside,
     model_state,
 )
 
@@ -30,6 +33,10 @@ NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1
 """Tensors that determine the shape of an encoder."""
 BINS = 128
 """Mel bins of a released encoder."""
+TIMM = "config.json"
+"""The file beside timm's weights."""
+TIMM_LICENCE = "CC-BY-NC-4.0 (a copy's card says CC-BY-4.0)"
+"""Of the weights that timm's copies hold, by the licence of the authors' repository."""
 
 
 def is_released(content: dict[str, Any]) -> bool:
@@ -37,6 +44,11 @@ def is_released(content: dict[str, Any]) -> bool:
     state = model_state(content)
     named = "cls_token" in state and "patch_embed.proj.weight" in state
     return named and "pre_norm.weight" not in state  # BAT has one
+
+
+def files_beside(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the name of timm's settings, which lie beside tensors that are by themselves."""
+    return () if isinstance(content.get("model"), dict) and "args" in content else (TIMM,)
 
 
 def from_released(content: dict[str, Any], *, num_heads: int | None = None) -> ConvertedCheckpoint:
@@ -91,16 +103,19 @@ def _config(
     width, side = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
     layout, columns = _layout(state["pos_embed"], width=width, rows=BINS // side)
     head = state.get("head.weight")
+    timm = inside(content, BESIDE, TIMM)
+    licence: dict[str, Any] = {"license": TIMM_LICENCE} if "pretrained_cfg" in timm else {}
     return AudioMAEConfig(
         embed_dim=width,
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        num_heads=heads_of(width, content.get("args"), num_heads),
+        num_heads=heads_of(width, content.get("args") or timm.get("model_args"), num_heads),
         patch_size=side,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
         num_classes=527 if head is None else len(head),
         final_norm=head is None or "norm.weight" in state,
         pos_layout=layout,
         pos_length=columns,
+        **licence,
     )
 
 

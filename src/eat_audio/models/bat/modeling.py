@@ -70,7 +70,7 @@ class BATConfig(AudioConfig):
     sizes = SIZES
     finetune_fields = {"drop_path": "end_drop_path_rate"}
     model_type = "bat"
-    qkv_bias, norm_affine = True, True
+    qkv_bias, norm_affine, head_norm = True, True, True
     drop_rate, activation_dropout, post_mlp_drop = 0.0, 0.0, 0.0
 
     def __init__(

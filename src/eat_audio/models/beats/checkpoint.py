@@ -6,6 +6,11 @@
     encoder.layers.N.self_attn.relative_attention_bias.weight   relative_bias.table, one for all
     predictor.*                                                 head
 
+AVEX and ESPnet have the same names behind another, and heads of other names:
+
+    backbone.X, classifier.*            X, head      AVEX; `train_config.yaml`, `label_map.json`
+    encoder.X, decoder.linear_out.*     X, head      ESPnet, fine-tuned; `config.yaml`
+
 Both names that torch has for normalized weights (of the convolution) are read; the older one, of
 the released files, is written. Files of tokenizers hold an encoder, and for `tokenizer`:
 
@@ -21,11 +26,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from eat_audio.audio import SAMPLE_RATE, fbank
 from eat_audio.errors import CheckpointError
 from eat_audio.models.beats.modeling import BEATsConfig, BEATsForAudioClassification, BEATsModel
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, BEATsFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
-from eat_audio.models.common.released import LARGEST, ConvertedCheckpoint, check_tensors
+from eat_audio.models.common.released import (
+    AVEX,
+    AVEX_LICENCE,
+    BACKBONE,
+    BESIDE,
+    LABEL_MAP,
+    LARGEST,
+    NAME,
+    SEVERAL,
+    TRAIN_CONFIG,
+    ConvertedCheckpoint,
+    avex_head,
+    check_tensors,
+    front_end_constants,
+    ignore_constants,
+    inside,
+    model_state,
+    named,
+    statistics_in,
+)
 from eat_audio.text import shortened
 
 DEFAULTS: dict[str, bool | int | float | str] = {
@@ -54,8 +79,6 @@ DEFAULTS: dict[str, bool | int | float | str] = {
     "predictor_dropout": 0.1,
 }
 """Defaults of the released code; its models have other values."""
-SEVERAL = "multi_label_classification"
-"""The problem of released classifiers."""
 PROBLEMS = (None, "regression", "single_label_classification", SEVERAL)
 
 OUTSIDE = {
@@ -84,13 +107,33 @@ CHOSEN = "quantize.cluster_size"
 PROJECTION = [f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 
 
+PREFIXES = (BACKBONE, "encoder.", "model.encoder.")
+"""How all names of an encoder may begin: in AVEX's files, ESPnet's, and those of Lightning."""
+PATCHES = tuple(f"{prefix}patch_embedding.weight" for prefix in ("", *PREFIXES))
+ESPNET_CONFIG = "config.yaml"
+"""The file beside a model that ESPnet fine-tuned."""
+ESPNET_LICENCE = "CC-BY-4.0"
+"""Of the models that ESPnet fine-tuned, by their cards."""
+ESPNET_HEAD = "decoder.linear_out."
+PADS = {"patch_embedding_pad.weight": (1, 1, 16, 16), "raw2fbank_pad.weight": (1, 1, 400)}
+"""Tensors of ones by which ESPnet marks padding."""
+UNUSED = "classifier that the released code does not use"
+
+
 def is_released(content: dict[str, Any]) -> bool:
     """Return whether this is (or was meant to be) the content of a released BEATs file."""
-    state = content.get("model")
-    return isinstance(state, dict) and (
-        "patch_embedding.weight" in state
-        or any(str(name).startswith("encoder.pos_conv.0.") for name in state)
+    state = _state(content)
+    return any(
+        str(name).startswith("encoder.pos_conv.0.") or str(name) in PATCHES for name in state
     )
+
+
+def files_beside(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of files of settings beside the weights of AVEX and ESPnet."""
+    if "cfg" in content:
+        return ()
+    fine_tuned = any(str(name).endswith(f"{ESPNET_HEAD}weight") for name in _state(content))
+    return (ESPNET_CONFIG,) if fine_tuned else (LABEL_MAP, TRAIN_CONFIG)
 
 
 def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
@@ -98,23 +141,134 @@ def from_released(content: dict[str, Any]) -> ConvertedCheckpoint:
 
     Args:
         content: "cfg" (settings), "model" (tensors by released name) and, in fine-tuned files,
-            "label_dict". All are of AudioSet, whose statistics the front end gets.
+            "label_dict". Those of Microsoft are of AudioSet, whose statistics the front end gets;
+            others may name theirs. Files of AVEX, and those that ESPnet fine-tuned, have no "cfg":
+            shapes determine what is not in the files beside.
 
     Raises:
         CheckpointError: Its settings describe no encoder, or its tensors are not those of one.
     """
-    state = {NORMALIZED.get(name, name): x for name, x in content["model"].items()}
-    check_tensors(state)
-    ignored = {n: "codebook of a tokenizer" for n in state if n.startswith(TOKENIZER)}
-    state = {name: x for name, x in state.items() if name not in ignored}
+    state, ignored = _plain(content)
     classifies = "predictor.weight" in state
-    config = _config(content, state)
+    cfg = _settings(content, state)
+    config = _config(content, cfg, state)
     kind = BEATsForAudioClassification if classifies else BEATsModel
     with torch.device("meta"):
         expected = kind(config).state_dict()
     _check_exact(state, expected, config)
     tensors = {name: _gather(name, state, config) for name in expected}
-    return ConvertedCheckpoint(config, tensors, classifies, BEATsFeatureExtractor(), ignored)
+    named_in = inside(content, BESIDE, ESPNET_CONFIG, "encoder_conf")
+    statistics = statistics_in(
+        named_in if "fbank_mean" in named_in else cfg,
+        fbank.BEATS_AUDIOSET,
+        names=("fbank_mean", "fbank_std"),
+    )
+    features = BEATsFeatureExtractor(mean=statistics.mean, std=statistics.std)
+    return ConvertedCheckpoint(config, tensors, classifies, features, ignored)
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    lightning = content.get("state_dict")
+    return model_state(content if lightning is None else {"model": lightning})
+
+
+def _plain(content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors under Microsoft's names, and why others of the file are not used."""
+    state = {str(name): x for name, x in _state(content).items()}
+    check_tensors(state)
+    prefix = next((one for one in PREFIXES if f"{one}patch_embedding.weight" in state), "")
+    ignored = {}
+    if "cfg" not in content:  # a predictor beside a classifier is what AVEX began with
+        ignored = {n: UNUSED for n in state if n.startswith(f"{prefix}predictor.")}
+    plain = {}
+    for name in state.keys() - ignored.keys():
+        short = name.removeprefix(prefix).removeprefix("model.")
+        for head in ("classifier.", ESPNET_HEAD):
+            short = f"predictor.{short.removeprefix(head)}" if short.startswith(head) else short
+        plain[NORMALIZED.get(short, short)] = state[name]
+    constants = {name: torch.ones(shape) for name, shape in PADS.items()}
+    ignored |= ignore_constants(plain, constants, "marks padding, constant")
+    if "fbank.window" in plain:
+        names = {"window": "fbank.window", "filters": "fbank.mel_fb"}
+        constants = front_end_constants(fbank.BEATS, **names)
+        ignored |= ignore_constants(plain, constants, "constants of the front end")
+    ignored |= {n: "codebook of a tokenizer" for n in plain if n.startswith(TOKENIZER)}
+    return {name: x for name, x in plain.items() if name not in ignored}, ignored
+
+
+def _settings(content: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """The settings of a file; those it lacks from its shapes and what lies beside it.
+
+    Raises:
+        CheckpointError: It is of audio at another rate, or pools in another way than ours.
+    """
+    if isinstance(cfg := content.get("cfg"), dict):
+        return cfg
+    if "encoder.layers.0.fc1.bias" not in state or "patch_embedding.weight" not in state:
+        raise CheckpointError("has no 'cfg'; expected the settings of a BEATs encoder")
+    espnet = inside(content, BESIDE, ESPNET_CONFIG)
+    said = inside(content, BESIDE, TRAIN_CONFIG, "model_spec", "init_config")
+    said = said | inside(espnet, "encoder_conf", "beats_config")
+    rate = said.get("sample_frequency", SAMPLE_RATE)
+    if rate != SAMPLE_RATE or "birdcode" in str(inside(content, BESIDE).get(NAME)):
+        raise CheckpointError(
+            f"is of audio at {32_000 if rate == SAMPLE_RATE else shortened(rate)} Hz; expected "
+            f"{SAMPLE_RATE} Hz"
+        )
+    pooling = inside(espnet, "decoder_conf").get("pooling", "mean")
+    weighted = inside(espnet, "encoder_conf").get("use_weighted_representation", False)
+    if pooling != "mean" or weighted:
+        kind = "a weighted mean of layers" if weighted else shortened(pooling)
+        raise CheckpointError(f"pools by {kind}; expected the mean of the last layer")
+    return _settings_of_shapes(state) | said
+
+
+def _settings_of_shapes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What shapes determine, and what is the same in all released encoders."""
+    patches, layer = state["patch_embedding.weight"], "encoder.layers.0."
+    taps = state["encoder.pos_conv.0.weight_v"]
+    width = taps.shape[0]
+    bias = state.get(f"{layer}self_attn.relative_attention_bias.weight")
+    buckets, heads = (320, width // 64) if bias is None else bias.shape
+    return {
+        "input_patch_size": patches.shape[-1],
+        "embed_dim": len(patches),
+        "conv_bias": "patch_embedding.bias" in state,
+        "encoder_layers": len(
+            {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
+        ),
+        "encoder_embed_dim": width,
+        "encoder_ffn_embed_dim": len(state[f"{layer}fc1.bias"]),
+        "encoder_attention_heads": heads,
+        "deep_norm": True,
+        "conv_pos": taps.shape[2],
+        "conv_pos_groups": width // taps.shape[1],
+        "relative_position_embedding": bias is not None,
+        "num_buckets": buckets,
+        "max_distance": 800,
+        "gru_rel_pos": f"{layer}self_attn.grep_a" in state,
+    }
+
+
+def _head(content: dict[str, Any], classes: int) -> dict[str, Any]:
+    """Licence, problem and labels of a classifier of ESPnet.
+
+    Raises:
+        CheckpointError: There is another number of labels.
+    """
+    espnet = inside(content, BESIDE, ESPNET_CONFIG)
+    single = inside(espnet, "model_conf").get("classification_type") == "multi-class"
+    head: dict[str, Any] = {"license": ESPNET_LICENCE}
+    head["problem_type"] = "single_label_classification" if single else SEVERAL
+    labels = espnet.get("token_list")
+    if isinstance(labels, list):
+        if len(labels) not in (classes, classes + 1) or labels[classes:] not in ([], ["<unk>"]):
+            raise CheckpointError(
+                f"has {classes} classes; {ESPNET_CONFIG} has {len(labels)} entries in token_list, "
+                "of which the last may be <unk>"
+            )
+        head |= named(dict(enumerate(map(str, labels[:classes]))))
+    return head
 
 
 def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str, Any]:
@@ -215,11 +369,8 @@ def _check_exact(
         )
 
 
-def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
+def _config(content: dict[str, Any], cfg: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
     """The configuration that a file's settings describe."""
-    cfg = content.get("cfg")
-    if not isinstance(cfg, dict):
-        raise CheckpointError("has no 'cfg'; expected the settings of a BEATs encoder")
     fields: dict[str, Any] = {
         name: _checked(name, cfg.get(name, default)) for name, default in DEFAULTS.items()
     }
@@ -228,11 +379,16 @@ def _config(content: dict[str, Any], state: dict[str, Tensor]) -> BEATsConfig:
     if "predictor.weight" in state:
         classes = len(state["predictor.weight"])
         names: Any = content.get("label_dict")
-        named = isinstance(names, dict) and set(names) == set(range(classes))
+        is_named = isinstance(names, dict) and set(names) == set(range(classes))
         fields |= {"num_classes": classes, "problem_type": cfg.get("problem_type", SEVERAL)}
-        if named and all(isinstance(name, str | int) for name in names.values()):
+        if is_named and all(isinstance(name, str | int) for name in names.values()):
             id2label = {number: str(names[number]) for number in range(classes)}
-            fields |= {"id2label": id2label, "label2id": {x: n for n, x in id2label.items()}}
+            fields |= named(id2label)
+        if "cfg" not in content:
+            beside = inside(content, BESIDE)
+            fields |= _head(content, classes) if ESPNET_CONFIG in beside else avex_head(content)
+    elif str(inside(content, BESIDE).get(NAME)).startswith(AVEX):
+        fields["license"] = AVEX_LICENCE
     if fields.get("problem_type", SEVERAL) not in PROBLEMS:
         raise CheckpointError(f"says problem_type={shortened(fields['problem_type'])}")
     try:

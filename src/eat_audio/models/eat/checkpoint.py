@@ -6,8 +6,9 @@ Names of the fairseq files become those of the released Hugging Face files, whic
     modality_encoders.IMAGE.context_encoder.norm.bias   model.pre_norm.bias
     blocks.0.attn.qkv.weight                            model.blocks.0.attn.qkv.weight
 
-Those of fine-tuned files begin with "model.", except "fc_norm" and "head". Positions of a file are
-compared with the computed ones and left out.
+Those of fine-tuned files begin with "model.", except "fc_norm" and "head". AVEX's files have the
+same names behind "backbone.", a head "classifier" without a norm, and other statistics. Positions
+of a file are compared with the computed ones and left out.
 
 Shapes: N positions, D width.
 """
@@ -23,10 +24,19 @@ from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, EA
 from eat_audio.models.common.layers import sincos_positions
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel
 from eat_audio.models.common.released import (
+    AVEX,
+    BACKBONE,
+    BESIDE,
+    LABEL_MAP,
     LARGEST,
+    NAME,
+    TRAIN_CONFIG,
     ConvertedCheckpoint,
+    avex_head,
     check_tensors,
+    inside,
     model_state,
+    statistics_in,
 )
 from eat_audio.models.eat.modeling import POSITIONS, EATConfig, columns_of
 from eat_audio.text import shortened
@@ -39,6 +49,8 @@ POOLINGS = {"CLS_TOKEN": "cls", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_s
 """Names of `pooling` in fine-tuned files."""
 STATISTICS = {"esc50_eval": fbank.ESC50, "spcv2_eval": fbank.SPEECH_COMMANDS}
 """Flags of the released data loading that select statistics; by default AudioSet's."""
+AVEX_STATISTICS = fbank.Statistics(-5.553, 4.606)
+"""Of all four models of AVEX (its official_models/*.yml)."""
 SAME = [
     *("embed_dim", "depth", "num_heads", "patch_size", "stride", "in_chans", "mel_bins"),
     *("num_classes", "mlp_ratio", "qkv_bias", "drop_rate", "attn_drop_rate"),
@@ -55,6 +67,11 @@ def is_released(content: dict[str, Any]) -> bool:
         or name.startswith("model.modality_encoders.")
         for name in (_renamed(name) for name in model_state(content) if isinstance(name, str))
     )
+
+
+def files_beside(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of AVEX's files beside its weights."""
+    return (LABEL_MAP, TRAIN_CONFIG) if "cfg" not in content else ()
 
 
 def from_released(content: dict[str, Any], *, teacher: bool = False) -> ConvertedCheckpoint:
@@ -106,7 +123,9 @@ def encoder_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(name: str) -> str:
-    name = name.removeprefix("model.").replace(IMAGE, "")
+    name = name.removeprefix(BACKBONE).removeprefix("model.").replace(IMAGE, "")
+    if name.startswith("classifier."):
+        name = name.replace("classifier", "head", 1)
     return "model." + name.replace("context_encoder.norm", "pre_norm")
 
 
@@ -117,8 +136,8 @@ def _config(tensors: dict[str, Tensor], content: dict[str, Any], columns: int) -
             names = ", ".join(sorted(tensors)[:2])
             raise CheckpointError(f"has no model.{name} ({names}, ...); expected an EAT encoder")
     width = tensors["model.extra_tokens"].shape[-1]
-    outer = _inside(_inside(content, "cfg"), "model")
-    inner = _inside(_inside(outer, "pretrained_model_args"), "model") or outer
+    outer = inside(content, "cfg", "model")
+    inner = inside(outer, "pretrained_model_args", "model") or outer
     if not inner.get("num_heads") and width % 64:
         raise CheckpointError(f"does not say how many heads its encoder has (width {width})")
     head = tensors.get("model.head.weight")
@@ -143,6 +162,8 @@ def _config(tensors: dict[str, Tensor], content: dict[str, Any], columns: int) -
         pos_length=columns,
         pooling="cls" if head is None else POOLINGS.get(mode, mode),
         head_norm_eps=_number(outer, "head_norm_eps", 1e-6),
+        head_norm=head is None or "model.fc_norm.weight" in tensors,
+        **(avex_head(content) if _is_of_avex(content) else {}),
     )
 
 
@@ -155,16 +176,23 @@ def _number(settings: dict[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
-def _inside(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    value = settings.get(name)
-    return value if isinstance(value, dict) else {}
+def _is_of_avex(content: dict[str, Any]) -> bool:
+    return str(inside(content, BESIDE).get(NAME)).startswith(
+        AVEX
+    ) or "classifier.weight" in model_state(content)
 
 
 def _features(content: dict[str, Any]) -> EATFeatureExtractor:
     """The front end with the statistics of the released data loading."""
-    task = _inside(_inside(content, "cfg"), "task")
+    task = inside(content, "cfg", "task")
     chosen = [statistics for flag, statistics in STATISTICS.items() if task.get(flag) is True]
     statistics = chosen[0] if chosen else fbank.AUDIOSET
+    if _is_of_avex(content):
+        statistics = statistics_in(
+            inside(content, BESIDE, TRAIN_CONFIG, "model_spec"),
+            AVEX_STATISTICS,
+            names=("eat_norm_mean", "eat_norm_std"),
+        )
     return EATFeatureExtractor(mean=statistics.mean, std=statistics.std)
 
 
@@ -183,6 +211,7 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
     if classifies and config.pooling not in modes:
         expected = ", ".join(modes)
         raise CheckpointError(f"pools by {config.pooling}; the released code has {expected} only")
+    _check_head(config)
     same = ("embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "norm_affine")
     encoder = {
         "_name": "data2vec_multi",
@@ -220,6 +249,11 @@ def to_released(model: AudioModel, features: AudioFeatureExtractor) -> dict[str,
     return {"cfg": {"model": classifier if classifies else encoder, "task": task}, "model": state}
 
 
+def _check_head(config: EATConfig) -> None:
+    if not config.head_norm:
+        raise CheckpointError("has a head without a norm; that of the released code has one")
+
+
 def positions(config: EATConfig) -> Tensor:
     """Return the table of positions of released files: (1, N, D)."""
     rows = config.mel_bins // config.patch_size
@@ -238,6 +272,7 @@ def to_released_folder(model: AudioModel) -> tuple[dict[str, Any], dict[str, Ten
         raise CheckpointError(
             f"pools by {config.pooling}; the released Hugging Face code has the CLS token only"
         )
+    _check_head(config)
     settings = {
         "architectures": ["EATModel"],
         "model_type": "eat",

@@ -67,7 +67,11 @@ class EATConfig(AudioConfig):
 
     sizes = SIZES | {"large": {"embed_dim": 1024, "depth": 24, "num_heads": 16}}  # section 4.1
     finetune_fields = {"drop_path": "end_drop_path_rate"}
-    finetune_constants = {"head_norm_eps": 1e-6, "model_variant": "finetune"}
+    finetune_constants = {
+        "head_norm_eps": 1e-6,
+        "head_norm": True,
+        "model_variant": "finetune",
+    }
     model_type = "eat"
 
     def __init__(
@@ -96,6 +100,7 @@ class EATConfig(AudioConfig):
         pos_length: int = 768,
         pooling: str = "cls",
         head_norm_eps: float = 1e-5,
+        head_norm: bool = True,
         **kwargs: Any,
     ) -> None:
         # released files have max_length, which transformers keeps for text generation
@@ -228,7 +233,8 @@ class EATClassifier(EATEncoder):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__(config)
-        self.fc_norm = nn.LayerNorm(config.head_size, config.head_norm_eps)
+        norm = nn.LayerNorm(config.head_size, config.head_norm_eps)
+        self.fc_norm = norm if config.head_norm else nn.Identity()
         self.head = nn.Linear(config.head_size, config.num_classes)
 
 
