@@ -3,12 +3,27 @@
 Letters: R rows (a clip under one of its masks), N patches, V visible and H hidden ones, D width.
 """
 
+from typing import Annotated, Any
+
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Discriminator, Field, PositiveInt, Tag
 from torch import Tensor
 
 from eat_audio.config import Settings
 from eat_audio.masking import Masks, inverse_block_masks
+
+
+def _form(value: Any) -> str:
+    several = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
+    return "several" if several else "one"
+
+
+Shape = tuple[PositiveInt, PositiveInt]
+Shapes = Annotated[
+    Annotated[Shape, Tag("one")] | Annotated[tuple[Shape, ...], Tag("several")],
+    Discriminator(_form),
+]
+"""One shape or several; a discriminator, so that a mistake is explained as what was meant."""
 
 
 class BlockMasks(Settings):
@@ -18,8 +33,8 @@ class BlockMasks(Settings):
     """Masks (clones) per clip; the student encodes the clip under each, the teacher once."""
     hidden_ratio: float = Field(0.8, gt=0, lt=1)
     """Share of patches the student must predict."""
-    block: tuple[PositiveInt, PositiveInt] = (5, 5)
-    """Size of a visible block, in patches (time, frequency)."""
+    block: Shapes = (5, 5)
+    """Size of a visible block, in patches (time, frequency); or several: each mask has one."""
     adjust: float = Field(0.07, ge=0)
     """Share of extra block area sampled because blocks overlap."""
 
