@@ -295,6 +295,32 @@ def test_a_clips_masks_depend_on_its_number_and_epoch_not_on_its_batch(method: s
     assert not torch.equal(masks(clips([1], epoch=1)).hidden[0, 0], together[0])
 
 
+@pytest.mark.parametrize("method", ["bat", "eat", "sslam"])
+def test_of_several_shapes_of_blocks_each_mask_has_one(method: str) -> None:
+    keys = clip_keys(SEED, 0, torch.arange(8), 2)
+
+    def hidden(block: list[Any]) -> Tensor:
+        return settings(method, block=block).sample_masks(keys, (16, 8), None).hidden
+
+    several, first, second = hidden([[2, 2], [1, 8]]), hidden([2, 2]), hidden([1, 8])
+    of_first, of_second = ((several == one).all(dim=2) for one in (first, second))
+    assert (of_first ^ of_second).all() and of_first.any() and of_second.any()
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        ("[[2,2],[0,1]]", "block.1.0=0: more than 0 is expected"),
+        ("[[2,2],3]", "block.1=3: a list is expected"),
+        ("[2,3,4]", r"block=\[2,3,4\]: at most 2 values are expected"),
+        ("[]", "block.0 is not set"),
+    ],
+)
+def test_a_block_that_is_none_gets_one_sentence(block: str, sentence: str) -> None:
+    with pytest.raises(SettingError, match=rf"^{sentence}"):
+        recipe.load(schema, "eat_tiny", [f"block={block}"])
+
+
 @each
 def test_masks_leave_padding_alone(method: str) -> None:
     columns = torch.tensor([16, 7])
