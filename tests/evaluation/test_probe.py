@@ -15,6 +15,7 @@ from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
 from eat_audio.data.synthetic import write_corpus
 from eat_audio.errors import SettingError
+from eat_audio.evaluation import token_probe
 from eat_audio.evaluation.metrics import linear_score
 from eat_audio.evaluation.probe import (
     clip_vectors,
@@ -115,7 +116,7 @@ def test_a_random_encoder_is_another_for_each_seed_and_leaves_torchs_draws_alone
 
 @pytest.fixture(scope="module")
 def compared(saved: Path, listing: Path) -> Any:
-    return probe_encoder(saved, listing, seconds=1.0, seeds=2, neighbors=3, precision="fp32")
+    return probe_encoder(saved, listing, seconds=1.0, seeds=2, kinds=("linear", "knn"), neighbors=3)
 
 
 def test_an_encoder_is_compared_view_by_view_with_random_ones_and_log_mel(compared: Any) -> None:
@@ -183,6 +184,36 @@ def test_layers_are_probed_one_by_one_and_together(saved: Path, listing: Path) -
         probe_encoder(saved, listing, layers="0,3")
 
 
+def test_tokens_are_probed_layer_by_layer_and_weighted(
+    saved: Path, listing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_probe, "STEPS", 2)
+    kinds = ("attentive", "prototype", "gated")
+    settings = {"seconds": 1.0, "seeds": 1, "prototypes": 4, "max_clips": 40}
+    result = probe_encoder(saved, listing, kinds=kinds, **settings)
+    rows = {(row.features, row.encoder): row for row in result.rows}
+    last, both = "patches of layer 2", "tokens of layers 1, 2"
+    assert list(rows) == [(x, y) for x in (last, both) for y in ("this one", "random (1)")]
+    row = rows[last, "this one"]
+    assert row.attentive and row.prototype and row.gated is row.linear is row.knn is None
+    assert rows[both, "random (1)"].gated and rows[both, "this one"].attentive is None
+    layers = probe_encoder(saved, listing, kinds=kinds, layers="0,1", **settings)
+    assert [(row.features, row.encoder) for row in layers.rows] == [
+        ("patches of layer 0", "this one"),
+        ("patches of layer 1", "this one"),
+        ("tokens of layers 0, 1", "this one"),
+        ("tokens of layers 0, 1", "random (1)"),
+    ]
+
+
+def test_an_unknown_kind_is_refused_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = eat(monkeypatch, capsys, "probe", "runs", "--data", "x", "--kind", "svm")
+    expected = "eat: --kind svm: expected linear, knn, attentive, prototype or gated\n"
+    assert code == 2 and err == expected
+
+
 def test_folds_are_tested_one_by_one(saved: Path, listing: Path, tmp_path: Path) -> None:
     corpus = open_corpus(listing)
     rows = ["path,label,split"]
@@ -202,9 +233,10 @@ def test_the_command_prints_a_table_and_json_with_the_same_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ("probe", saved, "--data", listing, "--seconds", 1, "--seeds", 1, "--clips", 40)
+    kinds = ("--kind", "linear", "--kind", "knn")
     code, table, _ = eat(monkeypatch, capsys, *arguments, "--knn")
     assert code == 0
-    code, printed, _ = eat(monkeypatch, capsys, *arguments, "--knn", "--json")
+    code, printed, _ = eat(monkeypatch, capsys, *arguments, *kinds, "--json")
     result = json.loads(printed)
     assert code == 0 and len(result["rows"]) == 9
     for row in result["rows"]:

@@ -1,5 +1,6 @@
 """Commands that examine models and runs: evaluate, report, probe."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,10 +110,19 @@ def probe(
     model: Annotated[str, Argument(help="An encoder: a run's folder, a model folder, a Hub id.")],
     *,
     data: Annotated[str, Option(help="Labeled clips: a manifest, or a folder in a known layout.")],
-    knn: Annotated[bool, Option("--knn", help="Also a vote of the nearest clips.")] = False,
+    kind: Annotated[
+        list[str] | None,
+        Option(
+            help="linear (by default), knn, attentive, prototype or gated; may be repeated.",
+        ),
+    ] = None,
+    knn: Annotated[bool, Option("--knn", hidden=True, help="The same as --kind knn.")] = False,
     neighbors: Annotated[
         int, Option("--neighbors", "--neighbours", min=1, help="How many clips vote.")
     ] = 10,
+    prototypes: Annotated[
+        int, Option(min=1, help="Prototypes of the kinds prototype and gated.")
+    ] = 500,
     seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
     layers: ReadLayers = None,
@@ -121,24 +131,33 @@ def probe(
     as_json: AsJSON = False,
     precision: Precision = "fp32",
 ) -> None:
-    """Measure how well a linear classifier works on the features of a frozen encoder.
+    """Measure how well simple classifiers work on the features of a frozen encoder.
 
-    Beside it: encoders of the same shape with random weights, and log-mel statistics. "both" is
-    the CLS token and the mean of the patches, "statistics" their deviation, too. --layers adds
-    mean, deviation and deviation over time of each of these layers, and of all of them together.
+    linear, knn: of one vector per clip. "both" is the CLS token and the mean of the patches,
+    "statistics" their deviation, too. attentive: a learned query over the patches. prototype: the
+    likeness of the patches to learned prototypes. gated: the same of a learned mean of all layers.
+    Beside them: encoders of the same shape with random weights, and log-mel statistics.
 
-    Example: eat probe runs/tiny --data ESC-50/ --knn
+    --layers adds mean, deviation and deviation over time of each of these layers, and of all of
+    them together; attentive and prototype take each of them, and gated weights them.
+
+    Example: eat probe runs/tiny --data ESC-50/ --kind linear --kind gated
     """
     from dataclasses import asdict
 
     from eat_audio.evaluation.probe import probe_encoder
 
+    kinds = [*(kind or ["linear"])]
+    if knn and "knn" not in kinds:
+        kinds.append("knn")
     result = probe_encoder(
         model,
         data,
+        kinds=kinds,
         seconds=seconds,
         seeds=seeds,
-        neighbors=neighbors if knn else None,
+        neighbors=neighbors,
+        prototypes=prototypes,
         max_clips=clips,
         layers=layers,
         precision=precision,
@@ -146,21 +165,22 @@ def probe(
     if as_json:
         print_json(asdict(result))
         return
-    _show(result, knn=knn)
+    _show(result, kinds)
     for message in result.unreadable:
         print_lines(f"skipped: {message}", error=True)
 
 
-def _show(result: Any, *, knn: bool) -> None:
+def _show(result: Any, kinds: Sequence[str]) -> None:
     """Print the rows of a probe, and what was measured."""
-    columns = ["features", "encoder", f"linear {result.metric}"]
-    columns += [f"k-NN {result.metric}"] if knn else []
+    names = [f"{'k-NN' if kind == 'knn' else kind} {result.metric}" for kind in kinds]
     rows = []
     for row in result.rows:
-        scores = [row.linear, row.knn] if knn else [row.linear]
-        cells = [f"{100 * score.mean:.1f} ± {100 * score.std:.1f} %" for score in scores]
-        rows.append((row.features, row.encoder, *cells, f"{row.effective_rank:.1f}"))
-    show_table(f"Probe on {result.corpus}", (*columns, "effective rank"), rows)
+        scores = [getattr(row, kind) for kind in kinds]
+        cells = [f"{100 * s.mean:.1f} ± {100 * s.std:.1f} %" if s else "" for s in scores]
+        rank = "" if row.effective_rank is None else f"{row.effective_rank:.1f}"
+        rows.append((row.features, row.encoder, *cells, rank))
+    columns = ("features", "encoder", *names, "effective rank")
+    show_table(f"Probe on {result.corpus}", columns, rows)
     print_lines(
         f"{result.clips} clips, {result.classes} labels, {result.split}; "
         f"by chance {100 * result.chance:.1f} %",

@@ -1,15 +1,19 @@
 """Probe a frozen encoder: how well simple classifiers work on its features of labeled clips.
 
+    linear, knn                   one vector per clip: this file, metrics
+    attentive, prototype, gated   all tokens of a clip: token_probe, token_heads
+
 The CLS token (of methods that have one), the mean of the patches, both, and both with the deviation
 of the patches are always shown side by side: which one is best changes with the length of
 pre-training; on request mean and deviation of earlier layers. Beside them: encoders of the same
 shape with random weights, which are a strong baseline, and log-mel statistics without any encoder.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,11 +26,13 @@ from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import Batch, ClipSettings
 from eat_audio.data.splits import Folds, cross_validation, sample
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, SettingError
 from eat_audio.evaluation.evaluate import spectrogram_batches
 from eat_audio.evaluation.metrics import (
+    NEIGHBORS,
     STRENGTH,
     Array,
+    Numbers,
     chance,
     effective_rank,
     knn_predictions,
@@ -35,6 +41,8 @@ from eat_audio.evaluation.metrics import (
     mean_score,
     views,
 )
+from eat_audio.evaluation.token_probe import PROTOTYPES, TokenKind, TokenProbe
+from eat_audio.evaluation.tokens import StoredTokens, store_tokens
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.layers import masked_mean, masked_statistics, read_out
 from eat_audio.models.common.modeling import (
@@ -51,6 +59,8 @@ HEAD_CLIPS = 20_000
 """Clips that a head is fitted to at most; a regression holds the features of all."""
 RESAMPLINGS = 20
 """Bootstrap samples of the test clips, for the standard error of a score."""
+POOLED = ("linear", "knn")
+"""Kinds of probes of one vector per clip; those of all tokens are `TokenKind`."""
 TITLES = {
     "cls": "CLS token",
     "mean": "mean of patches",
@@ -97,13 +107,16 @@ class ScoreMean:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """Scores of one kind of feature."""
+    """Scores of one kind of feature, by kind of probe; None for those it is not for."""
 
     features: str
     encoder: str
-    linear: ScoreMean
+    linear: ScoreMean | None
     knn: ScoreMean | None
-    effective_rank: float
+    effective_rank: float | None
+    attentive: ScoreMean | None = None
+    prototype: ScoreMean | None = None
+    gated: ScoreMean | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,11 @@ def probe_encoder(
     source: str | Path,
     data: str | Path,
     *,
+    kinds: Sequence[str] = ("linear",),
     seconds: float = 10.24,
     seeds: int = 3,
-    neighbors: int | None = None,
+    neighbors: int = NEIGHBORS,
+    prototypes: int = PROTOTYPES,
     max_clips: int | None = None,
     layers: Layers | None = None,
     precision: str = "fp32",
@@ -141,58 +156,165 @@ def probe_encoder(
     Args:
         source: See `load_model`.
         data: Labeled clips, see `open_corpus`.
+        kinds: linear, knn, attentive, prototype, gated, or some of them.
         seconds: How much of every clip is used, from its beginning.
         seeds: How many encoders of the same shape with random weights are probed.
-        neighbors: How many clips vote; None: no k-NN.
+        neighbors: How many clips vote.
+        prototypes: Of prototype and gated probes.
         max_clips: Use at most so many clips, the same ones every time.
-        layers: Also probe the read-out of these layers (mean, deviation, deviation over time), see
-            `layer_numbers`, one by one (of this encoder alone) and together.
+        layers: See `layer_numbers`. Linear and k-NN also probe the read-out of these (mean,
+            deviation, deviation over time), one by one (of this encoder alone) and together;
+            attentive and prototype probe each of these, the last by default; gated weights
+            these, all by default.
         precision: Of the weights: fp32, in which a score is the same on any machine, or bf16, auto.
 
     Raises:
-        EatError: The encoder cannot be loaded, or the corpus has no labels.
+        EatError: The encoder cannot be loaded, the corpus has no labels, or there is no such kind.
     """
+    if not kinds or not {*kinds} <= {*POOLED, *get_args(TokenKind)}:
+        names = f"--kind {', '.join(kinds) or 'is empty'}"
+        raise SettingError(f"{names}: expected linear, knn, attentive, prototype or gated")
     corpus = labeled_corpus(data)
     corpus = corpus if max_clips is None else sample(corpus, max_clips)
     encoder, features = load_model_and_features(source, AudioEncoder)
     models = [encoder, *(random_like(encoder, seed) for seed in range(seeds))]
     for model in models:
         prepare_inference(model, device="cpu", precision=precision)
-    numbers = () if layers is None else layer_numbers(layers, encoder.n_blocks)
-    excerpt = ClipSettings(seconds=seconds)
-    vectors, statistics = _vectors_of_each(models, features, corpus, excerpt, layers=numbers)
-    by_id = {clip.id: clip for clip in corpus.clips}
-    folds = cross_validation([by_id[clip_id] for clip_id in vectors[0].ids])
-    labels, multi_label = vectors[0].labels, corpus.multi_label
+    numbers = None if layers is None else layer_numbers(layers, encoder.n_blocks)
+    clips = (models, features, corpus, ClipSettings(seconds=seconds))
+    rows: list[ProbeRow] = []
+    if pooled := [kind for kind in POOLED if kind in kinds]:
+        scoring, some = _pooled_rows(*clips, numbers or (), pooled, neighbors)
+        rows += some
+    if of_tokens := [kind for kind in get_args(TokenKind) if kind in kinds]:
+        scoring, some = _token_rows(*clips, numbers, of_tokens, prototypes)
+        rows += some
+    labels, folds = scoring.labels, scoring.folds
+    return ProbeResult(
+        corpus=corpus.name,
+        metric="mAP" if corpus.multi_label else "accuracy",
+        clips=len(labels),
+        classes=int(labels.any(axis=0).sum()),
+        split=folds.description,
+        std_over="folds" if len(folds.indices) > 1 else "resampled test clips",
+        chance=chance(labels, multi_label=corpus.multi_label),
+        rows=rows,
+        unreadable=scoring.unreadable,
+    )
 
-    def scores(views: Sequence[Array], neighbors: int | None) -> list[ScoreMean]:
-        return [_score(folds, view, labels, neighbors, multi_label=multi_label) for view in views]
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Labels of the clips that can be read, and how they are divided."""
+
+    folds: Folds
+    labels: Array
+    multi_label: bool
+    unreadable: list[str]
+
+    @classmethod
+    def of(cls, corpus: Corpus, clips: Vectors | StoredTokens) -> "_Scoring":
+        """Return that of a corpus."""
+        by_id = {clip.id: clip for clip in corpus.clips}
+        folds = cross_validation([by_id[clip_id] for clip_id in clips.ids])
+        return cls(folds, clips.labels, corpus.multi_label, clips.unreadable)
+
+    def score(self, predictions: Callable[[Numbers, Numbers], Array]) -> ScoreMean:
+        """Return the score over all folds; of a single split, over bootstrap samples of its clips.
+
+        Args:
+            predictions: Scores (test clips, classes), from numbers of training and of test clips.
+        """
+        values = []
+        for train, test in self.folds.indices:
+            scores, targets = predictions(train, test), self.labels[test]
+            values.append(mean_score(scores, targets, multi_label=self.multi_label))
+        if len(values) > 1:
+            return ScoreMean(float(np.mean(values)), float(np.std(values, ddof=1)))
+        samples = np.random.default_rng(0).integers(len(targets), size=(RESAMPLINGS, len(targets)))
+        resampled = [
+            mean_score(scores[n], targets[n], multi_label=self.multi_label) for n in samples
+        ]
+        return ScoreMean(values[0], float(np.std(resampled, ddof=1)))
+
+
+def _pooled_rows(
+    models: Sequence[AudioEncoder],
+    features: AudioFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    layers: Sequence[int],
+    kinds: Sequence[str],
+    neighbors: int,
+) -> tuple[_Scoring, list[ProbeRow]]:
+    """Probe one vector per clip, view by view, and log-mel statistics."""
+    vectors, statistics = _vectors_of_each(models, features, corpus, clips, layers=layers)
+    scoring = _Scoring.of(corpus, vectors[0])
+    labels, several = scoring.labels, scoring.multi_label
+
+    def linear(view: Array, train: Numbers, test: Numbers) -> Array:
+        return linear_predictions(view[train], labels[train], view[test], multi_label=several)
+
+    def knn(view: Array, train: Numbers, test: Numbers) -> Array:
+        return knn_predictions(view[train], labels[train], view[test], neighbors=neighbors)
 
     def row(title: str, name: str, views: Sequence[Array]) -> ProbeRow:
-        linear = _merged(scores(views, None), name)
-        knn = None if neighbors is None else _merged(scores(views, neighbors), name)
+        scores = {
+            kind: _merged([scoring.score(partial(predict, view)) for view in views], name)
+            for kind, predict in (("linear", linear), ("knn", knn))
+            if kind in kinds
+        }
         rank = float(np.mean([effective_rank(view) for view in views]))
-        return ProbeRow(title, name, linear, knn, rank)
+        return ProbeRow(title, name, scores.get("linear"), scores.get("knn"), rank)
 
     rows = []
     for name in vectors[0].views:
         first, *others = (one.views[name] for one in vectors)
         title = TITLES.get(name, name)
         rows.append(row(title, "this one", [first]))
-        if others and not (len(numbers) > 1 and name.startswith("layer ")):
+        if others and not (len(layers) > 1 and name.startswith("layer ")):
             rows.append(row(title, f"random ({len(others)})", others))
-    rows.append(row("log-mel statistics", "none", [statistics]))
-    return ProbeResult(
-        corpus=corpus.name,
-        metric="mAP" if multi_label else "accuracy",
-        clips=len(labels),
-        classes=int(labels.any(axis=0).sum()),
-        split=folds.description,
-        std_over="folds" if len(folds.indices) > 1 else "resampled test clips",
-        chance=chance(labels, multi_label=multi_label),
-        rows=rows,
-        unreadable=vectors[0].unreadable,
-    )
+    return scoring, [*rows, row("log-mel statistics", "none", [statistics])]
+
+
+def _token_rows(
+    models: Sequence[AudioEncoder],
+    features: AudioFeatureExtractor,
+    corpus: Corpus,
+    clips: ClipSettings,
+    layers: Sequence[int] | None,
+    kinds: Sequence[TokenKind],
+    prototypes: int,
+) -> tuple[_Scoring, list[ProbeRow]]:
+    """Probe all tokens: of each layer, or of all together with weights."""
+    config, depth = models[0].config, models[0].n_blocks
+    single = tuple(layers or [depth])
+    weighted = tuple(layers or range(1, depth + 1))
+
+    def probe(kind: TokenKind, *numbers: int) -> TokenProbe:
+        return TokenProbe(kind, numbers, prototypes, config.num_attention_heads)
+
+    together = [probe(kind, *weighted) for kind in kinds if kind == "gated"]
+    alone = [probe(kind, n) for n in single for kind in kinds if kind != "gated"]
+    scores: dict[str, dict[str, dict[str, list[ScoreMean]]]] = {}
+    for model in models:
+        first = model is models[0]
+        chosen = [*(alone if first or len(single) == 1 else []), *together]
+        if not chosen:
+            break
+        stored = weighted if together else single
+        tokens = store_tokens(model, features, corpus, clips, layers=stored)
+        scoring = _Scoring.of(corpus, tokens)
+        for one in chosen:
+            score = scoring.score(partial(one.predictions, tokens, multi_label=corpus.multi_label))
+            by_encoder = scores.setdefault(one.title, {})
+            name = "this one" if first else f"random ({len(models) - 1})"
+            by_encoder.setdefault(name, {}).setdefault(one.kind, []).append(score)
+    return scoring, [
+        ProbeRow(title, name, None, None, None, **{k: _merged(v, name) for k, v in found.items()})
+        for title, by_encoder in scores.items()
+        for name, found in by_encoder.items()
+    ]
 
 
 def clip_vectors(
@@ -356,25 +478,6 @@ def random_like(model: AudioEncoder, seed: int) -> AudioEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()
-
-
-def _score(
-    folds: Folds, vectors: Array, labels: Array, neighbors: int | None, *, multi_label: bool
-) -> ScoreMean:
-    """Return the score over all folds; of a single split, over bootstrap samples of its clips."""
-    values = []
-    for train, test in folds.indices:
-        given, targets = (vectors[train], labels[train], vectors[test]), labels[test]
-        if neighbors is None:
-            scores = linear_predictions(*given, multi_label=multi_label)
-        else:
-            scores = knn_predictions(*given, neighbors=neighbors)
-        values.append(mean_score(scores, targets, multi_label=multi_label))
-    if len(values) > 1:
-        return ScoreMean(float(np.mean(values)), float(np.std(values, ddof=1)))
-    samples = np.random.default_rng(0).integers(len(targets), size=(RESAMPLINGS, len(targets)))
-    resampled = [mean_score(scores[n], targets[n], multi_label=multi_label) for n in samples]
-    return ScoreMean(values[0], float(np.std(resampled, ddof=1)))
 
 
 def _merged(scores: Sequence[ScoreMean], encoder: str) -> ScoreMean:

@@ -25,3 +25,15 @@ def classification_loss(
         return {"loss": total / len(labels)}
     count = labels.sum().clamp(min=1.0)
     return {"loss": total / count, "weight": count}
+
+
+def asymmetric_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return binary cross-entropy in which a negative (B, C) counts by its probability.
+
+    The weight has no gradient: gamma+ = 0, gamma- = 1, nothing clipped.
+
+    Source: arXiv 2009.14119; BAT's released code.
+    """
+    positive, negative = F.logsigmoid(logits), F.logsigmoid(-logits)
+    weight = logits.detach().sigmoid()
+    return -(labels * positive + (1 - labels) * weight * negative).mean()
