@@ -207,11 +207,11 @@ def probe_scores(
     train_rows, test_rows = (
         np.flatnonzero(np.isin(groups, names)) for names in (part.train, part.test)
     )
-    several, heads = corpus.multi_label, encoder.config.num_attention_heads
+    several = corpus.multi_label
     vectors = pooled(tokens, encoder.grid(torch.zeros(1, 160, features.feature_size))[1])
     for measure in missing:
         begin = time.process_time()
-        predict = predictions(measure, tokens, vectors, heads=heads, multi_label=several)
+        predict = predictions(measure, tokens, vectors, multi_label=several)
         scores = predict(train_rows, test_rows)
         score = mean_score(scores, tokens.labels[test_rows], multi_label=several)
         yield measure, score, time.process_time() - begin
@@ -235,13 +235,12 @@ def predictions(
     tokens: StoredTokens,
     vectors: dict[str, Array],
     *,
-    heads: int,
     multi_label: bool,
 ) -> Callable[[Numbers, Numbers], Array]:
     """Return what scores test clips (clips, classes) after learning from training clips."""
     if measure in TOKENS:
         layers = tokens.layers if measure == "gated" else tokens.layers[-1:]
-        probe = TokenProbe(measure, layers, heads=heads)  # type: ignore[arg-type]
+        probe = TokenProbe(measure, layers)  # type: ignore[arg-type]
         return partial(probe.predictions, tokens, multi_label=multi_label)
     x, labels = vectors[measure], tokens.labels
     if measure.startswith("k-NN"):
@@ -375,8 +374,8 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/probe_ranks"), help="keeps runs (%(default)s)")
     add("--json", type=Path, default=FILE, help="the results (%(default)s)")
     add("--page", type=Path, default=PAGE, help="the page (%(default)s)")
-    add("--minutes", type=float, default=2.0, help="CPU minutes of a pre-training (%(default)s)")
-    add("--steps", type=int, default=150, help="steps of every fine-tuning (%(default)s)")
+    add("--minutes", type=float, default=1.0, help="CPU minutes of a pre-training (%(default)s)")
+    add("--steps", type=int, default=100, help="steps of every fine-tuning (%(default)s)")
     add("--print", action="store_true", help="measure nothing, write the page")
     options = parser.parse_args()
     torch.set_num_threads(1)

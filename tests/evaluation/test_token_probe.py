@@ -171,7 +171,7 @@ def test_the_gated_head_gives_the_released_outputs_on_sslam(path: Path) -> None:
 def heads(classes: int = 3) -> list[TokenHead]:
     """One head of every kind, of 2 layers and width 8."""
     return [
-        AttentiveHead(8, classes, heads=2),
+        AttentiveHead(8, classes, queries=2),
         PrototypeHead(8, classes, prototypes=5),
         GatedHead(2, 8, classes, prototypes=5),
     ]

@@ -122,7 +122,7 @@ def probe(
     ] = 10,
     prototypes: Annotated[
         int, Option(min=1, help="Prototypes of the kinds prototype and gated.")
-    ] = 500,
+    ] = 200,
     seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
     layers: ReadLayers = None,
@@ -134,7 +134,7 @@ def probe(
     """Measure how well simple classifiers work on the features of a frozen encoder.
 
     linear, knn: of one vector per clip. "both" is the CLS token and the mean of the patches,
-    "statistics" their deviation, too. attentive: a learned query over the patches. prototype: the
+    "statistics" their deviation, too. attentive: learned queries over the patches. prototype: the
     likeness of the patches to learned prototypes. gated: the same of a learned mean of all layers.
     Beside them: encoders of the same shape with random weights, and log-mel statistics.
 

@@ -287,12 +287,12 @@ def _token_rows(
     prototypes: int,
 ) -> tuple[_Scoring, list[ProbeRow]]:
     """Probe all tokens: of each layer, or of all together with weights."""
-    config, depth = models[0].config, models[0].n_blocks
+    depth = models[0].n_blocks
     single = tuple(layers or [depth])
     weighted = tuple(layers or range(1, depth + 1))
 
     def probe(kind: TokenKind, *numbers: int) -> TokenProbe:
-        return TokenProbe(kind, numbers, prototypes, config.num_attention_heads)
+        return TokenProbe(kind, numbers, prototypes)
 
     together = [probe(kind, *weighted) for kind in kinds if kind == "gated"]
     alone = [probe(kind, n) for n in single for kind in kinds if kind != "gated"]

@@ -1,17 +1,17 @@
 """Heads that classify the tokens of a frozen encoder.
 
-    attentive   one learned query per attention head over the patches z_n of one layer
+    attentive   sum_n softmax_n(q . LN(z_n)) LN(z_n), of one layer, for each learned query q
     prototype   v_p = max_n cos(sign(prototype_p), z_n), of one layer (ProtoBin)
     gated       z_n = sum_l alpha_l z_ln / |z_ln|, alpha = softmax(a); the CLS token o alike;
                 v_p = (min_n, CLS, max_n) of the products with prototype_p / |prototype_p|
 
-A linear map of the attended vector, or of v, gives the logits. All heads take the same tokens,
+A linear map of these means, or of v, gives the logits. All heads take the same tokens,
 and those of one layer use the last one.
 
 Letters: B clips, L layers, N patches, D width, P prototypes, C classes.
 
 Source: arXiv 2602.16305 and its released code, as observed (the recorded sets `probe_tiny_a`), for
-prototype and gated; CoCa's attentional pooling (arXiv 2205.01917) for attentive.
+prototype and gated; attentive is the pooling of arXiv 2506.10178 without a map of the values.
 """
 
 import torch
@@ -22,8 +22,8 @@ from eat_audio.models.common.layers import masked_mean
 
 SHORTEST = 1e-12
 """Vectors are divided by their length, or by this if they are shorter."""
-PROTOTYPE_STD = 0.02
-"""Of prototypes and queries at the start."""
+INITIAL_STD = 0.02
+"""Standard deviation of prototypes and queries at the start."""
 
 
 class TokenHead(nn.Module):
@@ -50,23 +50,19 @@ class TokenHead(nn.Module):
 
 
 class AttentiveHead(TokenHead):
-    """Attention of one learned query over the normalized patches of one layer."""
+    """Means of the normalized patches of one layer, each weighted by the attention of a query."""
 
-    def __init__(self, width: int, classes: int, *, heads: int, dropout: float = 0.0) -> None:
-        super().__init__(width, classes, dropout=dropout)
-        self.query = nn.Parameter(PROTOTYPE_STD * torch.randn(1, 1, width))
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+    def __init__(self, width: int, classes: int, *, queries: int, dropout: float = 0.0) -> None:
+        super().__init__(queries * width, classes, dropout=dropout)
+        self.queries = nn.Parameter(INITIAL_STD * torch.randn(queries, width))
 
     def pooled(self, patches: Tensor, cls: Tensor | None, valid: Tensor | None) -> Tensor:
-        """Return the attended vector: (B, D)."""
-        tokens = self.norm(patches[:, -1])
-        query = self.query.expand(len(tokens), -1, -1)
-        padding = None if valid is None else ~valid
-        attended, _ = self.attention(
-            query, tokens, tokens, key_padding_mask=padding, need_weights=False
-        )
-        return attended[:, 0]
+        """Return the means of all queries side by side: (B, queries * D)."""
+        tokens = F.layer_norm(patches[:, -1], self.queries.shape[1:])
+        scores = tokens @ self.queries.T  # (B, N, queries)
+        if valid is not None:
+            scores = scores.masked_fill(~valid[..., None], -torch.inf)
+        return (scores.softmax(dim=1).transpose(1, 2) @ tokens).flatten(1)
 
 
 class PrototypeHead(TokenHead):
@@ -74,7 +70,7 @@ class PrototypeHead(TokenHead):
 
     def __init__(self, width: int, classes: int, *, prototypes: int, dropout: float = 0.0) -> None:
         super().__init__(prototypes, classes, dropout=dropout)
-        self.prototypes = nn.Parameter(PROTOTYPE_STD * torch.randn(prototypes, width))
+        self.prototypes = nn.Parameter(INITIAL_STD * torch.randn(prototypes, width))
 
     def pooled(self, patches: Tensor, cls: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return the cosines: (B, P)."""
@@ -92,7 +88,7 @@ class GatedHead(TokenHead):
     ) -> None:
         super().__init__(3 * prototypes, classes, dropout=dropout)
         self.layer_logits = nn.Parameter(torch.ones(layers))
-        self.prototypes = nn.Parameter(PROTOTYPE_STD * torch.randn(prototypes, width))
+        self.prototypes = nn.Parameter(INITIAL_STD * torch.randn(prototypes, width))
 
     def pooled(self, patches: Tensor, cls: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return for each prototype the least, that of the CLS token, and the largest: (B, 3P).
@@ -106,8 +102,10 @@ class GatedHead(TokenHead):
         return torch.stack([least, middle, largest], dim=2).flatten(1)
 
     def combined(self, tokens: Tensor) -> Tensor:
-        """Return the convex combination of unit vectors of layers (B, L, ..., D): (B, ..., D)."""
-        return torch.einsum("l,bl...->b...", self.layer_logits.softmax(dim=0), unit(tokens))
+        """Return the convex combination of unit vectors of layers (B, L, D) or (B, L, N, D)."""
+        lengths = tokens.norm(dim=-1).clamp(min=SHORTEST)  # (B, L, ...)
+        shares = self.layer_logits.softmax(dim=0) / lengths.movedim(1, -1)  # (B, ..., L)
+        return torch.einsum("b...l,bl...d->b...d", shares, tokens)
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -29,19 +29,21 @@ TokenKind = Literal["attentive", "prototype", "gated"]
 OPTIM = Optim(
     lr=1e-3,
     min_lr=1e-6,
-    warmup=40,
+    warmup=20,
     schedule="cosine_to_zero",
     betas=(0.9, 0.999),
     weight_decay=0.05,
     clip=0.0,
 )
 """As released, with a warm-up of a tenth of `STEPS`."""
-STEPS = 400
+STEPS = 200
 BATCH = 48
 """Clips per step, as released."""
 DROPOUT = 0.2
 """Before the last linear map, as released."""
-PROTOTYPES = 500
+QUERIES = 4
+"""Of an attentive head."""
+PROTOTYPES = 200
 """By default; the released probes have 10,000."""
 
 
@@ -53,8 +55,6 @@ class TokenProbe:
     layers: tuple[int, ...]
     """Their numbers, see `layer_numbers`; one, unless it is gated."""
     prototypes: int = PROTOTYPES
-    heads: int = 1
-    """Attention heads of an attentive one; they divide the width."""
 
     @property
     def title(self) -> str:
@@ -86,7 +86,7 @@ class TokenProbe:
         """Return an untrained head."""
         width, classes = tokens.width, tokens.labels.shape[1]
         if self.kind == "attentive":
-            return AttentiveHead(width, classes, heads=self.heads, dropout=DROPOUT)
+            return AttentiveHead(width, classes, queries=QUERIES, dropout=DROPOUT)
         if self.kind == "prototype":
             return PrototypeHead(width, classes, prototypes=self.prototypes, dropout=DROPOUT)
         return GatedHead(
