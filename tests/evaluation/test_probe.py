@@ -191,14 +191,14 @@ def test_tokens_are_probed_layer_by_layer_and_weighted(
     kinds = ("attentive", "prototype", "gated")
     settings = {"seconds": 1.0, "seeds": 1, "prototypes": 4, "max_clips": 40}
     result = probe_encoder(saved, listing, kinds=kinds, **settings)
-    rows = {(row.features, row.encoder): row for row in result.rows}
+    rows = {(row.features, row.encoder): row for row in result.token_rows}
     last, both = "patches of layer 2", "tokens of layers 1, 2"
     assert list(rows) == [(x, y) for x in (last, both) for y in ("this one", "random (1)")]
     row = rows[last, "this one"]
-    assert row.attentive and row.prototype and row.gated is row.linear is row.knn is None
+    assert row.attentive and row.prototype and row.gated is None and result.rows == []
     assert rows[both, "random (1)"].gated and rows[both, "this one"].attentive is None
     layers = probe_encoder(saved, listing, kinds=kinds, layers="0,1", **settings)
-    assert [(row.features, row.encoder) for row in layers.rows] == [
+    assert [(row.features, row.encoder) for row in layers.token_rows] == [
         ("patches of layer 0", "this one"),
         ("patches of layer 1", "this one"),
         ("tokens of layers 0, 1", "this one"),

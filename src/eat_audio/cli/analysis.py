@@ -174,10 +174,10 @@ def _show(result: Any, kinds: Sequence[str]) -> None:
     """Print the rows of a probe, and what was measured."""
     names = [f"{'k-NN' if kind == 'knn' else kind} {result.metric}" for kind in kinds]
     rows = []
-    for row in result.rows:
-        scores = [getattr(row, kind) for kind in kinds]
+    for row in [*result.rows, *result.token_rows]:
+        scores = [getattr(row, kind, None) for kind in kinds]
         cells = [f"{100 * s.mean:.1f} ± {100 * s.std:.1f} %" if s else "" for s in scores]
-        rank = "" if row.effective_rank is None else f"{row.effective_rank:.1f}"
+        rank = f"{row.effective_rank:.1f}" if row in result.rows else ""
         rows.append((row.features, row.encoder, *cells, rank))
     columns = ("features", "encoder", *names, "effective rank")
     show_table(f"Probe on {result.corpus}", columns, rows)

@@ -107,13 +107,21 @@ class ScoreMean:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """Scores of one kind of feature, by kind of probe; None for those it is not for."""
+    """Scores of one kind of vectors."""
 
     features: str
     encoder: str
-    linear: ScoreMean | None
+    linear: ScoreMean
     knn: ScoreMean | None
-    effective_rank: float | None
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Scores of the tokens of one layer, or of several; None of a kind that is not for them."""
+
+    features: str
+    encoder: str
     attentive: ScoreMean | None = None
     prototype: ScoreMean | None = None
     gated: ScoreMean | None = None
@@ -136,6 +144,7 @@ class ProbeResult:
     """Of the commonest label; of random scores where clips have several."""
     rows: list[ProbeRow]
     unreadable: list[str]
+    token_rows: list[TokenRow] = field(default_factory=list)
 
 
 def probe_encoder(
@@ -183,12 +192,12 @@ def probe_encoder(
     numbers = None if layers is None else layer_numbers(layers, encoder.n_blocks)
     clips = (models, features, corpus, ClipSettings(seconds=seconds))
     rows: list[ProbeRow] = []
-    if pooled := [kind for kind in POOLED if kind in kinds]:
-        scoring, some = _pooled_rows(*clips, numbers or (), pooled, neighbors)
-        rows += some
+    token_rows: list[TokenRow] = []
+    if {*kinds} & {*POOLED}:
+        votes = neighbors if "knn" in kinds else None
+        scoring, rows = _pooled_rows(*clips, numbers or (), votes)
     if of_tokens := [kind for kind in get_args(TokenKind) if kind in kinds]:
-        scoring, some = _token_rows(*clips, numbers, of_tokens, prototypes)
-        rows += some
+        scoring, token_rows = _token_rows(*clips, numbers, of_tokens, prototypes)
     labels, folds = scoring.labels, scoring.folds
     return ProbeResult(
         corpus=corpus.name,
@@ -200,6 +209,7 @@ def probe_encoder(
         chance=chance(labels, multi_label=corpus.multi_label),
         rows=rows,
         unreadable=scoring.unreadable,
+        token_rows=token_rows,
     )
 
 
@@ -244,8 +254,7 @@ def _pooled_rows(
     corpus: Corpus,
     clips: ClipSettings,
     layers: Sequence[int],
-    kinds: Sequence[str],
-    neighbors: int,
+    neighbors: int | None,
 ) -> tuple[_Scoring, list[ProbeRow]]:
     """Probe one vector per clip, view by view, and log-mel statistics."""
     vectors, statistics = _vectors_of_each(models, features, corpus, clips, layers=layers)
@@ -256,16 +265,16 @@ def _pooled_rows(
         return linear_predictions(view[train], labels[train], view[test], multi_label=several)
 
     def knn(view: Array, train: Numbers, test: Numbers) -> Array:
+        assert neighbors is not None
         return knn_predictions(view[train], labels[train], view[test], neighbors=neighbors)
 
     def row(title: str, name: str, views: Sequence[Array]) -> ProbeRow:
-        scores = {
-            kind: _merged([scoring.score(partial(predict, view)) for view in views], name)
-            for kind, predict in (("linear", linear), ("knn", knn))
-            if kind in kinds
-        }
+        def merged(predict: Callable[[Array, Numbers, Numbers], Array]) -> ScoreMean:
+            return _merged([scoring.score(partial(predict, view)) for view in views], name)
+
+        votes = None if neighbors is None else merged(knn)
         rank = float(np.mean([effective_rank(view) for view in views]))
-        return ProbeRow(title, name, scores.get("linear"), scores.get("knn"), rank)
+        return ProbeRow(title, name, merged(linear), votes, rank)
 
     rows = []
     for name in vectors[0].views:
@@ -285,7 +294,7 @@ def _token_rows(
     layers: Sequence[int] | None,
     kinds: Sequence[TokenKind],
     prototypes: int,
-) -> tuple[_Scoring, list[ProbeRow]]:
+) -> tuple[_Scoring, list[TokenRow]]:
     """Probe all tokens: of each layer, or of all together with weights."""
     depth = models[0].n_blocks
     single = tuple(layers or [depth])
@@ -311,7 +320,7 @@ def _token_rows(
             name = "this one" if first else f"random ({len(models) - 1})"
             by_encoder.setdefault(name, {}).setdefault(one.kind, []).append(score)
     return scoring, [
-        ProbeRow(title, name, None, None, None, **{k: _merged(v, name) for k, v in found.items()})
+        TokenRow(title, name, **{kind: _merged(of, name) for kind, of in found.items()})
         for title, by_encoder in scores.items()
         for name, found in by_encoder.items()
     ]
