@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import golden_sets, sidecar, tensors
+from conftest import golden_sets, needs_data, sidecar, tensors
 from eat_audio.audio import load_int16
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
-from eat_audio.errors import DataError
+from eat_audio.errors import DataError, TrainingDiverged
 from eat_audio.evaluation import token_probe
 from eat_audio.evaluation import tokens as storing
 from eat_audio.evaluation.token_heads import (
@@ -279,3 +279,24 @@ def test_a_probe_learns_what_single_patches_show_the_same_way_every_time(
     )
     assert np.array_equal(one, same) and torch.equal(torch.get_rng_state(), state)
     assert (one.argmax(axis=1) == tokens.labels[150:].argmax(axis=1)).mean() > 0.9
+
+
+def test_scores_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_probe, "STEPS", 1)
+    tokens, rows = made_tokens(), np.arange(200)
+    tokens.labels[:] = np.nan
+    with pytest.raises(TrainingDiverged, match="gated probe, tokens of layers 1: its scores"):
+        TokenProbe("gated", (1,)).predictions(tokens, rows, rows, multi_label=False)
+
+
+@needs_data
+def test_several_labels_are_probed_by_the_asymmetric_loss(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_probe, "STEPS", 2)
+    corpus = open_corpus(data / "audioset_mini").select("eval")
+    few, clips = replace(corpus, clips=corpus.clips[:4]), ClipSettings(seconds=1.0)
+    tokens = store_tokens(eat(), EATFeatureExtractor(), few, clips, layers=(1, 2))
+    probe = TokenProbe("gated", (1, 2), prototypes=4)
+    scores = probe.predictions(tokens, np.arange(3), np.array([3]), multi_label=True)
+    assert scores.shape == (1, len(corpus.label_names)) and 0 < scores.min() < scores.max() < 1

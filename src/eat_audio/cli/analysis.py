@@ -112,16 +112,14 @@ def probe(
     data: Annotated[str, Option(help="Labeled clips: a manifest, or a folder in a known layout.")],
     kind: Annotated[
         list[str] | None,
-        Option(
-            help="linear (by default), knn, attentive, prototype or gated; may be repeated.",
-        ),
+        Option(help="linear (by default), knn, attentive, prototype or gated; may be repeated."),
     ] = None,
     knn: Annotated[bool, Option("--knn", hidden=True, help="The same as --kind knn.")] = False,
     neighbors: Annotated[
         int, Option("--neighbors", "--neighbours", min=1, help="How many clips vote.")
     ] = 10,
     prototypes: Annotated[
-        int, Option(min=1, help="Prototypes of the kinds prototype and gated.")
+        int, Option(min=1, max=20_000, help="Prototypes of the kinds prototype and gated.")
     ] = 200,
     seconds: Annotated[float, Option(min=0.1, help="Seconds of every clip that are used.")] = 10.24,
     seeds: Annotated[int, Option(min=0, help="Random encoders to compare it with.")] = 3,
@@ -135,7 +133,7 @@ def probe(
 
     linear, knn: of one vector per clip. "both" is the CLS token and the mean of the patches,
     "statistics" their deviation, too. attentive: learned queries over the patches. prototype: the
-    likeness of the patches to learned prototypes. gated: the same of a learned mean of all layers.
+    nearest patch to each learned prototype. gated: the same in a learned mean of all layers.
     Beside them: encoders of the same shape with random weights, and log-mel statistics.
 
     --layers adds mean, deviation and deviation over time of each of these layers, and of all of
@@ -147,9 +145,7 @@ def probe(
 
     from eat_audio.evaluation.probe import probe_encoder
 
-    kinds = [*(kind or ["linear"])]
-    if knn and "knn" not in kinds:
-        kinds.append("knn")
+    kinds = [*dict.fromkeys([*(kind or ["linear"]), *(["knn"] if knn else [])])]
     result = probe_encoder(
         model,
         data,

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eat_audio.errors import TrainingDiverged
 from eat_audio.evaluation.metrics import Array, Numbers
 from eat_audio.evaluation.token_heads import AttentiveHead, GatedHead, PrototypeHead, TokenHead
 from eat_audio.evaluation.tokens import StoredTokens, Tokens
@@ -69,6 +70,9 @@ class TokenProbe:
         """Train a head on some clips and return the scores of others (clips, classes).
 
         The seed is fixed, and torch's generator is untouched.
+
+        Raises:
+            TrainingDiverged: The scores are not finite.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -80,6 +84,8 @@ class TokenProbe:
         with torch.inference_mode():
             parts = np.array_split(test, -(-len(test) // BATCH))
             logits = torch.cat([head(*tokens.batch(rows, self.layers)) for rows in parts])
+        if not logits.isfinite().all():
+            raise TrainingDiverged(f"{self.kind} probe, {self.title}: its scores are not finite")
         return (logits.sigmoid() if multi_label else logits.softmax(dim=1)).numpy()
 
     def head(self, tokens: StoredTokens) -> TokenHead:
