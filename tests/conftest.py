@@ -76,6 +76,15 @@ def needs(record: Mapping[str, Any], *keys: str) -> None:
         pytest.skip(f"this recorded set has no {', '.join(missing)}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs for every kind of encoder as slow for one that has tests of its own."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "ced" in map(str, values) and "test_ced" not in item.nodeid:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

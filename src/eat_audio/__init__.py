@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports them w
         BEATsForAudioClassification as BEATsForAudioClassification,
     )
     from eat_audio.models.beats.modeling import BEATsModel as BEATsModel
+    from eat_audio.models.ced.modeling import CEDConfig as CEDConfig
+    from eat_audio.models.ced.modeling import CEDForAudioClassification as CEDForAudioClassification
+    from eat_audio.models.ced.modeling import CEDModel as CEDModel
     from eat_audio.models.common.feature_extraction import (
         AudioMAEFeatureExtractor as AudioMAEFeatureExtractor,
     )
@@ -43,6 +46,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports them w
     )
     from eat_audio.models.common.feature_extraction import (
         BEATsFeatureExtractor as BEATsFeatureExtractor,
+    )
+    from eat_audio.models.common.feature_extraction import (
+        CEDFeatureExtractor as CEDFeatureExtractor,
     )
     from eat_audio.models.common.feature_extraction import (
         EATFeatureExtractor as EATFeatureExtractor,

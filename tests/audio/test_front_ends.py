@@ -170,8 +170,9 @@ def test_matrix_products_agree_with_the_front_end_on_recordings(data: Path, meth
     features = model_types()[method].feature_extractor()
     for path in sorted((data / "esc10" / "audio").iterdir())[::40]:
         product, expected = both(features, load_audio(path))
-        torch.testing.assert_close(product, expected, rtol=0, atol=5e-3)
-        assert (product - expected).abs().mean() < 1e-5, path.name
+        slack = 10 if method == "ced" else 1  # decibels, as they are, 120 below the highest
+        torch.testing.assert_close(product, expected, rtol=0, atol=5e-3 * slack)
+        assert (product - expected).abs().mean() < 1e-5 * slack, path.name
 
 
 @pytest.mark.parametrize("method", [*METHODS, None])

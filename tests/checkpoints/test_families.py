@@ -167,6 +167,7 @@ def test_without_settings_beside_them_the_name_of_the_file_decides_on_statistics
     (file,) = folder.glob("*.safetensors")
     (folder / "label_map.json").unlink()
     state = {n: x for n, x in load_file(file).items() if not n.startswith("classifier.")}
+    state = {n.removeprefix("backbone.").removeprefix("model."): x for n, x in state.items()}
     file.unlink()
     save_file(state, folder / "mine.safetensors")
     _, features = load_model_and_features(folder / "mine.safetensors")

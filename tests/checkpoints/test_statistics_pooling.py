@@ -38,7 +38,7 @@ def test_its_scores_and_vectors_stay_the_same_when_it_is_saved_converted_and_sha
     write(model, features, tmp_path / "converted")
     prepare(first, tmp_path / "shared", name="me/mine", licence="mit")
     before = eat.load(first, device="cpu", precision="fp32")
-    width = (2 if method == "beats" else 3) * 48
+    width = (2 + METHODS[method].config.has_cls) * 48
     assert before.embed(SOUND).clip.shape == (width,) == (before.model.config.pooled_size,)
     for folder in ("converted", "shared"):
         after = eat.load(tmp_path / folder, device="cpu", precision="fp32")

@@ -84,15 +84,17 @@ def test_layers_are_read_out_as_mean_and_deviations_of_the_valid_patches(method:
         together, width = encoder.features(**inputs, layers=(0, 2)), config.hidden_size
         last = encoder.features(**inputs, layers="last")
         usual = encoder.features(**inputs)
-    patches = torch.cat([states[n][0, -(states[n].shape[1] // 8 * 8) :] for n in (0, 2)], dim=1)
+    rows = encoder.grid(alone["input_values"])[1]
+    counts = [states[n].shape[1] // rows * rows for n in (0, 2)]
+    patches = torch.cat([states[n][0, -count:] for n, count in zip((0, 2), counts, strict=True)], 1)
     columns = int(together.valid[0].sum())
     std, mean = torch.std_mean(patches, dim=0, correction=0)
-    bands = patches.unflatten(0, (columns, 8))
+    bands = patches.unflatten(0, (columns, rows))
     over_time = bands.var(dim=0, correction=0).mean(dim=0).sqrt()
     assert together.clip.shape == (2, 6 * width)
     parts = torch.cat([mean, std, over_time])
     torch.testing.assert_close(together.clip[0], parts, rtol=0, atol=2e-4)
-    frames = patches.unflatten(0, (columns, 8)).mean(dim=1)
+    frames = patches.unflatten(0, (columns, rows)).mean(dim=1)
     torch.testing.assert_close(together.frames[0, :columns], frames, rtol=0, atol=1e-5)
     assert torch.equal(last.patches, usual.patches) and torch.equal(last.frames, usual.frames)
     assert usual.clip.shape == (2, width), "the pooling of the model is as before"

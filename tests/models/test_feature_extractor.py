@@ -38,7 +38,7 @@ def test_truncation_never_lengthens(features: AudioFeatureExtractor) -> None:
 def test_the_guide_for_other_models_pads_nothing(features: AudioFeatureExtractor) -> None:
     silence = [np.zeros(features.front_end.samples_under(48), np.float32)]
     inputs = features(silence, sampling_rate=16_000, max_length=16_000, truncation=True)
-    assert inputs["input_values"].shape == (1, 48, 128)
+    assert inputs["input_values"].shape == (1, 48, features.feature_size)
 
 
 @pytest.mark.parametrize("padding", [True, "max_length"])
@@ -144,7 +144,7 @@ def test_loud_floats_are_clipped_with_a_warning(features: AudioFeatureExtractor)
 def test_a_batch_without_padding_has_no_mask(features: AudioFeatureExtractor) -> None:
     samples = torch.tensor([features.front_end.samples_under(112)])
     batch = features.log_mel(torch.from_numpy(NOISE)[None, :20_000], samples)
-    assert batch.values.shape == (1, 112, 128) and batch.frames.tolist() == [112]
+    assert batch.values.shape == (1, 112, features.feature_size) and batch.frames.tolist() == [112]
     assert batch.frame_mask is batch.columns is batch.patch_mask(8) is None
 
 

@@ -19,7 +19,7 @@ Shapes: B clips, S samples, T frames (10 ms), F mel bins (128).
 import functools
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -131,6 +131,10 @@ BAT = FrontEnd(
 )
 """Windows of 64 ms, decibels, scaled by each clip's own extremes (arXiv 2602.16305 and its code).
 Extremes are of all frames, the one at the very end included."""
+CED = replace(
+    BAT, mel_bins=64, frame=512, fft=512, last_edge=True, dynamic_range=120.0, min_max=False
+)
+"""Decibels in windows of 32 ms, also of Dasheng (arXiv 2308.11957, 2406.06992 and their code)."""
 n_frames = EAT.n_frames
 samples_under = EAT.samples_under
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from eat_audio.audio import SAMPLE_RATE
-from eat_audio.audio.fbank import N_MELS, Statistics
+from eat_audio.audio.fbank import Statistics
 from eat_audio.checkpoints import hub
 from eat_audio.checkpoints.convert import ConvertedCheckpoint, read
 from eat_audio.checkpoints.released_files import read_settings, weights_of
 from eat_audio.errors import CheckpointError, DataError
-from eat_audio.models import ModelSpec, model_types, zoo
+from eat_audio.models import METHODS, ModelSpec, model_types, zoo
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder, AudioModel
 from eat_audio.progress import print_lines
@@ -47,7 +47,6 @@ INTEGERS = {
     "U64": torch.int64,
 }
 """Integer types by their names in safetensors files."""
-FRONT_END_CONSTANTS = {"feature_size": N_MELS, "sampling_rate": SAMPLE_RATE}
 PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -226,7 +225,7 @@ class _Folder:
         path = self.folder / "preprocessor_config.json"
         if not path.is_file():
             return None
-        return _read_features(path, spec_of(self.config).feature_extractor)
+        return _read_features(path, self.config)
 
     @cached_property
     def files(self) -> list[Path]:
@@ -272,7 +271,7 @@ class _Folder:
                 f"{self.path}: holds no teacher; only checkpoints of EAT's pre-training that can "
                 "be resumed, and its released .pt files, do"
             )
-        features = self.features or spec_of(self.config).feature_extractor()
+        features = self.features or _front_end(self.config)
         return ConvertedCheckpoint(self.config, tensors, False, features, {})
 
     def checkpoint(self, tensors: dict[str, Tensor]) -> ConvertedCheckpoint:
@@ -284,7 +283,7 @@ class _Folder:
             raise CheckpointError(f"{self.path}: {error}") from None
         named = spec.classifier.__name__ in (self.config.architectures or [])
         classifies = named or "model.head.weight" in tensors
-        features = self.features or spec.feature_extractor()
+        features = self.features or _front_end(self.config)
         return ConvertedCheckpoint(self.config, tensors, classifies, features, ignored)
 
 
@@ -327,10 +326,10 @@ def _read_config(path: Path) -> PreTrainedConfig:
     """
     settings = read_settings(path)
     name = settings.get("model_type")
-    if not isinstance(name, str) or name not in model_types():
+    if not isinstance(name, str) or name not in METHODS:
         expected = " or ".join(repr(kind) for kind in model_types())
         raise CheckpointError(f"{path}: model_type is {shortened(name)}; expected {expected}")
-    spec = model_types()[name]
+    spec = METHODS[name]
     kind: Any = spec.config
     if (convert := spec.converter("settings_from_released")) is not None:
         try:
@@ -356,8 +355,9 @@ def _read_config(path: Path) -> PreTrainedConfig:
         raise CheckpointError(
             f"{path}: describes no {name} model ({_first_line(error)})"
         ) from error
-    if config.mel_bins != N_MELS or table > LARGEST_TABLE:
-        setting = f"mel_bins={config.mel_bins}" if config.mel_bins != N_MELS else "pos_length"
+    bins = spec.feature_extractor.front_end.mel_bins
+    if config.mel_bins != bins or table > LARGEST_TABLE:
+        setting = f"mel_bins={config.mel_bins}" if config.mel_bins != bins else "pos_length"
         raise CheckpointError(f"{path}: describes no {name} model that can be run: {setting}")
     return config
 
@@ -372,12 +372,24 @@ def _fits(value: object, default: object) -> bool:
     return isinstance(value, str) and len(value) < SENTENCE
 
 
-def _read_features(path: Path, kind: type[AudioFeatureExtractor]) -> AudioFeatureExtractor:
+def _front_end(config: PreTrainedConfig, **arguments: Any) -> AudioFeatureExtractor:
+    """The front end of a model, by default with the method's own statistics."""
+    fields = {name: getattr(config, name) for name in config.front_end_fields}
+    return spec_of(config).feature_extractor(**fields, **arguments)
+
+
+def _read_features(path: Path, config: PreTrainedConfig) -> AudioFeatureExtractor:
     """Read a `preprocessor_config.json`; only statistics and `released_padding` count."""
-    settings = read_settings(path)
+    settings, kind = read_settings(path), spec_of(config).feature_extractor
+    if (convert := spec_of(config).converter("front_end_from_released")) is not None:
+        try:
+            settings = convert(settings)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     if settings.get("feature_extractor_type") not in (None, kind.__name__):
         raise CheckpointError(f"{path}: describes another front end; expected {kind.__name__}")
-    for name, value in FRONT_END_CONSTANTS.items():
+    constants = {"feature_size": kind.front_end.mel_bins, "sampling_rate": SAMPLE_RATE}
+    for name, value in constants.items():
         if settings.get(name, value) != value:
             raise CheckpointError(
                 f"{path}: {name} is {shortened(settings[name])}; expected {value}"
@@ -386,7 +398,7 @@ def _read_features(path: Path, kind: type[AudioFeatureExtractor]) -> AudioFeatur
     if not isinstance(arguments.get("released_padding", False), bool):
         raise CheckpointError(f"{path}: released_padding is neither true nor false")
     try:
-        features = kind(**arguments)
+        features = _front_end(config, **arguments)
         Statistics(features.mean, features.std)
     except (TypeError, ValueError, DataError) as error:
         raise CheckpointError(f"{path}: cannot be used ({_first_line(error)})") from error

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from eat_audio import yaml_text
 from eat_audio.checkpoints.torch_file import read_pickled
 from eat_audio.errors import CheckpointError
+from eat_audio.models.common.released import AVEX
 from eat_audio.training.records import read_json
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -49,15 +50,19 @@ def read_weights(path: Path) -> dict[str, Any]:
     """Read the tensors of a file, and in torch's files what is beside them.
 
     Raises:
-        CheckpointError: It cannot be read safely, or is damaged.
+        CheckpointError: It cannot be read safely, is damaged, or a model of transformers, whose
+            settings lie beside it.
     """
     if path.suffix != ".safetensors":
         return read_pickled(path)
     try:
-        return {"model": load_file(path)}  # compares sizes with the length of the file first
+        state = load_file(path)  # compares sizes with the length of the file first
     except (OSError, SafetensorError) as error:
         message = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: is no valid safetensors file ({message})") from error
+    if not path.name.startswith(AVEX) and any(name.startswith("model.") for name in state):
+        raise CheckpointError(f"{path.with_name('config.json')}: no such file; expected settings")
+    return {"model": state}
 
 
 def read_beside(path: Path, names: tuple[str, ...]) -> dict[str, Any]:

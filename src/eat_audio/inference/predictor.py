@@ -159,7 +159,7 @@ class Predictor:
         model: Encoder or classifier.
         features: The front end it was trained with.
         window: Seconds of a window: a multiple of 0.16, so that the columns of all windows lie on
-            one grid. 10.24 s are the 1024 frames that released models were trained on.
+            one grid. Released models were trained on 10.24 s; CED and Dasheng get 10.08 at most.
         overlap: Seconds that a window shares with the one before: a multiple of 0.16, too.
         cuda_graphs: Run batches of one window from CUDA graphs: faster where clips come one by one.
         workers: Recordings that a CPU computes on at a time, each in a thread of its own. They pay
@@ -183,13 +183,13 @@ class Predictor:
                 f"window={window:g}, overlap={overlap:g}: expected multiples of "
                 f"{COLUMN_SECONDS:g} s, and an overlap shorter than the window"
             )
-        self.model = model.eval()
+        columns = min(columns, features.longest_window or columns)
+        self.model, self.workers = model.eval(), workers
         self.graphs = SingleClipGraphs(model) if cuda_graphs else None
-        self.workers = workers
         self._outputs: dict[Any, Outputs] = {}
         self.features, self.frames = features, columns * PATCH_FRAMES
-        self.samples = features.front_end.samples_under(self.frames + 1) - 1  # under one frame more
-        self.hop = (columns - shared) * COLUMN_SAMPLES
+        self.samples = features.samples_of(self.frames)
+        self.hop = max(columns - shared, 1) * COLUMN_SAMPLES
 
     @property
     def device(self) -> torch.device:

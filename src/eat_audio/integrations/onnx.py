@@ -129,8 +129,9 @@ def _write(predictor: Predictor, path: Path, takes: Input, gives: What, kind: st
         front_end = None
         columns = torch.export.Dim("columns", min=1, max=predictor.frames // PATCH)
         length = PATCH * columns
-        longest = torch.zeros(1, predictor.frames, logmel.N_MELS)
-        example = torch.zeros(2, 4 * PATCH, logmel.N_MELS)
+        bins = predictor.features.front_end.mel_bins
+        longest = torch.zeros(1, predictor.frames, bins)
+        example = torch.zeros(2, 4 * PATCH, bins)
     else:
         front_end = predictor.features.as_matrices()
         length = torch.export.Dim("samples", min=front_end.least, max=predictor.samples)

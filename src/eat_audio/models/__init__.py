@@ -41,8 +41,9 @@ class ModelSpec:
     modeling: str
     """Module of the configuration, the encoder and the classifier."""
     prefix: str
-    pretraining: str
-    """Module of the objective: it defines `RUN`, a `pretraining.method.PretrainRun`."""
+    pretraining: str | None
+    """Module of the objective: it defines `RUN`, a `pretraining.method.PretrainRun`; None for
+    released encoders whose pre-training is not part of this package."""
     released: str | None = None
     """Module that converts released checkpoints, if there are any; see `common.released`."""
     front_end: str = "eat_audio.models.common.feature_extraction"
@@ -79,20 +80,23 @@ class ModelSpec:
         return getattr(import_module(self.released), function, None) if self.released else None
 
 
-def _spec(name: str, title: str, arxiv: str, prefix: str, pretraining: str) -> ModelSpec:
+def _spec(
+    name: str, title: str, arxiv: str, prefix: str, pretraining: str | None = None
+) -> ModelSpec:
     return ModelSpec(
         name,
         title,
         arxiv,
         modeling=f"eat_audio.models.{name}.modeling",
         prefix=prefix,
-        pretraining=f"eat_audio.pretraining.{pretraining}",
+        pretraining=pretraining and f"eat_audio.pretraining.{pretraining}",
         released=f"eat_audio.models.{name}.checkpoint",
     )
 
 
 EAT = _spec("eat", "EAT", "2401.03497", "EAT", "eat")
 BEATS = _spec("beats", "BEATs", "2212.09058", "BEATs", "beats.objective")
+CED = _spec("ced", "CED", "2308.11957", "CED")
 METHODS = {
     "audiomae": _spec("audiomae", "Audio-MAE", "2207.06405", "AudioMAE", "audiomae"),
     "bat": _spec("bat", "BAT", "2602.16305", "BAT", "bat"),
@@ -100,6 +104,8 @@ METHODS = {
     "beats_tokenizer": replace(
         BEATS, name="beats_tokenizer", pretraining="eat_audio.pretraining.beats.tokenizer"
     ),
+    "ced": CED,
+    "dasheng": replace(CED, name="dasheng", title="Dasheng", arxiv="2406.06992"),
     "eat": EAT,
     "sslam": replace(
         EAT,
@@ -112,6 +118,11 @@ METHODS = {
 """Methods by the name that a recipe calls them."""
 DEFAULT_METHOD = EAT.name
 """The method of a recipe that names none."""
+
+
+def pretrained_here() -> list[str]:
+    """Return the methods whose pre-training is part of this package."""
+    return [name for name, spec in METHODS.items() if spec.pretraining]
 
 
 def model_types() -> dict[str, ModelSpec]:

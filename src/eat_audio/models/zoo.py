@@ -21,6 +21,13 @@ SCORES = {
 }
 """Columns of published scores in percent, and what they are of."""
 
+SITES = {
+    "//huggingface.co/": "it lies in some folder of that repository",
+    "//zenodo.org/": "nothing is fetched but from the Hugging Face Hub",
+    "": "its site gives it to browsers only",
+}
+"""Why files of a site are fetched by hand."""
+
 
 @dataclass(frozen=True)
 class Released:
@@ -59,9 +66,7 @@ class Released:
         if self.on_hub:
             return f"eat.load({self.name!r}), or --model {self.name}: fetched once from the Hub"
         file = f" ({self.file})" if self.file else ""
-        reason = "its site gives it to browsers only"
-        if "//huggingface.co/" in self.address:
-            reason = "it lies in some folder of that repository"
+        reason = next((why for site, why in SITES.items() if site in self.address), SITES[""])
         return (
             f"open {self.address} in a browser, save the file{file}, then name that file: {reason}"
         )

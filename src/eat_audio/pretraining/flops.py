@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from transformers import PreTrainedConfig
 
 from eat_audio.audio import SAMPLE_RATE
-from eat_audio.audio.fbank import N_MELS, n_frames
+from eat_audio.audio.fbank import n_frames
 from eat_audio.data.loader import Batch
 from eat_audio.models import METHODS, model_types
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
@@ -91,7 +91,7 @@ def _shapes_only(features: AudioFeatureExtractor) -> AudioFeatureExtractor:
 
     def log_mel(waveforms: Tensor, lengths: Tensor, *, frames: int | None = None) -> LogMelBatch:
         longest = n_frames(int(lengths.max())) if frames is None else frames
-        shape = len(lengths), features.padded_frames(longest), N_MELS
+        shape = len(lengths), features.padded_frames(longest), features.front_end.mel_bins
         return LogMelBatch(torch.empty(shape, device="meta"), lengths, masked=False)
 
     features.log_mel = log_mel  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from eat_audio.data.loader import Batch, ClipSettings, whole_patches
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.monitor import MonitorSettings
 from eat_audio.masking import MaskError, Masks
-from eat_audio.models import METHODS
+from eat_audio.models import METHODS, pretrained_here
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor, LogMelBatch
 from eat_audio.models.common.modeling import AudioEncoder
 from eat_audio.rng import clip_keys
@@ -272,8 +272,9 @@ def run_settings(method: str) -> type[PretrainRun]:
     Raises:
         SettingError: There is no such method.
     """
-    if method not in METHODS:
-        names = " or ".join(f"'{name}'" for name in METHODS)
+    module = METHODS[method].pretraining if method in METHODS else None
+    if module is None:
+        names = " or ".join(f"'{name}'" for name in pretrained_here())
         raise SettingError(f"method={method}: {names} is expected")
-    run: type[PretrainRun] = importlib.import_module(METHODS[method].pretraining).RUN
+    run: type[PretrainRun] = importlib.import_module(module).RUN
     return run

@@ -110,7 +110,7 @@ class AudioMAEConfig(AudioConfig):
 class Block(GradientCheckpointingLayer):
     """A transformer block whose norms come first: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
-    def __init__(self, config: AudioMAEConfig, index: int) -> None:
+    def __init__(self, config: AudioConfig, index: int) -> None:
         super().__init__()
         width = config.embed_dim
         self.norm1 = nn.LayerNorm(width, config.norm_eps)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from eat_audio.audio import SAMPLE_RATE, fbank, to_int16
-from eat_audio.errors import AudioError
+from eat_audio.errors import AudioError, SettingError
 from eat_audio.models.common.layers import patch_mask
 from eat_audio.models.common.waveforms import check_rate, mono_waveforms, warn_of_scale
 from eat_audio.text import shortened
@@ -98,6 +98,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     """Defaults of `mean` and `std`."""
     drops_frames: ClassVar[bool] = False
     """Whether frames at the end that do not fill a patch are dropped, or padded to one."""
+    longest_window: ClassVar[int | None] = None
+    """The columns of 160 ms that an encoder takes at once, if it has positions for no more."""
 
     def __init__(
         self,
@@ -199,6 +201,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             frames // fbank.PATCH_FRAMES if self.drops_frames else -(-frames // fbank.PATCH_FRAMES)
         )
         return max(patches, 1) * fbank.PATCH_FRAMES
+
+    def samples_of(self, frames: int) -> int:
+        """Return the samples of the longest clip with so many frames, at least their hops."""
+        return max(self.front_end.samples_under(frames + 1) - 1, frames * self.front_end.hop)
 
     def _truncated(self, batch: LogMelBatch, most: int) -> LogMelBatch:
         """Fill what is after the first `most` frames with padding."""
@@ -309,6 +315,60 @@ class BEATsFeatureExtractor(AudioFeatureExtractor):
         shares = [min(-(-length // of_frame), frames) for length in samples]
         valid = [2 * min(-(-count // of_patch), patches) for count in shares]
         return BEATsLogMelBatch(values, torch.tensor(valid))
+
+
+class CEDFeatureExtractor(AudioFeatureExtractor):
+    """The front end of CED and Dasheng: decibels of 64 mel bins, and whole patches only.
+
+    Decibels are at most 120 below the clip's highest; the encoder normalizes them. Frames at the
+    end that do not fill a patch are dropped, as released. A clip of less than 16 frames is
+    zero-padded to them.
+
+    With `released_padding`, waveforms are zero-padded to the longest of the batch, and padding is
+    encoded, so that a clip's result depends on its batch.
+
+    Args:
+        patch_frames: Frames of a patch: 16 in CED, 4 in Dasheng.
+    """
+
+    front_end = fbank.CED
+    statistics = fbank.AS_IT_IS
+    drops_frames = True
+    longest_window = 63
+
+    def __init__(self, *args: Any, patch_frames: int = fbank.PATCH_FRAMES, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patch_frames = patch_frames
+
+    def log_mel(
+        self, waveforms: Tensor, lengths: Tensor, *, frames: int | None = None
+    ) -> LogMelBatch:
+        """Compute the decibels of a batch of clips; see `AudioFeatureExtractor`."""
+        patch, least = fbank.PATCH_FRAMES, self.front_end.samples_under(fbank.PATCH_FRAMES)
+        samples = torch.nn.functional.pad(waveforms, (0, max(least - waveforms.shape[1], 0)))
+        ends = lengths.to(samples.device)[:, None]
+        beyond = torch.arange(samples.shape[1], device=samples.device) >= ends
+        least = max(int(lengths.max()), least) if self.released_padding else least
+        used = lengths.clamp(min=least)
+        counts = [
+            self.front_end.n_frames(count) // self.patch_frames * self.patch_frames
+            for count in used.tolist()
+        ]
+        total = -(-max(counts) // patch) * patch if frames is None else frames
+        values, _ = self._spectrogram(samples.masked_fill(beyond, 0), used, total)
+        return BEATsLogMelBatch(values, torch.tensor(counts).clamp(max=total))
+
+    def as_matrices(self) -> fbank.MatrixLogMel:
+        """Return `log_mel` as matrix products; see `AudioFeatureExtractor`.
+
+        Raises:
+            SettingError: Patches are shorter than the columns of an exported program.
+        """
+        if self.patch_frames != fbank.PATCH_FRAMES:
+            raise SettingError(
+                "Dasheng's front end cannot be exported; expected --input logmel, or another model"
+            )
+        return super().as_matrices()
 
 
 def _frames_at_most(

@@ -62,6 +62,7 @@ class AudioConfig(PreTrainedConfig):
     """The settings of fine-tuning that this encoder has, and the fields they set."""
     finetune_constants: ClassVar[dict[str, Any]] = {}
     """Fields that are different in every classifier."""
+    front_end_fields: ClassVar[tuple[str, ...]] = ()  # arguments of the front end, too
 
     def __init__(self, fields: Mapping[str, Any], **kwargs: Any) -> None:
         """Take the `locals()` of a method's own `__init__` as fields."""
@@ -111,8 +112,7 @@ class AudioConfig(PreTrainedConfig):
 
     def _validate_choice(self, name: str, choices: Sequence[str]) -> None:
         if getattr(self, name) not in choices:
-            expected = ", ".join(choices)
-            raise ValueError(f"{name}={getattr(self, name)}: expected one of {expected}")
+            raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(choices)}")
 
     @classmethod
     def named(cls, size: str, **changes: Any) -> Self:
