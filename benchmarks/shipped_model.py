@@ -3,7 +3,8 @@
     python -m benchmarks.shipped_model --encoder runs/open --teacher ../shared/reference/yamnet
 
 1. The teacher labels ESC-10, a part of FSDD and of pool_open (`benchmarks.teacher_labels`).
-2. The frozen encoder turns every clip, and changed copies of it, into vectors.
+2. The frozen encoder turns every clip, and changed copies of it, into vectors: the read-out of all
+   its layers.
 3. A logistic regression per class learns them: ESC-10's classes and speech by labels, all others by
    the teacher's probabilities. Out-of-fold scores (a fold of ESC-10, and a quarter of the sources
    of the pool and of the speakers of FSDD, are left out in turn) decide which classes enter and
@@ -57,7 +58,7 @@ from benchmarks.shipped_card import write_card
 from eat_audio.audio import SAMPLE_RATE, to_int16
 from eat_audio.checkpoints.load import load_model_and_features, spec_of
 from eat_audio.models import save
-from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
+from eat_audio.models.common.modeling import AudioClassifier, AudioConfig, AudioEncoder
 
 NEGATIVE = 0.2
 """A teacher's probability up to which a clip counts as one without the class."""
@@ -75,7 +76,7 @@ EXAMPLES = {
 LABELED = {"esc10": 3.0, "fsdd": 3.0}
 """Corpora with labels, and how often each of their recordings counts."""
 RESULT = Path(__file__).parent / "results" / "shipped_model.json"
-STRENGTHS = (0.01, 0.03, 0.1)
+STRENGTHS = (0.003, 0.01, 0.03)
 
 
 # ---- vectors
@@ -86,7 +87,7 @@ class Encoder:
 
     def __init__(self, source: Path) -> None:
         encoder, self.features = load_model_and_features(source, AudioEncoder)
-        config = encoder.config.for_labels(["any"], several=True, pooling="statistics")
+        config = for_labels(encoder.config, ["any"])
         self.model: AudioClassifier = spec_of(config).classifier(config)
         self.model.model.load_state_dict(encoder.model.state_dict(), strict=False)
         self.model.eval()
@@ -95,15 +96,22 @@ class Encoder:
     def vectors(self, sounds: list[Array], batch: int = 16) -> Array:
         """Return what enters the head for each sound: (sounds, size)."""
         order = sorted(range(len(sounds)), key=lambda number: len(sounds[number]))
-        result = np.zeros((len(sounds), self.model.config.pooled_size), np.float32)
+        result = np.zeros((len(sounds), self.model.config.head_size), np.float32)
         for first in range(0, len(order), batch):
             numbers = order[first : first + batch]
             waves = [to_int16(torch.from_numpy(np.ascontiguousarray(sounds[n]))) for n in numbers]
             padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
             inputs = self.features.log_mel(padded, torch.tensor([len(w) for w in waves]))
-            encoded = self.model.encode(inputs.values, inputs.frame_mask)
+            encoded = self.model.encode(inputs.values, inputs.frame_mask, all_states=True)
             result[numbers] = self.model.head_input(encoded).numpy()
         return result
+
+
+def for_labels(config: AudioConfig, names: list[str]) -> AudioConfig:
+    """Return the configuration of a tagger whose head classifies the read-out of all layers."""
+    config = config.for_labels(names, several=True, pooling="statistics")
+    config.vector_layers = [*range(1, config.num_hidden_layers + 1)]
+    return config
 
 
 def view(
@@ -308,7 +316,7 @@ def mean_of(values: Iterable[bool]) -> float:
 def write_model(encoder: Encoder, head: Head, rows: list[dict[str, Any]], out: Path) -> None:
     """Write the model in float16, with the thresholds in its configuration."""
     names = [row["name"] for row in rows]
-    config = encoder.model.config.for_labels(names, several=True, pooling="statistics")
+    config = for_labels(encoder.model.config, names)
     config.thresholds = [row["threshold"] for row in rows]
     model = spec_of(config).classifier(config)
     model.model.load_state_dict(
@@ -363,12 +371,12 @@ def main() -> None:
     items, names = recordings(pq.read_table(labels), labels.parent, data)
     encoder = Encoder(arguments.encoder)
     for number in arguments.views:
-        if not (work / f"view-{number}.npz").is_file():
+        if not (work / f"vectors-{number}.npz").is_file():
             vectors, targets, numbers = view(number, items, encoder)
-            np.savez(work / f"view-{number}.npz", vectors=vectors, targets=targets, numbers=numbers)
+            np.savez(work / f"vectors-{number}.npz", vectors=vectors, targets=targets, numbers=numbers)
     if arguments.views != every:
         return
-    stored = [np.load(work / f"view-{number}.npz") for number in arguments.views]
+    stored = [np.load(work / f"vectors-{number}.npz") for number in arguments.views]
     vectors, targets, numbers = (
         np.concatenate([part[name] for part in stored])
         for name in ("vectors", "targets", "numbers")
