@@ -5,9 +5,9 @@
 Each of three seeds learns from two of the folds and is tested on the third; folds 1 and 5 are never
 used, so that what is chosen here can be tested there. CHECKPOINT is a checkpoint of pre-training
 (`eat_tiny_open`), with its teacher. Frozen: logistic regression on the features of whole clips.
-Fine-tuned: `eat_tiny_open_finetune`, shortened, with one setting changed in each row; the weights
-of the last step are tested beside their average, and the probe that the head began as, before the
-first step. Rows that are in the JSON already are not run again.
+Fine-tuned: `eat_tiny_open_finetune` as it first was, with one setting changed in each row; the
+weights of the last step are tested beside their average, and the probe that the head began as,
+before the first step. Rows that are in the JSON already are not run again.
 """
 
 import argparse
@@ -43,6 +43,10 @@ FOLDS = ("2", "3", "4")
 """The tested fold of seeds 0, 1 and 2."""
 RECIPE = "eat_tiny_open_finetune"
 SHORT = ["steps=100", "batch=8", "optim.warmup=10", "log_every=100", "save_every=100"]
+FIRST = ["layers=null", "drop_path=0.05", "clips.seconds=2.56", "clips.crop=random"]
+FIRST += ["augment.mixup=0.5", "augment.mask=0.15"]
+RATE = ["optim.lr=3e-4"]
+"""The recipe as it was when these rows began."""
 ROWS: dict[str, list[str]] = {
     "the recipe": [],
     "silence=keep, short=pad": ["clips.silence=keep", "clips.short=pad"],
@@ -130,7 +134,15 @@ def finetuned(row: str, seed: int, checkpoint: Path, data: Path) -> dict[str, fl
     scratch = row == "scratch"
     settings = pipeline.finetuning(
         "eat_tiny_open_scratch" if scratch else RECIPE,
-        [*SHORT, *ROWS[row], *folds_of(fold), f"data={data}", f"seed={seed}"],
+        [
+            *FIRST,
+            *([] if scratch else RATE),
+            *SHORT,
+            *ROWS[row],
+            *folds_of(fold),
+            f"data={data}",
+            f"seed={seed}",
+        ],
     )
     start = None if scratch else checkpoint
     begin = time.process_time()
@@ -199,7 +211,7 @@ def main() -> None:
     about = {
         "step": read_json(checkpoint / "run.json")["step"],
         "encoder": fingerprint(encoder.model.state_dict()),
-        "recipe": [RECIPE, *SHORT],
+        "recipe": [RECIPE, *FIRST, *RATE, *SHORT],
         "folds": FOLDS,
     }
     result: dict[str, Any] = {"about": about, "frozen": {}, "finetuned": {}}

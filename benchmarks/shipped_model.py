@@ -373,7 +373,9 @@ def main() -> None:
     for number in arguments.views:
         if not (work / f"vectors-{number}.npz").is_file():
             vectors, targets, numbers = view(number, items, encoder)
-            np.savez(work / f"vectors-{number}.npz", vectors=vectors, targets=targets, numbers=numbers)
+            np.savez(
+                work / f"vectors-{number}.npz", vectors=vectors, targets=targets, numbers=numbers
+            )
     if arguments.views != every:
         return
     stored = [np.load(work / f"vectors-{number}.npz") for number in arguments.views]

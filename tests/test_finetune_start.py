@@ -18,6 +18,7 @@ from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings
 from eat_audio.data.synthetic import write_corpus
+from eat_audio.errors import SettingError
 from eat_audio.evaluation.evaluate import evaluate_model, spectrogram_batches
 from eat_audio.evaluation.metrics import linear_head
 from eat_audio.finetune import Classification, FinetuneRun, FreshEncoder, run, split, start_from
@@ -89,6 +90,21 @@ def test_the_head_is_the_logistic_regression_on_the_frozen_encoder(made: Path, m
         f"the head begins as a logistic regression (C=0.03): accuracy {right:.1%} on 40 of 40 clips"
     )
     assert right > 0.5, "features of random encoders tell most made sounds apart"
+
+
+def test_a_head_on_all_layers_begins_as_their_probe_and_is_kept(made: Path, tmp_path: Path) -> None:
+    changes, corpus = settings(made, layers="all"), open_corpus(made)
+    run(changes, out=tmp_path / "run", start=None, corpus=corpus)
+    model, features = load_model_and_features(tmp_path / "run", AudioClassifier)
+    assert model.config.vector_layers == [1, 2] and model.model.head.in_features == 2 * 3 * 32
+    x, labels = inputs_of_the_head(model, features, corpus, changes.clips)
+    right = np.mean(model.model.head(torch.from_numpy(x)).argmax(1).numpy() == labels.argmax(1))
+    assert right > 0.5, "four steps do not destroy what the probe found"
+
+
+def test_layers_that_an_encoder_does_not_have_are_refused(made: Path) -> None:
+    with pytest.raises(SettingError, match="3"):
+        start_from(None, settings(made, layers=(1, 3)), open_corpus(made))
 
 
 @needs_data

@@ -99,7 +99,7 @@ def planned(
     yield from chosen(classical[:-1])
     yield from chosen(systems.random_probes(lambda seed: random_encoder(RECIPES[0], seed), cache))
     yield from chosen(classical[-1:])
-    if names and not names & {*report.PRETRAINED, "scratch"}:
+    if names and not names & {*report.PRETRAINED}:
         return
     for recipe in used:
         encoders = points(pretrained(recipe, options))
@@ -108,8 +108,7 @@ def planned(
         yield from curves(encoders, cache, names)
     if RECIPES[0] in used:
         last = points(pretrained(RECIPES[0], options))[-1]
-        names_of = (f"{RECIPES[0]}_finetune", f"{RECIPES[0]}_scratch")
-        yield from chosen(systems.finetuned(last, *names_of, options.out))
+        yield from chosen(systems.finetuned(last, f"{RECIPES[0]}_finetune", options.out))
 
 
 def curves(

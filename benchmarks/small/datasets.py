@@ -107,9 +107,11 @@ def speaker(clip: Clip) -> str:
 
 
 SPEAKERS = ("george", "nicolas", "theo", "yweweler")
-DIGITS = ("clips.seconds=0.64", "augment.roll=false", "augment.noise=true", "steps=2_000")
+DIGITS = ("clips.seconds=0.64", "augment.roll=false", "augment.noise=true", "augment.mixup=0.5")
+DIGITS += ("clips.crop=random", "optim.lr=1e-3", "optim.stem_decay=true", "steps=400")
+DIGITS += ("layers=null", "head_start=random")
 """As `eat_fsdd_finetune`: the order of what is in a word matters."""
-SEVERAL = ("clips.seconds=10.24", "clips.crop=start", "batch=8", "loss=bce_per_label")
+SEVERAL = ("clips.seconds=10.24", "batch=8", "loss=bce_per_label")
 """As `eat_as20k_finetune`: a crop of a mixture may miss what it is labeled with."""
 DATASETS = (
     Dataset("esc10", "ESC-10", "esc10", _folds("12345")),

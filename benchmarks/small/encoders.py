@@ -73,6 +73,8 @@ class Encoder:
 def checkpoints(run: Path, name: str) -> list[Encoder]:
     """Return the checkpoints of a pre-training in the order of their steps, with their costs.
 
+    One that was saved when the run was stopped, between two rows of its log, is left out.
+
     Raises:
         DataError: There is none, or the log does not say what they took.
     """
@@ -85,6 +87,8 @@ def checkpoints(run: Path, name: str) -> list[Encoder]:
         step = int(folder.name.removeprefix("step-"))
         rows = [row for row in log if row["step"] <= step and "perf/cpu_seconds" in row]
         if not rows or rows[-1]["step"] < step:
+            if folder != folders[-1]:
+                continue
             raise DataError(f"{run}/log.jsonl: has no perf/cpu_seconds of step {step}")
         settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
         title = METHODS[settings["method"]].title

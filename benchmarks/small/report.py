@@ -26,7 +26,6 @@ ROWS = {
     "random_layers": "random encoder, probe of all layers",
     "last": "**EAT-tiny**, probe of the last layer",
     "layers": "**EAT-tiny**, probe of all layers",
-    "scratch": "EAT-tiny from scratch, same recipe",
     "finetuned": "**EAT-tiny**, fine-tuned",
     "yamnet": "YAMNet (labels of AudioSet), frozen, logistic regression",
 }

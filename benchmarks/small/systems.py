@@ -171,10 +171,9 @@ def probe(data: Recordings, part: Part, encoder: Encoder, cache: Path, *, layers
     return _linear(data, part, Vectors(values.reshape(len(values), -1), vectors.cpu_seconds))
 
 
-def finetuned(encoder: Encoder, name: str, scratch: str, runs: Path) -> list[System]:
-    """Return fine-tuning of an encoder by a recipe, and the same shape from random weights."""
+def finetuned(encoder: Encoder, name: str, runs: Path) -> list[System]:
+    """Return fine-tuning of an encoder by a recipe."""
     settings = {"recipe": recipe.load(FinetuneRun, name, []).model_dump(mode="json")}
-    fresh = {"recipe": recipe.load(FinetuneRun, scratch, []).model_dump(mode="json")}
     return [
         System(
             "finetuned",
@@ -183,13 +182,6 @@ def finetuned(encoder: Encoder, name: str, scratch: str, runs: Path) -> list[Sys
             settings | {"weights": encoder.fingerprint},
             seeds=3,
             encoder=encoder,
-        ),
-        System(
-            "scratch",
-            "the same encoder from scratch, same recipe",
-            partial(_finetuned, name=scratch, start=None, runs=runs / "scratch"),
-            fresh,
-            seeds=3,
         ),
     ]
 

@@ -35,7 +35,12 @@ from eat_audio.models import DEFAULT_METHOD, save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import add_lora, merge_lora
 from eat_audio.models.common.losses import classification_loss
-from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
+from eat_audio.models.common.modeling import (
+    NEUTRAL,
+    AudioClassifier,
+    AudioEncoder,
+    layer_numbers,
+)
 from eat_audio.pretraining.ema import update_ema
 from eat_audio.pretraining.method import EncoderSettings
 from eat_audio.pretraining.run import in_full, make_features
@@ -81,6 +86,9 @@ class FinetuneRun(TrainSettings):
     clips and classes (Audio-MAE)."""
     encoder: FreshEncoder = FreshEncoder()
     """The shape, if training starts from nothing; `encoder.pooling` counts in any case."""
+    layers: Literal["all"] | tuple[int, ...] | None = None
+    """Layers whose read-out (mean, deviation, deviation over time of patches) the head classifies,
+    in place of the pooled vector."""
     hidden_columns: float = Field(0.0, ge=0, lt=1)
     """Share of the columns of patches that are hidden from an Audio-MAE encoder in training."""
     hidden_rows: float = Field(0.0, ge=0, lt=1)
@@ -206,7 +214,7 @@ def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> Pre
     except ValueError as error:
         raise SettingError(str(error)) from None
     try:
-        return config.for_labels(
+        head = config.for_labels(
             corpus.label_names,
             several=corpus.multi_label,
             pooling=settings.encoder.pooling or config.pooling,
@@ -214,6 +222,9 @@ def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> Pre
         )
     except ValueError as error:
         raise SettingError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
+    if settings.layers is not None:
+        head.vector_layers = [*layer_numbers(settings.layers, head.num_hidden_layers)]
+    return head
 
 
 def freeze(model: AudioClassifier, blocks: int) -> None:

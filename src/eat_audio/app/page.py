@@ -119,23 +119,43 @@ def served(
         SettingError: Gradio is not installed, or the port is taken.
         DataError: Another model made the vectors.
     """
-    if find_spec("gradio") is None:
-        raise SettingError("the page needs gradio; install it (pip install 'eat-audio[app]')")
     limits = limits or Limits()
     if index is not None:
         index.embed(predictor, torch.zeros(SAMPLE_RATE))
+    views = {
+        "Recording": partial(_recording_view, predictor, limits),
+        "Search": partial(_search_view, index, labels, predictor, limits),
+        "Training": partial(_training_view, runs, refresh),
+    }
+    introduction = (
+        f"Drop a recording of up to {limits.seconds / 60:.2g} minutes and {limits.megabytes} MB, "
+        "or record one: its labels, over time. It stays on this machine."
+    )
+    with served_views(
+        views, introduction, f"Model: {summary}", limits=limits, port=port
+    ) as address:
+        yield address
+
+
+@contextmanager
+def served_views(
+    views: Mapping[str, Callable[[Any], None]],
+    introduction: str,
+    note: str,
+    *,
+    limits: Limits | None = None,
+    port: int | None = None,
+) -> Iterator[str]:
+    """Serve a page of views, each in a tab of its name; see `served`."""
+    if find_spec("gradio") is None:
+        raise SettingError("the page needs gradio; install it (pip install 'eat-audio[app]')")
     port = _free_port(port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="eat-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads
-        views = {
-            "Recording": partial(_recording_view, predictor, limits),
-            "Search": partial(_search_view, index, labels, predictor, limits),
-            "Training": partial(_training_view, runs, refresh),
-        }
-        page = build(views, summary=summary, limits=limits)
+        page = build(views, introduction, note)
         try:
-            yield _launch(page, port, limits)
+            yield _launch(page, port, limits or Limits())
         finally:
             page.close(verbose=False)
 
@@ -198,19 +218,15 @@ def _launch(page: Any, port: int, limits: Limits) -> str:
     return address
 
 
-def build(views: Mapping[str, Callable[[Any], None]], *, summary: str, limits: Limits) -> Any:
+def build(views: Mapping[str, Callable[[Any], None]], introduction: str, note: str) -> Any:
     """Return the page as gradio's blocks; each view is added to a tab of its name."""
     import gradio
 
     with gradio.Blocks(
         title="eat-audio", analytics_enabled=False, delete_cache=(FORGOTTEN, FORGOTTEN)
     ) as page:
-        gradio.Markdown(
-            "# eat-audio\n"
-            f"Drop a recording of up to {limits.seconds / 60:.2g} minutes and {limits.megabytes} "
-            "MB, or record one: its labels, over time. It stays on this machine."
-        )
-        gradio.HTML(notice([f"Model: {summary}"]))
+        gradio.Markdown(f"# eat-audio\n{introduction}")
+        gradio.HTML(notice([note]))
         with gradio.Tabs():
             for name, add_view in views.items():
                 with gradio.Tab(name) as tab:

@@ -19,6 +19,8 @@ from eat_audio.inference.detect import Detection, Rules, as_csv, as_label_track
 from eat_audio.inference.storage import plain_stem
 from eat_audio.report import figures
 from eat_audio.report.report import probe_charts, read_run, training_charts
+from eat_audio.search.excerpts import Excerpt
+from eat_audio.search.label import LabelResult, Question
 
 LANES = 6
 """Labels whose probabilities over time are shown."""
@@ -107,6 +109,21 @@ def query_view(query: Query) -> str:
 def matches_view(matches: Sequence[Similar]) -> str:
     """Return similar sounds, most similar first; the map shows their points larger."""
     return _macros().matches(matches)
+
+
+# ---- labels ----
+
+
+def question_view(
+    question: Question, name: str, progress: str, excerpt: Excerpt | None, problem: str
+) -> str:
+    """Return a candidate that is to be judged, with its sound, or why that cannot be read."""
+    return _macros().question(question, name, progress, excerpt, problem)
+
+
+def labels_view(rows: Sequence[LabelResult], folder: str) -> str:
+    """Return how every class was learned, and where the model is."""
+    return _macros().labels(rows, folder)
 
 
 # ---- training ----

@@ -42,6 +42,9 @@ def label(
         Option(metavar="LABELS", help="Answer by these labels instead, and measure the result."),
     ] = None,
     seeds: Annotated[int, Option(min=1, help="With --simulate: draws of examples.")] = 5,
+    page: Annotated[
+        bool, Option("--page", help="Answer on a page in the browser, which plays the sounds.")
+    ] = False,
     model: ModelSource = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -49,9 +52,9 @@ def label(
 ) -> str | None:
     """Learn a sound from a few examples and your answers about the most useful recordings.
 
-    Every question names a file and seconds; nothing is played. Answer y, n, skip or quit. Answers
-    are saved at once, and the same command goes on with them. At the end the folder is a model for
-    eat predict, detect and export.
+    Every question names a file and seconds, and plays them with --page. Answer y, n, skip or quit.
+    Answers are saved at once, and the same command goes on with them. At the end the folder is a
+    model for eat predict, detect and export.
 
     Example: eat label vectors.parquet --examples owl=a.wav,b.wav -o owl/
     """
@@ -78,11 +81,10 @@ def label(
     assert out is not None
     with lock_folder(out):
         job = LabelJob(index, predictor, _parse_examples(examples or []), negative or [], out=out)
-        for question in job.questions(budget):
-            answer = _read_answer(question, len(job.judgements))
-            if answer == "quit":
-                break
-            job.answer(question, answer)
+        if page:
+            _answer_on_page(job, budget)
+        else:
+            _answer_here(job, budget)
         results = job.finish()
     if as_json:
         print_json([asdict(result) for result in results])
@@ -103,6 +105,25 @@ def label(
         rows.append((row.label, row.yes, row.no, row.kind, f1, threshold, row.candidates))
     show_table(str(out), columns, rows)
     return None
+
+
+def _answer_on_page(job: Any, budget: int) -> None:
+    """Serve the questions until the user ends the command."""
+    from eat_audio.app.labeling import served_job
+    from eat_audio.app.page import wait
+
+    with served_job(job, budget) as address:
+        print_lines(f"{address} (Ctrl+C ends it and writes the model)", error=True)
+        wait()
+
+
+def _answer_here(job: Any, budget: int) -> None:
+    """Put the questions in the terminal."""
+    for question in job.questions(budget):
+        answer = _read_answer(question, len(job.judgements))
+        if answer == "quit":
+            break
+        job.answer(question, answer)
 
 
 def _parse_examples(examples: list[str]) -> dict[str, list[Path]]:

@@ -214,13 +214,18 @@ class LabelJob:
         index = self.index
         return index.paths[row], f"{index.start[row]:.2f}", f"{index.seconds[row]:.2f}"
 
+    @property
+    def judged(self) -> int:
+        """How many candidates are judged, without those that were skipped."""
+        return sum(row[4] != "skip" for row in self.judgements)
+
     def questions(self, budget: int) -> Iterator[Question]:
         """Yield questions, the classes in turn, until so many judgements are made in all.
 
         Every question is to be followed by `answer`, before the next one.
         """
         labels = list(self.learners)
-        while labels and sum(row[4] != "skip" for row in self.judgements) < budget:
+        while labels and self.judged < budget:
             label = labels[len(self.judgements) % len(labels)]
             learner = self.learners[label]
             head = learner.draft()

@@ -1,7 +1,7 @@
 """Learn to detect one sound from few judged vectors, and choose what to judge next.
 
     head      the best of logistic regressions and the difference of two prototypes, by
-              cross-validation over recordings
+              cross-validation over recordings; what is not judged counts as weak negatives
     next      the vector that the head is least sure of, far from those that are judged:
               uncertainty with diversity
 
@@ -26,6 +26,9 @@ FOLDS = 5
 """Of the cross-validation, at most."""
 BACKGROUND = 10
 """Candidates that stand for the rest, with the weight of one, where no negative is known."""
+REST_WEIGHT, REST = 0.3, 1_000
+"""Weight of all candidates that are not judged, as negatives, beside that of all that are; and how
+many of them stand for the others at most."""
 DIVERSITY = 1.0
 """Weight of the distance to the nearest judged vector, beside uncertainty."""
 SMALL = 200
@@ -79,37 +82,45 @@ class Standard:
         return replace(head, weight=weight, bias=float(head.bias - weight @ self.mean))
 
 
-def fit(x: Array, positive: Bools, groups: Sequence[object]) -> Head:
+def fit(x: Array, positive: Bools, groups: Sequence[object], rest: Array | None = None) -> Head:
     """Return the head that does best in cross-validation, with its threshold.
 
     Args:
         x: Standardized vectors (n, D), of which some are positive and some are not.
         positive: (n,)
         groups: The recording of each; those of one recording are tested together.
+        rest: Others (m, D) of which nothing is known: weak negatives, which set no threshold.
     """
-    weight, folds = _balanced(positive), _folds(positive, groups)
+    folds = _folds(positive, groups)
+    rest = x[:0] if rest is None else rest
+    reduced, basis = in_own_space(np.concatenate([x, rest]))
+    judged, rest = np.split(reduced, [len(x)])
     if len(folds) < 2:
-        return _fit(KINDS[0], x, positive, weight)
-    reduced, basis = in_own_space(x)
+        head = _fit(KINDS[0], judged, positive, rest)
+        return replace(head, weight=basis @ head.weight)
+    turn = np.arange(len(rest)) % len(folds)
+    truth, weight = _with_rest(positive, len(rest))
     results = []
     for kind in KINDS:
-        scores = np.zeros(len(x))
-        for test in folds:
-            rest = ~test
-            head = _fit(kind, reduced[rest], positive[rest], _balanced(positive[rest]))
-            scores[test] = head.scores(reduced[test])
+        scores = np.zeros(len(reduced))
+        for number, test in enumerate(folds):
+            tested = np.append(test, turn == number)
+            head = _fit(kind, judged[~test], positive[~test], rest[turn != number])
+            scores[tested] = head.scores(reduced[tested])
         clipped = scores.clip(1e-6, 1 - 1e-6)
-        loss = -(weight * np.log(np.where(positive, clipped, 1 - clipped))).mean()
-        results.append((float(loss), kind, *best_threshold(scores, positive)))
+        loss = -(weight * np.log(np.where(truth, clipped, 1 - clipped))).mean()
+        results.append((float(loss), kind, *best_threshold(scores[: len(x)], positive)))
     _, kind, threshold, f1 = min(results, key=lambda result: result[0])
-    head = _fit(kind, reduced, positive, weight)
+    head = _fit(kind, judged, positive, rest)
     return replace(head, weight=basis @ head.weight, threshold=threshold, f1=f1)
 
 
-def _fit(kind: str, x: Array, positive: Bools, weight: NDArray[np.float64]) -> Head:
-    """Fit one kind of head to vectors (n, D) with weights (n,)."""
+def _fit(kind: str, x: Array, positive: Bools, rest: Array) -> Head:
+    """Fit one kind of head to judged vectors (n, D) and others (m, D)."""
     from sklearn.linear_model import LogisticRegression
 
+    positive, weight = _with_rest(positive, len(rest))
+    x = np.concatenate([x, rest])
     if kind == "prototypes":
         prototypes = [
             np.average(x[rows], axis=0, weights=weight[rows]) for rows in (positive, ~positive)
@@ -138,10 +149,15 @@ def in_own_space(x: Array) -> tuple[Array, NDArray[np.float64]]:
     return u * s, vt.T
 
 
-def _balanced(positive: Bools) -> NDArray[np.float64]:
-    """Return weights (n,) by which both classes count the same; their mean is 1."""
+def _with_rest(positive: Bools, others: int) -> tuple[Bools, NDArray[np.float64]]:
+    """Return judged vectors and others as positive or not, (n + m,), and their weights.
+
+    Both classes of judged vectors count the same; their mean weight is 1.
+    """
     share = positive.mean()
-    return np.where(positive, 0.5 / share, 0.5 / (1 - share))
+    weight = np.where(positive, 0.5 / share, 0.5 / (1 - share))
+    small = np.full(others, REST_WEIGHT * len(positive) / max(others, 1))
+    return np.append(positive, np.zeros(others, bool)), np.append(weight, small)
 
 
 def _folds(positive: Bools, groups: Sequence[object]) -> list[Bools]:
@@ -195,14 +211,19 @@ class Learner:
 
     def head(self) -> Head:
         """Return the head of all that is known, chosen by cross-validation."""
-        return fit(*self._known())
+        return fit(*self._known(), rest=self._rest(REST))
 
     def draft(self) -> Head:
         """Return the first kind of head, not validated: candidates are chosen by it."""
         x, positive, _ = self._known()
         reduced, basis = in_own_space(x)
-        head = _fit(KINDS[0], reduced, positive, _balanced(positive))
+        head = _fit(KINDS[0], reduced, positive, reduced[:0])
         return replace(head, weight=basis @ head.weight)
+
+    def _rest(self, count: int) -> Array:
+        """Return candidates that are not judged, at most so many (m, D), evenly spaced."""
+        rows = [row for row in range(len(self.pool)) if row not in self.closed]
+        return self.pool[rows[:: max(-(-len(rows) // count), 1)]]
 
     def _known(self) -> tuple[Array, Bools, list[object]]:
         """Return vectors (n, D), which of them are positive, and their recordings."""
@@ -211,9 +232,7 @@ class Learner:
         positive = np.append(self.positive, [self.judged[row] for row in rows]).astype(bool)
         groups = [*self.sources, *(self.groups[row] for row in rows)]
         if positive.all():
-            others = [row for row in range(len(self.pool)) if row not in self.closed]
-            step = max(len(others) // BACKGROUND, 1)
-            rest = self.pool[others[::step][:BACKGROUND]]
+            rest = self._rest(BACKGROUND)
             x = np.concatenate([x, rest])
             positive = np.append(positive, np.zeros(len(rest), bool))
             groups += [("rest",)] * len(rest)
