@@ -32,15 +32,11 @@ from eat_audio.evaluation.evaluate import Evaluation, evaluate_scores, predict_c
 from eat_audio.evaluation.metrics import STRENGTH
 from eat_audio.evaluation.probe import fit_head
 from eat_audio.models import DEFAULT_METHOD, save
+from eat_audio.models.common import modeling
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.lora import add_lora, merge_lora
 from eat_audio.models.common.losses import classification_loss
-from eat_audio.models.common.modeling import (
-    NEUTRAL,
-    AudioClassifier,
-    AudioEncoder,
-    layer_numbers,
-)
+from eat_audio.models.common.modeling import NEUTRAL, AudioClassifier, AudioEncoder
 from eat_audio.pretraining.ema import update_ema
 from eat_audio.pretraining.method import EncoderSettings
 from eat_audio.pretraining.run import in_full, make_features
@@ -87,8 +83,7 @@ class FinetuneRun(TrainSettings):
     encoder: FreshEncoder = FreshEncoder()
     """The shape, if training starts from nothing; `encoder.pooling` counts in any case."""
     layers: Literal["all"] | tuple[int, ...] | None = None
-    """Layers whose read-out (mean, deviation, deviation over time of patches) the head classifies,
-    in place of the pooled vector."""
+    """Layers whose read-out the head classifies, in place of the pooled vector."""
     hidden_columns: float = Field(0.0, ge=0, lt=1)
     """Share of the columns of patches that are hidden from an Audio-MAE encoder in training."""
     hidden_rows: float = Field(0.0, ge=0, lt=1)
@@ -223,7 +218,7 @@ def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> Pre
     except ValueError as error:
         raise SettingError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
     if settings.layers is not None:
-        head.vector_layers = [*layer_numbers(settings.layers, head.num_hidden_layers)]
+        head.vector_layers = [*modeling.layer_numbers(settings.layers, head.num_hidden_layers)]
     return head
 
 
@@ -435,12 +430,10 @@ def split(corpus: Corpus, settings: FinetuneRun) -> tuple[Corpus, Corpus | None]
     for names in filter(None, (train, test)):
         if not corpus.select(*names).table.labels()[0].size:
             raise SettingError(f"{corpus.name}, {', '.join(names)}: not one clip has a label")
-    return train_clips, _to_test(corpus.select(*test)) if test else None
-
-
-def _to_test(corpus: Corpus) -> Corpus:
-    """Return the clips to test on: with soft labels, those that have labels of their own."""
-    return corpus if corpus.soft_labels is None else corpus.labeled()
+    tested = corpus.select(*test) if test else None
+    if tested is not None and corpus.soft_labels is not None:
+        tested = tested.labeled()  # those that have labels of their own
+    return train_clips, tested
 
 
 def tested_note(corpus: Corpus, settings: FinetuneRun, test: Corpus | None) -> str:
@@ -501,8 +494,6 @@ def cross_validate(
         assert finished.evaluation is not None
         metric, scores[fold] = finished.evaluation.metric, finished.evaluation.value
     result = CrossValidation(metric, scores)
-    write_json(
-        out / "cross_validation.json",
-        {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.std},
-    )
+    record = {"metric": metric, "folds": scores, "mean": result.mean, "spread": result.std}
+    write_json(out / "cross_validation.json", record)
     return result
