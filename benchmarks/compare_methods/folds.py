@@ -17,11 +17,14 @@ class Part:
     test: tuple[str, ...]
 
 
-def divide(corpus: Corpus, folds: int | None) -> list[Part]:
+def divide(corpus: Corpus, folds: int | None, *, validation: bool = False) -> list[Part]:
     """Return the published folds, each tested once, or the published split.
 
+    For `validation`, the last training split of each is tested, and the test clips are left out.
+
     Raises:
-        SettingError: There are fewer folds, or neither folds nor a test split.
+        SettingError: There are fewer folds, or neither folds nor a test split, or nothing to
+            validate on.
     """
     splits = corpus.splits
     try:
@@ -39,4 +42,14 @@ def divide(corpus: Corpus, folds: int | None) -> list[Part]:
         test = published[0][1][0]
         raise SettingError(f"folds={folds}: {corpus.name} has no folds, but a split {test}")
     kind = "fold-" if corpus.folds else ""
+    if validation:
+        if any(len(train) < 2 for train, _ in published[:folds]):
+            raise SettingError(
+                f"{corpus.name}: has one training split beside a test split; expected two or more, "
+                "to validate on one of them"
+            )
+        return [
+            Part(f"{kind}{train[-1]}-without-{test[0]}", train[:-1], train[-1:])
+            for train, test in published[:folds]
+        ]
     return [Part(f"{kind}{test[0]}", train, test) for train, test in published[:folds]]

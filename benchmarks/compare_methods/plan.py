@@ -19,6 +19,7 @@ from eat_audio import pipeline as chain
 from eat_audio.data.corpus import Corpus
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.probe import labeled_corpus
+from eat_audio.models import METHODS
 from eat_audio.pretraining import flops
 from eat_audio.pretraining.method import PretrainRun
 from eat_audio.training.checkpoint import read_json, write_json
@@ -46,6 +47,11 @@ class Leg:
     def recorded(self) -> dict[str, Any]:
         """Its settings without the path of the clips."""
         return self.defaults.model_dump(mode="json", exclude={"data"})
+
+    @property
+    def makes_encoder(self) -> bool:
+        """Whether it ends with an encoder that can be compared; a tokenizer is none."""
+        return self.defaults.method != "beats_tokenizer"
 
     @property
     def clips_per_step(self) -> int:
@@ -77,8 +83,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The method of its encoder: "eat", "beats", "audiomae"."""
-        return self.legs[-1].defaults.method
+        """The kind of its encoder: "eat" (of SSLAM, too), "beats", "audiomae", "bat"."""
+        return str(METHODS[self.legs[-1].defaults.method].config.model_type)
 
     @property
     def clips(self) -> int:
@@ -126,7 +132,7 @@ def make_plan(request: Request, out: Path, meter: Meter) -> Plan:
     if data is None:
         raise SettingError("data is not set; expected data=MANIFEST or data=FOLDER with labels")
     corpus = labeled_corpus(data)
-    parts = divide(corpus, request.folds)
+    parts = divide(corpus, request.folds, validation=request.validation)
     titles = [recipe.about(name).title for name in names]
     methods = [Method(*one) for one in zip(labels, titles, map(tuple, legs), strict=True)]
     record = _request_record(request, corpus, methods)
@@ -205,7 +211,7 @@ def _legs(request: Request, name: str) -> list[Leg]:
                 flops.pretraining(defaults, producer=legs[-1].defaults if legs else None).total,
             )
         )
-    if legs[-1].defaults.method == "beats_tokenizer":
+    if not legs[-1].makes_encoder:
         raise SettingError(
             f"{name}: makes a tokenizer; expected a recipe that ends with an encoder"
         )
@@ -283,6 +289,7 @@ def _request_record(request: Request, corpus: Corpus, methods: Sequence[Method])
         "recipes": request.labels,
         "changes": without_data(request.changes),
         "points": request.points,
+        **({"validation": True} if request.validation else {}),
         "clips": corpus.fingerprint(),
         "settings": stages,
     }

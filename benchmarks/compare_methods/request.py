@@ -45,6 +45,9 @@ class Request:
     seeds: int = 1
     folds: int | None = None
     """Test on so many folds, the first ones; all if None."""
+    validation: bool = False
+    """Test on the last of the training splits instead, and train on the others: for choosing
+    settings without the test clips."""
     points: int = 3
     """Probe so many encoders of every run: at 1, 1/2, 1/4, ... of its steps."""
     reference: str | None = None

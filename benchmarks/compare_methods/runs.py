@@ -95,7 +95,7 @@ def pretrain_and_probe(
         settings = leg.settings(run_folder, seed, part, points=looks)
         place = leg.stage.path(run_folder)
         used.append(train("pretrain", settings, place, marker="config.json", spawn=spawn))
-        if leg.defaults.method == method.name:  # a tokenizer is no encoder to be compared
+        if leg.makes_encoder:
             for halved in reversed(range(looks)):
                 steps = leg.steps // 2**halved
                 folder = place / "checkpoints" / f"step-{steps:08d}" if halved else place
