@@ -248,15 +248,13 @@ def predictions(
     return lambda a, b: linear_predictions(x[a], labels[a], x[b], multi_label=multi_label)
 
 
-def finetune(
-    method: str, start: Path, task: Dataset, part: Part, options: argparse.Namespace
-) -> tuple[float, float]:
-    """Fine-tune an encoder on the training clips of a part; return score (0 to 1), CPU seconds."""
+def finetuning(
+    method: str, task: Dataset, part: Part, *, shape: dict[str, Any], steps: int, data: Path
+) -> FinetuneRun:
+    """Return the settings that fine-tune an encoder of a shape on the training clips of a part."""
     usual = recipe.load(FinetuneRun, FINETUNING)
-    steps = options.steps
-    shape = read_json(start / "run.json")["recipe"]["encoder"]
     changes = {
-        "data": str(options.data / task.place),
+        "data": str(data / task.place),
         "steps": steps,
         "optim.warmup": round(usual.optim.warmup * steps / usual.steps),
         "train_splits": list(part.train),
@@ -267,7 +265,15 @@ def finetune(
         **{f"encoder.{name}": x for name, x in shape.items() if name not in ("pooling", "method")},
     }
     words = [*task.finetuning, "device=cpu", *(f"{k}={json.dumps(v)}" for k, v in changes.items())]
-    settings = recipe.load(FinetuneRun, FINETUNING, words)
+    return recipe.load(FinetuneRun, FINETUNING, words)
+
+
+def finetune(
+    method: str, start: Path, task: Dataset, part: Part, options: argparse.Namespace
+) -> tuple[float, float]:
+    """Fine-tune an encoder on the training clips of a part; return score (0 to 1), CPU seconds."""
+    shape = read_json(start / "run.json")["recipe"]["encoder"]
+    settings = finetuning(method, task, part, shape=shape, steps=options.steps, data=options.data)
     out = options.out / "finetuned" / task.name / part.name / method
     usage = train("finetune", settings, out, marker="evaluation.json", start=start, spawn=spawn)
     score = float(read_json(out / "evaluation.json")["value"])

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.probe_ranks import FINETUNED, MARKS, MEASURES, RECIPES, TASKS, Results
 
 from benchmarks import probe_ranks
+from eat_audio import pipeline
 from eat_audio.errors import SettingError
 from eat_audio.evaluation.tokens import StoredTokens
 
@@ -61,3 +62,20 @@ def test_vectors_are_pooled_from_the_stored_tokens() -> None:
     )
     last = values[:, 1].astype(np.float32)
     np.testing.assert_allclose(vectors["linear, mean"], last.mean(axis=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_every_method_is_shortened_alike_and_fine_tuned_by_one_recipe(method: str) -> None:
+    stages = pipeline.stages_of(RECIPES[method], (*probe_ranks.CHANGES, "data=pool"))
+    out, runs = Path("out"), []
+    for stage in stages:
+        usual = stage.settings(out)
+        runs.append(probe_ranks.shortened(stage, usual, 50, out))
+        assert runs[-1].steps == 50 and runs[-1].optim.warmup < 50
+    shape = runs[-1].encoder.model_dump(mode="json")
+    for task in TASKS:
+        settings = probe_ranks.finetuning(
+            method, task, task.parts[0], shape=shape, steps=20, data=Path("data")
+        )
+        assert settings.steps == 20 and settings.test_splits == task.parts[0].test
+        assert settings.encoder.embed_dim == runs[-1].encoder.embed_dim == 128
