@@ -10,6 +10,7 @@ import torch
 
 from conftest import eat, needs_data
 from eat_audio.audio.fbank import log_mel
+from eat_audio.cli import analysis
 from eat_audio.data.corpus import Corpus
 from eat_audio.data.datasets import open_corpus
 from eat_audio.data.loader import ClipSettings, ordered_batches
@@ -185,7 +186,10 @@ def test_layers_are_probed_one_by_one_and_together(saved: Path, listing: Path) -
 
 
 def test_tokens_are_probed_layer_by_layer_and_weighted(
-    saved: Path, listing: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path,
+    listing: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(token_probe, "STEPS", 2)
     kinds = ("attentive", "prototype", "gated")
@@ -197,6 +201,11 @@ def test_tokens_are_probed_layer_by_layer_and_weighted(
     row = rows[last, "this one"]
     assert row.attentive and row.prototype and row.gated is None and result.rows == []
     assert rows[both, "random (1)"].gated and rows[both, "this one"].attentive is None
+    analysis._show(result, ["gated", "attentive"])
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split("\t")[2:] == ["gated accuracy", "attentive accuracy", "effective rank"]
+    score = f"{100 * row.attentive.mean:.1f} ± {100 * row.attentive.std:.1f} %"
+    assert first.split("\t") == [last, "this one", "", score, ""]
     layers = probe_encoder(saved, listing, kinds=kinds, layers="0,1", **settings)
     assert [(row.features, row.encoder) for row in layers.token_rows] == [
         ("patches of layer 0", "this one"),
