@@ -32,6 +32,7 @@ SHAPES = {
     | {"encoder_ffn_embed_dim": 16, "embed_dim": 8, "conv_pos": 4, "conv_pos_groups": 2},
     "audiomae": {"embed_dim": 16, "depth": 1, "num_heads": 2, "pos_length": 2},
     "bat": {"embed_dim": 16, "depth": 1, "num_heads": 2, "pos_length": 2},
+    "ced": {"embed_dim": 16, "depth": 1, "num_heads": 2, "pos_length": 2},
 }
 
 
