@@ -3,7 +3,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 
 VENV := .venv
-INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+INSTALL := $(VENV)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 BENCH := masks,logmel loader optimizer,kernels pretrain,finetune infer embed librosa,precision
 
