@@ -18,13 +18,15 @@ COLORS = 64
 
 
 def main() -> None:
-    """Write the pictures of every view of the page, and of the map."""
+    """Write the pictures of every view of the page, of the map, and of a question."""
     sys.path.insert(0, str(ROOT / "tests"))
     import eat_audio as eat
     from app.browser import Browser, chromium
+    from eat_audio.app.labeling import served_job
     from eat_audio.app.page import served
     from eat_audio.checkpoints import shipped
     from eat_audio.search.index import open_index
+    from eat_audio.search.label import LabelJob
     from eat_audio.search.map import draw_map, write_map
 
     recording, runs, vectors = Path(sys.argv[1]).resolve(), *map(Path, sys.argv[2:4])
@@ -67,6 +69,12 @@ def main() -> None:
             browser.resize(1_100, 700)
             browser.driver.get(page.as_uri())
             take(browser, "map")
+            job = LabelJob(index, eat.load(), {"dog": [recording]}, out=Path(folder))
+            with served_job(job, budget=30) as address:
+                browser.resize(1_000, 560)
+                browser.driver.get(address)
+                browser.until(lambda: browser.all(".eat-query audio"))
+                take(browser, "label")
 
 
 if __name__ == "__main__":
