@@ -6,6 +6,7 @@ folder with at least one run; a relative path is shown as it is. VECTORS are of 
 
 import io
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,6 +75,7 @@ def main() -> None:
                 browser.resize(1_000, 560)
                 browser.driver.get(address)
                 browser.until(lambda: browser.all(".eat-query audio"))
+                time.sleep(2)  # until it is faded in
                 take(browser, "label")
 
 
