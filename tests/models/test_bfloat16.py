@@ -73,33 +73,33 @@ def run(module: nn.Module, result: Callable[[nn.Module], Tensor], how: str) -> R
         output = result(module)
     output = output.float()
     (output if output.ndim == 0 else (output * noise(*output.shape)).sum()).backward()
-    gradients = {
-        name: p.grad.double().flatten()
-        for name, p in module.named_parameters()
-        if p.grad is not None
-    }
-    return Run(output.detach().double().flatten(), gradients)
+    gradients = {n: p.grad.flatten() for n, p in module.named_parameters() if p.grad is not None}
+    return Run(output.detach().flatten(), gradients)
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    return 1 - F.cosine_similarity(a, b, dim=0).item()
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a b, a a and b b in float64, which sum up over parts of a vector."""
+    a, b = a.double().flatten(), b.double().flatten()
+    return torch.stack([a @ b, a @ a, b @ b])
 
 
-def together(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([*gradients.values()])
+def apart(sums: Tensor) -> float:
+    """1 - cosine of two vectors, from their products."""
+    return 1 - (sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-16)).item()
 
 
 def nearly_the_same(exact: Run, rough: Run) -> None:
     if exact.output.numel() == 1:
         torch.testing.assert_close(rough.output, exact.output, rtol=0.01, atol=0)
     else:
-        assert apart(rough.output, exact.output) < FORWARD
+        assert apart(products(exact.output, rough.output)) < FORWARD
     assert rough.gradients.keys() == exact.gradients.keys()
-    everything = together(exact.gradients)
-    assert apart(together(rough.gradients), everything) < FORWARD
-    for name, gradient in exact.gradients.items():
-        if gradient.norm() > SLIGHT * everything.norm():
-            assert apart(rough.gradients[name], gradient) < BACKWARD, name
+    parts = {n: products(g, rough.gradients[n]) for n, g in exact.gradients.items()}
+    everything = torch.stack([*parts.values()]).sum(dim=0)
+    assert apart(everything) < FORWARD
+    for name, part in parts.items():
+        if part[1].sqrt() > SLIGHT * everything[1].sqrt():
+            assert apart(part) < BACKWARD, name
 
 
 def check(module: nn.Module, how: str, result: Callable[[nn.Module], Tensor]) -> None:
@@ -242,7 +242,7 @@ def check_model(model: nn.Module, method: str, how: str, size: str = "tiny") -> 
         rough = in_precision(model, how)(**inputs, output_hidden_states=True)
     exact = model(**inputs, output_hidden_states=True)
     for ours, theirs in zip(rough.hidden_states, exact.hidden_states, strict=True):
-        assert apart(ours.double().flatten(), theirs.double().flatten()) < FORWARD
+        assert apart(products(ours, theirs)) < FORWARD
     check(model, how, lambda model: model(**inputs).logits)
     check(model, how, lambda model: model(**inputs, labels=labels).loss)
 
@@ -387,7 +387,7 @@ def test_attention_is_plain_only_where_few_tokens_need_a_gradient(
         q, k, v = exact.to(dtype).requires_grad_(needed)
         result = attend(q, k, v, None)
         assert result.dtype == dtype
-        assert apart(result.detach().double().flatten(), wanted.double().flatten()) < FORWARD
+        assert apart(products(result.detach(), wanted)) < FORWARD
         is_plain = dtype == torch.bfloat16 and needed and tokens < SHORT
         assert bool(calls) != is_plain
 
