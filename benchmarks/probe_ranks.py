@@ -331,7 +331,7 @@ def table(results: Results, task: Dataset) -> list[str]:
     """Return the scores of a task and their rank correlations as Markdown."""
     measured = [p for p in task.parts if any(k[:2] == (task.name, p.name) for k in results.cells)]
     names = ", ".join(part.name for part in measured) or "nothing"
-    lines = [f"### {task.title}", "", f"Measured: {names}, of {len(task.parts)} parts.", ""]
+    lines = [f"## {task.title}", "", f"Measured: {names}, of {len(task.parts)} parts.", ""]
     lines += [f"| | {' | '.join([*MEASURES, FINETUNED])} |", "|---" * (len(MEASURES) + 2) + "|"]
     for method in RECIPES:
         cells = []
@@ -360,7 +360,7 @@ def write_page(results: Results, page: Path) -> None:
     lines.append("")
     for task in TASKS:
         lines += table(results, task)
-    lines += ["### All tasks", "", "| probe | mean of the correlations | tasks |", "|---|---|---|"]
+    lines += ["## All tasks", "", "| probe | mean of the correlations | tasks |", "|---|---|---|"]
     for measure in MEASURES:
         of_tasks = [rank_correlation(results, task, measure) for task in TASKS]
         known = [x for x in of_tasks if x is not None]

@@ -30,6 +30,7 @@ def test_answers_of_the_page_are_saved_and_make_a_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "eat_audio", "label", str(tmp_path / "v.parquet"), "--page"]
     command += ["--examples", example, "-o", str(out), "--budget", "3", "--model", str(model)]
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a terminal
     with subprocess.Popen(command, **pipes) as process:
         assert process.stderr is not None
         address = process.stderr.readline().partition(" ")[0]

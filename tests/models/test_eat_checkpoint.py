@@ -293,7 +293,7 @@ def test_another_method_than_eat_is_refused_where_eat_is_expected(tmp_path: Path
 def test_a_file_of_something_else_says_what_is_in_it(tmp_path: Path) -> None:
     torch.save({"model": {"conv1.weight": torch.zeros(1)}}, tmp_path / "other.pt")
     said = refused(tmp_path / "other.pt")
-    assert said == "holds no released model of Audio-MAE, BAT, BEATs, EAT ('conv1.weight')"
+    assert said == "holds no released model of Audio-MAE, BAT, BEATs, CED, EAT ('conv1.weight')"
 
 
 def test_a_folder_of_other_tensors_says_that_there_are_none(tmp_path: Path) -> None:
