@@ -226,7 +226,10 @@ def test_the_command_says_what_is_missing(run, folder):
 
 def test_an_oracle_measures_what_judgements_are_worth(run, clips, folder):
     table = folder / "labels.csv"
-    rows = [f"{path},{'tone' if 'tone' in path.name else 'noise'}" for path in clips]
+    named = [
+        (path.relative_to(folder), "tone" if "tone" in path.name else "noise") for path in clips
+    ]
+    rows = [f"{path},{label}" for path, label in named]  # the same split in every folder
     table.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
     words = ["label", folder / "v.parquet", "--model", folder / "model", "--precision", "fp32"]
     code, output, _ = run(*words, "--simulate", table, "--budget", 4, "--seeds", 2)
