@@ -29,14 +29,16 @@ DIFFERENT = 16
 
 @torch.inference_mode()
 def rates(scale: Scale) -> Results:
-    """Yield clips/s of every encoder from spectrograms, and ms from a waveform to its vector."""
+    """Yield clips/s of every encoder that is pre-trained here from spectrograms, and ms from a
+    waveform to its vector."""
+    methods = [name for name, spec in model_types().items() if spec.pretraining]
     for batch in (scale.inference_batch, 1):
-        for method in model_types():
+        for method in methods:
             models = _encoders(method, scale)
             x = 0.5 * torch.randn(batch, whole_patches(scale.seconds), 128, device=scale.device)
             yield f"{method}, batch {batch}", _batch_rates(models, x, scale)
     samples = round(scale.seconds * SAMPLE_RATE)
-    for method in model_types():
+    for method in methods:
         for name, model in _encoders(method, scale).items():
             waveform = torch.from_numpy(sound(scale.seconds, seed=0))[:samples]
             for graphs in (False, True) if scale.is_gpu else (False,):
