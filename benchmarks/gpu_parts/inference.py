@@ -30,7 +30,8 @@ DIFFERENT = 16
 @torch.inference_mode()
 def rates(scale: Scale) -> Results:
     """Yield clips/s of every encoder that is pre-trained here from spectrograms, and ms from a
-    waveform to its vector."""
+    waveform to its vector.
+    """
     methods = [name for name, spec in model_types().items() if spec.pretraining]
     for batch in (scale.inference_batch, 1):
         for method in methods:
