@@ -373,13 +373,14 @@ def _verdict(measured: dict[str, Score], released: str) -> str:
     gap = measured[released].mean - measured[rival].mean
     spread = hypot(measured[released].spread or 0.0, measured[rival].spread or 0.0)
     agrees = "agrees" if gap > 0 else "does not agree"
+    beside = f" where the spread of both is {spread:.1f}"
     if any(measured[value].spread is None for value in (released, rival)):
-        agrees = "open, for one seed has no spread"
+        agrees, beside = "open, for one seed has no spread", ""
     elif abs(gap) <= spread:
         agrees = "neither agrees nor disagrees"
     return (
         f"{agrees}: `{released}` {measured[released]}, the best other `{rival}` {measured[rival]}, "
-        f"a difference of {gap:+.1f} where the spread of both is {spread:.1f}; {worst}."
+        f"a difference of {gap:+.1f}{beside}; {worst}."
     )
 
 

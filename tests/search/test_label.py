@@ -235,3 +235,9 @@ def test_an_oracle_measures_what_judgements_are_worth(run, clips, folder):
     code, output, _ = run(*words, "--simulate", table, "--budget", 4, "--seeds", 2)
     assert code == 0
     assert "4 judgements reach 100.0% of the F1 that all labels give" in output
+
+
+def test_a_page_with_a_simulation_is_refused(run, folder):
+    words = ["label", folder / "v.parquet", "--simulate", folder / "labels.csv", "--page"]
+    code, _, err = run(*words)
+    assert code == 2 and "--page: expected without --simulate" in err

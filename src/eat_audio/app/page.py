@@ -1,6 +1,6 @@
 """The page in the browser: tags and events of a recording, similar ones, curves of a training.
 
-It is served on this machine alone, and asks nothing of any other: no fonts, no analytics, and a
+It is served on this machine alone, and requests nothing from others: no fonts, no analytics, and a
 Content-Security-Policy that forbids the browser to. What a visitor opens is in the session of that
 visitor only.
 """

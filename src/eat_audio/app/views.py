@@ -20,7 +20,7 @@ from eat_audio.inference.storage import plain_stem
 from eat_audio.report import figures
 from eat_audio.report.report import probe_charts, read_run, training_charts
 from eat_audio.search.excerpts import Excerpt
-from eat_audio.search.label import LabelResult, Question
+from eat_audio.search.label import TITLES, LabelResult, Question
 
 LANES = 6
 """Labels whose probabilities over time are shown."""
@@ -123,7 +123,7 @@ def question_view(
 
 def labels_view(rows: Sequence[LabelResult], folder: str) -> str:
     """Return how every class was learned, and where the model is."""
-    return _macros().labels(rows, folder)
+    return _macros().labels(TITLES, [row.cells() for row in rows], folder)
 
 
 # ---- training ----

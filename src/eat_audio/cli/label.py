@@ -63,6 +63,8 @@ def label(
 
     if simulate is None and (out is None or not examples):
         raise SettingError("expected --examples LABEL=FILE,... and --out FOLDER, or --simulate")
+    if page and simulate is not None:
+        raise SettingError(f"--page: expected without --simulate {simulate}, which has all answers")
     index = open_index(vectors)
     predictor = load(model, device=device, precision=precision)
     if simulate is not None:
@@ -76,7 +78,7 @@ def label(
             _show_simulation(result)
         return ""
     from eat_audio.lock import lock_folder
-    from eat_audio.search.label import LabelJob
+    from eat_audio.search.label import TITLES, LabelJob
 
     assert out is not None
     with lock_folder(out):
@@ -89,21 +91,7 @@ def label(
     if as_json:
         print_json([asdict(result) for result in results])
         return None
-    columns = (
-        "label",
-        "yes",
-        "no",
-        "classifier",
-        "F1 in cross-validation",
-        "threshold",
-        "reach it",
-    )
-    rows = []
-    for row in results:
-        f1 = "" if row.f1 is None else f"{row.f1:.2f}"
-        threshold = f"{row.threshold:.2f}"
-        rows.append((row.label, row.yes, row.no, row.kind, f1, threshold, row.candidates))
-    show_table(str(out), columns, rows)
+    show_table(str(out), TITLES, [result.cells() for result in results])
     return None
 
 

@@ -80,6 +80,16 @@ class LabelResult:
     candidates: int
     """Candidates that reach the threshold."""
 
+    def cells(self) -> tuple[str, ...]:
+        """Return what a table shows of it; see `TITLES`."""
+        f1 = "" if self.f1 is None else f"{self.f1:.2f}"
+        numbers = (str(self.yes), str(self.no), self.kind, f1, f"{self.threshold:.2f}")
+        return self.label, *numbers, str(self.candidates)
+
+
+TITLES = ("label", "yes", "no", "classifier", "F1 in cross-validation", "threshold", "reach it")
+"""Of the columns of a table of results."""
+
 
 def classifier(
     predictor: Predictor, made_by: Mapping[str, Any], names: Sequence[str]

@@ -104,7 +104,7 @@ class CEDConfig(AudioConfig):
 
 
 class MelNorm(nn.Module):
-    """Normalization of each mel bin by statistics of the training data; a batch norm that rests."""
+    """A batch norm over mel bins with fixed statistics, those of the training data."""
 
     running_mean: Tensor
     running_var: Tensor
