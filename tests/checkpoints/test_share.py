@@ -19,7 +19,8 @@ from eat_audio.checkpoints import share
 from eat_audio.checkpoints.load import load_model, load_model_and_features
 from eat_audio.errors import EatError
 from eat_audio.models import save
-from eat_audio.models.common.feature_extraction import EATFeatureExtractor
+from eat_audio.models.ced.modeling import CEDConfig, CEDModel
+from eat_audio.models.common.feature_extraction import CEDFeatureExtractor, EATFeatureExtractor
 from eat_audio.models.eat.modeling import EATConfig, EATForAudioClassification, EATModel
 
 LABELS = ["dog", "pipe|and `ticks`"]
@@ -107,6 +108,30 @@ def test_an_encoder_without_a_record_has_a_card_without_results(tmp_path: Path) 
     assert head["pipeline_tag"] == "feature-extraction" and "model-index" not in head
     assert "## Results" not in text and "## Training" not in text
     assert "`eat finetune` adds one" in text
+
+
+@pytest.mark.parametrize(
+    ("patches", "title", "arxiv"),
+    [((16, 16), "CED", "2308.11957"), ((64, 4), "Dasheng", "2406.06992")],
+)
+def test_the_card_names_the_family_and_the_front_end_of_an_encoder(
+    tmp_path: Path, patches: tuple[int, int], title: str, arxiv: str
+) -> None:
+    bins, frames = patches
+    config = CEDConfig(**SHAPE, patch_bins=bins, patch_frames=frames)
+    save(CEDModel(config), CEDFeatureExtractor(patch_frames=frames), tmp_path / "encoder")
+    folder = share.prepare(tmp_path / "encoder", tmp_path / "out", name="me/e", licence="mit")
+    head, text = card(folder)
+    assert f"{title} ([arXiv {arxiv}]" in text and f"arxiv:{arxiv}" in head["tags"]
+    assert "log-mel (64 bins, every 10 ms, in decibels).\n" in text
+
+
+def test_the_card_names_the_method_of_the_recipe(tmp_path: Path) -> None:
+    save(EATModel(EATConfig(**SHAPE)), EATFeatureExtractor(), tmp_path / "encoder")
+    record = json.dumps({"recipe": {"method": "sslam"}})
+    (tmp_path / "encoder" / "run.json").write_text(record, encoding="utf-8")
+    folder = share.prepare(tmp_path / "encoder", tmp_path / "out", name="me/e", licence="mit")
+    assert "SSLAM ([arXiv 2506.12222]" in card(folder)[1]
 
 
 def test_the_card_s_own_commands_run_on_what_was_shared(run: Path, tmp_path: Path) -> None:

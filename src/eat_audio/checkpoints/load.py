@@ -188,6 +188,14 @@ def spec_of(config: PreTrainedConfig) -> ModelSpec:
     return model_types()[config.model_type]
 
 
+def method_of(config: PreTrainedConfig, recipe: Any = None) -> ModelSpec:
+    """Return the method of a model: that of the recipe of its run, else of its configuration."""
+    pretrained = METHODS.get(str(recipe.get("method"))) if isinstance(recipe, dict) else None
+    if pretrained is not None and pretrained.config.model_type == config.model_type:
+        return pretrained
+    return METHODS[getattr(config, "method", config.model_type)]
+
+
 def on_disk(source: str | Path) -> Path:
     """Return a path on this machine; a model on the Hub is fetched first (never its code).
 

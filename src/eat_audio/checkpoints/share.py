@@ -14,10 +14,11 @@ import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from transformers import PreTrainedConfig
 
-from eat_audio.checkpoints.load import load_model_and_features, on_disk
+from eat_audio.audio import fbank
+from eat_audio.checkpoints.load import load_model_and_features, method_of, on_disk
 from eat_audio.checkpoints.released_files import read_settings
 from eat_audio.errors import CheckpointError, EatError
-from eat_audio.models import METHODS, save
+from eat_audio.models import save
 from eat_audio.models.common.feature_extraction import AudioFeatureExtractor
 from eat_audio.models.common.modeling import AudioClassifier, AudioModel, several_labels
 from eat_audio.text import printable, shortened
@@ -106,9 +107,9 @@ def model_card(
         run: The content of `run.json`.
     """
     config: PreTrainedConfig = model.config
-    spec, classifies = METHODS[config.model_type], isinstance(model, AudioClassifier)
     recipe = (run or {}).get("recipe")
     recipe = _without_folders(recipe if isinstance(recipe, dict) else {})
+    spec, classifies = method_of(config, recipe), isinstance(model, AudioClassifier)
     header: dict[str, Any] = {
         "library_name": "transformers",
         "license": licence,
@@ -156,6 +157,8 @@ def model_card(
         config=config,
         size=sum(parameter.numel() for parameter in model.parameters()),
         features=features,
+        front_end=features.front_end,
+        as_it_is=features.normalization == fbank.AS_IT_IS,
         classifies=classifies,
         auto="AutoModelForAudioClassification" if classifies else "AutoModel",
         scores=scores,

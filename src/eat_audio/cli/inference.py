@@ -352,7 +352,7 @@ def inspect(
 def _description(source: str) -> dict[str, Any]:
     """Return the properties of a model by name; groups are mappings, missing ones are None."""
     from eat_audio.checkpoints.hub import licence_of
-    from eat_audio.checkpoints.load import contents, load_features, load_model, on_disk
+    from eat_audio.checkpoints.load import contents, load_features, load_model, method_of, on_disk
     from eat_audio.checkpoints.released_files import weights_of
     from eat_audio.models.common.modeling import AudioClassifier, AudioEncoder
     from eat_audio.training.checkpoint import checkpoints, fingerprint, model_folder
@@ -374,7 +374,7 @@ def _description(source: str) -> dict[str, Any]:
     settings = [name for name in signature(kind).parameters if name != "kwargs"]
     return {
         "kind": "classifier" if classifies else "encoder",
-        "method": config.model_type,
+        "method": method_of(config, record.get("recipe")).name,
         "held_by": "run" if saved else "run checkpoint" if "step" in record else "model",
         "size": next((n for n in kind.sizes if _shape(kind.named(n)) == _shape(config)), None),
         **_shape(config),
