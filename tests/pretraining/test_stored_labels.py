@@ -195,6 +195,8 @@ def test_labels_of_another_length_damaged_ones_and_none_are_refused(
 def test_stored_labels_want_clips_from_their_beginning() -> None:
     with pytest.raises(ValueError, match="clips.crop=random: stored labels are of the beginnings"):
         BEATsRun(labels="here", clips=ClipSettings(crop="random"))
+    with pytest.raises(ValueError, match=r"clips.roll=True: stored labels are of the beginnings"):
+        BEATsRun.model_validate({"labels": "here", "clips": {"crop": "start", "roll": True}})
     with pytest.raises(ValueError, match="clips.silence=trim: .* expected clips.silence=keep"):
         BEATsRun(labels="here", clips=ClipSettings(silence="trim"))
     with pytest.raises(ValueError, match="clips.short=tile: .* expected clips.short=pad"):

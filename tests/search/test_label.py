@@ -241,3 +241,16 @@ def test_a_page_with_a_simulation_is_refused(run, folder):
     words = ["label", folder / "v.parquet", "--simulate", folder / "labels.csv", "--page"]
     code, _, err = run(*words)
     assert code == 2 and "--page: expected without --simulate" in err
+
+
+@pytest.mark.parametrize("option", ["--examples", "--negative", "--out"])
+def test_what_a_simulation_does_not_use_is_refused(run, folder, option):
+    words = ["label", folder / "v.parquet", "--simulate", folder / "labels.csv", option, "owl=a"]
+    code, _, err = run(*words)
+    assert code == 2 and f"{option}: expected without --simulate" in err
+
+
+def test_a_refused_job_leaves_its_folder_free(run, folder, tmp_path):
+    words = ["label", folder / "v.parquet", "--model", folder / "model", "--precision", "fp32"]
+    code, _, _ = run(*words, "--examples", f"owl={tmp_path / 'missing.wav'}", "-o", tmp_path / "o")
+    assert code == 2 and not (tmp_path / "o" / "label.json").exists()

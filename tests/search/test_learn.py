@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from eat_audio.errors import DataError
 from eat_audio.search.learn import Learner, Standard, best_threshold, fit
 
 
@@ -104,3 +105,12 @@ def test_equal_scores_are_on_one_side_of_the_threshold():
     scores, positive = np.array([0.5, 0.5, 0.1]), np.array([True, False, False])
     threshold, f1 = best_threshold(scores, positive)
     assert threshold < 0.5 and f1 == pytest.approx(2 / 3)
+
+
+def test_one_class_without_anything_else_is_refused() -> None:
+    x = np.eye(3, dtype=np.float32)
+    learner = Learner(x, [0, 1, 2], x[:1], np.ones(1, bool), ["a"])
+    for row in range(3):
+        learner.judge(row, True)
+    with pytest.raises(DataError, match="expected a counter-example"):
+        learner.head()

@@ -139,7 +139,7 @@ def expanded(patterns: list[str]) -> list[str | Path]:
     paths: list[str | Path] = []
     for pattern in patterns:
         is_pattern = has_magic(pattern) and "://" not in pattern and not Path(pattern).exists()
-        matches = sorted(map(Path, glob(pattern))) if is_pattern else []
+        matches = sorted(map(Path, glob(pattern, recursive=True))) if is_pattern else []
         paths += matches or [pattern if "://" in pattern else Path(pattern)]
     return paths
 

@@ -65,6 +65,9 @@ def label(
         raise SettingError("expected --examples LABEL=FILE,... and --out FOLDER, or --simulate")
     if page and simulate is not None:
         raise SettingError(f"--page: expected without --simulate {simulate}, which has all answers")
+    for option, given in (("--examples", examples), ("--negative", negative), ("--out", out)):
+        if given and simulate is not None:
+            raise SettingError(f"{option}: expected without --simulate, which draws its examples")
     index = open_index(vectors)
     predictor = load(model, device=device, precision=precision)
     if simulate is not None:

@@ -186,6 +186,7 @@ class LabelJob:
         self.numbers = {self._place(row): n for n, row in enumerate(self.rows)}
         for row in earlier:
             self._repeat(row)
+        write_json(out / RECORD, self.record)  # now that all examples could be read
 
     def _earlier(self) -> list[list[str]]:
         """Return the answers of an earlier job in the folder."""
@@ -193,7 +194,6 @@ class LabelJob:
         for leftover in self.out.glob(f".*{ASIDE}"):  # of a job that was killed
             leftover.unlink(missing_ok=True)
         if not record.exists():
-            write_json(record, self.record)
             return []
         try:
             content: Any = json.loads(record.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from eat_audio.errors import DataError
 from eat_audio.evaluation.metrics import Array
 
 STRENGTHS = (30.0, 300.0)
@@ -233,6 +234,11 @@ class Learner:
         groups = [*self.sources, *(self.groups[row] for row in rows)]
         if positive.all():
             rest = self._rest(BACKGROUND)
+            if not len(rest):
+                raise DataError(
+                    "everything that is judged is of the class, and nothing else is left; expected "
+                    "a counter-example (--negative)"
+                )
             x = np.concatenate([x, rest])
             positive = np.append(positive, np.zeros(len(rest), bool))
             groups += [("rest",)] * len(rest)

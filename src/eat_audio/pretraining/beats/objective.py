@@ -307,7 +307,12 @@ class BEATsRun(BEATsMethod, BEATsPretrainRun):
 
     @model_validator(mode="after")
     def _stored_labels_are_of_beginnings(self) -> Self:
-        expected = {"crop": "start", "silence": "keep", "short": "pad"}
+        expected: dict[str, Any] = {
+            "crop": "start",
+            "silence": "keep",
+            "short": "pad",
+            "roll": False,
+        }
         for name, value in expected.items() if self.labels else ():
             if (given := getattr(self.clips, name)) != value:
                 raise ValueError(
