@@ -26,7 +26,7 @@ TAGS = 3
 
 def draw(path: Path = PICTURE) -> None:
     """Write the picture as SVG."""
-    model = eat.load()
+    model = eat.load(precision="fp32")
     waveform = eat.load_audio(CLIP)
     spectrogram = log_mel(waveform[None])[0].numpy()  # (T, F)
     tags = model.predict(CLIP)[:TAGS]

@@ -137,7 +137,7 @@ def test_a_run_is_pre_trained_and_read_out(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.setattr(ablations, "RECIPE", str(tiny))
     cell = ablations.measure("masks=1", 0, tmp_path, tmp_path / "runs", clips)
-    assert cell["cpu_seconds"] > 0 and 0 < cell["position_share"] < 1
+    assert cell["cpu_seconds"] >= 0 and 0 < cell["position_share"] < 1
     assert list(cell["scores"]) == list(VIEWS)
     assert all(0 <= value <= 100 for value in cell["scores"].values())
     again = ablations.measure("masks=1", 0, tmp_path, tmp_path / "runs", clips)

@@ -68,7 +68,9 @@ def test_a_batch_of_units_becomes_the_rows_of_each(
     model: str, recordings: Path, level: str
 ) -> None:
     form = UnitFormat(level)  # type: ignore[arg-type]
-    (block,) = unit_blocks(list_units([recordings], load(model, device="cpu")), 100)
+    (block,) = unit_blocks(
+        list_units([recordings], load(model, device="cpu", precision="fp32")), 100
+    )
     rows = Embed(model, device="cpu", level=level)(block)
     assert rows.schema == result_schema(form)
     failed = rows.filter(rows["error"].is_valid())
@@ -116,7 +118,7 @@ def test_the_order_of_blocks_and_their_cuts_do_not_matter(
     form = UnitFormat(level)  # type: ignore[arg-type]
     summary = embed_on_ray([recordings], model, tmp_path / "ray", form=form)
     assert (summary.done, summary.skipped, len(summary.failed)) == (FILES, 0, 2)
-    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", form)
+    run_shard([recordings], load(model, device="cpu", precision="fp32"), tmp_path / "plain", form)
     assert table(tmp_path / "ray").equals(table(tmp_path / "plain"))
     assert failures(tmp_path / "ray") == {"empty.wav", "text.flac"}
 
@@ -126,10 +128,12 @@ def test_a_job_begun_without_ray_is_finished_with_it(
 ) -> None:
     run_here(monkeypatch, shuffle=2)
     files = sorted(recordings.glob("*.wav"))[:10]
-    run_shard(files, load(model, device="cpu"), tmp_path / "out", UnitFormat())
+    run_shard(files, load(model, device="cpu", precision="fp32"), tmp_path / "out", UnitFormat())
     summary = embed_on_ray([recordings], model, tmp_path / "out")
     assert (summary.done, summary.skipped) == (FILES - 10, 10)
-    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", UnitFormat())
+    run_shard(
+        [recordings], load(model, device="cpu", precision="fp32"), tmp_path / "plain", UnitFormat()
+    )
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
 
 
@@ -178,7 +182,7 @@ def test_actors_leave_a_tenth_of_the_cpus() -> None:
 
 
 def test_a_short_list_becomes_several_blocks(model: str, recordings: Path) -> None:
-    units = list(list_units([recordings], load(model, device="cpu")))
+    units = list(list_units([recordings], load(model, device="cpu", precision="fp32")))
     assert [len(block) for block in unit_blocks(units, 8)] == [8, 8, 8, 2]
 
 
@@ -246,7 +250,9 @@ def test_rows_computed_by_actors_are_those_of_one_process(
 ) -> None:
     pytest.importorskip("ray")
     assert has_ended(start(recordings, model, tmp_path / "out"), 900, tmp_path / "out.log")
-    run_shard([recordings], load(model, device="cpu"), tmp_path / "plain", UnitFormat())
+    run_shard(
+        [recordings], load(model, device="cpu", precision="fp32"), tmp_path / "plain", UnitFormat()
+    )
     assert table(tmp_path / "out").equals(table(tmp_path / "plain"))
     assert failures(tmp_path / "out") == {"empty.wav", "text.flac"}
 
