@@ -325,6 +325,12 @@ def test_patterns_that_no_shell_has_expanded_are(
     for pattern, count in {"*.wav": 3, "c[1].wav": 1, "?.txt": 1}.items():
         code, output, _ = run("predict", pattern, "--model", odd_model, "--json")
         assert code == 0 and len(output.splitlines()) == count
+    for folder in ("deep", "deep/er"):
+        Path(folder).mkdir()
+        shutil.copy("a.wav", folder)
+    for pattern in ("**/*.wav", "**"):
+        code, output, _ = run("predict", pattern, "--model", odd_model, "--json")
+        assert code == 0 and len(output.splitlines()) == (5 if pattern != "**" else 6)
     code, _, err = run("predict", "*.flac", "--model", odd_model)
     assert code == 2 and "*.flac: no such file or folder" in err
 

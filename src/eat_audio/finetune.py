@@ -196,13 +196,14 @@ def start_from(
         features = load_features(start)
     if features is None or settings.clips.statistics is not None:
         features = make_features(corpus, settings.clips, method=config.model_type)
+        for name in config.front_end_fields:
+            setattr(features, name, getattr(config, name))
     features.released_padding = settings.clips.released_padding
     return model, features
 
 
 def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> PreTrainedConfig:
     """Return an encoder's configuration as that of a classifier of a corpus' labels."""
-    method = config.model_type
     changes = {name: getattr(settings, name) for name in NEUTRAL}
     try:
         config.finetune_overrides(changes)
@@ -216,7 +217,9 @@ def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> Pre
             **changes,
         )
     except ValueError as error:
-        raise SettingError(f"an encoder of {method} cannot learn so: encoder.{error}") from None
+        raise SettingError(
+            f"an encoder of {config.model_type} cannot learn so: encoder.{error}"
+        ) from None
     if settings.layers is not None:
         head.vector_layers = [*modeling.layer_numbers(settings.layers, head.num_hidden_layers)]
     return head

@@ -131,13 +131,13 @@ def test_a_run_is_pre_trained_and_read_out(tmp_path: Path, monkeypatch: pytest.M
     clips = Recordings(ablations.ESC10, open_corpus(folds), tmp_path / "cache.npz")
     tiny = tmp_path / "tiny.yaml"
     tiny.write_text(
-        "extends: eat_tiny_ablation\nsteps: 2\nlog_every: 1\noptim: {warmup: 1}\n"
+        "extends: eat_tiny_ablation\nsteps: 40\nlog_every: 40\noptim: {warmup: 1}\n"
         "encoder: {embed_dim: 32, depth: 2, num_heads: 2}\ndevice: cpu\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(ablations, "RECIPE", str(tiny))
     cell = ablations.measure("masks=1", 0, tmp_path, tmp_path / "runs", clips)
-    assert cell["cpu_seconds"] >= 0 and 0 < cell["position_share"] < 1
+    assert cell["cpu_seconds"] > 0 and 0 < cell["position_share"] < 1
     assert list(cell["scores"]) == list(VIEWS)
     assert all(0 <= value <= 100 for value in cell["scores"].values())
     again = ablations.measure("masks=1", 0, tmp_path, tmp_path / "runs", clips)

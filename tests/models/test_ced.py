@@ -14,8 +14,16 @@ from torch import Tensor
 from conftest import eat, golden_sets, sidecar, tensors
 from eat_audio.audio import load_int16
 from eat_audio.checkpoints.convert import write
-from eat_audio.checkpoints.load import contents, load_model, load_model_and_features
+from eat_audio.checkpoints.load import (
+    contents,
+    load_model,
+    load_model_and_features,
+    method_of,
+)
+from eat_audio.data.corpus import Corpus
+from eat_audio.data.loader import ClipSettings
 from eat_audio.errors import CheckpointError, SettingError
+from eat_audio.finetune import FinetuneRun, FreshEncoder, start_from
 from eat_audio.models.ced.modeling import CEDConfig, CEDForAudioClassification, CEDModel
 from eat_audio.models.common.feature_extraction import CEDFeatureExtractor
 from eat_audio.models.common.modeling import EncoderOutput, scores_of
@@ -261,6 +269,16 @@ def test_pretraining_refuses_encoders_that_only_load(
     words = ("pretrain", "eat_tiny", f"method={method}", "--out", tmp_path / "run")
     code, _, err = eat(monkeypatch, capsys, *words)
     assert code == 2 and err.startswith("eat: ") and err.count("\n") == 1 and method in err
+
+
+@pytest.mark.parametrize("statistics", [None, (0.0, 0.5)])
+def test_a_fresh_dasheng_has_its_own_patches_in_model_and_front_end(statistics: Any) -> None:
+    encoder = FreshEncoder(method="dasheng", size="tiny", depth=1)
+    settings = FinetuneRun(encoder=encoder, clips=ClipSettings(statistics=statistics))
+    model, features = start_from(None, settings, Corpus("two", (), ("a", "b")))
+    assert (model.config.patch_bins, model.config.patch_frames) == (64, 4)
+    assert features.patch_frames == 4
+    assert method_of(model.config).name == "dasheng"
 
 
 def test_more_heads_than_the_name_of_a_size_says_are_not_believed(tmp_path: Path) -> None:

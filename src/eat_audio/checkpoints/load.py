@@ -193,7 +193,13 @@ def method_of(config: PreTrainedConfig, recipe: Any = None) -> ModelSpec:
     pretrained = METHODS.get(str(recipe.get("method"))) if isinstance(recipe, dict) else None
     if pretrained is not None and pretrained.config.model_type == config.model_type:
         return pretrained
-    return METHODS[getattr(config, "method", config.model_type)]
+    of_shape = (
+        spec
+        for spec in METHODS.values()
+        if spec.shape and spec.config.model_type == config.model_type
+        if all(getattr(config, name) == value for name, value in spec.shape)
+    )
+    return next(of_shape, spec_of(config))
 
 
 def on_disk(source: str | Path) -> Path:

@@ -140,6 +140,8 @@ def expanded(patterns: list[str]) -> list[str | Path]:
     for pattern in patterns:
         is_pattern = has_magic(pattern) and "://" not in pattern and not Path(pattern).exists()
         matches = sorted(map(Path, glob(pattern, recursive=True))) if is_pattern else []
+        if "**" in pattern:  # which matches folders beside all that is in them
+            matches = [path for path in matches if path.is_file()]
         paths += matches or [pattern if "://" in pattern else Path(pattern)]
     return paths
 

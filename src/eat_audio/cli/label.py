@@ -63,11 +63,13 @@ def label(
 
     if simulate is None and (out is None or not examples):
         raise SettingError("expected --examples LABEL=FILE,... and --out FOLDER, or --simulate")
-    if page and simulate is not None:
-        raise SettingError(f"--page: expected without --simulate {simulate}, which has all answers")
-    for option, given in (("--examples", examples), ("--negative", negative), ("--out", out)):
-        if given and simulate is not None:
-            raise SettingError(f"{option}: expected without --simulate, which draws its examples")
+    unused = {"--examples": examples, "--negative": negative, "--out": out, "--page": page}
+    for option, given in unused.items() if simulate is not None else ():
+        if given:
+            raise SettingError(
+                f"{option}: expected without --simulate, which draws examples, has all answers and "
+                "writes nothing"
+            )
     index = open_index(vectors)
     predictor = load(model, device=device, precision=precision)
     if simulate is not None:

@@ -48,6 +48,8 @@ class ModelSpec:
     """Module that converts released checkpoints, if there are any; see `common.released`."""
     front_end: str = "eat_audio.models.common.feature_extraction"
     """Module of the feature extractor."""
+    shape: tuple[tuple[str, int], ...] = ()
+    """Settings of the configuration that set it apart from other methods with the same classes."""
 
     @property
     def config(self) -> "type[AudioConfig]":
@@ -105,7 +107,13 @@ METHODS = {
         BEATS, name="beats_tokenizer", pretraining="eat_audio.pretraining.beats.tokenizer"
     ),
     "ced": CED,
-    "dasheng": replace(CED, name="dasheng", title="Dasheng", arxiv="2406.06992"),
+    "dasheng": replace(
+        CED,
+        name="dasheng",
+        title="Dasheng",
+        arxiv="2406.06992",
+        shape=(("patch_bins", 64), ("patch_frames", 4)),
+    ),
     "eat": EAT,
     "sslam": replace(
         EAT,

@@ -47,7 +47,8 @@ class EncoderSettings(Settings):
         if method not in METHODS:
             names = " or ".join(f"'{name}'" for name in METHODS)
             raise ValueError(f"encoder.method={method}: {names} is expected")
-        kind = METHODS[method].config
+        spec = METHODS[method]
+        kind = spec.config
         if self.size not in kind.sizes:
             raise ValueError(f"encoder.size={self.size}: {method} has no such size")
         changes = {
@@ -57,7 +58,8 @@ class EncoderSettings(Settings):
             "pooling": self.pooling,
             "mlp_ratio": self.mlp_ratio,
         }
-        return kind.named(self.size, **{n: x for n, x in changes.items() if x is not None})
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return kind.named(self.size, **dict(spec.shape), **changes)
 
 
 class PretrainRun(TrainSettings):

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -238,7 +238,7 @@ class LabelJob:
         while labels and self.judged < budget:
             label = labels[len(self.judgements) % len(labels)]
             learner = self.learners[label]
-            head = learner.draft()
+            head = _named(label, learner.draft)
             number = learner.next(head)
             if number is None:
                 labels.remove(label)
@@ -264,7 +264,7 @@ class LabelJob:
         """Write the model; return how every class was learned."""
         heads, results = [], []
         for label, learner in self.learners.items():
-            head = learner.head()
+            head = _named(label, learner.head)
             heads.append(self.standard.raw(head))
             answers = list(learner.judged.values())
             yes = int(learner.positive.sum()) + sum(answers)
@@ -278,6 +278,14 @@ class LabelJob:
                 with written_aside(self.out / file.name) as aside:
                     shutil.copyfile(file, aside)
         return results
+
+
+def _named(label: str, make: Callable[[], Head]) -> Head:
+    """Return a head; what cannot be learned from is reported with the label."""
+    try:
+        return make()
+    except DataError as error:
+        raise DataError(f"{label}: {error}") from None
 
 
 def _candidates(index: Index, examples: Array) -> NDArray[np.int64]:

@@ -191,7 +191,7 @@ def _parts(content: dict[str, Any], *, teacher: bool) -> tuple[dict[str, Any], d
     """Return the tensors of an encoder under plain names, and why what is beside them is not used.
 
     Raises:
-        CheckpointError: The teacher is wanted, and there is none.
+        CheckpointError: The teacher is to be converted, and the file holds none.
     """
     parts = {name: content[name] for name in PARTS if isinstance(content.get(name), dict)}
     chosen = "ema_encoder" if teacher else "encoder"

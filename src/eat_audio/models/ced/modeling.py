@@ -91,11 +91,6 @@ class CEDConfig(AudioConfig):
     ) -> None:
         super().__init__(locals(), **kwargs)
 
-    @property
-    def method(self) -> str:
-        """The name in `METHODS`: Dasheng's encoders are those with patches of 4 frames."""
-        return "ced" if self.patch_frames == self.patch_size else "dasheng"
-
     def _validate(self) -> None:
         self._validate_width()
         self._validate_choice("pooling", POOLINGS)
