@@ -217,9 +217,7 @@ def classifier_config(config: Any, settings: FinetuneRun, corpus: Corpus) -> Pre
             **changes,
         )
     except ValueError as error:
-        raise SettingError(
-            f"an encoder of {config.model_type} cannot learn so: encoder.{error}"
-        ) from None
+        raise SettingError(f"an encoder of {config.model_type}: encoder.{error}") from None
     if settings.layers is not None:
         head.vector_layers = [*modeling.layer_numbers(settings.layers, head.num_hidden_layers)]
     return head
